@@ -1,0 +1,181 @@
+"""Every check of an argument: one sentence with its name, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_FLOAT32 = np.dtype(np.float32)
+_FLOAT64 = np.dtype(np.float64)
+_ACCEPTED = "float32 or float64"
+
+
+def array(name: str, value: Any) -> Array:
+    """Return ``value`` as an ndarray of float32 or float64, without a copy where there is a buffer."""
+    if type(value) is not np.ndarray:
+        value = _as_ndarray(name, value)
+    if value.dtype != _FLOAT32 and value.dtype != _FLOAT64:
+        raise TypeError(f"{name}: expected dtype {_ACCEPTED}, got {value.dtype.name}{_order(value)}")
+    found: Array = value
+    return found
+
+
+def _order(value: Array) -> str:
+    return "" if value.dtype.isnative else " in foreign byte order"
+
+
+def _as_ndarray(name: str, value: Any) -> Array:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected a plain array of {_ACCEPTED}, got a masked array "
+            f"of {value.dtype.name} (its mask would be lost)"
+        )
+    try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        return np.asarray(value)
+    except Exception as error:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(
+            f"{name}: expected an array of {_ACCEPTED} in the CPU's memory, got {kind} ({error})"
+        ) from error
+
+
+def axis(value: Any, ndim: int) -> int:
+    """Return the channel axis, counted from the front."""
+    index = integer("axis", value)
+    if not -ndim <= index < ndim:
+        limits = f"from {-ndim} to {ndim - 1}" if ndim else "a dimension to stand for the channels"
+        raise ValueError(f"axis: expected {limits} for {ndim}-d x, got {index}")
+    return index % ndim
+
+
+def channels(x: Array, index: int, expected: int) -> None:
+    """Check the size of the channel axis."""
+    if x.shape[index] != expected:
+        raise ValueError(
+            f"x: expected {expected} channels along axis {index}, got shape {x.shape}"
+        )
+
+
+def per_channel(name: str, value: Any, count: int) -> Array:
+    """Return ``value`` as an array of shape ``(count,)`` to read from."""
+    found = array(name, value)
+    if found.shape != (count,):
+        raise ValueError(f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}")
+    if not (found.flags.c_contiguous and found.flags.aligned):
+        found = found.copy()
+    return found
+
+
+def running(name: str, value: Any, count: int) -> Array | None:
+    """Return running statistics that are to be updated in place, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{name}: expected a writable array to update in place, got {type(value).__name__}"
+        )
+    found = array(name, value)
+    if found.shape != (count,):
+        raise ValueError(f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}")
+    if not found.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array to update in place, got a read-only one")
+    return found
+
+
+def out(name: str, value: Any, like: Array) -> Array:
+    """Return ``value`` as an array of the shape and dtype of ``like`` to write to."""
+    found = value if type(value) is np.ndarray else _as_ndarray(name, value)
+    if not isinstance(value, np.ndarray) and not _shares(found, value):
+        raise ValueError(f"{name}: expected an array to write to, got {type(value).__name__}")
+    if found.shape != like.shape:
+        raise ValueError(f"{name}: expected shape {like.shape}, got {found.shape}")
+    if found.dtype != like.dtype:
+        raise ValueError(f"{name}: expected dtype {like.dtype.name}, got {found.dtype.name}")
+    if not found.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
+    return found
+
+
+def gradient(name: str, value: Any, like: Array) -> Array:
+    """Return ``value`` as an array of the shape and dtype of ``like`` to read from."""
+    found = array(name, value)
+    if found.dtype != like.dtype:
+        raise TypeError(
+            f"{name}: expected dtype {like.dtype.name}, that of x, got {found.dtype.name}"
+        )
+    if found.shape != like.shape:
+        raise ValueError(f"{name}: expected shape {like.shape}, that of x, got {found.shape}")
+    return found
+
+
+def _shares(found: Array, value: Any) -> bool:
+    """Whether ``found`` is the memory of ``value`` and not a copy made on the way."""
+    again = np.asarray(value)
+    return bool(again.ctypes.data == found.ctypes.data)
+
+
+def real(name: str, value: Any, least: float | None = None) -> float:
+    """Return a finite number, not below ``least``."""
+    bound = "" if least is None else f" >= {least:g}"
+    if isinstance(value, (bool, np.bool_, str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: expected a finite number{bound}, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{name}: expected a finite number{bound}, got {value!r}") from error
+    if not math.isfinite(number) or (least is not None and number < least):
+        raise ValueError(f"{name}: expected a finite number{bound}, got {value!r}")
+    return number
+
+
+def integer(name: str, value: Any) -> int:
+    """Return an integer."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    return operator.index(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """Return an integer of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer >= 1, got {type(value).__name__}")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {number}")
+    return number
+
+
+def parameter_dtype(name: str, value: Any) -> np.dtype[Any]:
+    """Return float32 or float64."""
+    try:
+        dtype = np.dtype(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected {_ACCEPTED}, got {value!r}") from error
+    if dtype not in (_FLOAT32, _FLOAT64):
+        raise TypeError(f"{name}: expected {_ACCEPTED}, got {dtype.name}")
+    return dtype
+
+
+def enough_values(count: int, correction: float, running_correction: float) -> None:
+    """Check that the variances of ``count`` values a channel are defined."""
+    most = max(correction, running_correction)
+    if count <= most or (count == 1 and most > 0):
+        raise ValueError(
+            f"x: expected more than {max(1, math.floor(most))} values per channel to train with "
+            f"correction={correction:g} and running_correction={running_correction:g}, got {count}"
+        )

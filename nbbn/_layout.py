@@ -1,0 +1,136 @@
+"""From (array, channel axis) to the two canonical views that the kernels know.
+
+*channels first*: (outer, C, inner) with contiguous inner values; *channels last*: a matrix of rows
+whose contiguous columns belong to channels. The axes other than the channel axis may stand in any
+order, as statistics and elementwise steps do not ask for it: so Fortran order, NHWC memory behind
+an NCHW shape, and crops of larger arrays are all read in place. `describe` returns None where
+that can't be done (negative or zero strides, gaps within a run of values); then a copy is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Below this many contiguous values a channel's run is mostly a partial vector: read as columns.
+# Measured 1.1 to 2.5 times faster up to 16, slower from 36 on (C = 64 to 2048).
+SMALL_INNER = 24
+
+_FULL_WIDTH = 128  # columns: eight vectors; narrower matrices are folded up to it
+_LANES = 16
+
+Strides = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one or several arrays of one shape are read.
+
+    ``strides`` holds, for each array, (outer, channel) strides for channels first, (row,) for
+    channels last; in values, not bytes.
+    """
+
+    channels_first: bool
+    channels: int
+    count: int  # values per channel
+    inner: int
+    outer: int  # channels first: runs per channel; channels last: rows
+    repeats: int  # channels last: rows of the matrix folded into one
+    tail: int  # channels last: columns of the last, partial row
+    strides: tuple[Strides, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of values of one array."""
+        return self.channels * self.count
+
+    @property
+    def width(self) -> int:
+        """Entries of a vector of coefficients for the elementwise kernels."""
+        return self.channels if self.channels_first else self.channels * self.inner * self.repeats
+
+
+def describe(shape: tuple[int, ...], axis: int, itemsize: int, *strides: Strides) -> Layout | None:
+    """Return the layout of arrays of ``shape`` with these ``strides`` (bytes), or None.
+
+    The first array decides the order of the axes. ``axis`` is not negative; no size is zero.
+    """
+    channels = shape[axis]
+    for array in strides:
+        for size, stride in zip(shape, array, strict=True):
+            if size > 1 and (stride <= 0 or stride % itemsize):
+                return None
+    lead = strides[0]
+    others = [i for i, size in enumerate(shape) if size > 1 and i != axis]
+    others.sort(key=lambda i: -lead[i])
+    if channels == 1:
+        groups = _merge(others, shape, strides)
+        if len(groups) > 2:
+            return None
+        before, after = groups[:-1], groups[-1:]
+    else:
+        before = _merge([i for i in others if lead[i] > lead[axis]], shape, strides)
+        after = _merge([i for i in others if lead[i] <= lead[axis]], shape, strides)
+        if len(before) > 1 or len(after) > 1:
+            return None
+    outer, outer_strides = before[0] if before else (1, (0,) * len(strides))
+    inner, inner_strides = after[0] if after else (1, (itemsize,) * len(strides))
+    if any(stride != itemsize for stride in inner_strides):
+        return None
+    outer_items = tuple(stride // itemsize for stride in outer_strides)
+    channel_items = tuple(array[axis] // itemsize if channels > 1 else 0 for array in strides)
+    count = outer * inner
+    if channels > 1 and inner < SMALL_INNER and all(c == inner for c in channel_items):
+        return _columns(channels, count, outer, inner, outer_items)
+    if channels > 1 and inner == 1:
+        return None  # channels with gaps between them: one value a run
+    pairs = tuple(zip(outer_items, channel_items, strict=True))
+    return Layout(True, channels, count, inner, outer, 1, 0, pairs)
+
+
+def _merge(
+    axes: list[int], shape: tuple[int, ...], strides: tuple[Strides, ...]
+) -> list[tuple[int, Strides]]:
+    """Join neighbouring axes (outermost first) that step like one; return (size, strides)."""
+    groups: list[tuple[int, Strides]] = []
+    for i in axes:
+        own = tuple(array[i] for array in strides)
+        if groups:
+            size, outer = groups[-1]
+            if all(o == s * shape[i] for o, s in zip(outer, own, strict=True)):
+                groups[-1] = (size * shape[i], own)
+                continue
+        groups.append((shape[i], own))
+    return groups
+
+
+def _columns(channels: int, count: int, rows: int, inner: int, row_items: Strides) -> Layout:
+    width = channels * inner
+    repeats, tail = 1, 0
+    if width < _FULL_WIDTH and all(stride == width for stride in row_items):
+        whole_vectors = _LANES // math.gcd(width, _LANES)
+        wanted = whole_vectors * -(-_FULL_WIDTH // (width * whole_vectors))
+        if rows >= wanted:
+            repeats = wanted
+            rows, left = divmod(rows, repeats)
+            tail = left * width
+            row_items = tuple(stride * repeats for stride in row_items)
+    pairs = tuple((stride,) for stride in row_items)
+    return Layout(False, channels, count, inner, rows, repeats, tail, pairs)
+
+
+def flat(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a contiguous 1-d view from the first to the last value in memory, gaps included."""
+    if array.flags.c_contiguous:
+        return array.reshape(-1)
+    if array.flags.f_contiguous:
+        return array.T.reshape(-1)
+    span = 1 + sum(
+        (size - 1) * (stride // array.itemsize)
+        for size, stride in zip(array.shape, array.strides, strict=True)
+    )
+    return np.lib.stride_tricks.as_strided(array, (span,), (array.itemsize,))

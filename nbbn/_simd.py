@@ -1,0 +1,278 @@
+"""Explicit vectors for the kernels: sixteen lanes, the same on every machine.
+
+LLVM splits a sixteen-lane vector into what the processor has (one or two AVX-512 registers, four of
+AVX2, four of NEON), so the order of every addition, and with it every bit of a result, does not
+depend on the vectorizer or on the width of the registers.
+
+``load``, ``load_first``, ``store`` and ``store_first`` address a contiguous 1-d array by element and
+check no bounds: the kernels do their own arithmetic on indices. All other names are arithmetic on
+vectors (``fma`` also on scalars). Under ``NUMBA_DISABLE_JIT`` the twins in ``_simd_python`` stand in.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import binding as llvm
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+LANES = 16
+
+_LLVM_SCALAR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+_SUFFIX = {types.float32: "f32", types.float64: "f64"}
+_INT32 = ir.IntType(32)
+
+
+def cpu_name() -> str:
+    """Return the processor that kernels are compiled for, by LLVM's name."""
+    return str(config.CPU_NAME or llvm.get_host_cpu_name())
+
+
+def simd_bits() -> int:
+    """Return the width of the vector registers that kernels are compiled for."""
+    if config.CPU_NAME or config.CPU_FEATURES is not None:
+        features = set((config.CPU_FEATURES or "").split(","))
+    else:
+        features = {f"+{name}" for name, has in llvm.get_host_cpu_features().items() if has}
+    if "+avx512f" in features:
+        return 512
+    return 256 if "+avx2" in features else 128
+
+
+class Vector(types.Type):  # type: ignore[misc]
+    """The numba type of sixteen values of ``dtype``."""
+
+    def __init__(self, dtype: types.Type) -> None:
+        self.dtype = dtype
+        super().__init__(name=f"Vector({dtype} x {LANES})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, dmm: Any, fe_type: Vector) -> None:
+        super().__init__(dmm, fe_type, ir.VectorType(_LLVM_SCALAR[fe_type.dtype], LANES))
+
+
+FLOAT32X16 = Vector(types.float32)
+FLOAT64X16 = Vector(types.float64)
+_VECTOR = {types.float32: FLOAT32X16, types.float64: FLOAT64X16}
+
+
+class _Arithmetic(ConcreteTemplate):  # type: ignore[misc]
+    cases = [signature(v, v, v) for v in (FLOAT32X16, FLOAT64X16)]
+
+
+def _register_operator(function: Any, instruction: str) -> None:
+    infer_global(function)(type(f"_{instruction}", (_Arithmetic,), {"key": function}))
+    for vector in (FLOAT32X16, FLOAT64X16):
+
+        @lower_builtin(function, vector, vector)
+        def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return getattr(builder, instruction)(*args)
+
+
+_register_operator(operator.add, "fadd")
+_register_operator(operator.sub, "fsub")
+_register_operator(operator.mul, "fmul")
+
+
+def _llvm_vector(dtype: types.Type) -> ir.VectorType:
+    return ir.VectorType(_LLVM_SCALAR[dtype], LANES)
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Address of element ``index`` of a 1-d array, as a pointer to a vector."""
+    data = context.make_array(array_type)(context, builder, value=array).data
+    element = builder.gep(data, [index])
+    return builder.bitcast(element, _llvm_vector(array_type.dtype).as_pointer())
+
+
+def _itemsize(dtype: types.Type) -> int:
+    return int(dtype.bitwidth) // 8
+
+
+def _splat(builder: Any, scalar: Any) -> Any:
+    vector_type = ir.VectorType(scalar.type, LANES)
+    undefined = ir.Constant(vector_type, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, _INT32(0))
+    zeros = ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _first_lanes(builder: Any, count: Any) -> Any:
+    """The mask of the lanes below ``count``."""
+    lanes = ir.Constant(ir.VectorType(_INT32, LANES), list(range(LANES)))
+    return builder.icmp_signed("<", lanes, _splat(builder, builder.trunc(count, _INT32)))
+
+
+def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(typingctx: Any, array: Any, index: Any) -> Any:
+    """Sixteen values of ``array`` from ``index`` on."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], *args)
+        return builder.load(pointer, align=_itemsize(array.dtype))
+
+    return _VECTOR[array.dtype](array, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_first(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
+    """The first ``count`` (at most sixteen) values from ``index`` on, zeros behind them."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
+        mask = _first_lanes(builder, args[2])
+        vector = _llvm_vector(array.dtype)
+        name = f"llvm.masked.load.v{LANES}{_SUFFIX[array.dtype]}.p0"
+        function = _declare(
+            builder, name, vector, [pointer.type, _INT32, mask.type, vector]
+        )
+        zeros = ir.Constant(vector, [0.0] * LANES)
+        return builder.call(function, [pointer, _INT32(_itemsize(array.dtype)), mask, zeros])
+
+    return _VECTOR[array.dtype](array, types.intp, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Write the sixteen lanes of ``value`` to ``array`` from ``index`` on."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
+        builder.store(args[2], pointer, align=_itemsize(array.dtype))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, _VECTOR[array.dtype]), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store_first(typingctx: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
+    """Write the first ``count`` (at most sixteen) lanes of ``value``; touch nothing behind them."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
+        mask = _first_lanes(builder, args[2])
+        vector = _llvm_vector(array.dtype)
+        name = f"llvm.masked.store.v{LANES}{_SUFFIX[array.dtype]}.p0"
+        arguments = [vector, pointer.type, _INT32, mask.type]
+        function = _declare(builder, name, ir.VoidType(), arguments)
+        builder.call(function, [args[3], pointer, _INT32(_itemsize(array.dtype)), mask])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, _VECTOR[array.dtype]), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def splat(typingctx: Any, scalar: Any) -> Any:
+    """A vector with ``scalar`` in every lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _splat(builder, args[0])
+
+    return _VECTOR[scalar](scalar), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def widen(typingctx: Any, vector: Any) -> Any:
+    """The lanes as float64 (exact)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if vector.dtype == types.float64:
+            return args[0]
+        return builder.fpext(args[0], _llvm_vector(types.float64))
+
+    return FLOAT64X16(vector), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` with one rounding, of scalars or of vectors."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[0].type
+        if isinstance(a, Vector):
+            name = f"llvm.fma.v{LANES}{_SUFFIX[a.dtype]}"
+        else:
+            name = f"llvm.fma.{_SUFFIX[a]}"
+        return builder.call(_declare(builder, name, kind, [kind] * 3), args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def keep_first(typingctx: Any, vector: Any, count: Any) -> Any:
+    """The first ``count`` lanes, zeros behind them."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zeros = ir.Constant(args[0].type, [0.0] * LANES)
+        return builder.select(_first_lanes(builder, args[1]), args[0], zeros)
+
+    return vector(vector, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def where_finite(typingctx: Any, test: Any, a: Any, b: Any) -> Any:
+    """``a`` in the lanes where ``test`` is finite, ``b`` in the others."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        test, a, b = args
+        zeros = ir.Constant(test.type, [0.0] * LANES)
+        difference = builder.fsub(test, test)  # 0 for a finite value, NaN for the others
+        return builder.select(builder.fcmp_ordered("==", difference, zeros), a, b)
+
+    return a(test, a, a), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def any_greater(typingctx: Any, a: Any, b: Any) -> Any:
+    """Whether ``a > b`` in any lane (false where either is NaN)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        greater = builder.fcmp_ordered(">", *args)
+        bits = builder.bitcast(greater, ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", bits, bits.type(0))
+
+    return types.boolean(a, a), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def total(typingctx: Any, vector: Any) -> Any:
+    """The sum of the lanes, halves first: a fixed order."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value = args[0]
+        half = LANES // 2
+        while half:
+            lanes = [(i + half) % LANES for i in range(LANES)]
+            shuffle = ir.Constant(ir.VectorType(_INT32, LANES), lanes)
+            value = builder.fadd(value, builder.shuffle_vector(value, value, shuffle))
+            half //= 2
+        return builder.extract_element(value, _INT32(0))
+
+    return vector.dtype(vector), codegen
+
+
+if config.DISABLE_JIT:
+    from nbbn._simd_python import (  # type: ignore[assignment]  # noqa: F401
+        any_greater,
+        fma,
+        keep_first,
+        load,
+        load_first,
+        splat,
+        store,
+        store_first,
+        total,
+        where_finite,
+        widen,
+    )

@@ -1,0 +1,94 @@
+"""The vectors of ``_simd`` in plain Python, for ``NUMBA_DISABLE_JIT``: NumPy arrays of 16 lanes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LANES = 16
+
+
+def load(array: NDArray[Any], index: int) -> NDArray[Any]:
+    """Sixteen values of ``array`` from ``index`` on."""
+    return array[index : index + LANES].copy()
+
+
+def load_first(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
+    """The first ``count`` values from ``index`` on, zeros behind them."""
+    vector = np.zeros(LANES, array.dtype)
+    vector[:count] = array[index : index + count]
+    return vector
+
+
+def store(array: NDArray[Any], index: int, value: NDArray[Any]) -> None:
+    """Write the lanes of ``value`` to ``array`` from ``index`` on."""
+    array[index : index + LANES] = value
+
+
+def store_first(array: NDArray[Any], index: int, count: int, value: NDArray[Any]) -> None:
+    """Write the first ``count`` lanes of ``value``."""
+    array[index : index + count] = value[:count]
+
+
+def splat(scalar: Any) -> NDArray[Any]:
+    """A vector with ``scalar`` in every lane."""
+    return np.full(LANES, scalar, np.asarray(scalar).dtype)
+
+
+def widen(vector: NDArray[Any]) -> NDArray[np.float64]:
+    """The lanes as float64."""
+    return vector.astype(np.float64)
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` with one rounding."""
+    if isinstance(a, np.ndarray):
+        return np.array([_fma(*lanes) for lanes in zip(a, b, c, strict=True)], a.dtype)
+    return type(a)(_fma(a, b, c))
+
+
+def _fma(a: Any, b: Any, c: Any) -> Any:
+    with np.errstate(all="ignore"):
+        plain = a * b + c
+    if not np.isfinite(plain) or not np.isfinite(a) or not np.isfinite(b):
+        return plain
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    return _rounded(exact, type(plain)) if exact else plain
+
+
+def _rounded(exact: Fraction, dtype: Any) -> Any:
+    """The number of ``dtype`` nearest to ``exact``, ties to even."""
+    nearest = dtype(float(exact))
+    if dtype is np.float64 or not np.isfinite(nearest):
+        return nearest
+    # float() rounded once and dtype() again: look whether a neighbour is nearer, or even in a tie.
+    candidates = [nearest, np.nextafter(nearest, dtype(np.inf)), np.nextafter(nearest, -dtype(np.inf))]
+    finite = [value for value in candidates if np.isfinite(value)]
+    return min(finite, key=lambda v: (abs(Fraction(float(v)) - exact), int(v.view(np.uint32)) & 1))
+
+
+def keep_first(vector: NDArray[Any], count: int) -> NDArray[Any]:
+    """The first ``count`` lanes, zeros behind them."""
+    return np.where(np.arange(LANES) < count, vector, 0).astype(vector.dtype)
+
+
+def where_finite(test: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """``a`` in the lanes where ``test`` is finite, ``b`` in the others."""
+    return np.where(np.isfinite(test), a, b)
+
+
+def any_greater(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether ``a > b`` in any lane."""
+    return bool(np.any(a > b))
+
+
+def total(vector: NDArray[Any]) -> Any:
+    """The sum of the lanes, halves first."""
+    value = vector
+    while value.size > 1:
+        half = value.size // 2
+        value = value[:half] + value[half:]
+    return value[0]

@@ -1,0 +1,167 @@
+"""State of a layer in dictionaries and files: strict, atomic, and without pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_COUNTER = "num_batches_tracked"
+_OPTIONS = "options"
+_MOST_OPTIONS = 1 << 16  # bytes
+_MOST_HEADER = 10_000  # bytes; numpy's own limit for a header it trusts
+
+
+def checked_state(
+    state: Mapping[str, Any], expected: Mapping[str, Array]
+) -> tuple[dict[str, Array], int]:
+    """Return the arrays and the counter of ``state`` if they fit the ``expected`` arrays."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
+    names = sorted([*expected, _COUNTER])
+    if sorted(map(str, state)) != names:
+        raise ValueError(f"state: expected the names {names}, got {sorted(map(str, state))}")
+    found = {}
+    for name, like in expected.items():
+        array = np.asarray(state[name])
+        if array.dtype != like.dtype:
+            raise ValueError(f"{name}: expected dtype {like.dtype.name}, got {array.dtype.name}")
+        if array.shape != like.shape:
+            raise ValueError(f"{name}: expected shape {like.shape}, got {array.shape}")
+        found[name] = array
+    return found, _counter(state[_COUNTER])
+
+
+def _counter(value: Any) -> int:
+    array = np.asarray(value)
+    if array.shape != () or array.dtype.kind not in "iu":
+        raise TypeError(f"{_COUNTER}: expected an integer, got {value!r}")
+    number = int(array)
+    if number < 0:
+        raise ValueError(f"{_COUNTER}: expected an integer >= 0, got {number}")
+    return number
+
+
+def save(path: str | os.PathLike[str], options: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write an .npz file, whole or not at all."""
+    text = np.array(json.dumps(options))
+    counter = np.array(state[_COUNTER], np.int64)
+    with replacing(path) as file:
+        np.savez(file, **{**state, _COUNTER: counter, _OPTIONS: text})
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Open a file beside ``path`` for writing and rename it to ``path`` once it is on the disk."""
+    target = os.path.realpath(os.fspath(path))  # a link stays a link
+    folder = os.path.dirname(target)
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".nbbn-", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode_of(target))
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(folder)
+
+
+def _mode_of(target: str) -> int:
+    """Return the permissions of the file to replace, or those of a new file."""
+    with contextlib.suppress(OSError):
+        return os.stat(target).st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sync_folder(folder: str) -> None:
+    with contextlib.suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class StateFile:
+    """An open .npz file; every size is checked against the file's own before memory is taken."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+
+    def options(self) -> dict[str, Any]:
+        """Return the configuration."""
+        text = self._read(_OPTIONS, lambda dtype, shape: dtype.kind == "U" and shape == ())
+        found = json.loads(str(text))
+        if not isinstance(found, dict):
+            raise ValueError(f"{_OPTIONS}: expected a JSON object, got {type(found).__name__}")
+        # The layer takes num_features values a vector: the file must be able to hold them.
+        features = found.get("num_features")
+        size = sum(member.file_size for member in self._archive.infolist())
+        if not isinstance(features, int) or features > size:
+            raise ValueError(f"num_features: expected what the file can hold, got {features!r}")
+        return found
+
+    def state(self, expected: Mapping[str, Array]) -> dict[str, Any]:
+        """Return what `checked_state` takes; ``expected`` gives shapes and dtypes."""
+        members = {member.filename for member in self._archive.infolist()}
+        wanted = {f"{name}.npy" for name in (*expected, _COUNTER, _OPTIONS)}
+        if members != wanted:
+            raise ValueError(f"expected the members {sorted(wanted)}, got {sorted(members)}")
+        found: dict[str, Any] = {}
+        for name, like in expected.items():
+            found[name] = self._read(
+                name, lambda dtype, shape, like=like: (dtype, shape) == (like.dtype, like.shape)
+            )
+        found[_COUNTER] = self._read(
+            _COUNTER, lambda dtype, shape: dtype.kind in "iu" and shape == ()
+        )
+        return found
+
+    def _read(self, name: str, fits: Any) -> Array:
+        info = self._archive.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ValueError(f"{name}: expected an uncompressed member")
+        if name == _OPTIONS and info.file_size > _MOST_OPTIONS:
+            raise ValueError(f"{name}: expected at most {_MOST_OPTIONS} bytes")
+        with self._archive.open(info) as member:
+            version = npy.read_magic(member)
+            read_header = {
+                (1, 0): npy.read_array_header_1_0,
+                (2, 0): npy.read_array_header_2_0,
+            }.get(version)
+            if read_header is None:
+                raise ValueError(f"{name}: expected .npy version 1 or 2, got {version}")
+            shape, _, dtype = read_header(member, max_header_size=_MOST_HEADER)
+            if dtype.hasobject or not fits(dtype, shape):
+                raise ValueError(f"{name}: got dtype {dtype} and shape {shape}")
+            payload = member.read()
+            if len(payload) != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+                raise ValueError(f"{name}: expected as many bytes as its header says")
+        return np.frombuffer(payload, dtype).reshape(shape)
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[StateFile]:
+    """Open a file that `save` wrote; whatever is wrong with its contents is a ValueError."""
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                yield StateFile(archive)
+        except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"path: expected a file written by save, got {path!s}: {error}") from error

@@ -1,0 +1,339 @@
+"""Batch normalization as functions of arrays: check -> view -> run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn import _checks
+from nbbn._steps import BatchStatistics, backward_step, inference_step, training_step
+
+Array = NDArray[Any]
+
+__all__ = ["batch_norm", "batch_norm_backward", "normalize"]
+
+
+def normalize(
+    x: Any,
+    mean: Any,
+    var: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    axis: int = 1,
+    dtype: Any = None,
+    out: Any = None,
+) -> Array:
+    r"""Standardize with given statistics, then scale and shift: the inference step.
+
+    .. math:: y = \frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \varepsilon}}\,\gamma + \beta
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64
+        Of any number of dimensions from 1 up and any memory layout; its size along ``axis`` is C.
+    mean, var : array_like of float32 or float64, shape (C,)
+        Statistics per channel.
+    gamma, beta : array_like of float32 or float64, shape (C,), optional
+        Scale (default 1) and shift (default 0) per channel.
+    eps : float, default 1e-5
+        Added to ``var`` inside the square root; finite, >= 0.
+    axis : int, default 1
+        The channel axis; may be negative.
+    dtype : dtype, optional
+        Of the result; only that of ``x``, which is the default.
+    out : ndarray, optional
+        Where to write, of the shape and dtype of ``x``; may be ``x`` itself.
+
+    Returns
+    -------
+    ndarray
+        ``out``, or a new array in the memory order of ``x``.
+
+    Raises
+    ------
+    TypeError
+        For any other dtype, and for masked arrays.
+    ValueError
+        For a wrong shape, axis, ``eps`` or ``out``. Nothing has been written then.
+
+    Notes
+    -----
+    ``x`` is read once and the result written once. A value has the same bits wherever it stands,
+    for every memory layout, batch size and number of threads:
+    ``y = fma(x - center, scale, shift)`` with ``center`` the mean rounded to the dtype of ``x``.
+    In float32 the result is within 8 eps (\|gamma x_hat\| + \|beta\|) of exact arithmetic.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, algorithm 2.
+
+    Examples
+    --------
+    >>> import numpy as np, nbbn
+    >>> x = np.array([[2.0], [0.0], [2.0], [4.0]])
+    >>> nbbn.normalize(x, np.array([2.0]), np.array([4.0]), eps=0.0)
+    array([[ 0.],
+           [-1.],
+           [ 0.],
+           [ 1.]])
+    """
+    values = _checks.array("x", x)
+    index = _checks.axis(axis, values.ndim)
+    channels = values.shape[index]
+    if dtype is not None and np.dtype(dtype) != values.dtype:
+        raise ValueError(
+            f"dtype: expected {values.dtype.name}, that of x, or None, got {np.dtype(dtype).name}"
+        )
+    return inference_step(
+        values,
+        index,
+        _checks.per_channel("mean", mean, channels),
+        _checks.per_channel("var", var, channels),
+        _optional("gamma", gamma, channels),
+        _optional("beta", beta, channels),
+        _checks.real("eps", eps, 0.0),
+        None if out is None else _checks.out("out", out, values),
+    )
+
+
+def batch_norm(
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    axis: int = 1,
+    correction: float = 0,
+    running_correction: float = 1,
+    out: Any = None,
+) -> Array:
+    r"""Batch normalization, for training or for inference.
+
+    In training, with the mean and variance of the batch itself (per channel, over all other axes):
+
+    .. math:: y = \frac{x - \bar x}{\sqrt{v + \varepsilon}}\,\gamma + \beta, \qquad
+              v = \frac{1}{n - \mathrm{correction}} \sum_i (x_i - \bar x)^2
+
+    and ``running = (1 - momentum) * running + momentum * batch`` is applied to ``running_mean`` and
+    ``running_var`` in place. In inference the running statistics take the place of the batch's.
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64
+        Of any number of dimensions from 1 up and any memory layout; its size along ``axis`` is C.
+    running_mean, running_var : ndarray of float32 or float64, shape (C,), or None
+        In training updated in place; either may be None there. Read in inference.
+    gamma, beta : array_like of float32 or float64, shape (C,), optional
+        Scale (default 1) and shift (default 0) per channel.
+    training : bool, default False
+        Whether to use the statistics of the batch.
+    momentum : float, default 0.1
+        Weight of the batch's statistics in the running ones; finite.
+    eps : float, default 1e-5
+        Added to the variance inside the square root; finite, >= 0.
+    axis : int, default 1
+        The channel axis; may be negative.
+    correction : float, default 0
+        Degrees of freedom taken off in the variance that normalizes: biased by default.
+    running_correction : float, default 1
+        Degrees of freedom taken off in the variance that enters ``running_var``: unbiased by
+        default, as in PyTorch; 0 is Keras's and ONNX's convention.
+    out : ndarray, optional
+        Where to write, of the shape and dtype of ``x``; may be ``x`` itself.
+
+    Returns
+    -------
+    ndarray
+        ``out``, or a new array in the memory order of ``x``.
+
+    Raises
+    ------
+    TypeError
+        For any other dtype, and for masked arrays.
+    ValueError
+        For a wrong shape, axis, option or ``out``; in training also where there are too few values
+        per channel for the corrections. Nothing has been written or updated then.
+
+    Notes
+    -----
+    Statistics are taken in one pass over ``x``, in float64 (see `batch_moments`), and give the same
+    bits for every number of threads. An empty ``x`` changes nothing.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, algorithms 1 and 2.
+
+    Examples
+    --------
+    >>> import numpy as np, nbbn
+    >>> x = np.array([[2.0], [0.0], [2.0], [4.0]])
+    >>> running_mean, running_var = np.zeros(1), np.ones(1)
+    >>> y = nbbn.batch_norm(x, running_mean, running_var, training=True, eps=0.0)
+    >>> y.round(6) + 0.0
+    array([[ 0.      ],
+           [-1.414214],
+           [ 0.      ],
+           [ 1.414214]])
+    >>> running_mean, running_var.round(6)
+    (array([0.2]), array([1.166667]))
+    """
+    values = _checks.array("x", x)
+    index = _checks.axis(axis, values.ndim)
+    channels = values.shape[index]
+    gammas, betas = _optional("gamma", gamma, channels), _optional("beta", beta, channels)
+    weight = _checks.real("momentum", momentum)
+    epsilon = _checks.real("eps", eps, 0.0)
+    taken = _checks.real("correction", correction, 0.0)
+    running_taken = _checks.real("running_correction", running_correction, 0.0)
+    target = None if out is None else _checks.out("out", out, values)
+    if not _checks.flag("training", training):
+        for name, given in (("running_mean", running_mean), ("running_var", running_var)):
+            if given is None:
+                raise ValueError(f"{name}: expected an array for inference, got None")
+        mean = _checks.per_channel("running_mean", running_mean, channels)
+        var = _checks.per_channel("running_var", running_var, channels)
+        return inference_step(values, index, mean, var, gammas, betas, epsilon, target)
+    means = _checks.running("running_mean", running_mean, channels)
+    variances = _checks.running("running_var", running_var, channels)
+    if values.size == 0:
+        return np.empty_like(values) if target is None else target
+    _checks.enough_values(values.size // channels, taken, running_taken)
+    y, statistics = training_step(values, index, gammas, betas, epsilon, taken, target)
+    update_running(means, variances, statistics, weight, running_taken)
+    return y
+
+
+def update_running(
+    running_mean: Array | None,
+    running_var: Array | None,
+    statistics: BatchStatistics,
+    momentum: float,
+    running_correction: float,
+) -> None:
+    """Apply ``running = (1 - momentum) * running + momentum * batch`` in place.
+
+    Computed in float64 and rounded once; both results are there before either array is written.
+    """
+    new: list[tuple[Array, Array]] = []
+    with np.errstate(all="ignore"):
+        for running, batch in (
+            (running_mean, statistics.mean),
+            (running_var, statistics.m2 / (statistics.count - running_correction)),
+        ):
+            if running is not None:
+                old = running.astype(np.float64)
+                mixed = (1.0 - momentum) * old + momentum * batch
+                new.append((running, mixed.astype(running.dtype)))
+    for running, value in new:
+        running[...] = value
+
+
+def batch_norm_backward(
+    grad_y: Any,
+    x: Any,
+    mean: Any,
+    inv_std: Any,
+    gamma: Any = None,
+    *,
+    axis: int = 1,
+    training: bool = True,
+    correction: float = 0,
+    out: Any = None,
+) -> tuple[Array, Array, Array]:
+    r"""Gradients of batch normalization with respect to x, gamma and beta.
+
+    With :math:`\hat x = (x - \mathrm{mean})\,\mathrm{inv\_std}` and sums over the ``n`` values of a
+    channel, :math:`g_\beta = \sum \mathrm{grad}_y`,
+    :math:`g_\gamma = \sum \mathrm{grad}_y\,\hat x`, and in training
+
+    .. math:: \mathrm{grad}_x = \gamma\,\mathrm{inv\_std}\left(\mathrm{grad}_y
+              - \frac{g_\beta}{n} - \frac{\hat x\,g_\gamma}{n - \mathrm{correction}}\right),
+
+    in inference :math:`\mathrm{grad}_x = \mathrm{grad}_y\,\gamma\,\mathrm{inv\_std}`.
+
+    Parameters
+    ----------
+    grad_y : array_like
+        Gradient with respect to y, of the shape and dtype of ``x``.
+    x : array_like of float32 or float64
+        The input of the forward.
+    mean, inv_std : array_like of float32 or float64, shape (C,)
+        What the forward normalized with; ``inv_std = 1 / sqrt(var + eps)``.
+    gamma : array_like of float32 or float64, shape (C,), optional
+        The scale of the forward, default 1.
+    axis : int, default 1
+        The channel axis; may be negative.
+    training : bool, default True
+        Whether mean and inv_std are functions of ``x`` (batch statistics) or given (running ones).
+    correction : float, default 0
+        That of the forward.
+    out : ndarray, optional
+        Where to write grad_x; may be ``grad_y`` or ``x``.
+
+    Returns
+    -------
+    grad_x : ndarray
+        Of the shape and dtype of ``x``: ``out``, or a new array.
+    grad_gamma, grad_beta : ndarray, shape (C,)
+        Accumulated in float64; in the dtype of ``gamma``, or of ``x`` where there is none.
+
+    Raises
+    ------
+    TypeError
+        For any other dtype, and for masked arrays.
+    ValueError
+        For a wrong shape, axis, option or ``out``. Nothing has been written then.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np, nbbn
+    >>> x = np.array([[2.0], [0.0], [2.0], [4.0]])
+    >>> grad_y = np.array([[1.0], [0.0], [0.0], [0.0]])
+    >>> moments = nbbn.batch_moments(x)
+    >>> inv_std = 1 / moments.std()
+    >>> grad_x, grad_gamma, grad_beta = nbbn.batch_norm_backward(grad_y, x, moments.mean, inv_std)
+    >>> grad_x.round(6)
+    array([[ 0.53033 ],
+           [-0.176777],
+           [-0.176777],
+           [-0.176777]])
+    >>> grad_gamma, grad_beta
+    (array([0.]), array([1.]))
+    """
+    values = _checks.array("x", x)
+    index = _checks.axis(axis, values.ndim)
+    channels = values.shape[index]
+    gradient = _checks.gradient("grad_y", grad_y, values)
+    means = _checks.per_channel("mean", mean, channels)
+    inverse = _checks.per_channel("inv_std", inv_std, channels)
+    gammas = _optional("gamma", gamma, channels)
+    through_statistics = _checks.flag("training", training)
+    taken = _checks.real("correction", correction, 0.0)
+    target = None if out is None else _checks.out("out", out, values)
+    if through_statistics and values.size:
+        _checks.enough_values(values.size // channels, taken, 0.0)
+    grad_x, grad_gamma, grad_beta = backward_step(
+        gradient, values, index, means, inverse, gammas, taken, through_statistics, target
+    )
+    dtype = values.dtype if gammas is None else gammas.dtype
+    with np.errstate(over="ignore"):
+        return grad_x, grad_gamma.astype(dtype), grad_beta.astype(dtype)
+
+
+def _optional(name: str, value: Any, channels: int) -> Array | None:
+    return None if value is None else _checks.per_channel(name, value, channels)

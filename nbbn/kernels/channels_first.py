@@ -1,0 +1,528 @@
+"""Kernels for (outer, C, inner): each channel of each sample is a run of contiguous values.
+
+Arrays are flat; value ``i`` of row ``o`` of channel ``c`` stands at
+``o * outer_stride + c * channel_stride + i``, strides in values. A channel is cut into pieces of at
+most `PIECE` values (`pieces_of_channel`), by its shape only; pieces are summed one by one and merged
+in order, so no result depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from nbbn._jit import Bool, Float, In, In64, Int, Out, Out64, Params, helper, kernel
+from nbbn._simd import LANES, fma, keep_first, load, load_first, splat, store, store_first, total
+from nbbn._simd import widen
+from nbbn.kernels.epilogue import affine, inference_form, input_gradient, input_gradient_form
+from nbbn.kernels.welford import (
+    PIECE,
+    finite_or,
+    is_ill_conditioned,
+    merge_weights,
+    moments_from_sums,
+)
+
+
+@helper
+def pieces_of_channel(outer: int, inner: int) -> int:
+    """Return the number of pieces of a channel."""
+    if inner >= PIECE:
+        return outer * ((inner + PIECE - 1) // PIECE)
+    rows = PIECE // inner
+    return (outer + rows - 1) // rows
+
+
+@helper
+def piece_of_channel(piece: int, outer: int, inner: int) -> tuple[int, int, int, int]:
+    """Return first row, number of rows, first value in the row, number of values a row."""
+    if inner >= PIECE:
+        segments = (inner + PIECE - 1) // PIECE
+        first = (piece % segments) * PIECE
+        return piece // segments, 1, first, min(PIECE, inner - first)
+    rows = PIECE // inner
+    row = piece * rows
+    return row, min(rows, outer - row), 0, inner
+
+
+@helper
+def sums_about(
+    x: Any, start: int, rows: int, row_stride: int, length: int, k: float
+) -> tuple[float, float]:
+    """Return ``sum(x - k)`` and ``sum((x - k)**2)`` over some rows, in float64."""
+    shift = splat(k)
+    s0 = s1 = q0 = q1 = splat(0.0)
+    for row in range(rows):
+        i = start + row * row_stride
+        stop = i + length
+        while i + 2 * LANES <= stop:
+            d0 = widen(load(x, i)) - shift
+            d1 = widen(load(x, i + LANES)) - shift
+            s0 = s0 + d0
+            s1 = s1 + d1
+            q0 = fma(d0, d0, q0)
+            q1 = fma(d1, d1, q1)
+            i += 2 * LANES
+        if i + LANES <= stop:
+            d0 = widen(load(x, i)) - shift
+            s0 = s0 + d0
+            q0 = fma(d0, d0, q0)
+            i += LANES
+        if i < stop:
+            d1 = keep_first(widen(load_first(x, i, stop - i)) - shift, stop - i)
+            s1 = s1 + d1
+            q1 = fma(d1, d1, q1)
+    return total(s0 + s1), total(q0 + q1)
+
+
+@helper
+def piece_moments(
+    x: Any, start: int, rows: int, row_stride: int, length: int
+) -> tuple[float, float, float]:
+    """Return a reference ``k``, ``mean - k`` and ``m2`` of one piece."""
+    n = float(rows * length)
+    k = finite_or(float(x[start]), 0.0)
+    s, q = sums_about(x, start, rows, row_stride, length, k)
+    deviation, m2 = moments_from_sums(n, s, q)
+    if is_ill_conditioned(n, deviation, m2):
+        nearer = k + deviation
+        s, q = sums_about(x, start, rows, row_stride, length, nearer)
+        rest, m2 = moments_from_sums(n, s, q)
+        deviation = (nearer - k) + rest
+    return k, deviation, m2
+
+
+@helper
+def merge_pieces(
+    partial: Any, at: int, outer: int, inner: int
+) -> tuple[float, float, float]:
+    """Return reference, ``mean - reference`` and ``m2`` of a channel from those of its pieces."""
+    reference, mean, m2 = partial[at, 0], partial[at, 1], partial[at, 2]
+    _, rows, _, length = piece_of_channel(0, outer, inner)
+    count = float(rows * length)
+    for piece in range(1, pieces_of_channel(outer, inner)):
+        _, rows, _, length = piece_of_channel(piece, outer, inner)
+        share, weight = merge_weights(count, float(rows * length))
+        piece_mean = (partial[at + piece, 0] - reference) + partial[at + piece, 1]
+        delta = piece_mean - mean
+        # Between infinities there is no difference, but there is a mean.
+        mean = mean + delta * share if math.isfinite(delta) else mean + piece_mean
+        m2 += partial[at + piece, 2] + delta * delta * weight
+        count += float(rows * length)
+    if m2 < 0.0:
+        m2 = 0.0
+    return reference, mean, m2
+
+
+@kernel
+def collect_moments_channels_first(
+    x: In,
+    outer: Int,
+    channels: Int,
+    inner: Int,
+    outer_stride: Int,
+    channel_stride: Int,
+    reference: Out64,
+    deviation: Out64,
+    m2: Out64,
+) -> None:
+    """Write mean (as ``reference + deviation``) and ``m2`` of each channel.
+
+    Reads x once. Parallel over the pieces of all channels.
+    """
+    pieces = pieces_of_channel(outer, inner)
+    partial = np.empty((channels * pieces, 3))
+    for task in prange(channels * pieces):
+        channel = task // pieces
+        row, rows, first, length = piece_of_channel(task % pieces, outer, inner)
+        start = row * outer_stride + channel * channel_stride + first
+        moments = piece_moments(x, start, rows, outer_stride, length)
+        partial[task, 0], partial[task, 1], partial[task, 2] = moments
+    for channel in range(channels):
+        merged = merge_pieces(partial, channel * pieces, outer, inner)
+        reference[channel], deviation[channel], m2[channel] = merged
+
+
+@helper
+def normalize_rows(
+    x: Any,
+    x_start: int,
+    x_stride: int,
+    y: Any,
+    y_start: int,
+    y_stride: int,
+    rows: int,
+    length: int,
+    center: Any,
+    scale: Any,
+    shift: Any,
+) -> None:
+    """Write ``y = affine(x)`` for some rows of one channel."""
+    a, b, c = splat(center), splat(scale), splat(shift)
+    for row in range(rows):
+        i = x_start + row * x_stride
+        j = y_start + row * y_stride
+        stop = i + length
+        while i + LANES <= stop:
+            store(y, j, affine(load(x, i), a, b, c))
+            i += LANES
+            j += LANES
+        if i < stop:
+            store_first(y, j, stop - i, affine(load_first(x, i, stop - i), a, b, c))
+
+
+@kernel
+def normalize_channels_first(
+    x: In,
+    outer: Int,
+    channels: Int,
+    inner: Int,
+    outer_stride: Int,
+    channel_stride: Int,
+    center: In,
+    scale: In,
+    shift: In,
+    y: Out,
+    y_outer_stride: Int,
+    y_channel_stride: Int,
+) -> None:
+    """Write ``y = (x - center) * scale + shift``.
+
+    Reads x once, writes y once; y may be x. Parallel over the rows, long ones cut in segments.
+    """
+    segments = (inner + PIECE - 1) // PIECE
+    for task in prange(outer * channels * segments):
+        row, segment = task // segments, task % segments
+        o, c = row // channels, row % channels
+        first = segment * PIECE
+        normalize_rows(
+            x,
+            o * outer_stride + c * channel_stride + first,
+            0,
+            y,
+            o * y_outer_stride + c * y_channel_stride + first,
+            0,
+            1,
+            min(PIECE, inner - first),
+            center[c],
+            scale[c],
+            shift[c],
+        )
+
+
+@kernel
+def train_channels_first(
+    x: In,
+    outer: Int,
+    channels: Int,
+    inner: Int,
+    outer_stride: Int,
+    channel_stride: Int,
+    gamma: Params,
+    beta: Params,
+    eps: Float,
+    freedom: Float,
+    reference: Out64,
+    deviation: Out64,
+    m2: Out64,
+    center: Out,
+    scale: Out,
+    shift: Out,
+    y: Out,
+    y_outer_stride: Int,
+    y_channel_stride: Int,
+) -> None:
+    """Write the moments of each channel, its inference form and ``y``.
+
+    ``freedom`` is ``n - correction``. A channel is normalized as soon as its moments are known:
+    where its values fit the cache, x is read from memory once and y written once. y may be x.
+    Parallel over the channels.
+    """
+    pieces = pieces_of_channel(outer, inner)
+    for channel in prange(channels):
+        start = channel * channel_stride
+        partial = np.empty((pieces, 3))
+        for piece in range(pieces):
+            row, rows, first, length = piece_of_channel(piece, outer, inner)
+            at = start + row * outer_stride + first
+            moments = piece_moments(x, at, rows, outer_stride, length)
+            partial[piece, 0], partial[piece, 1], partial[piece, 2] = moments
+        merged = merge_pieces(partial, 0, outer, inner)
+        reference[channel], deviation[channel], m2[channel] = merged
+        inference_form(
+            channel,
+            merged[0],
+            merged[1],
+            merged[2] / freedom,
+            eps,
+            float(gamma[channel]),
+            float(beta[channel]),
+            center,
+            scale,
+            shift,
+        )
+        normalize_rows(
+            x,
+            start,
+            outer_stride,
+            y,
+            channel * y_channel_stride,
+            y_outer_stride,
+            outer,
+            inner,
+            center[channel],
+            scale[channel],
+            shift[channel],
+        )
+
+
+@helper
+def gradient_sums(
+    grad_y: Any,
+    g_start: int,
+    g_stride: int,
+    x: Any,
+    x_start: int,
+    x_stride: int,
+    rows: int,
+    length: int,
+    mean: float,
+) -> tuple[float, float]:
+    """Return ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` over some rows, in float64."""
+    shift = splat(mean)
+    s = h = splat(0.0)
+    for row in range(rows):
+        i = x_start + row * x_stride
+        j = g_start + row * g_stride
+        stop = i + length
+        while i + LANES <= stop:
+            g = widen(load(grad_y, j))
+            s = s + g
+            h = fma(g, widen(load(x, i)) - shift, h)
+            i += LANES
+            j += LANES
+        if i < stop:
+            g = widen(load_first(grad_y, j, stop - i))
+            s = s + g
+            d = keep_first(widen(load_first(x, i, stop - i)) - shift, stop - i)
+            h = fma(g, d, h)
+    return total(s), total(h)
+
+
+@kernel
+def backward_reduce_channels_first(
+    grad_y: In,
+    g_outer_stride: Int,
+    g_channel_stride: Int,
+    x: In,
+    outer: Int,
+    channels: Int,
+    inner: Int,
+    outer_stride: Int,
+    channel_stride: Int,
+    mean: In64,
+    sum_grad: Out64,
+    sum_grad_deviation: Out64,
+) -> None:
+    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel.
+
+    Reads both arrays once. Parallel over the pieces of all channels, added in order.
+    """
+    pieces = pieces_of_channel(outer, inner)
+    partial = np.empty((channels * pieces, 2))
+    for task in prange(channels * pieces):
+        channel = task // pieces
+        row, rows, first, length = piece_of_channel(task % pieces, outer, inner)
+        partial[task, 0], partial[task, 1] = gradient_sums(
+            grad_y,
+            row * g_outer_stride + channel * g_channel_stride + first,
+            g_outer_stride,
+            x,
+            row * outer_stride + channel * channel_stride + first,
+            outer_stride,
+            rows,
+            length,
+            mean[channel],
+        )
+    for channel in range(channels):
+        s = h = 0.0
+        for task in range(channel * pieces, (channel + 1) * pieces):
+            s += partial[task, 0]
+            h += partial[task, 1]
+        sum_grad[channel], sum_grad_deviation[channel] = s, h
+
+
+@helper
+def input_gradient_rows(
+    grad_y: Any,
+    g_start: int,
+    g_stride: int,
+    x: Any,
+    x_start: int,
+    x_stride: int,
+    grad_x: Any,
+    out_start: int,
+    out_stride: int,
+    rows: int,
+    length: int,
+    grad_center: Any,
+    scale: Any,
+    center: Any,
+    slope: Any,
+    shift: Any,
+) -> None:
+    """Write ``grad_x`` for some rows of one channel."""
+    a, b, c, d, e = splat(grad_center), splat(scale), splat(center), splat(slope), splat(shift)
+    for row in range(rows):
+        i = x_start + row * x_stride
+        j = g_start + row * g_stride
+        k = out_start + row * out_stride
+        stop = i + length
+        while i + LANES <= stop:
+            store(grad_x, k, input_gradient(load(grad_y, j), load(x, i), a, b, c, d, e))
+            i += LANES
+            j += LANES
+            k += LANES
+        if i < stop:
+            n = stop - i
+            value = input_gradient(load_first(grad_y, j, n), load_first(x, i, n), a, b, c, d, e)
+            store_first(grad_x, k, n, value)
+
+
+@kernel
+def backward_input_channels_first(
+    grad_y: In,
+    g_outer_stride: Int,
+    g_channel_stride: Int,
+    x: In,
+    outer: Int,
+    channels: Int,
+    inner: Int,
+    outer_stride: Int,
+    channel_stride: Int,
+    grad_center: In,
+    scale: In,
+    center: In,
+    slope: In,
+    shift: In,
+    grad_x: Out,
+    out_outer_stride: Int,
+    out_channel_stride: Int,
+) -> None:
+    """Write ``grad_x`` from the coefficients of each channel.
+
+    Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over rows.
+    """
+    segments = (inner + PIECE - 1) // PIECE
+    for task in prange(outer * channels * segments):
+        row, segment = task // segments, task % segments
+        o, c = row // channels, row % channels
+        first = segment * PIECE
+        input_gradient_rows(
+            grad_y,
+            o * g_outer_stride + c * g_channel_stride + first,
+            0,
+            x,
+            o * outer_stride + c * channel_stride + first,
+            0,
+            grad_x,
+            o * out_outer_stride + c * out_channel_stride + first,
+            0,
+            1,
+            min(PIECE, inner - first),
+            grad_center[c],
+            scale[c],
+            center[c],
+            slope[c],
+            shift[c],
+        )
+
+
+@kernel
+def backward_channels_first(
+    grad_y: In,
+    g_outer_stride: Int,
+    g_channel_stride: Int,
+    x: In,
+    outer: Int,
+    channels: Int,
+    inner: Int,
+    outer_stride: Int,
+    channel_stride: Int,
+    mean: In64,
+    inv_std: In64,
+    gamma: In64,
+    count: Float,
+    freedom: Float,
+    sum_grad: Out64,
+    sum_grad_deviation: Out64,
+    grad_center: Out,
+    scale: Out,
+    center: Out,
+    slope: Out,
+    shift: Out,
+    grad_x: Out,
+    out_outer_stride: Int,
+    out_channel_stride: Int,
+) -> None:
+    """Write the sums and ``grad_x`` of each channel, one channel after the other.
+
+    Where the two arrays' values of a channel fit the cache, each is read from memory once.
+    grad_x may be either of them. Parallel over the channels.
+    """
+    pieces = pieces_of_channel(outer, inner)
+    for channel in prange(channels):
+        g_start, x_start = channel * g_channel_stride, channel * channel_stride
+        s = h = 0.0
+        for piece in range(pieces):
+            row, rows, first, length = piece_of_channel(piece, outer, inner)
+            piece_s, piece_h = gradient_sums(
+                grad_y,
+                g_start + row * g_outer_stride + first,
+                g_outer_stride,
+                x,
+                x_start + row * outer_stride + first,
+                outer_stride,
+                rows,
+                length,
+                mean[channel],
+            )
+            s += piece_s
+            h += piece_h
+        sum_grad[channel], sum_grad_deviation[channel] = s, h
+        input_gradient_form(
+            channel,
+            count,
+            freedom,
+            mean[channel],
+            inv_std[channel],
+            gamma[channel],
+            s,
+            h,
+            grad_center,
+            scale,
+            center,
+            slope,
+            shift,
+        )
+        input_gradient_rows(
+            grad_y,
+            g_start,
+            g_outer_stride,
+            x,
+            x_start,
+            outer_stride,
+            grad_x,
+            channel * out_channel_stride,
+            out_outer_stride,
+            outer,
+            inner,
+            grad_center[channel],
+            scale[channel],
+            center[channel],
+            slope[channel],
+            shift[channel],
+        )

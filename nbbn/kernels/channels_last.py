@@ -1,0 +1,485 @@
+"""Kernels over the columns of a matrix: channels last, (N, C), and images of few pixels.
+
+Arrays are flat; column ``j`` of row ``i`` stands at ``i * row_stride + j``. Several columns may
+belong to one channel: column ``j`` belongs to channel ``j // inner % channels``. So (N, C, 3, 3) is
+a matrix of ``9 * C`` columns, and a narrow contiguous matrix is read as a wider one, several rows
+to a row, to fill the vectors; what then is left over is a last row of ``tail`` columns.
+
+Rows are cut into pieces and columns into tiles, by the shape only; pieces are merged in order, so no
+result depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from nbbn._jit import In, In64, Int, Out, Out64, helper, inlined, kernel
+from nbbn._simd import LANES, fma, load, splat, store, where_finite, widen
+from nbbn.kernels.epilogue import affine, input_gradient
+from nbbn.kernels.vectors import load_upto, store_upto
+from nbbn.kernels.welford import any_ill_conditioned, finite_or, merge_weights
+
+_TILE = 512  # columns: their float64 sums (8 KB) stay in L1
+_WIDE_TILE = 2048  # columns of the elementwise steps: three float32 coefficients each, 24 KB
+_GROUP = 8  # rows read side by side; more streams than the prefetcher follows would not help
+_PIECE_VALUES = 1 << 16
+_PIECE_ROWS = 64  # at least: what is kept for a piece then is little beside the piece
+
+
+@helper
+def rows_of_piece(width: int) -> int:
+    """Return how many rows make a piece."""
+    return max(_PIECE_ROWS, _PIECE_VALUES // width)
+
+
+@inlined
+def reference_of(x: Any, index: int, count: int) -> Any:
+    """Return the values of a row that deviations are taken from, as float64."""
+    row = widen(load_upto(x, index, count))
+    return where_finite(row, row, splat(0.0))
+
+
+@helper
+def strip_sums(
+    x: Any, start: int, rows: int, row_stride: int, lanes: int, k: Any, s: Any, q: Any
+) -> Any:
+    """Return ``s + sum(x - k)`` and ``q + sum((x - k)**2)`` of up to sixteen columns."""
+    i = start
+    for _ in range(rows):
+        d = widen(load_upto(x, i, lanes)) - k
+        s = s + d
+        q = fma(d, d, q)
+        i += row_stride
+    return s, q
+
+
+@helper
+def piece_of_columns(
+    x: Any,
+    start: int,
+    rows: int,
+    row_stride: int,
+    first: int,
+    stop: int,
+    deviation: Any,
+    m2: Any,
+    at: int,
+) -> None:
+    """Write mean (about the reference row of x) and m2 of the columns ``first`` to ``stop``.
+
+    ``start`` is where the piece's first row stands in x, ``at`` where its results go.
+    """
+    zero = splat(0.0)
+    for j in range(first, stop):
+        deviation[at + j] = m2[at + j] = 0.0
+    for group in range(0, rows, _GROUP):
+        depth = min(_GROUP, rows - group)
+        for j in range(first, stop, LANES):
+            n = stop - j
+            k = reference_of(x, start + j, n)
+            s, q = load_upto(deviation, at + j, n), load_upto(m2, at + j, n)
+            s, q = strip_sums(x, start + group * row_stride + j, depth, row_stride, n, k, s, q)
+            store_upto(deviation, at + j, n, s)
+            store_upto(m2, at + j, n, q)
+    count = float(rows)
+    share = splat(1.0 / count)
+    for j in range(first, stop, LANES):
+        n = stop - j
+        k = reference_of(x, start + j, n)
+        s, q = load_upto(deviation, at + j, n), load_upto(m2, at + j, n)
+        mean = s * share
+        spread = q - s * mean
+        if any_ill_conditioned(count, mean, spread):
+            nearer = k + mean
+            s, q = strip_sums(x, start + j, rows, row_stride, n, nearer, zero, zero)
+            rest = s * share
+            spread = q - s * rest
+            mean = (nearer - k) + rest
+        store_upto(deviation, at + j, n, (k - reference_of(x, j, n)) + mean)
+        store_upto(m2, at + j, n, spread)
+
+
+@helper
+def merge_columns(
+    deviation: Any, m2: Any, into: int, other: int, count: float, rows: float, width: int
+) -> None:
+    """Merge the piece at ``other`` (``rows`` values a column) into the one at ``into``."""
+    share, weight = merge_weights(count, rows)
+    shares, weights = splat(share), splat(weight)
+    for j in range(0, width, LANES):
+        n = width - j
+        mean, other_mean = load_upto(deviation, into + j, n), load_upto(deviation, other + j, n)
+        delta = other_mean - mean
+        merged = where_finite(delta, fma(delta, shares, mean), mean + other_mean)
+        both = load_upto(m2, into + j, n) + load_upto(m2, other + j, n)
+        store_upto(deviation, into + j, n, merged)
+        store_upto(m2, into + j, n, fma(delta * delta, weights, both))
+
+
+@helper
+def channel_of_columns(
+    x: Any,
+    deviation: Any,
+    m2: Any,
+    channel: int,
+    channels: int,
+    inner: int,
+    width: int,
+    rows: int,
+    tail: int,
+) -> tuple[float, float, float]:
+    """Return reference, ``mean - reference`` and ``m2`` of a channel from those of its columns."""
+    reference = finite_or(float(x[channel * inner]), 0.0)
+    count = weighted = 0.0
+    for first in range(channel * inner, width, channels * inner):
+        for j in range(first, first + inner):
+            deviation[j] += finite_or(float(x[j]), 0.0) - reference
+            values = float(rows + 1 if j < tail else rows)
+            weighted += values * deviation[j]
+            count += values
+    mean = weighted / count
+    total = 0.0
+    for first in range(channel * inner, width, channels * inner):
+        for j in range(first, first + inner):
+            delta = deviation[j] - mean
+            values = float(rows + 1 if j < tail else rows)
+            total += m2[j] + values * delta * delta
+    if total < 0.0:
+        total = 0.0
+    return reference, mean, total
+
+
+@kernel
+def collect_moments_channels_last(
+    x: In,
+    rows: Int,
+    channels: Int,
+    inner: Int,
+    repeats: Int,
+    tail: Int,
+    row_stride: Int,
+    reference: Out64,
+    deviation: Out64,
+    m2: Out64,
+) -> None:
+    """Write mean (as ``reference + deviation``) and ``m2`` of each channel.
+
+    Reads x once. Parallel over pieces of rows and tiles of columns.
+    """
+    width = channels * inner * repeats
+    depth = rows_of_piece(width)
+    pieces = (rows + depth - 1) // depth
+    tiles = (width + _TILE - 1) // _TILE
+    means = np.empty((pieces + 1) * width)
+    squares = np.empty((pieces + 1) * width)
+    for task in prange(pieces * tiles):
+        piece, first = task // tiles, task % tiles * _TILE
+        row = piece * depth
+        piece_of_columns(
+            x,
+            row * row_stride,
+            min(depth, rows - row),
+            row_stride,
+            first,
+            min(first + _TILE, width),
+            means,
+            squares,
+            piece * width,
+        )
+    for piece in range(1, pieces):
+        row = piece * depth
+        count, more = float(row), float(min(depth, rows - row))
+        merge_columns(means, squares, 0, piece * width, count, more, width)
+    if tail > 0:
+        at = pieces * width
+        piece_of_columns(x, rows * row_stride, 1, row_stride, 0, tail, means, squares, at)
+        merge_columns(means, squares, 0, at, float(rows), 1.0, tail)
+    for channel in range(channels):
+        found = channel_of_columns(
+            x, means, squares, channel, channels, inner, width, rows, tail
+        )
+        reference[channel], deviation[channel], m2[channel] = found
+
+
+@helper
+def normalize_block(
+    x: Any,
+    x_start: int,
+    x_stride: int,
+    y: Any,
+    y_start: int,
+    y_stride: int,
+    rows: int,
+    first: int,
+    stop: int,
+    center: Any,
+    scale: Any,
+    shift: Any,
+) -> None:
+    """Write ``y = affine(x)`` for some rows and the columns ``first`` to ``stop``."""
+    for group in range(0, rows, _GROUP):
+        depth = min(_GROUP, rows - group)
+        j = first
+        while j + LANES <= stop:
+            a, b, c = load(center, j), load(scale, j), load(shift, j)
+            i = x_start + group * x_stride + j
+            k = y_start + group * y_stride + j
+            for _ in range(depth):
+                store(y, k, affine(load(x, i), a, b, c))
+                i += x_stride
+                k += y_stride
+            j += LANES
+        if j < stop:
+            n = stop - j
+            a, b, c = load_upto(center, j, n), load_upto(scale, j, n), load_upto(shift, j, n)
+            for row in range(group, group + depth):
+                value = load_upto(x, x_start + row * x_stride + j, n)
+                store_upto(y, y_start + row * y_stride + j, n, affine(value, a, b, c))
+
+
+@kernel
+def normalize_channels_last(
+    x: In,
+    rows: Int,
+    width: Int,
+    tail: Int,
+    row_stride: Int,
+    center: In,
+    scale: In,
+    shift: In,
+    y: Out,
+    y_row_stride: Int,
+) -> None:
+    """Write ``y = (x - center) * scale + shift``; the coefficients have ``width`` entries.
+
+    Reads x once, writes y once; y may be x. Parallel over pieces of rows and tiles of columns.
+    """
+    depth = rows_of_piece(min(width, _WIDE_TILE))
+    pieces = (rows + depth - 1) // depth
+    tiles = (width + _WIDE_TILE - 1) // _WIDE_TILE
+    for task in prange(pieces * tiles):
+        row, first = task // tiles * depth, task % tiles * _WIDE_TILE
+        normalize_block(
+            x,
+            row * row_stride,
+            row_stride,
+            y,
+            row * y_row_stride,
+            y_row_stride,
+            min(depth, rows - row),
+            first,
+            min(first + _WIDE_TILE, width),
+            center,
+            scale,
+            shift,
+        )
+    if tail > 0:
+        start, y_start = rows * row_stride, rows * y_row_stride
+        normalize_block(x, start, 0, y, y_start, 0, 1, 0, tail, center, scale, shift)
+
+
+@helper
+def gradient_sums_of_columns(
+    grad_y: Any,
+    g_start: int,
+    g_stride: int,
+    x: Any,
+    x_start: int,
+    x_stride: int,
+    rows: int,
+    first: int,
+    stop: int,
+    mean: Any,
+    sums: Any,
+    products: Any,
+    at: int,
+) -> None:
+    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of the columns, in float64."""
+    for j in range(first, stop):
+        sums[at + j] = products[at + j] = 0.0
+    for group in range(0, rows, _GROUP):
+        depth = min(_GROUP, rows - group)
+        for j in range(first, stop, LANES):
+            n = stop - j
+            k = load_upto(mean, j, n)
+            s, h = load_upto(sums, at + j, n), load_upto(products, at + j, n)
+            for row in range(group, group + depth):
+                g = widen(load_upto(grad_y, g_start + row * g_stride + j, n))
+                s = s + g
+                h = fma(g, widen(load_upto(x, x_start + row * x_stride + j, n)) - k, h)
+            store_upto(sums, at + j, n, s)
+            store_upto(products, at + j, n, h)
+
+
+@kernel
+def backward_reduce_channels_last(
+    grad_y: In,
+    g_row_stride: Int,
+    x: In,
+    rows: Int,
+    channels: Int,
+    inner: Int,
+    repeats: Int,
+    tail: Int,
+    row_stride: Int,
+    mean: In64,
+    sum_grad: Out64,
+    sum_grad_deviation: Out64,
+) -> None:
+    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel.
+
+    ``mean`` has an entry a column. Reads both arrays once. Parallel over pieces of rows and tiles
+    of columns, added in order.
+    """
+    width = channels * inner * repeats
+    depth = rows_of_piece(width)
+    pieces = (rows + depth - 1) // depth
+    tiles = (width + _TILE - 1) // _TILE
+    sums = np.zeros((pieces + 1) * width)
+    products = np.zeros((pieces + 1) * width)
+    for task in prange(pieces * tiles):
+        piece, first = task // tiles, task % tiles * _TILE
+        row = piece * depth
+        gradient_sums_of_columns(
+            grad_y,
+            row * g_row_stride,
+            g_row_stride,
+            x,
+            row * row_stride,
+            row_stride,
+            min(depth, rows - row),
+            first,
+            min(first + _TILE, width),
+            mean,
+            sums,
+            products,
+            piece * width,
+        )
+    if tail > 0:
+        gradient_sums_of_columns(
+            grad_y,
+            rows * g_row_stride,
+            0,
+            x,
+            rows * row_stride,
+            0,
+            1,
+            0,
+            tail,
+            mean,
+            sums,
+            products,
+            pieces * width,
+        )
+    for channel in range(channels):
+        sum_grad[channel] = sum_grad_deviation[channel] = 0.0
+    for at in range(0, (pieces + 1) * width, channels * inner):
+        for channel in range(channels):
+            for j in range(at + channel * inner, at + (channel + 1) * inner):
+                sum_grad[channel] += sums[j]
+                sum_grad_deviation[channel] += products[j]
+
+
+@helper
+def input_gradient_block(
+    grad_y: Any,
+    g_start: int,
+    g_stride: int,
+    x: Any,
+    x_start: int,
+    x_stride: int,
+    grad_x: Any,
+    out_start: int,
+    out_stride: int,
+    rows: int,
+    first: int,
+    stop: int,
+    grad_center: Any,
+    scale: Any,
+    center: Any,
+    slope: Any,
+    shift: Any,
+) -> None:
+    """Write ``grad_x`` for some rows and the columns ``first`` to ``stop``."""
+    for group in range(0, rows, _GROUP):
+        depth = min(_GROUP, rows - group)
+        for j in range(first, stop, LANES):
+            n = stop - j
+            a, b = load_upto(grad_center, j, n), load_upto(scale, j, n)
+            c, d, e = load_upto(center, j, n), load_upto(slope, j, n), load_upto(shift, j, n)
+            for row in range(group, group + depth):
+                g = load_upto(grad_y, g_start + row * g_stride + j, n)
+                value = load_upto(x, x_start + row * x_stride + j, n)
+                result = input_gradient(g, value, a, b, c, d, e)
+                store_upto(grad_x, out_start + row * out_stride + j, n, result)
+
+
+@kernel
+def backward_input_channels_last(
+    grad_y: In,
+    g_row_stride: Int,
+    x: In,
+    rows: Int,
+    width: Int,
+    tail: Int,
+    row_stride: Int,
+    grad_center: In,
+    scale: In,
+    center: In,
+    slope: In,
+    shift: In,
+    grad_x: Out,
+    out_row_stride: Int,
+) -> None:
+    """Write ``grad_x``; the coefficients have ``width`` entries.
+
+    Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over pieces
+    of rows and tiles of columns.
+    """
+    depth = rows_of_piece(min(width, _TILE))
+    pieces = (rows + depth - 1) // depth
+    tiles = (width + _TILE - 1) // _TILE
+    for task in prange(pieces * tiles):
+        row, first = task // tiles * depth, task % tiles * _TILE
+        input_gradient_block(
+            grad_y,
+            row * g_row_stride,
+            g_row_stride,
+            x,
+            row * row_stride,
+            row_stride,
+            grad_x,
+            row * out_row_stride,
+            out_row_stride,
+            min(depth, rows - row),
+            first,
+            min(first + _TILE, width),
+            grad_center,
+            scale,
+            center,
+            slope,
+            shift,
+        )
+    if tail > 0:
+        input_gradient_block(
+            grad_y,
+            rows * g_row_stride,
+            0,
+            x,
+            rows * row_stride,
+            0,
+            grad_x,
+            rows * out_row_stride,
+            0,
+            1,
+            0,
+            tail,
+            grad_center,
+            scale,
+            center,
+            slope,
+            shift,
+        )

@@ -1,0 +1,25 @@
+"""Whole and partial vectors behind one name, for loops over a length that is no multiple of 16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbbn._jit import inlined
+from nbbn._simd import LANES, load, load_first, store, store_first
+
+
+@inlined
+def load_upto(array: Any, index: int, count: int) -> Any:
+    """Return sixteen values from ``index`` on, or the first ``count`` of them and zeros."""
+    if count >= LANES:
+        return load(array, index)
+    return load_first(array, index, count)
+
+
+@inlined
+def store_upto(array: Any, index: int, count: int, value: Any) -> None:
+    """Write sixteen lanes to ``index`` on, or the first ``count`` of them."""
+    if count >= LANES:
+        store(array, index, value)
+    else:
+        store_first(array, index, count, value)

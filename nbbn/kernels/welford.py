@@ -1,0 +1,65 @@
+"""Moments: the one place for the formulas of mean, variance and their merging.
+
+A channel is cut into pieces (by its shape only). In a piece of ``n`` values, with ``k`` its first
+value, ``s = sum(x - k)`` and ``q = sum((x - k)**2)`` are taken in float64 in one loop. Then
+``mean = k + s/n`` and ``m2 = q - s**2/n``. As ``k`` is one of the values,
+``m2 >= (k - mean)**2 * n/(n - 1)``, so the subtraction loses at most a factor ``n``; where it would
+lose more than `_MAX_CONDITION` the piece, still in cache, is summed again about its mean.
+
+A mean is carried as a pair (reference, deviation): the reference is a value of the data, the
+deviation a float64. Near a mean of 1e6 standard deviations the pair keeps the digits that
+a single float64 loses.
+
+Sources: Welford, Technometrics 4 (1962) 419; Chan, Golub, LeVeque, The American Statistician 37
+(1983) 242 (shifted data, condition number, merging).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nbbn._jit import helper, inlined
+from nbbn._simd import any_greater, splat
+
+PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the piece in cache
+
+_MAX_CONDITION = 16.0
+
+
+@inlined
+def moments_from_sums(n: float, s: float, q: float) -> tuple[float, float]:
+    """Return ``mean - k`` and ``m2`` from the sums about ``k``."""
+    deviation = s / n
+    return deviation, q - s * deviation
+
+
+@inlined
+def is_ill_conditioned(n: float, deviation: float, m2: float) -> bool:
+    """Whether ``m2`` lost digits because ``k`` is far from the mean."""
+    return n * deviation * deviation > (_MAX_CONDITION - 1.0) * m2
+
+
+@inlined
+def any_ill_conditioned(n: float, deviation: Any, m2: Any) -> bool:
+    """`is_ill_conditioned` for any lane of two vectors."""
+    return any_greater(splat(n) * deviation * deviation, splat(_MAX_CONDITION - 1.0) * m2)
+
+
+@helper
+def merge_weights(count_a: float, count_b: float) -> tuple[float, float]:
+    """Return ``n_b/n`` and ``n_a*n_b/n``, the two factors of Chan's formula.
+
+    With ``delta = mean_b - mean_a``: ``mean = mean_a + delta * n_b/n`` and
+    ``m2 = m2_a + m2_b + delta**2 * n_a*n_b/n``.
+    """
+    share = count_b / (count_a + count_b)
+    return share, count_a * share
+
+
+@inlined
+def finite_or(value: float, otherwise: float) -> float:
+    """Return ``value`` if it is finite, else ``otherwise``."""
+    if math.isfinite(value):
+        return value
+    return otherwise

@@ -1,0 +1,667 @@
+"""The layer: gamma, beta and running statistics, for training and inference."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn import _checks, _storage
+from nbbn._steps import BatchStatistics, backward_step, inference_step, training_step
+from nbbn.functional import update_running
+
+Array = NDArray[Any]
+
+_SAMPLES = 32
+
+
+class _Forward(NamedTuple):
+    """What backward needs of the last forward."""
+
+    x: Array
+    index: int
+    training: bool
+    mean: Array
+    inv_std: Array
+    gamma: Array | None
+    samples: bytes
+    overwritten: bool
+
+
+class BatchNorm:
+    r"""Batch normalization of the activations of a layer, with learned scale and shift.
+
+    .. math:: y = \frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \varepsilon}}\,\gamma + \beta
+
+    In training mode mean and variance are those of the batch, per channel over all other axes, and
+    the running statistics move towards them:
+    ``running = (1 - momentum) * running + momentum * batch``.
+    In inference mode (``bn.eval()``) the running statistics are used and nothing changes.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels.
+    axis : int, default 1
+        The channel axis of the input; may be negative.
+    eps : float, default 1e-5
+        Added to the variance inside the square root; finite, >= 0. With ``eps=0`` a constant
+        channel divides 0 by 0, which is NaN.
+    momentum : float or None, default 0.1
+        Weight of the batch's statistics in the running ones; finite. None: the cumulative average
+        of all batches, weight ``1 / num_batches_tracked``.
+    scale, center : bool, default True
+        Whether ``gamma`` and ``beta`` exist; else the attribute is None.
+    track_running_stats : bool, default True
+        False: there are no running statistics, and those of the batch are used in both modes.
+    correction : float, default 0
+        Degrees of freedom taken off in the variance that normalizes.
+    running_correction : float, default 1
+        Degrees of freedom taken off in the variance that enters ``running_var`` (PyTorch 1; Keras
+        and ONNX 0).
+    dtype : dtype, default float32
+        Of gamma, beta and the running statistics: float32 or float64.
+
+    Attributes
+    ----------
+    gamma, beta : ndarray or None, shape (C,)
+        Learned scale (initially 1) and shift (initially 0).
+    running_mean, running_var : ndarray or None, shape (C,)
+        Statistics for inference (initially 0 and 1). These four arrays are updated in place and
+        never replaced; assigning to one copies the values into it.
+    num_batches_tracked : int
+        Number of training batches that entered the running statistics.
+    batch_mean, batch_var, batch_inv_std : ndarray of float64 or None, shape (C,)
+        Of the last training forward; ``batch_var`` is the one that normalized.
+    grad_gamma, grad_beta : ndarray or None, shape (C,)
+        Set by `backward`.
+    training : bool
+        The mode; initially True.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an option of the wrong type or out of range; the message names it.
+
+    Notes
+    -----
+    Statistics of float32 data are accumulated in float64, those of float64 data blocked and merged;
+    the same bits for every number of threads. Inference gives the same bits for a value in every
+    memory layout, position and batch size. Several threads may call one layer in inference while
+    another one trains it: each call sees running statistics of one moment.
+
+    The layer holds a reference to the last input, for `backward`; pickles and copies leave it out.
+
+    References
+    ----------
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015.
+
+    Examples
+    --------
+    The activations 2, 0, 2, 4 of one unit become beta, beta - sqrt(2) gamma, beta,
+    beta + sqrt(2) gamma; and the same when the weights before them change so that they are 200, 0,
+    200, 400:
+
+    >>> import numpy as np, nbbn
+    >>> bn = nbbn.BatchNorm(1, eps=0.0, dtype=np.float64)
+    >>> bn.gamma[:], bn.beta[:] = 3.0, 10.0
+    >>> bn(np.array([[2.0], [0.0], [2.0], [4.0]])).ravel().round(4)
+    array([10.    ,  5.7574, 10.    , 14.2426])
+    >>> bn(np.array([[200.0], [0.0], [200.0], [400.0]])).ravel().round(4)
+    array([10.    ,  5.7574, 10.    , 14.2426])
+    """
+
+    training: bool
+    num_batches_tracked: int
+    batch_mean: Array | None
+    batch_var: Array | None
+    batch_inv_std: Array | None
+    grad_gamma: Array | None
+    grad_beta: Array | None
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        axis: int = 1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        scale: bool = True,
+        center: bool = True,
+        track_running_stats: bool = True,
+        correction: float = 0,
+        running_correction: float = 1,
+        dtype: Any = np.float32,
+    ) -> None:
+        self._num_features = _checks.positive_integer("num_features", num_features)
+        self._axis = _checks.integer("axis", axis)
+        self.eps = eps
+        self.momentum = momentum
+        self._correction = _checks.real("correction", correction, 0.0)
+        self._running_correction = _checks.real("running_correction", running_correction, 0.0)
+        self._dtype = _checks.parameter_dtype("dtype", dtype)
+        self._gamma = self._vector(1.0, _checks.flag("scale", scale))
+        self._beta = self._vector(0.0, _checks.flag("center", center))
+        tracked = _checks.flag("track_running_stats", track_running_stats)
+        self._running_mean = self._vector(0.0, tracked)
+        self._running_var = self._vector(1.0, tracked)
+        self.num_batches_tracked = 0
+        self.training = True
+        self.batch_mean = self.batch_var = self.batch_inv_std = None
+        self.grad_gamma = self.grad_beta = None
+        self._last: _Forward | None = None
+        self._lock = threading.Lock()
+
+    def _vector(self, value: float, present: bool) -> Array | None:
+        return np.full(self._num_features, value, self._dtype) if present else None
+
+    @property
+    def num_features(self) -> int:
+        """Number of channels, C."""
+        return self._num_features
+
+    @property
+    def axis(self) -> int:
+        """The channel axis."""
+        return self._axis
+
+    @property
+    def correction(self) -> float:
+        """Degrees of freedom taken off in the variance that normalizes."""
+        return self._correction
+
+    @property
+    def running_correction(self) -> float:
+        """Degrees of freedom taken off in the variance that enters ``running_var``."""
+        return self._running_correction
+
+    @property
+    def track_running_stats(self) -> bool:
+        """Whether there are running statistics."""
+        return self._running_mean is not None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of gamma, beta and the running statistics."""
+        return self._dtype
+
+    @property
+    def eps(self) -> float:
+        """What is added to the variance inside the square root."""
+        return self._eps
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self._eps = _checks.real("eps", value, 0.0)
+
+    @property
+    def momentum(self) -> float | None:
+        """Weight of the batch's statistics in the running ones; None: cumulative average."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: float | None) -> None:
+        self._momentum = None if value is None else _checks.real("momentum", value)
+
+    @property
+    def gamma(self) -> Array | None:
+        """Learned scale."""
+        return self._gamma
+
+    @gamma.setter
+    def gamma(self, value: Any) -> None:
+        self._assign("gamma", self._gamma, value)
+
+    @property
+    def beta(self) -> Array | None:
+        """Learned shift."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, value: Any) -> None:
+        self._assign("beta", self._beta, value)
+
+    @property
+    def running_mean(self) -> Array | None:
+        """Mean per channel for inference."""
+        return self._running_mean
+
+    @running_mean.setter
+    def running_mean(self, value: Any) -> None:
+        self._assign("running_mean", self._running_mean, value)
+
+    @property
+    def running_var(self) -> Array | None:
+        """Variance per channel for inference."""
+        return self._running_var
+
+    @running_var.setter
+    def running_var(self, value: Any) -> None:
+        self._assign("running_var", self._running_var, value)
+
+    def _assign(self, name: str, array: Array | None, value: Any) -> None:
+        if array is None:
+            raise ValueError(f"{name}: expected no value, as this layer was made without it")
+        found = _checks.per_channel(name, value, self._num_features)
+        with self._lock, np.errstate(over="ignore"):
+            array[...] = found
+
+    def __call__(self, x: Any, *, training: bool | None = None, out: Any = None) -> Array:
+        """Normalize ``x``; in training also update the running statistics.
+
+        Parameters
+        ----------
+        x : array_like of float32 or float64
+            With C entries along the channel axis; any memory layout.
+        training : bool, optional
+            The mode of this call; by default ``self.training``.
+        out : ndarray, optional
+            Where to write, of the shape and dtype of ``x``; may be ``x`` itself (then there is no
+            `backward`).
+
+        Returns
+        -------
+        ndarray
+            ``out``, or a new array in the memory order of ``x``, in its dtype.
+
+        Raises
+        ------
+        TypeError
+            For any other dtype, and for masked arrays.
+        ValueError
+            For a wrong shape or ``out``, or too few values per channel to train with. The layer and
+            ``out`` are unchanged then.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> bn = nbbn.BatchNorm(3)
+        >>> x = np.arange(12, dtype=np.float32).reshape(4, 3)
+        >>> bn(x).mean(axis=0)
+        array([0., 0., 0.], dtype=float32)
+        >>> bn.num_batches_tracked
+        1
+        """
+        values = _checks.array("x", x)
+        index = _checks.axis(self._axis, values.ndim)
+        _checks.channels(values, index, self._num_features)
+        mode = self.training if training is None else _checks.flag("training", training)
+        target = None if out is None else _checks.out("out", out, values)
+        if mode or self._running_mean is None:
+            return self._train(values, index, target, mode)
+        return self._infer(values, index, target)
+
+    def _infer(self, x: Array, index: int, out: Array | None) -> Array:
+        assert self._running_mean is not None and self._running_var is not None
+        with self._lock:  # a snapshot: another thread may be training
+            mean, var = self._running_mean.copy(), self._running_var.copy()
+        gamma = None if self._gamma is None else self._gamma.copy()
+        samples = _samples(x)
+        y = inference_step(x, index, mean, var, gamma, self._beta, self._eps, out)
+        self._last = _Forward(x, index, False, mean, var, gamma, samples, _overlap(x, out))
+        return y
+
+    def _train(self, x: Array, index: int, out: Array | None, mode: bool) -> Array:
+        if x.size == 0:
+            empty = np.zeros(self._num_features)
+            self._last = _Forward(x, index, True, empty, empty, None, b"", False)
+            return np.empty_like(x) if out is None else out
+        count = x.size // self._num_features
+        _checks.enough_values(count, self._correction, self._running_correction)
+        gamma = None if self._gamma is None else self._gamma.copy()
+        samples = _samples(x)
+        y, statistics = training_step(
+            x, index, gamma, self._beta, self._eps, self._correction, out
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):  # eps may be 0, x not finite
+            var = statistics.m2 / (count - self._correction)
+            inv_std = 1.0 / np.sqrt(var + self._eps)
+        self._last = _Forward(
+            x, index, True, statistics.mean, inv_std, gamma, samples, _overlap(x, out)
+        )
+        with self._lock:
+            self.batch_mean, self.batch_var, self.batch_inv_std = statistics.mean, var, inv_std
+            if mode and self._running_mean is not None:
+                self._track(statistics)
+        return y
+
+    def _track(self, statistics: BatchStatistics) -> None:
+        number = self.num_batches_tracked + 1
+        momentum = 1.0 / number if self._momentum is None else self._momentum
+        update_running(
+            self._running_mean, self._running_var, statistics, momentum, self._running_correction
+        )
+        self.num_batches_tracked = number
+
+    def backward(self, grad_y: Any, *, out: Any = None) -> Array:
+        """Return the gradient of the last forward with respect to its input.
+
+        Sets ``grad_gamma`` and ``grad_beta`` (None where there is no gamma or beta); does not
+        accumulate. After a training forward the gradient goes through the batch's statistics;
+        after an inference forward ``grad_x = grad_y * gamma * inv_std``.
+
+        Parameters
+        ----------
+        grad_y : array_like
+            Gradient with respect to y, of the shape and dtype of the input.
+        out : ndarray, optional
+            Where to write; may be ``grad_y``.
+
+        Returns
+        -------
+        ndarray
+            ``out``, or a new array.
+
+        Raises
+        ------
+        RuntimeError
+            Before any forward, and where the input of the last one was overwritten, by
+            ``out=x`` or afterwards (a sample of its values is compared).
+        TypeError, ValueError
+            As for `nbbn.batch_norm_backward`.
+
+        See Also
+        --------
+        nbbn.batch_norm_backward : the equations.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> bn = nbbn.BatchNorm(1, dtype=np.float64)
+        >>> y = bn(np.array([[2.0], [0.0], [2.0], [4.0]]))
+        >>> grad_x = bn.backward(np.ones((4, 1)))
+        >>> bn.grad_beta, np.abs(grad_x).max() < 1e-15
+        (array([4.]), np.True_)
+        """
+        last = self._last
+        if last is None:
+            raise RuntimeError("backward: expected a forward before it, got none")
+        x = last.x
+        if last.overwritten or _samples(x) != last.samples:
+            raise RuntimeError(
+                "backward: expected the input of the last forward unchanged, "
+                "but it was overwritten in place"
+            )
+        gradient = _checks.gradient("grad_y", grad_y, x)
+        target = None if out is None else _checks.out("out", out, x)
+        inv_std = last.inv_std
+        if not last.training:  # the forward kept the variance: most are never differentiated
+            with np.errstate(divide="ignore", invalid="ignore"):
+                inv_std = 1.0 / np.sqrt(last.inv_std.astype(np.float64) + self._eps)
+        grad_x, grad_gamma, grad_beta = backward_step(
+            gradient,
+            x,
+            last.index,
+            last.mean,
+            inv_std,
+            last.gamma,
+            self._correction,
+            last.training,
+            target,
+        )
+        with np.errstate(over="ignore"):
+            self.grad_gamma = None if self._gamma is None else grad_gamma.astype(self._dtype)
+            self.grad_beta = None if self._beta is None else grad_beta.astype(self._dtype)
+        return grad_x
+
+    def train(self, mode: bool = True) -> BatchNorm:
+        """Set training mode (or inference mode, with False) and return the layer.
+
+        Parameters
+        ----------
+        mode : bool, default True
+            Whether to train.
+
+        Returns
+        -------
+        BatchNorm
+            The layer itself.
+
+        Raises
+        ------
+        TypeError
+            Where ``mode`` is not a bool.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.BatchNorm(3).train(False).training
+        False
+        """
+        self.training = _checks.flag("mode", mode)
+        return self
+
+    def eval(self) -> BatchNorm:
+        """Set inference mode and return the layer.
+
+        Returns
+        -------
+        BatchNorm
+            The layer itself.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.BatchNorm(3).eval().training
+        False
+        """
+        return self.train(False)
+
+    def reset_running_stats(self) -> None:
+        """Set running_mean to 0, running_var to 1 and num_batches_tracked to 0.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> bn = nbbn.BatchNorm(1)
+        >>> bn.running_mean[:] = 5
+        >>> bn.reset_running_stats()
+        >>> bn.running_mean
+        array([0.], dtype=float32)
+        """
+        with self._lock:
+            if self._running_mean is not None and self._running_var is not None:
+                self._running_mean[...] = 0.0
+                self._running_var[...] = 1.0
+            self.num_batches_tracked = 0
+
+    def reset_parameters(self) -> None:
+        """Reset the running statistics, and set gamma to 1 and beta to 0.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> bn = nbbn.BatchNorm(1)
+        >>> bn.gamma[:] = 5
+        >>> bn.reset_parameters()
+        >>> bn.gamma
+        array([1.], dtype=float32)
+        """
+        self.reset_running_stats()
+        if self._gamma is not None:
+            self._gamma[...] = 1.0
+        if self._beta is not None:
+            self._beta[...] = 0.0
+
+    def _arrays(self) -> dict[str, Array]:
+        named = {
+            "gamma": self._gamma,
+            "beta": self._beta,
+            "running_mean": self._running_mean,
+            "running_var": self._running_var,
+        }
+        return {name: array for name, array in named.items() if array is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of the parameters and running statistics, and the counter.
+
+        Returns
+        -------
+        dict
+            ``gamma, beta, running_mean, running_var`` (those that exist) and
+            ``num_batches_tracked``.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> sorted(nbbn.BatchNorm(3, center=False).state_dict())
+        ['gamma', 'num_batches_tracked', 'running_mean', 'running_var']
+        """
+        with self._lock:
+            state: dict[str, Any] = {name: a.copy() for name, a in self._arrays().items()}
+            state["num_batches_tracked"] = self.num_batches_tracked
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set parameters, running statistics and counter from what `state_dict` returned.
+
+        Parameters
+        ----------
+        state : mapping
+            With exactly the names of `state_dict`, and arrays of this layer's shapes and dtype.
+
+        Raises
+        ------
+        TypeError
+            Where it is not a mapping, or the counter not an integer.
+        ValueError
+            For a wrong name, shape or dtype. The layer is unchanged then.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> bn, other = nbbn.BatchNorm(3), nbbn.BatchNorm(3)
+        >>> bn.load_state_dict(other.state_dict())
+        """
+        arrays = self._arrays()
+        found, number = _storage.checked_state(state, arrays)
+        with self._lock:
+            for name, array in arrays.items():
+                array[...] = found[name]
+            self.num_batches_tracked = number
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "num_features": self._num_features,
+            "axis": self._axis,
+            "eps": self._eps,
+            "momentum": self._momentum,
+            "scale": self._gamma is not None,
+            "center": self._beta is not None,
+            "track_running_stats": self.track_running_stats,
+            "correction": self._correction,
+            "running_correction": self._running_correction,
+            "dtype": self._dtype.name,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write configuration, parameters and running statistics to an ``.npz`` file.
+
+        The file is written under another name in the same folder and renamed when it is whole.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file's name, used as it is.
+
+        Raises
+        ------
+        OSError
+            Where it can't be written; a file that was there before is unchanged.
+
+        Examples
+        --------
+        >>> import nbbn, os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "bn.npz")
+        ...     nbbn.BatchNorm(3, axis=-1).save(path)
+        ...     nbbn.BatchNorm.load(path)
+        BatchNorm(3, axis=-1)
+        """
+        _storage.save(path, {**self._options(), "training": self.training}, self.state_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> BatchNorm:
+        """Return the layer that `save` wrote.
+
+        Nothing in the file is executed, and sizes are checked before memory is taken.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file's name.
+
+        Returns
+        -------
+        BatchNorm
+            A new layer, in the mode that it was saved in.
+
+        Raises
+        ------
+        OSError
+            Where the file can't be read.
+        ValueError
+            Where it is not such a file.
+
+        Examples
+        --------
+        See `save`.
+
+        >>> import nbbn, os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "bn.npz")
+        ...     nbbn.BatchNorm(2).eval().save(path)
+        ...     nbbn.BatchNorm.load(path).training
+        False
+        """
+        with _storage.opened(path) as file:
+            options = file.options()
+            training = options.pop("training", None)
+            try:
+                layer = cls(**options)
+                layer.train(training)  # type: ignore[arg-type]
+                layer.load_state_dict(file.state(layer._arrays()))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"path: expected a file written by save, got {path!s}: {error}") from error
+        return layer
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "options": self._options(),
+            "state": self.state_dict(),
+            "training": self.training,
+            "results": {name: getattr(self, name) for name in _RESULTS},
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["options"])  # type: ignore[misc]
+        self.load_state_dict(state["state"])
+        self.training = state["training"]
+        for name, value in state["results"].items():
+            setattr(self, name, None if value is None else np.array(value))
+
+    def __repr__(self) -> str:
+        shown = [str(self._num_features)]
+        for name, value in self._options().items():
+            if name != "num_features" and value != _DEFAULTS[name]:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+_RESULTS = ("batch_mean", "batch_var", "batch_inv_std", "grad_gamma", "grad_beta")
+_DEFAULTS = BatchNorm(1)._options()
+
+
+def _samples(x: Array) -> bytes:
+    """Return some of the values of ``x``, to notice later whether it was overwritten."""
+    step = max(1, x.size // _SAMPLES | 1)  # odd: does not stay in one column
+    return bytes(x.flat[::step].tobytes())
+
+
+def _overlap(x: Array, out: Array | None) -> bool:
+    return out is not None and (out is x or bool(np.may_share_memory(x, out)))

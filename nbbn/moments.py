@@ -1,0 +1,417 @@
+"""Moments of data: count, mean and m2 per channel, and their exact merging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn import _checks
+from nbbn._steps import moments_step
+
+Vector = NDArray[np.float64]
+
+
+class Moments:
+    r"""Count, mean and sum of squared deviations per channel: an immutable value.
+
+    Two values merge to the moments of both data sets together (Chan, Golub and LeVeque 1983):
+    with :math:`\delta = \bar x_b - \bar x_a` and :math:`n = n_a + n_b`,
+
+    .. math:: \bar x = \bar x_a + \delta\, n_b / n, \qquad
+              M_2 = M_{2,a} + M_{2,b} + \delta^2 n_a n_b / n .
+
+    Mean and m2 are carried with about twice float64's digits inside, so merging in any order and
+    grouping agrees with the whole to a few units in the last place.
+
+    Parameters
+    ----------
+    count : float
+        Number of values per channel (or the sum of their weights), finite and >= 0.
+    mean : array_like, shape (C,)
+        Mean per channel.
+    m2 : array_like, shape (C,)
+        Sum of squared deviations from the mean, per channel.
+
+    Attributes
+    ----------
+    count : float
+        Number of values per channel.
+    mean, m2 : ndarray of float64, shape (C,)
+        Read-only.
+
+    Raises
+    ------
+    TypeError
+        Where an argument is not numeric.
+    ValueError
+        Where ``count`` is negative or not finite, or the shapes are not (C,).
+
+    References
+    ----------
+    T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance: analysis
+    and recommendations", The American Statistician 37 (1983) 242-247.
+
+    Examples
+    --------
+    >>> import numpy as np, nbbn
+    >>> a = nbbn.batch_moments(np.array([[2.0], [0.0]]))
+    >>> b = nbbn.batch_moments(np.array([[2.0], [4.0]]))
+    >>> both = a + b
+    >>> both.count, both.mean, both.var()
+    (4.0, array([2.]), array([2.]))
+    """
+
+    __slots__ = ("_m2_low", "_mean_low", "count", "m2", "mean")
+
+    count: float
+    mean: Vector
+    m2: Vector
+    _mean_low: Vector
+    _m2_low: Vector
+
+    def __init__(self, count: float, mean: Any, m2: Any) -> None:
+        number = _checks.real("count", count, 0.0)
+        means = _vector("mean", mean)
+        squares = _vector("m2", m2)
+        if means.shape != squares.shape:
+            raise ValueError(
+                f"m2: expected shape {means.shape}, that of mean, got {squares.shape}"
+            )
+        self._set(number, means, np.zeros_like(means), squares, np.zeros_like(means))
+
+    def _set(
+        self, count: float, mean: Vector, mean_low: Vector, m2: Vector, m2_low: Vector
+    ) -> None:
+        for vector in (mean, mean_low, m2, m2_low):
+            vector.flags.writeable = False
+        for name, value in zip(
+            ("count", "mean", "_mean_low", "m2", "_m2_low"),
+            (count, mean, mean_low, m2, m2_low),
+            strict=True,
+        ):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def _restore(
+        cls, count: float, mean: Vector, mean_low: Vector, m2: Vector, m2_low: Vector
+    ) -> Moments:
+        value = object.__new__(cls)
+        value._set(count, mean, mean_low, m2, m2_low)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name}: Moments are immutable; update and merge return new ones")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name}: Moments are immutable")
+
+    def __reduce__(self) -> Any:
+        return Moments._restore, (self.count, self.mean, self._mean_low, self.m2, self._m2_low)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Moments):
+            return NotImplemented
+        return self.count == other.count and all(
+            np.array_equal(getattr(self, name), getattr(other, name), equal_nan=True)
+            for name in ("mean", "_mean_low", "m2", "_m2_low")
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Moments(count={self.count:g}, mean={self.mean!r}, m2={self.m2!r})"
+
+    @classmethod
+    def empty(cls, num_features: int) -> Moments:
+        """Return the moments of no data: merging them changes nothing.
+
+        Parameters
+        ----------
+        num_features : int
+            Number of channels, at least 1.
+
+        Returns
+        -------
+        Moments
+            With count 0, and mean and m2 of zeros.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where ``num_features`` is not an integer >= 1.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.Moments.empty(2)
+        Moments(count=0, mean=array([0., 0.]), m2=array([0., 0.]))
+        """
+        channels = _checks.positive_integer("num_features", num_features)
+        return cls(0.0, np.zeros(channels), np.zeros(channels))
+
+    @classmethod
+    def from_batches(cls, batches: Iterable[Any], axis: int = 1) -> Moments:
+        """Return the moments of several batches together.
+
+        Parameters
+        ----------
+        batches : iterable of array_like
+            At least one; of any sizes, with the same number of channels.
+        axis : int, default 1
+            The channel axis of each.
+
+        Returns
+        -------
+        Moments
+            Those of all the values.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `batch_moments`; ``ValueError`` also where there is no batch, or where the numbers
+            of channels differ.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> nbbn.Moments.from_batches([np.array([[2.0], [0.0]]), np.array([[2.0], [4.0]])]).mean
+        array([2.])
+        """
+        found: Moments | None = None
+        for batch in batches:
+            moments = batch_moments(batch, axis=axis)
+            found = moments if found is None else found.merge(moments)
+        if found is None:
+            raise ValueError("batches: expected at least one batch, got none")
+        return found
+
+    def update(self, x: Any, axis: int = 1) -> Moments:
+        """Return the moments of the data so far and ``x`` together; a new value.
+
+        Parameters
+        ----------
+        x : array_like
+            As in `batch_moments`.
+        axis : int, default 1
+            The channel axis of ``x``.
+
+        Returns
+        -------
+        Moments
+            The merged moments.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `batch_moments`; ``ValueError`` also where the number of channels differs.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> nbbn.Moments.empty(1).update(np.array([[2.0], [4.0]])).mean
+        array([3.])
+        """
+        return self.merge(batch_moments(x, axis=axis))
+
+    def merge(self, other: Moments) -> Moments:
+        """Return the moments of both data sets together; ``a + b`` is the same.
+
+        Parameters
+        ----------
+        other : Moments
+            With the same number of channels.
+
+        Returns
+        -------
+        Moments
+            A new value.
+
+        Raises
+        ------
+        TypeError
+            Where ``other`` is not `Moments`.
+        ValueError
+            Where the numbers of channels differ.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> a = nbbn.Moments(1, [2.0], [0.0])
+        >>> a.merge(nbbn.Moments(1, [4.0], [0.0]))
+        Moments(count=2, mean=array([3.]), m2=array([2.]))
+        """
+        if not isinstance(other, Moments):
+            raise TypeError(f"other: expected Moments, got {type(other).__name__}")
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(
+                f"other: expected {self.mean.size} channels, got {other.mean.size}"
+            )
+        if not other.count:
+            return self
+        if not self.count:
+            return other
+        with np.errstate(invalid="ignore", over="ignore"):
+            return self._merged(other)
+
+    def _merged(self, other: Moments) -> Moments:
+        count = self.count + other.count
+        share = other.count / count
+        difference, error = _two_sum(other.mean, -self.mean)
+        delta = difference + (error + (other._mean_low - self._mean_low))
+        mean, mean_low = _add_to_pair(self.mean, self._mean_low, delta * share)
+        # Between infinities there is no difference, but there is a mean.
+        mean = np.where(np.isfinite(delta), mean, self.mean + other.mean)
+        m2, m2_low = _add_to_pair(self.m2, self._m2_low + other._m2_low, other.m2)
+        m2, m2_low = _add_to_pair(m2, m2_low, delta * delta * (self.count * share))
+        return Moments._restore(count, mean, mean_low, m2, m2_low)
+
+    def __add__(self, other: object) -> Moments:
+        if not isinstance(other, Moments):
+            return NotImplemented
+        return self.merge(other)
+
+    def var(self, correction: float = 0) -> Vector:
+        """Return the variance per channel, ``m2 / (count - correction)``.
+
+        Parameters
+        ----------
+        correction : float, default 0
+            Degrees of freedom taken off: 0 for a population, 1 for the unbiased estimate.
+
+        Returns
+        -------
+        ndarray of float64, shape (C,)
+            A new array.
+
+        Raises
+        ------
+        TypeError
+            Where ``correction`` is not a number.
+        ValueError
+            Where it is negative, or not less than ``count``.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.Moments(4, [2.0], [8.0]).var(correction=1)
+        array([2.66666667])
+        """
+        taken = _checks.real("correction", correction, 0.0)
+        if taken >= self.count:
+            raise ValueError(
+                f"correction: expected less than the count, {self.count:g}, got {taken:g}"
+            )
+        found: Vector = self.m2 / (self.count - taken)
+        return found
+
+    def std(self, correction: float = 0) -> Vector:
+        """Return the standard deviation per channel, the square root of `var`.
+
+        Parameters
+        ----------
+        correction : float, default 0
+            As in `var`.
+
+        Returns
+        -------
+        ndarray of float64, shape (C,)
+            A new array.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `var`.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.Moments(4, [2.0], [16.0]).std()
+        array([2.])
+        """
+        found: Vector = np.sqrt(self.var(correction))
+        return found
+
+
+def _vector(name: str, value: Any) -> Vector:
+    try:
+        vector = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected numbers of shape (C,), got {value!r}") from error
+    if vector.ndim != 1 or vector.size == 0:
+        raise ValueError(f"{name}: expected shape (C,), C >= 1, got {vector.shape}")
+    return vector
+
+
+def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    """Return ``a + b`` rounded and the rounding error (Knuth, TAOCP 2, 4.2.2)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _add_to_pair(high: Vector, low: Vector, value: Vector) -> tuple[Vector, Vector]:
+    """Return ``high + low + value`` as a normalized pair."""
+    total, error = _two_sum(high, value)
+    total, error = _two_sum(total, error + low)
+    return total, np.where(np.isfinite(error), error, 0.0)
+
+
+def batch_moments(x: Any, *, axis: int = 1) -> Moments:
+    r"""Return count, mean and m2 of each channel of ``x``, in one pass over its memory.
+
+    .. math:: \bar x_c = \frac1n \sum_i x_{ic}, \qquad M_{2,c} = \sum_i (x_{ic} - \bar x_c)^2
+
+    Parameters
+    ----------
+    x : array_like of float32 or float64
+        Of any number of dimensions from 1 up and any memory layout.
+    axis : int, default 1
+        The channel axis; statistics are taken over all the others. May be negative.
+
+    Returns
+    -------
+    Moments
+        float64, whatever the dtype of ``x``: as accurate as sums in float64 about a value of the
+        data, blocked and merged. An empty ``x`` gives count 0.
+
+    Raises
+    ------
+    TypeError
+        For any other dtype, and for masked arrays.
+    ValueError
+        Where ``axis`` is out of range, or there are no channels.
+
+    See Also
+    --------
+    Moments : merging, variance.
+
+    Notes
+    -----
+    The same bits for every number of threads. NaN and Inf follow IEEE arithmetic and stay in their
+    channel.
+
+    References
+    ----------
+    B. P. Welford, "Note on a method for calculating corrected sums of squares and products",
+    Technometrics 4 (1962) 419-420; Chan, Golub, LeVeque (1983), see `Moments`.
+
+    Examples
+    --------
+    >>> import numpy as np, nbbn
+    >>> x = np.array([[2.0, 10.0], [0.0, 10.0], [2.0, 10.0], [4.0, 10.0]])
+    >>> nbbn.batch_moments(x)
+    Moments(count=4, mean=array([ 2., 10.]), m2=array([8., 0.]))
+    """
+    values = _checks.array("x", x)
+    index = _checks.axis(axis, values.ndim)
+    if values.size == 0:
+        if values.shape[index] == 0:
+            raise ValueError(f"x: expected at least one channel, got shape {values.shape}")
+        return Moments.empty(values.shape[index])
+    found = moments_step(values, index)
+    return Moments._restore(
+        float(found.count), found.mean, found.mean_low, found.m2, np.zeros_like(found.m2)
+    )
