@@ -21,7 +21,9 @@ def array(name: str, value: Any) -> Array:
     if type(value) is not np.ndarray:
         value = _as_ndarray(name, value)
     if value.dtype != _FLOAT32 and value.dtype != _FLOAT64:
-        raise TypeError(f"{name}: expected dtype {_ACCEPTED}, got {value.dtype.name}{_order(value)}")
+        raise TypeError(
+            f"{name}: expected dtype {_ACCEPTED}, got {value.dtype.name}{_order(value)}"
+        )
     found: Array = value
     return found
 
@@ -59,16 +61,16 @@ def axis(value: Any, ndim: int) -> int:
 def channels(x: Array, index: int, expected: int) -> None:
     """Check the size of the channel axis."""
     if x.shape[index] != expected:
-        raise ValueError(
-            f"x: expected {expected} channels along axis {index}, got shape {x.shape}"
-        )
+        raise ValueError(f"x: expected {expected} channels along axis {index}, got shape {x.shape}")
 
 
 def per_channel(name: str, value: Any, count: int) -> Array:
     """Return ``value`` as an array of shape ``(count,)`` to read from."""
     found = array(name, value)
     if found.shape != (count,):
-        raise ValueError(f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}")
+        raise ValueError(
+            f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}"
+        )
     if not (found.flags.c_contiguous and found.flags.aligned):
         found = found.copy()
     return found
@@ -84,9 +86,13 @@ def running(name: str, value: Any, count: int) -> Array | None:
         )
     found = array(name, value)
     if found.shape != (count,):
-        raise ValueError(f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}")
+        raise ValueError(
+            f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}"
+        )
     if not found.flags.writeable:
-        raise ValueError(f"{name}: expected a writable array to update in place, got a read-only one")
+        raise ValueError(
+            f"{name}: expected a writable array to update in place, got a read-only one"
+        )
     return found
 
 
@@ -163,7 +169,7 @@ def positive_integer(name: str, value: Any) -> int:
 def parameter_dtype(name: str, value: Any) -> np.dtype[Any]:
     """Return float32 or float64."""
     try:
-        dtype = np.dtype(value)
+        dtype: np.dtype[Any] = np.dtype(value)
     except TypeError as error:
         raise TypeError(f"{name}: expected {_ACCEPTED}, got {value!r}") from error
     if dtype not in (_FLOAT32, _FLOAT64):

@@ -59,13 +59,10 @@ class Gradient:
 def _run(kernel: Kernel, like: Array, params: Any, *arguments: Any) -> None:
     """Run the twin of ``kernel`` that suits the size of ``like`` and the state of the process."""
     dtype = like.dtype.type
-
-    def in_parallel() -> None:
-        kernel.variant(dtype, params, True)(*arguments)
-
-    if like.size >= PARALLEL_FROM and _threads.run_parallel(in_parallel):
-        return
-    kernel.variant(dtype, params, False)(*arguments)
+    if like.size < PARALLEL_FROM or not _threads.run_parallel(
+        lambda: kernel.variant(dtype, params, True)(*arguments)
+    ):
+        kernel.variant(dtype, params, False)(*arguments)
 
 
 def _few_channels(layout: Layout) -> str | None:
@@ -314,11 +311,18 @@ def _gradient_sums(
             layout.repeats,
             layout.tail,
             *layout.strides[0],
-            np.tile(np.repeat(mean, layout.inner), layout.repeats),
+            _per_column(mean, layout),
             sums,
             products,
         )
     return sums, products
+
+
+def _per_column(values: Array, layout: Layout) -> Array:
+    """Return a value a column from a value a channel."""
+    if layout.width == values.size:
+        return values
+    return np.tile(np.repeat(values, layout.inner), layout.repeats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +378,27 @@ def collect_moments(x: Array, layout: Layout) -> Statistics:
     return found
 
 
+def summarize(
+    found: Statistics, freedom: float, eps: float
+) -> tuple[Vector64, Vector64, Vector64, Vector64]:
+    """Return mean, what its rounding leaves, ``m2 / freedom`` and ``inv_std``."""
+    mean, low, var, inv_std = summary = tuple(np.empty((4, found.m2.size)))
+    per_channel.summarize_batch.variant(np.float64, None, False)(
+        found.reference, found.deviation, found.m2, freedom, eps, *summary
+    )
+    return mean, low, var, inv_std
+
+
+def move_average(running: Array, batch: Vector64, divisor: float, momentum: float) -> None:
+    """Update ``running`` in place; see the kernel."""
+    direct = running.flags.c_contiguous and running.flags.aligned
+    target = running if direct else running.copy()
+    update = per_channel.move_average.variant(np.float64, running.dtype.type, False)
+    update(target, batch, divisor, momentum)
+    if not direct:
+        running[...] = target
+
+
 def form_from_statistics(
     layout: Layout, dtype: Any, statistics: tuple[Array, Array, Array, Array], eps: float
 ) -> tuple[Array, ...]:
@@ -420,13 +445,10 @@ def backward(
     return sums
 
 
-def _normalize_gradient(
-    grad_y: Array, grad_x: Array, layout: Layout, gradient: Gradient
-) -> None:
+def _normalize_gradient(grad_y: Array, grad_x: Array, layout: Layout, gradient: Gradient) -> None:
     """Write ``grad_x = grad_y * gamma * inv_std``: with given statistics, the step is affine."""
     scale = (gradient.gamma * gradient.inv_std).astype(grad_y.dtype)
-    if not layout.channels_first:
-        scale = np.tile(np.repeat(scale, layout.inner), layout.repeats)
+    scale = _per_column(scale, layout)
     zeros = np.zeros_like(scale)
     without_x = replace(layout, strides=layout.strides[1:])
     _choose("normalize", layout).run(grad_y, grad_x, without_x, (zeros, scale, zeros))

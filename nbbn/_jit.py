@@ -5,8 +5,8 @@ a function with ``prange`` loops. Nothing is compiled before it is needed: a ker
 dtype is compiled, or loaded from the disk cache, when it is first asked for.
 
 The signature of a kernel is read off its annotations: ``In``, ``Out`` (arrays of the dtype of
-``x``), ``Params`` (arrays of the dtype of the parameters), ``In64``, ``Out64`` (float64 arrays),
-``Int``, ``Float``, ``Bool``. Inputs are declared read-only, so that one compiled variant serves
+``x``), ``Params``, ``OutParams`` (of the dtype of the parameters), ``In64``, ``Out64`` (float64),
+``Int``, ``Float``. Inputs are declared read-only, so that one compiled variant serves
 writable and read-only arrays.
 """
 
@@ -32,13 +32,13 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 In = Annotated[NDArray[Any], "x", "read-only"]
 Out = Annotated[NDArray[Any], "x", "writable"]
 Params = Annotated[NDArray[Any], "params", "read-only"]
+OutParams = Annotated[NDArray[Any], "params", "writable"]
 In64 = Annotated[NDArray[np.float64], "float64", "read-only"]
 Out64 = Annotated[NDArray[np.float64], "float64", "writable"]
 Int = int
 Float = float
-Bool = bool
 
-_SCALARS = {int: types.intp, float: types.float64, bool: types.boolean}
+_SCALARS = {int: types.intp, float: types.float64}
 
 
 def versions() -> dict[str, str]:

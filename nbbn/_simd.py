@@ -28,6 +28,11 @@ _SUFFIX = {types.float32: "f32", types.float64: "f64"}
 _INT32 = ir.IntType(32)
 
 
+def _intrinsic(function: Any) -> Any:
+    """Numba's ``intrinsic``, seen by a type checker as a plain function of its later arguments."""
+    return intrinsic(function)
+
+
 def cpu_name() -> str:
     """Return the processor that kernels are compiled for, by LLVM's name."""
     return str(config.CPU_NAME or llvm.get_host_cpu_name())
@@ -70,10 +75,14 @@ class _Arithmetic(ConcreteTemplate):  # type: ignore[misc]
 def _register_operator(function: Any, instruction: str) -> None:
     infer_global(function)(type(f"_{instruction}", (_Arithmetic,), {"key": function}))
     for vector in (FLOAT32X16, FLOAT64X16):
+        lower_builtin(function, vector, vector)(_lowering(instruction))
 
-        @lower_builtin(function, vector, vector)
-        def _lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return getattr(builder, instruction)(*args)
+
+def _lowering(instruction: str) -> Any:
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return getattr(builder, instruction)(*args)
+
+    return lower
 
 
 _register_operator(operator.add, "fadd")
@@ -114,7 +123,7 @@ def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
     """Sixteen values of ``array`` from ``index`` on."""
 
@@ -125,7 +134,7 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
     return _VECTOR[array.dtype](array, types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def load_first(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
     """The first ``count`` (at most sixteen) values from ``index`` on, zeros behind them."""
 
@@ -134,16 +143,14 @@ def load_first(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
         mask = _first_lanes(builder, args[2])
         vector = _llvm_vector(array.dtype)
         name = f"llvm.masked.load.v{LANES}{_SUFFIX[array.dtype]}.p0"
-        function = _declare(
-            builder, name, vector, [pointer.type, _INT32, mask.type, vector]
-        )
+        function = _declare(builder, name, vector, [pointer.type, _INT32, mask.type, vector])
         zeros = ir.Constant(vector, [0.0] * LANES)
         return builder.call(function, [pointer, _INT32(_itemsize(array.dtype)), mask, zeros])
 
     return _VECTOR[array.dtype](array, types.intp, types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     """Write the sixteen lanes of ``value`` to ``array`` from ``index`` on."""
 
@@ -155,7 +162,7 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.intp, _VECTOR[array.dtype]), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def store_first(typingctx: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
     """Write the first ``count`` (at most sixteen) lanes of ``value``; touch nothing behind them."""
 
@@ -172,7 +179,7 @@ def store_first(typingctx: Any, array: Any, index: Any, count: Any, value: Any) 
     return types.void(array, types.intp, types.intp, _VECTOR[array.dtype]), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def splat(typingctx: Any, scalar: Any) -> Any:
     """A vector with ``scalar`` in every lane."""
 
@@ -182,7 +189,7 @@ def splat(typingctx: Any, scalar: Any) -> Any:
     return _VECTOR[scalar](scalar), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def widen(typingctx: Any, vector: Any) -> Any:
     """The lanes as float64 (exact)."""
 
@@ -194,7 +201,7 @@ def widen(typingctx: Any, vector: Any) -> Any:
     return FLOAT64X16(vector), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` with one rounding, of scalars or of vectors."""
 
@@ -209,7 +216,7 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     return a(a, a, a), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def keep_first(typingctx: Any, vector: Any, count: Any) -> Any:
     """The first ``count`` lanes, zeros behind them."""
 
@@ -220,7 +227,7 @@ def keep_first(typingctx: Any, vector: Any, count: Any) -> Any:
     return vector(vector, types.intp), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def where_finite(typingctx: Any, test: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes where ``test`` is finite, ``b`` in the others."""
 
@@ -233,7 +240,7 @@ def where_finite(typingctx: Any, test: Any, a: Any, b: Any) -> Any:
     return a(test, a, a), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def any_greater(typingctx: Any, a: Any, b: Any) -> Any:
     """Whether ``a > b`` in any lane (false where either is NaN)."""
 
@@ -245,7 +252,7 @@ def any_greater(typingctx: Any, a: Any, b: Any) -> Any:
     return types.boolean(a, a), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def total(typingctx: Any, vector: Any) -> Any:
     """The sum of the lanes, halves first: a fixed order."""
 
@@ -263,7 +270,7 @@ def total(typingctx: Any, vector: Any) -> Any:
 
 
 if config.DISABLE_JIT:
-    from nbbn._simd_python import (  # type: ignore[assignment]  # noqa: F401
+    from nbbn._simd_python import (  # noqa: F401
         any_greater,
         fma,
         keep_first,

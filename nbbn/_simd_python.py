@@ -65,7 +65,11 @@ def _rounded(exact: Fraction, dtype: Any) -> Any:
     if dtype is np.float64 or not np.isfinite(nearest):
         return nearest
     # float() rounded once and dtype() again: look whether a neighbour is nearer, or even in a tie.
-    candidates = [nearest, np.nextafter(nearest, dtype(np.inf)), np.nextafter(nearest, -dtype(np.inf))]
+    candidates = [
+        nearest,
+        np.nextafter(nearest, dtype(np.inf)),
+        np.nextafter(nearest, -dtype(np.inf)),
+    ]
     finite = [value for value in candidates if np.isfinite(value)]
     return min(finite, key=lambda v: (abs(Fraction(float(v)) - exact), int(v.view(np.uint32)) & 1))
 

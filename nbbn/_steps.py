@@ -25,12 +25,17 @@ _layouts: dict[Any, Layout | None] = {}
 
 @dataclass(frozen=True, slots=True)
 class BatchStatistics:
-    """Statistics of one batch, per channel, float64; the mean is ``mean + mean_low``."""
+    """Statistics of one batch, per channel, float64; the mean is ``mean + mean_low``.
+
+    ``var`` is ``m2 / (count - correction)`` with the correction of the step that made them.
+    """
 
     count: int
     mean: Vector64
     mean_low: Vector64
     m2: Vector64
+    var: Vector64
+    inv_std: Vector64
 
 
 def _layout(index: int, *arrays: Array) -> Layout | None:
@@ -71,13 +76,24 @@ def _readable(x: Array, index: int) -> Array:
     return x if _layout(index, x) is not None else x.copy(order="K")
 
 
-def _writable(out: Array | None, index: int, *inputs: Array) -> Array:
-    """Return ``out`` if the kernels can write to it beside ``inputs``, else a new array."""
-    if out is not None and _layout(index, *inputs, out) is not None:
-        apart = all(_same_view(out, a) or not np.may_share_memory(out, a) for a in inputs)
-        if apart:
-            return out
-    return np.empty_like(inputs[0])
+def _apart(out: Array, a: Array) -> bool:
+    """Whether writing to ``out`` leaves ``a`` readable: no overlap, or value over value."""
+    return out is a or not np.may_share_memory(out, a) or _same_view(out, a)
+
+
+def _views(x: Array, index: int, out: Array | None) -> tuple[Array, Array, Layout]:
+    """Return what to read for ``x``, what to write to (``out`` if possible), and their layout."""
+    if out is not None:
+        layout = _layout(index, x, out)
+        if layout is not None and _apart(out, x):
+            return x, out, layout
+    source = _readable(x, index)
+    if source is not x and out is not None:
+        layout = _layout(index, source, out)
+        if layout is not None:
+            return source, out, layout
+    target = np.empty_like(source)
+    return source, target, _certain(index, source, target)
 
 
 def _result(target: Array, out: Array | None) -> Array:
@@ -116,14 +132,29 @@ def moments_step(x: Array, index: int) -> BatchStatistics:
     source = _readable(x, index)
     layout = _certain(index, source)
     found = _dispatch.collect_moments(flat(source), layout)
-    return _batch_statistics(layout, found)
+    return _batch_statistics(layout, found, 0.0, 0.0)
 
 
-def _batch_statistics(layout: Layout, found: _dispatch.Statistics) -> BatchStatistics:
-    mean = found.reference + found.deviation
-    with np.errstate(invalid="ignore"):  # an infinite mean has no low part
-        low = (found.reference - mean) + found.deviation
-    return BatchStatistics(layout.count, mean, np.where(np.isfinite(low), low, 0.0), found.m2)
+def _batch_statistics(
+    layout: Layout, found: _dispatch.Statistics, correction: float, eps: float
+) -> BatchStatistics:
+    mean, low, var, inv_std = _dispatch.summarize(found, layout.count - correction, eps)
+    return BatchStatistics(layout.count, mean, low, found.m2, var, inv_std)
+
+
+def update_running(
+    running_mean: Array | None,
+    running_var: Array | None,
+    batch: BatchStatistics,
+    momentum: float,
+    running_correction: float,
+) -> None:
+    """Apply ``running = (1 - momentum) * running + momentum * batch`` in place."""
+    if running_mean is not None:
+        _dispatch.move_average(running_mean, batch.mean, 1.0, momentum)
+    if running_var is not None:
+        divisor = batch.count - running_correction
+        _dispatch.move_average(running_var, batch.m2, divisor, momentum)
 
 
 def inference_step(
@@ -141,9 +172,7 @@ def inference_step(
         return np.empty_like(x) if out is None else out
     mean, var, gamma, beta = _common(mean, var, gamma, beta)
     gamma, beta = _gamma_beta(gamma, beta, mean.size, mean.dtype.type)
-    source = _readable(x, index)
-    target = _writable(out, index, source)
-    layout = _certain(index, source, target)
+    source, target, layout = _views(x, index, out)
     form = _dispatch.form_from_statistics(layout, x.dtype, (mean, var, gamma, beta), eps)
     _dispatch.normalize(source, target, layout, form)
     return _result(target, out)
@@ -165,11 +194,10 @@ def training_step(
     gamma, beta = _gamma_beta(
         gamma, beta, channels, np.float32 if present is None else present.dtype.type
     )
-    source = _readable(x, index)
-    target = _writable(out, index, source)
-    layout = _certain(index, source, target)
+    source, target, layout = _views(x, index, out)
     affine = Affine(gamma, beta, eps, layout.count - correction)
-    statistics = _batch_statistics(layout, _dispatch.train(source, target, layout, affine))
+    found = _dispatch.train(source, target, layout, affine)
+    statistics = _batch_statistics(layout, found, correction, eps)
     return _result(target, out), statistics
 
 
@@ -197,8 +225,13 @@ def backward_step(
         grad[...] = grad_y
     else:
         grad = grad_y
-    target = _writable(out, index, source, grad)
-    layout = _certain(index, source, grad, target)
+    target = out
+    if target is None or not (_apart(target, source) and _apart(target, grad)):
+        target = np.empty_like(source)
+    layout = _layout(index, source, grad, target)
+    if layout is None:
+        target = np.empty_like(source)
+        layout = _certain(index, source, grad, target)
     gradient = Gradient(mean, inv_std, scale, layout.count - correction, training)
     sums, products = _dispatch.backward(grad, source, target, layout, gradient)
     return _result(target, out), products * inv_std, sums

@@ -8,6 +8,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,33 +64,33 @@ def save(path: str | os.PathLike[str], options: dict[str, Any], state: dict[str,
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Open a file beside ``path`` for writing and rename it to ``path`` once it is on the disk."""
-    target = os.path.realpath(os.fspath(path))  # a link stays a link
-    folder = os.path.dirname(target)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".nbbn-", suffix=".tmp")
+    target = Path(path).resolve()  # a link stays a link
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".nbbn-", suffix=".tmp")
+    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, _mode_of(target))
-        os.replace(temporary, target)
+        temporary.chmod(_mode_of(target))
+        temporary.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
-    _sync_folder(folder)
+    _sync_folder(target.parent)
 
 
-def _mode_of(target: str) -> int:
+def _mode_of(target: Path) -> int:
     """Return the permissions of the file to replace, or those of a new file."""
     with contextlib.suppress(OSError):
-        return os.stat(target).st_mode & 0o777
+        return target.stat().st_mode & 0o777
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
 
 
-def _sync_folder(folder: str) -> None:
+def _sync_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):  # not every file system can
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -159,9 +160,9 @@ class StateFile:
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[StateFile]:
     """Open a file that `save` wrote; whatever is wrong with its contents is a ValueError."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 yield StateFile(archive)
         except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(f"path: expected a file written by save, got {path!s}: {error}") from error
+            raise ValueError(f"path: expected what save writes, got {path!s}: {error}") from error

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _checks
-from nbbn._steps import BatchStatistics, backward_step, inference_step, training_step
+from nbbn._steps import backward_step, inference_step, training_step, update_running
 
 Array = NDArray[Any]
 
@@ -211,31 +211,6 @@ def batch_norm(
     y, statistics = training_step(values, index, gammas, betas, epsilon, taken, target)
     update_running(means, variances, statistics, weight, running_taken)
     return y
-
-
-def update_running(
-    running_mean: Array | None,
-    running_var: Array | None,
-    statistics: BatchStatistics,
-    momentum: float,
-    running_correction: float,
-) -> None:
-    """Apply ``running = (1 - momentum) * running + momentum * batch`` in place.
-
-    Computed in float64 and rounded once; both results are there before either array is written.
-    """
-    new: list[tuple[Array, Array]] = []
-    with np.errstate(all="ignore"):
-        for running, batch in (
-            (running_mean, statistics.mean),
-            (running_var, statistics.m2 / (statistics.count - running_correction)),
-        ):
-            if running is not None:
-                old = running.astype(np.float64)
-                mixed = (1.0 - momentum) * old + momentum * batch
-                new.append((running, mixed.astype(running.dtype)))
-    for running, value in new:
-        running[...] = value
 
 
 def batch_norm_backward(

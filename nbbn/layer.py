@@ -11,8 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _checks, _storage
-from nbbn._steps import BatchStatistics, backward_step, inference_step, training_step
-from nbbn.functional import update_running
+from nbbn._steps import (
+    BatchStatistics,
+    backward_step,
+    inference_step,
+    training_step,
+    update_running,
+)
 
 Array = NDArray[Any]
 
@@ -23,7 +28,7 @@ class _Forward(NamedTuple):
     """What backward needs of the last forward."""
 
     x: Array
-    index: int
+    channel_axis: int
     training: bool
     mean: Array
     inv_std: Array
@@ -315,17 +320,13 @@ class BatchNorm:
         _checks.enough_values(count, self._correction, self._running_correction)
         gamma = None if self._gamma is None else self._gamma.copy()
         samples = _samples(x)
-        y, statistics = training_step(
-            x, index, gamma, self._beta, self._eps, self._correction, out
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):  # eps may be 0, x not finite
-            var = statistics.m2 / (count - self._correction)
-            inv_std = 1.0 / np.sqrt(var + self._eps)
+        y, statistics = training_step(x, index, gamma, self._beta, self._eps, self._correction, out)
         self._last = _Forward(
-            x, index, True, statistics.mean, inv_std, gamma, samples, _overlap(x, out)
+            x, index, True, statistics.mean, statistics.inv_std, gamma, samples, _overlap(x, out)
         )
         with self._lock:
-            self.batch_mean, self.batch_var, self.batch_inv_std = statistics.mean, var, inv_std
+            self.batch_mean, self.batch_var = statistics.mean, statistics.var
+            self.batch_inv_std = statistics.inv_std
             if mode and self._running_mean is not None:
                 self._track(statistics)
         return y
@@ -396,7 +397,7 @@ class BatchNorm:
         grad_x, grad_gamma, grad_beta = backward_step(
             gradient,
             x,
-            last.index,
+            last.channel_axis,
             last.mean,
             inv_std,
             last.gamma,
@@ -624,10 +625,12 @@ class BatchNorm:
             training = options.pop("training", None)
             try:
                 layer = cls(**options)
-                layer.train(training)  # type: ignore[arg-type]
+                layer.train(training)
                 layer.load_state_dict(file.state(layer._arrays()))
             except (TypeError, ValueError) as error:
-                raise ValueError(f"path: expected a file written by save, got {path!s}: {error}") from error
+                raise ValueError(
+                    f"path: expected what save writes, got {path!s}: {error}"
+                ) from error
         return layer
 
     def __getstate__(self) -> dict[str, Any]:

@@ -77,9 +77,7 @@ class Moments:
         means = _vector("mean", mean)
         squares = _vector("m2", m2)
         if means.shape != squares.shape:
-            raise ValueError(
-                f"m2: expected shape {means.shape}, that of mean, got {squares.shape}"
-            )
+            raise ValueError(f"m2: expected shape {means.shape}, that of mean, got {squares.shape}")
         self._set(number, means, np.zeros_like(means), squares, np.zeros_like(means))
 
     def _set(
@@ -246,9 +244,7 @@ class Moments:
         if not isinstance(other, Moments):
             raise TypeError(f"other: expected Moments, got {type(other).__name__}")
         if self.mean.shape != other.mean.shape:
-            raise ValueError(
-                f"other: expected {self.mean.size} channels, got {other.mean.size}"
-            )
+            raise ValueError(f"other: expected {self.mean.size} channels, got {other.mean.size}")
         if not other.count:
             return self
         if not self.count:

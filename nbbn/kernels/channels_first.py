@@ -14,9 +14,19 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbbn._jit import Bool, Float, In, In64, Int, Out, Out64, Params, helper, kernel
-from nbbn._simd import LANES, fma, keep_first, load, load_first, splat, store, store_first, total
-from nbbn._simd import widen
+from nbbn._jit import Float, In, In64, Int, Out, Out64, Params, helper, kernel
+from nbbn._simd import (
+    LANES,
+    fma,
+    keep_first,
+    load,
+    load_first,
+    splat,
+    store,
+    store_first,
+    total,
+    widen,
+)
 from nbbn.kernels.epilogue import affine, inference_form, input_gradient, input_gradient_form
 from nbbn.kernels.welford import (
     PIECE,
@@ -96,9 +106,7 @@ def piece_moments(
 
 
 @helper
-def merge_pieces(
-    partial: Any, at: int, outer: int, inner: int
-) -> tuple[float, float, float]:
+def merge_pieces(partial: Any, at: int, outer: int, inner: int) -> tuple[float, float, float]:
     """Return reference, ``mean - reference`` and ``m2`` of a channel from those of its pieces."""
     reference, mean, m2 = partial[at, 0], partial[at, 1], partial[at, 2]
     _, rows, _, length = piece_of_channel(0, outer, inner)
@@ -144,6 +152,12 @@ def collect_moments_channels_first(
     for channel in range(channels):
         merged = merge_pieces(partial, channel * pieces, outer, inner)
         reference[channel], deviation[channel], m2[channel] = merged
+
+
+@helper
+def segments_and_rows(inner: int) -> tuple[int, int]:
+    """Return into how many segments a row is cut, and how many rows make a task of the others."""
+    return (inner + PIECE - 1) // PIECE, max(1, PIECE // inner)
 
 
 @helper
@@ -193,24 +207,28 @@ def normalize_channels_first(
 
     Reads x once, writes y once; y may be x. Parallel over the rows, long ones cut in segments.
     """
-    segments = (inner + PIECE - 1) // PIECE
-    for task in prange(outer * channels * segments):
-        row, segment = task // segments, task % segments
+    segments, depth = segments_and_rows(inner)
+    tasks = (outer * channels + depth - 1) // depth * segments
+    for task in prange(tasks):
+        row, first = task // segments * depth, task % segments * PIECE
         o, c = row // channels, row % channels
-        first = segment * PIECE
-        normalize_rows(
-            x,
-            o * outer_stride + c * channel_stride + first,
-            0,
-            y,
-            o * y_outer_stride + c * y_channel_stride + first,
-            0,
-            1,
-            min(PIECE, inner - first),
-            center[c],
-            scale[c],
-            shift[c],
-        )
+        for _ in range(min(depth, outer * channels - row)):
+            normalize_rows(
+                x,
+                o * outer_stride + c * channel_stride + first,
+                0,
+                y,
+                o * y_outer_stride + c * y_channel_stride + first,
+                0,
+                1,
+                min(PIECE, inner - first),
+                center[c],
+                scale[c],
+                shift[c],
+            )
+            c += 1
+            if c == channels:
+                o, c = o + 1, 0
 
 
 @kernel
@@ -416,29 +434,33 @@ def backward_input_channels_first(
 
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over rows.
     """
-    segments = (inner + PIECE - 1) // PIECE
-    for task in prange(outer * channels * segments):
-        row, segment = task // segments, task % segments
+    segments, depth = segments_and_rows(inner)
+    tasks = (outer * channels + depth - 1) // depth * segments
+    for task in prange(tasks):
+        row, first = task // segments * depth, task % segments * PIECE
         o, c = row // channels, row % channels
-        first = segment * PIECE
-        input_gradient_rows(
-            grad_y,
-            o * g_outer_stride + c * g_channel_stride + first,
-            0,
-            x,
-            o * outer_stride + c * channel_stride + first,
-            0,
-            grad_x,
-            o * out_outer_stride + c * out_channel_stride + first,
-            0,
-            1,
-            min(PIECE, inner - first),
-            grad_center[c],
-            scale[c],
-            center[c],
-            slope[c],
-            shift[c],
-        )
+        for _ in range(min(depth, outer * channels - row)):
+            input_gradient_rows(
+                grad_y,
+                o * g_outer_stride + c * g_channel_stride + first,
+                0,
+                x,
+                o * outer_stride + c * channel_stride + first,
+                0,
+                grad_x,
+                o * out_outer_stride + c * out_channel_stride + first,
+                0,
+                1,
+                min(PIECE, inner - first),
+                grad_center[c],
+                scale[c],
+                center[c],
+                slope[c],
+                shift[c],
+            )
+            c += 1
+            if c == channels:
+                o, c = o + 1, 0
 
 
 @kernel

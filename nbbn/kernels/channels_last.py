@@ -198,9 +198,7 @@ def collect_moments_channels_last(
         piece_of_columns(x, rows * row_stride, 1, row_stride, 0, tail, means, squares, at)
         merge_columns(means, squares, 0, at, float(rows), 1.0, tail)
     for channel in range(channels):
-        found = channel_of_columns(
-            x, means, squares, channel, channels, inner, width, rows, tail
-        )
+        found = channel_of_columns(x, means, squares, channel, channels, inner, width, rows, tail)
         reference[channel], deviation[channel], m2[channel] = found
 
 

@@ -6,10 +6,12 @@ that belongs to the channel (see channels_last; ``repeats == inner == 1`` gives 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from nbbn._jit import Float, In64, Int, Out, Params, helper, kernel
+from nbbn._jit import Float, In64, Int, Out, Out64, OutParams, Params, helper, kernel
 from nbbn.kernels.epilogue import inference_form, input_gradient_form
+from nbbn.kernels.welford import finite_or
 
 
 @helper
@@ -90,6 +92,33 @@ def form_from_moments(
         spread(center, repeats, reference.size, inner)
         spread(scale, repeats, reference.size, inner)
         spread(shift, repeats, reference.size, inner)
+
+
+@kernel
+def summarize_batch(
+    reference: In64,
+    deviation: In64,
+    m2: In64,
+    freedom: Float,
+    eps: Float,
+    mean: Out64,
+    mean_low: Out64,
+    var: Out64,
+    inv_std: Out64,
+) -> None:
+    """Write the mean as a float64 and what it leaves, ``var = m2 / freedom`` and ``inv_std``."""
+    for c in range(reference.size):
+        mean[c] = reference[c] + deviation[c]
+        mean_low[c] = finite_or((reference[c] - mean[c]) + deviation[c], 0.0)
+        var[c] = m2[c] / freedom
+        inv_std[c] = 1.0 / math.sqrt(var[c] + eps)
+
+
+@kernel
+def move_average(running: OutParams, batch: In64, divisor: Float, momentum: Float) -> None:
+    """Update ``running = (1 - momentum) * running + momentum * batch / divisor``."""
+    for c in range(running.size):
+        running[c] = (1.0 - momentum) * float(running[c]) + momentum * (batch[c] / divisor)
 
 
 @kernel

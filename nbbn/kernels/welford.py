@@ -43,7 +43,8 @@ def is_ill_conditioned(n: float, deviation: float, m2: float) -> bool:
 @inlined
 def any_ill_conditioned(n: float, deviation: Any, m2: Any) -> bool:
     """`is_ill_conditioned` for any lane of two vectors."""
-    return any_greater(splat(n) * deviation * deviation, splat(_MAX_CONDITION - 1.0) * m2)
+    greater: bool = any_greater(splat(n) * deviation * deviation, splat(_MAX_CONDITION - 1.0) * m2)
+    return greater
 
 
 @helper
