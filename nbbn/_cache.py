@@ -2,7 +2,7 @@
 
 numba's own cache keys a function by its own source file and its signature. That misses the helpers
 in other modules, the compiler options and the processes that race for one index file. Here the
-name of a file is a hash of all of the package's sources, the options, the signature, the processor
+name of a file is a hash of all of the kernels' sources, the options, the signature, the processor
 and the versions; a file is written whole and then renamed; whatever is wrong with a file, or with
 the folder, is a miss and never an error.
 """
@@ -32,10 +32,14 @@ _SUFFIX = ".nbbn"
 
 
 def _digest_of_sources() -> str:
-    """Return the SHA-256 of all Python sources of the package."""
+    """Return the SHA-256 of all sources that compiled code depends on.
+
+    Those are the kernels and what they may import; import-linter holds them to it.
+    """
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
+    compiler = [package / f"{name}.py" for name in ("_cache", "_jit", "_simd")]
+    for path in [*compiler, *sorted((package / "kernels").rglob("*.py"))]:
         digest.update(path.relative_to(package).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

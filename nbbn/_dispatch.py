@@ -66,8 +66,9 @@ def _run(kernel: Kernel, like: Array, params: Any, *arguments: Any) -> None:
 
 
 def _few_channels(layout: Layout) -> str | None:
-    if not layout.channels_first:
-        return "channels are not in runs of their own"
+    declined = _not_channels_first(layout)
+    if declined is not None:
+        return declined
     threads = _threads.get_num_threads()
     if threads > 1 and layout.channels < 2 * threads:
         return f"{layout.channels} channels do not occupy {threads} threads"
@@ -76,6 +77,10 @@ def _few_channels(layout: Layout) -> str | None:
 
 def _not_channels_first(layout: Layout) -> str | None:
     return None if layout.channels_first else "channels are not in runs of their own"
+
+
+def _not_channels_last(layout: Layout) -> str | None:
+    return "channels are in runs of their own" if layout.channels_first else None
 
 
 def _never(layout: Layout) -> str | None:
@@ -337,11 +342,11 @@ class Entry:
 TABLE: dict[str, tuple[Entry, ...]] = {
     "moments": (
         Entry("channels first", _not_channels_first, _moments_channels_first),
-        Entry("channels last", _never, _moments_channels_last),
+        Entry("channels last", _not_channels_last, _moments_channels_last),
     ),
     "normalize": (
         Entry("channels first", _not_channels_first, _normalize_channels_first),
-        Entry("channels last", _never, _normalize_channels_last),
+        Entry("channels last", _not_channels_last, _normalize_channels_last),
     ),
     "train": (
         Entry("channel by channel", _few_channels, _train_by_channel),

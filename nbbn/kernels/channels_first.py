@@ -34,6 +34,7 @@ from nbbn.kernels.welford import (
     is_ill_conditioned,
     merge_weights,
     moments_from_sums,
+    worst_condition,
 )
 
 
@@ -97,7 +98,7 @@ def piece_moments(
     k = finite_or(float(x[start]), 0.0)
     s, q = sums_about(x, start, rows, row_stride, length, k)
     deviation, m2 = moments_from_sums(n, s, q)
-    if is_ill_conditioned(n, deviation, m2):
+    if is_ill_conditioned(n, deviation, m2, worst_condition(x)):
         nearer = k + deviation
         s, q = sums_about(x, start, rows, row_stride, length, nearer)
         rest, m2 = moments_from_sums(n, s, q)

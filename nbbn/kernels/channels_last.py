@@ -20,7 +20,7 @@ from nbbn._jit import In, In64, Int, Out, Out64, helper, inlined, kernel
 from nbbn._simd import LANES, fma, load, splat, store, where_finite, widen
 from nbbn.kernels.epilogue import affine, input_gradient
 from nbbn.kernels.vectors import load_upto, store_upto
-from nbbn.kernels.welford import any_ill_conditioned, finite_or, merge_weights
+from nbbn.kernels.welford import any_ill_conditioned, finite_or, merge_weights, worst_condition
 
 _TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 _WIDE_TILE = 2048  # columns of the elementwise steps: three float32 coefficients each, 24 KB
@@ -85,14 +85,14 @@ def piece_of_columns(
             store_upto(deviation, at + j, n, s)
             store_upto(m2, at + j, n, q)
     count = float(rows)
-    share = splat(1.0 / count)
+    share, limit = splat(1.0 / count), worst_condition(x)
     for j in range(first, stop, LANES):
         n = stop - j
         k = reference_of(x, start + j, n)
         s, q = load_upto(deviation, at + j, n), load_upto(m2, at + j, n)
         mean = s * share
         spread = q - s * mean
-        if any_ill_conditioned(count, mean, spread):
+        if any_ill_conditioned(count, mean, spread, limit):
             nearer = k + mean
             s, q = strip_sums(x, start + j, rows, row_stride, n, nearer, zero, zero)
             rest = s * share

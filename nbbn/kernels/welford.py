@@ -4,7 +4,7 @@ A channel is cut into pieces (by its shape only). In a piece of ``n`` values, wi
 value, ``s = sum(x - k)`` and ``q = sum((x - k)**2)`` are taken in float64 in one loop. Then
 ``mean = k + s/n`` and ``m2 = q - s**2/n``. As ``k`` is one of the values,
 ``m2 >= (k - mean)**2 * n/(n - 1)``, so the subtraction loses at most a factor ``n``; where it would
-lose more than `_MAX_CONDITION` the piece, still in cache, is summed again about its mean.
+lose more than `worst_condition` the piece, still in cache, is summed again about its mean.
 
 A mean is carried as a pair (reference, deviation): the reference is a value of the data, the
 deviation a float64. Near a mean of 1e6 standard deviations the pair keeps the digits that
@@ -24,7 +24,17 @@ from nbbn._simd import any_greater, splat
 
 PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the piece in cache
 
-_MAX_CONDITION = 16.0
+
+@inlined
+def worst_condition(x: Any) -> float:
+    """Return the loss of digits that needs no second look.
+
+    float32 data has 29 bits to spare in float64 sums and gives away 10 of them. float64 data has
+    none: a factor 2 is what a two-pass algorithm's own rounding may cost as well.
+    """
+    if x.itemsize == 4:
+        return 1024.0
+    return 2.0
 
 
 @inlined
@@ -35,15 +45,15 @@ def moments_from_sums(n: float, s: float, q: float) -> tuple[float, float]:
 
 
 @inlined
-def is_ill_conditioned(n: float, deviation: float, m2: float) -> bool:
-    """Whether ``m2`` lost digits because ``k`` is far from the mean."""
-    return n * deviation * deviation > (_MAX_CONDITION - 1.0) * m2
+def is_ill_conditioned(n: float, deviation: float, m2: float, limit: float) -> bool:
+    """Whether ``m2`` lost a factor of more than ``limit`` as ``k`` is far from the mean."""
+    return n * deviation * deviation > (limit - 1.0) * m2
 
 
 @inlined
-def any_ill_conditioned(n: float, deviation: Any, m2: Any) -> bool:
+def any_ill_conditioned(n: float, deviation: Any, m2: Any, limit: float) -> bool:
     """`is_ill_conditioned` for any lane of two vectors."""
-    greater: bool = any_greater(splat(n) * deviation * deviation, splat(_MAX_CONDITION - 1.0) * m2)
+    greater: bool = any_greater(splat(n) * deviation * deviation, splat(limit - 1.0) * m2)
     return greater
 
 

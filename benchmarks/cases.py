@@ -1,0 +1,96 @@
+"""What one race is about: an operation on a shape, in a storage, with a number of threads."""
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.shapes import Shape, format_shape
+
+OPERATIONS = ("inference", "training", "backward")
+DTYPES = ("float32", "float64")
+LAYOUTS = ("channels-first", "channels-last")
+VARIANTS = ("fresh", "out")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One race: every implementation does this, and their times are compared.
+
+    ``shape`` is always (batch, channels, ...). In the layout ``channels-last`` the memory is that
+    of (batch, ..., channels). The variant ``fresh`` returns new arrays, ``out`` writes into arrays
+    that are kept.
+    """
+
+    operation: str
+    shape: Shape
+    threads: int
+    dtype: str = "float32"
+    layout: str = "channels-first"
+    variant: str = "fresh"
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return self.shape[1]
+
+    @property
+    def axis(self) -> int:
+        """The channel axis of the arrays in memory order."""
+        return 1 if self.layout == "channels-first" else -1
+
+    @property
+    def memory_shape(self) -> Shape:
+        """The shape of the C-contiguous arrays."""
+        if self.layout == "channels-first":
+            return self.shape
+        return (self.shape[0], *self.shape[2:], self.shape[1])
+
+    @property
+    def storage(self) -> str:
+        """Data type, layout and variant where they are not the usual ones, else an empty string."""
+        usual = Case(self.operation, self.shape, self.threads)
+        names = ("dtype", "layout", "variant")
+        return " ".join(getattr(self, n) for n in names if getattr(self, n) != getattr(usual, n))
+
+    @property
+    def label(self) -> str:
+        """The name of the group in tables: operation, shape, threads, storage."""
+        plural = "s" if self.threads != 1 else ""
+        parts = (self.operation, format_shape(self.shape), f"{self.threads} thread{plural}")
+        return " ".join((*parts, self.storage)).rstrip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, fit for JSON."""
+        return asdict(self) | {"shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Case":
+        """Return the case whose `to_dict` is ``fields``."""
+        return cls(**(fields | {"shape": tuple(fields["shape"])}))
+
+
+def is_defined(case: Case) -> bool:
+    """Tell whether the operation exists: one value a channel has no variance to train with."""
+    return case.operation == "inference" or math.prod(case.shape) > case.channels
+
+
+def list_cases(
+    *,
+    operations: Iterable[str],
+    shapes: Iterable[Shape],
+    threads: Iterable[int],
+    dtypes: Iterable[str] = DTYPES[:1],
+    layouts: Iterable[str] = LAYOUTS[:1],
+    variants: Iterable[str] = VARIANTS[:1],
+) -> tuple[Case, ...]:
+    """Return every defined combination; threads vary slowest, so that workers are kept long."""
+    cases = []
+    for count, operation, dtype, layout, variant, shape in itertools.product(
+        threads, operations, dtypes, layouts, variants, shapes
+    ):
+        # (batch, channels) has the same memory in both layouts: it is measured once.
+        real_layout = layout if len(shape) > 2 else LAYOUTS[0]
+        cases.append(Case(operation, shape, count, dtype, real_layout, variant))
+    return tuple(case for case in dict.fromkeys(cases) if is_defined(case))

@@ -1,0 +1,59 @@
+"""What the measurements were made on; nothing that tells one machine of a kind from another."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+_SYSTEM_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_SYSTEM_CPUS = Path("/proc/cpuinfo")
+
+
+def usable_cores() -> int:
+    """Return the number of cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return CPU model, cores, caches, memory, operating system and Python."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
+        "caches": _caches(),
+        "memory_gib": _memory_gib(),
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+    }
+
+
+def _cpu_model() -> str:
+    if _SYSTEM_CPUS.is_file():
+        for line in _SYSTEM_CPUS.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or "unknown"
+
+
+def _caches() -> list[dict[str, str]]:
+    """Return the caches of the first core: level, type, size, and the cores that share one."""
+    caches = []
+    for folder in sorted(_SYSTEM_CACHES.glob("index*")):
+        try:
+            names = {"level": "level", "type": "type", "size": "size", "cores": "shared_cpu_list"}
+            caches.append({key: (folder / f).read_text().strip() for key, f in names.items()})
+        except OSError:
+            continue
+    return caches
+
+
+def _memory_gib() -> float | None:
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+    return round(total / 2**30, 1)

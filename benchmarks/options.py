@@ -1,0 +1,138 @@
+"""The options that both faces, pytest and the script, offer."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import shapes
+from benchmarks.cases import DTYPES, LAYOUTS, OPERATIONS, VARIANTS, Case, list_cases
+from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.machine import usable_cores
+
+DEST_PREFIX = "race_"
+
+# (rounds at most, seconds after which a race ends)
+THOROUGH = (15, 1.5)
+QUICK = (7, 0.5)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to race, and how long."""
+
+    cases: tuple[Case, ...]
+    implementations: tuple[str, ...]
+    rounds: int
+    seconds: float
+
+
+def add_options(add: Callable[..., Any]) -> None:
+    """Call ``add`` (of argparse or pytest) with every option; unset ones are None."""
+
+    def add_list(name: str, kind: Callable[[str], Any], text: str) -> None:
+        add(f"--{name}", dest=DEST_PREFIX + name, metavar="A,B", type=kind, default=None, help=text)
+
+    default_sets = ",".join(shapes.DEFAULT_SETS)
+    known = ", ".join((*shapes.IMAGE_SETS, *shapes.SHAPE_SETS))
+    add_list("operations", _choices(OPERATIONS), f"of {', '.join(OPERATIONS)} (default: all)")
+    add_list("shapes", _shapes, f"32x64x56x56,... or sets: {known} (default: {default_sets})")
+    add_list("batch", _counts, "batch sizes of the resnet50 set (default: 32)")
+    add_list("threads", _counts, "thread counts (default: 1,2, as far as there are cores)")
+    add_list("dtypes", _choices(DTYPES), "of float32, float64 (default: float32)")
+    add_list("layouts", _choices(LAYOUTS), f"of {', '.join(LAYOUTS)} (default: channels-first)")
+    add_list("variants", _choices(VARIANTS), "fresh outputs, out= (default: fresh)")
+    names = tuple(IMPLEMENTATIONS)
+    add_list("implementations", _choices(names), f"of {', '.join(names)} (default: all)")
+    add(
+        "--rounds",
+        dest=DEST_PREFIX + "rounds",
+        type=_count,
+        default=None,
+        metavar="N",
+        help=f"rounds of a race at most (default: {THOROUGH[0]})",
+    )
+    add(
+        "--seconds",
+        dest=DEST_PREFIX + "seconds",
+        type=_seconds,
+        default=None,
+        metavar="S",
+        help=f"a race ends after five rounds and this time (default: {THOROUGH[1]})",
+    )
+    add(
+        "--quick",
+        dest=DEST_PREFIX + "quick",
+        action="store_true",
+        default=False,
+        help="fewer shapes and rounds, unless they are given",
+    )
+
+
+def make_selection(options: Any) -> Selection:
+    """Return what ``options`` (a namespace filled by `add_options`) asks for."""
+
+    def get(name: str, default: Any) -> Any:
+        value = getattr(options, DEST_PREFIX + name)
+        return default if value is None else value
+
+    quick = get("quick", False)
+    rounds, seconds = QUICK if quick else THOROUGH
+    sets = get("shapes", ("quick",) if quick else shapes.DEFAULT_SETS)
+    usual_threads = tuple(count for count in (1, 2) if count <= usable_cores())
+    cases = list_cases(
+        operations=get("operations", OPERATIONS),
+        shapes=shapes.expand_shapes(sets, get("batch", shapes.DEFAULT_BATCHES)),
+        threads=get("threads", usual_threads),
+        dtypes=get("dtypes", DTYPES[:1]),
+        layouts=get("layouts", LAYOUTS[:1]),
+        variants=get("variants", VARIANTS[:1]),
+    )
+    names = get("implementations", tuple(IMPLEMENTATIONS))
+    return Selection(cases, names, get("rounds", rounds), get("seconds", seconds))
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def _choices(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
+    known = tuple(known)
+
+    def parse(text: str) -> tuple[str, ...]:
+        parts = _split(text)
+        for part in parts:
+            if part not in known:
+                raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(known)}")
+        return parts
+
+    return parse
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in _split(text))
+
+
+def _shapes(text: str) -> tuple[str, ...]:
+    parts = _split(text)
+    try:
+        shapes.expand_shapes(parts, shapes.DEFAULT_BATCHES)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return parts
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds

@@ -1,0 +1,184 @@
+"""The arrays of a case, and the float64 NumPy formulas that every implementation is checked by."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.cases import Case
+
+Array = npt.NDArray[np.floating]
+Float64 = npt.NDArray[np.float64]
+
+EPS = 1e-5
+MOMENTUM = 0.1
+
+# Sums in float32 over 400,000 rows were seen to be off by 7e-5; a wrong formula is off by more.
+TOLERANCE = {"float32": 2e-4, "float64": 1e-12}
+
+# A prime number of random values is repeated: drawing 25 million anew takes longer than a race.
+RANDOM_VALUES = 1_048_573
+BLOCK_VALUES = 1 << 20
+
+
+class WrongResultError(Exception):
+    """An implementation returned something else than the formula."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The input of a case. Arrays have the case's data type, and C order in its layout.
+
+    ``mean`` and ``inv_std`` (float64) are the batch's own, given to the backward pass;
+    ``grad_y`` is empty for the other operations.
+    """
+
+    case: Case
+    x: Array
+    grad_y: Array
+    gamma: Array
+    beta: Array
+    running_mean: Array
+    running_var: Array
+    mean: Float64
+    inv_std: Float64
+
+
+def make_problem(case: Case) -> Problem:
+    """Return the input of ``case``: the same values in every process."""
+    rng = np.random.default_rng(20150211)
+    dtype = np.dtype(case.dtype)
+    channels = case.channels
+    offset = rng.uniform(-1.0, 1.0, channels)
+    spread = rng.uniform(0.5, 2.0, channels)
+    gamma, beta = rng.uniform(0.5, 1.5, channels), rng.uniform(-1.0, 1.0, channels)
+    running_mean, running_var = rng.uniform(-1.0, 1.0, channels), rng.uniform(0.5, 2.0, channels)
+    x = _tile(rng, case)
+    x *= along_channels(spread.astype(dtype), x, case.axis)
+    x += along_channels(offset.astype(dtype), x, case.axis)
+    mean, inv_std = np.zeros(channels), np.ones(channels)
+    grad_y: Array = np.empty(0, dtype)
+    if case.operation == "backward":
+        grad_y = _tile(rng, case)
+        for block, values in _channel_blocks(x, case.axis):
+            mean[block] = values.mean(axis=1)
+            inv_std[block] = 1.0 / np.sqrt(values.var(axis=1) + EPS)
+    return Problem(
+        case=case,
+        x=x,
+        grad_y=grad_y,
+        gamma=gamma.astype(dtype),
+        beta=beta.astype(dtype),
+        running_mean=running_mean.astype(dtype),
+        running_var=running_var.astype(dtype),
+        mean=mean,
+        inv_std=inv_std,
+    )
+
+
+def along_channels(vector: Array, x: Array, axis: int) -> Array:
+    """Return ``vector`` with the dimensions that let it broadcast along ``axis`` of ``x``."""
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+def check_outputs(problem: Problem, outputs: dict[str, Array]) -> None:
+    """Compare ``outputs`` with the formula.
+
+    Raises
+    ------
+    WrongResultError
+        If an output is missing, has another shape or data type, or other values.
+    """
+    case = problem.case
+    expected_names: set[str] = set()
+    for block, values in _channel_blocks(problem.x, case.axis):
+        grad = _take(problem.grad_y, block, case.axis) if problem.grad_y.size else values
+        expected = _FORMULAS[case.operation](problem, block, values, grad)
+        expected_names |= set(expected)
+        for name, reference in expected.items():
+            if name not in outputs:
+                raise WrongResultError(f"{name} is missing")
+            _compare(name, _take_like(outputs[name], problem, block, reference), reference, case)
+    if set(outputs) != expected_names:
+        raise WrongResultError(f"outputs are {sorted(outputs)}, not {sorted(expected_names)}")
+
+
+def _tile(rng: np.random.Generator, case: Case) -> Array:
+    random = rng.standard_normal(RANDOM_VALUES).astype(case.dtype)
+    return np.resize(random, case.memory_shape)
+
+
+def _take(array: Array, block: slice, axis: int) -> Float64:
+    """Return the channels ``block`` as float64 rows, one a channel."""
+    part = np.moveaxis(array, axis, 0)[block]
+    return part.reshape(part.shape[0], -1).astype(np.float64)
+
+
+def _channel_blocks(x: Array, axis: int) -> Iterator[tuple[slice, Float64]]:
+    """Yield groups of channels as float64 rows: whole arrays in float64 would not fit memory."""
+    channels = x.shape[axis]
+    # Where channels are interleaved, a block takes at least a cache line of neighbours.
+    fewest = 1 if x.ndim > 2 and axis == 1 else 16
+    step = max(fewest, BLOCK_VALUES * channels // x.size)
+    for start in range(0, channels, step):
+        block = slice(start, min(start + step, channels))
+        yield block, _take(x, block, axis)
+
+
+def _take_like(output: Array, problem: Problem, block: slice, reference: Float64) -> Float64:
+    if reference.ndim == 1:
+        if output.shape != (problem.case.channels,):
+            raise WrongResultError(f"a vector of shape {output.shape}")
+        return output[block].astype(np.float64)
+    if output.shape != problem.x.shape or output.dtype != problem.x.dtype:
+        raise WrongResultError(
+            f"{output.dtype} {output.shape} for {problem.x.dtype} {problem.x.shape}"
+        )
+    return _take(output, block, problem.case.axis)
+
+
+def _compare(name: str, actual: Float64, reference: Float64, case: Case) -> None:
+    error = float(np.max(np.abs(actual - reference)))
+    scale = max(1.0, float(np.max(np.abs(reference))))
+    # Written so that a NaN fails.
+    if not error <= TOLERANCE[case.dtype] * scale:
+        raise WrongResultError(f"{name} is off by {error:.3g}, values are up to {scale:.3g}")
+
+
+def _column(vector: Array, block: slice) -> Float64:
+    return vector[block].astype(np.float64)[:, None]
+
+
+def _infer(p: Problem, block: slice, x: Float64, _: Float64) -> dict[str, Float64]:
+    """y = (x - running_mean) / sqrt(running_var + eps) * gamma + beta."""
+    inv_std = 1.0 / np.sqrt(_column(p.running_var, block) + EPS)
+    y = (x - _column(p.running_mean, block)) * inv_std
+    return {"y": y * _column(p.gamma, block) + _column(p.beta, block)}
+
+
+def _train(p: Problem, block: slice, x: Float64, _: Float64) -> dict[str, Float64]:
+    """y = (x - mean) / sqrt(var + eps) * gamma + beta, and the moving averages after one step."""
+    mean, var = x.mean(axis=1), x.var(axis=1)
+    y = (x - mean[:, None]) / np.sqrt(var + EPS)[:, None]
+    sample_var = var * (x.shape[1] / (x.shape[1] - 1))
+    return {
+        "y": y * _column(p.gamma, block) + _column(p.beta, block),
+        "running_mean": (1 - MOMENTUM) * p.running_mean[block] + MOMENTUM * mean,
+        "running_var": (1 - MOMENTUM) * p.running_var[block] + MOMENTUM * sample_var,
+    }
+
+
+def _differentiate(p: Problem, block: slice, x: Float64, grad_y: Float64) -> dict[str, Float64]:
+    """grad_x = gamma inv_std (grad_y - grad_beta / n - xhat grad_gamma / n)."""
+    inv_std = p.inv_std[block, None]
+    xhat = (x - p.mean[block, None]) * inv_std
+    grad_beta, grad_gamma = grad_y.sum(axis=1), (grad_y * xhat).sum(axis=1)
+    inner = grad_y - (grad_beta[:, None] + xhat * grad_gamma[:, None]) / x.shape[1]
+    grad_x = _column(p.gamma, block) * inv_std * inner
+    return {"grad_x": grad_x, "grad_gamma": grad_gamma, "grad_beta": grad_beta}
+
+
+_FORMULAS = {"inference": _infer, "training": _train, "backward": _differentiate}

@@ -1,0 +1,130 @@
+"""The harness itself: it has to reject wrong results, and to report what was measured."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.cases import DTYPES, LAYOUTS, OPERATIONS, VARIANTS, Case, list_cases
+from benchmarks.implementations import IMPLEMENTATIONS
+from benchmarks.problem import Problem, WrongResultError, check_outputs, make_problem
+from benchmarks.race import Outcome, Race, Result, Worker, WorkerDiedError
+from benchmarks.report import as_json, format_seconds, summary_lines
+from benchmarks.shapes import expand_shapes, parse_shape
+from benchmarks.test_batch_norm import Replay
+
+CASES = list_cases(
+    operations=OPERATIONS,
+    shapes=[(8, 20, 3, 5), (40, 6)],
+    threads=[1],
+    dtypes=DTYPES,
+    layouts=LAYOUTS,
+    variants=VARIANTS,
+)
+CASE = Case("inference", (4, 3, 2), 1)
+
+
+def numpy_outputs(problem: Problem) -> dict[str, np.ndarray]:
+    implementation = IMPLEMENTATIONS["numpy"]
+    implementation.load(1)
+    prepared = implementation.prepare(problem)
+    return prepared.outputs(prepared.call())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_right_outputs_pass_and_any_wrong_value_fails(case: Case) -> None:
+    problem = make_problem(case)
+    outputs = numpy_outputs(problem)
+    check_outputs(problem, outputs)
+    for name, array in outputs.items():
+        for wrong in (0.01, np.nan):
+            changed = array.copy()
+            changed.flat[-1] += wrong
+            with pytest.raises(WrongResultError, match=name):
+                check_outputs(problem, outputs | {name: changed})
+
+
+def test_missing_superfluous_and_misshapen_outputs_fail() -> None:
+    problem = make_problem(CASE)
+    y = numpy_outputs(problem)["y"]
+    with pytest.raises(WrongResultError, match="y is missing"):
+        check_outputs(problem, {})
+    with pytest.raises(WrongResultError, match="extra"):
+        check_outputs(problem, {"y": y, "extra": y})
+    with pytest.raises(WrongResultError, match="float64"):
+        check_outputs(problem, {"y": y.astype(np.float64)})
+    with pytest.raises(WrongResultError, match="float32"):
+        check_outputs(problem, {"y": y.reshape(4, 2, 3)})
+
+
+def test_a_race_times_every_round_and_checks() -> None:
+    cases = [replace(CASE, operation=operation) for operation in OPERATIONS]
+    with Race(["numpy"], rounds=3, seconds=0.0) as race:
+        results = [race.run(case) for case in cases]
+    assert race.versions["numpy"] == np.__version__
+    for result in results:
+        outcome = result.outcomes["numpy"]
+        assert (outcome.status, outcome.reason) == ("timed", "")
+        assert len(outcome.durations) == 3
+        assert 0.0 < outcome.minimum <= outcome.median
+        assert outcome.loops > 1
+
+
+def test_a_worker_that_dies_fails_its_case_only() -> None:
+    with pytest.raises(WorkerDiedError, match="KeyError: 'nobody'"):
+        Worker("nobody", 1)
+    with Race(["nobody", "numpy"], rounds=1, seconds=0.0) as race:
+        outcomes = race.run(CASE).outcomes
+    assert outcomes["nobody"].status == "failed"
+    assert outcomes["numpy"].status == "timed"
+
+
+def test_the_summary_flags_where_nbbn_is_not_ahead() -> None:
+    outcomes = {
+        "nbbn": Outcome(durations=[2.0, 3.0, 2.0]),
+        "numpy": Outcome(durations=[4.0, 4.0, 1.0]),
+        "torch": Outcome(durations=[1.0, 1.5, 1.0]),
+        "other": Outcome("failed", "a traceback\nwrong result: y"),
+    }
+    result = Result(CASE, outcomes)
+    text = "\n".join(summary_lines([result], {"numpy": "2"}))
+    assert "nbbn is not ahead in 1 of 2 comparisons" in text
+    assert "torch/nbbn 0.50 (minima 0.50)" in text
+    assert "numpy/nbbn 2.00" in text
+    assert "1 of 3 medians are over 1.5 times the minimum" in text
+    assert "other failed" in text
+    entries = {
+        entry["implementation"]: entry
+        for entry in as_json([result], Race(outcomes, rounds=3, seconds=1.0))["results"]
+    }
+    assert entries["nbbn"]["median"] == entries["nbbn"]["minimum"] == 2.0
+    assert entries["numpy"]["minimum"] == 1.0
+    assert entries["other"]["reason"] == "wrong result: y"
+
+
+def test_replay_shows_the_recorded_durations() -> None:
+    replay = Replay()
+    replay.load([0.1, 0.7])
+    readings = [replay() for _ in range(4)]
+    assert [readings[1] - readings[0], readings[3] - readings[2]] == [0.1, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.234, "1.23 s"), (0.0999, "99.9 ms"), (4.5e-6, "4.50 us"), (2e-8, "0.0200 us")],
+)
+def test_durations_have_three_digits(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_shapes_are_sets_or_sizes() -> None:
+    assert parse_shape("8x3x4") == (8, 3, 4)
+    assert expand_shapes(("resnet50", "8x3"), (1, 8))[12] == (8, 64, 112, 112)
+    for wrong in ("8", "8x", "0x3", "axb", ""):
+        with pytest.raises(ValueError, match="shape"):
+            expand_shapes((wrong,), (1,))
+
+
+def test_one_value_a_channel_is_not_trained_with() -> None:
+    cases = list_cases(operations=OPERATIONS, shapes=[(1, 64)], threads=[1])
+    assert [case.operation for case in cases] == ["inference"]

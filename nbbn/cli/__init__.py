@@ -1,0 +1,95 @@
+"""The command line: ``nbbn COMMAND ...``, the same as ``python -m nbbn COMMAND ...``.
+
+One file a command. Each has ``add_parser(commands)``, which declares its arguments, and
+``run(arguments)``, which does the work and raises :class:`~nbbn.cli._errors.CommandError` for bad
+input. Exit statuses, signals and the form of error messages are decided here, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import nbbn
+from nbbn.cli import demo, info
+from nbbn.cli._errors import CommandError
+
+__all__ = ["main"]
+
+OK = 0
+BAD_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
+PIPE_CLOSED = 141  # 128 + SIGPIPE, likewise
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="nbbn",
+        description="Batch normalization for NumPy arrays on the CPU.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"nbbn {nbbn.__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for command in (demo, info):
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv
+        The arguments after the program's name; those of the process if None.
+
+    Returns
+    -------
+    int
+        The exit status: 0 on success, 2 on bad usage or bad input (one line on standard error
+        says what), 130 after Ctrl-C, 141 where the reader of standard output has gone.
+    """
+    parser = _build_parser()
+    try:
+        try:
+            arguments = parser.parse_args(argv)
+        except SystemExit as stop:  # argparse leaves this way after --help, --version and errors
+            sys.stdout.flush()
+            return stop.code if isinstance(stop.code, int) else BAD_INPUT
+        if arguments.command is None:
+            parser.print_help(sys.stderr)
+            return BAD_INPUT
+        arguments.run(arguments)
+        # Here and not at the interpreter's exit, where a closed pipe could no longer be caught.
+        sys.stdout.flush()
+    except CommandError as error:
+        print(f"nbbn {arguments.command}: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        _discard_stdout()
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        print("nbbn: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return OK
+
+
+def _discard_stdout() -> None:
+    """Point standard output at nothing, so that the flush at exit does not fail once more."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, descriptor)
+    os.close(nothing)

@@ -1,0 +1,141 @@
+"""The drawing of ``nbbn demo``: learning curves, readable in colour and in black and white."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Without pyplot: no window system is looked for, and no state is left behind.
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nbbn.cli._errors import CommandError
+from nbbn.cli._experiment import GOAL, LEARNING_RATES, Outcome, Setting
+
+# Blue and vermilion of Okabe and Ito's palette, which colour-blind readers can tell apart; in black
+# and white the line (solid or dashed) and the marker (full or hollow) say the same.
+_WITH: dict[str, Any] = {"color": "#0072B2", "linestyle": "-"}
+_WITHOUT: dict[str, Any] = {
+    "color": "#D55E00",
+    "linestyle": "--",
+    "markerfacecolor": "white",
+}
+_MARKERS = "os^Dv"
+
+_FORMATS = ("png", "svg", "pdf")
+
+
+def check(path: Path) -> None:
+    """Make sure, before the work is done, that a drawing can be written.
+
+    Parameters
+    ----------
+    path
+        Where it is to be written; the suffix names the format.
+
+    Raises
+    ------
+    CommandError
+        Where the format is unknown or no file can be made in the folder.
+    """
+    if _format(path) not in _FORMATS:
+        suffixes = ", ".join("." + name for name in _FORMATS)
+        raise CommandError(f"--plot: the suffix must be one of {suffixes}, got {path.name!r}")
+    if path.is_dir():
+        raise CommandError(f"--plot: {path} is a folder, expected a file")
+    temporary = _temporary(path)
+    try:
+        temporary.open("xb").close()
+        temporary.unlink()
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def draw(path: Path, outcomes: Mapping[Setting, Outcome]) -> None:
+    """Draw the learning curves into a file, which appears, or is replaced, once it is whole.
+
+    Parameters
+    ----------
+    path
+        Where to write; the suffix names the format.
+    outcomes
+        What was measured.
+
+    Raises
+    ------
+    CommandError
+        Where the file cannot be written.
+    """
+    figure = _figure(outcomes)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("xb") as file:
+            figure.savefig(file, format=_format(path), dpi=150)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _format(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _cannot_write(path: Path, error: OSError) -> CommandError:
+    return CommandError(f"--plot: cannot write {path}: {error.strerror or error}")
+
+
+def _figure(outcomes: Mapping[Setting, Outcome]) -> Figure:
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    left.set_title("usual initial weights")
+    right.set_title("first layer's initial weights x 100")
+    left.set_ylabel("test accuracy (%)")
+    for axes, scaled in ((left, False), (right, True)):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylim(0, 102)
+        axes.set_yticks((0, 20, 40, 60, 80, 100 * GOAL, 100))
+        axes.grid(color="0.9")
+        axes.axhline(100 * GOAL, color="0.5", linestyle=":", linewidth=1)
+        _draw_curves(axes, outcomes, scaled)
+    # Below the axes, where it covers no curve.
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _draw_curves(axes: Axes, outcomes: Mapping[Setting, Outcome], scaled: bool) -> None:
+    for batch_norm in (True, False):
+        for number, learning_rate in enumerate(LEARNING_RATES):
+            outcome = outcomes[Setting(learning_rate, batch_norm, scaled)]
+            percent = [100 * accuracy for accuracy in outcome.accuracies]
+            name = "with" if batch_norm else "without"
+            axes.plot(
+                percent,
+                marker=_MARKERS[number % len(_MARKERS)],
+                # Markers of curves that lie on each other should not.
+                markevery=(number, len(LEARNING_RATES)),
+                markersize=6,
+                linewidth=1.5,
+                label=f"{name} batch normalization, learning rate {learning_rate:g}",
+                **(_WITH if batch_norm else _WITHOUT),
+            )
+            if outcome.diverged:
+                end = len(percent) - 1
+                axes.plot(end, percent[end], marker="x", color="black", markersize=10)
+                axes.annotate(
+                    f"diverged: {name}, learning rate {learning_rate:g}",
+                    (end, percent[end]),
+                    xytext=(8, 8 + 14 * number),
+                    textcoords="offset points",
+                )

@@ -1,0 +1,97 @@
+"""A progress bar for a terminal; silent everywhere else."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+_SECONDS_BETWEEN_DRAWINGS = 0.1
+_BAR_WIDTH = 30
+
+
+class Progress:
+    """A bar on one line of a terminal, with the time left; nothing where there is no terminal.
+
+    Parameters
+    ----------
+    total
+        Number of steps until done.
+    label
+        What is being done.
+    stream
+        Where to draw; standard error if None.
+
+    Examples
+    --------
+    >>> with Progress(3, "Counting") as progress:  # doctest: +SKIP
+    ...     for _ in range(3):
+    ...         progress.advance()
+    """
+
+    def __init__(self, total: int, label: str, *, stream: TextIO | None = None) -> None:
+        self.total = total
+        self.done = 0
+        self.label = label
+        self._stream = sys.stderr if stream is None else stream
+        self._visible = self._stream.isatty()
+        self._started = time.monotonic()
+        self._drawn_at = -math.inf
+
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        self._draw()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wipe the bar, also after an error, so that what follows starts on a clean line."""
+        if self._visible:
+            self._stream.write("\r" + " " * self._columns() + "\r")
+            self._stream.flush()
+
+    def advance(self, steps: int = 1) -> None:
+        """Count steps as done and, ten times a second at most, redraw the bar.
+
+        Parameters
+        ----------
+        steps
+            How many steps were done since the last call.
+        """
+        self.done += steps
+        if time.monotonic() - self._drawn_at >= _SECONDS_BETWEEN_DRAWINGS:
+            self._draw()
+
+    def _draw(self) -> None:
+        if not self._visible:
+            return
+        columns = self._columns()
+        self._stream.write("\r" + self._line()[:columns].ljust(columns))
+        self._stream.flush()
+        self._drawn_at = time.monotonic()
+
+    def _line(self) -> str:
+        share = min(1.0, self.done / self.total) if self.total else 1.0
+        filled = round(share * _BAR_WIDTH)
+        bar = "#" * filled + "." * (_BAR_WIDTH - filled)
+        line = f"{self.label} [{bar}] {share:4.0%}"
+        if 0 < self.done < self.total:
+            elapsed = time.monotonic() - self._started
+            line += f", {_duration(elapsed * (self.total - self.done) / self.done)} left"
+        return line
+
+    def _columns(self) -> int:
+        # One less than the terminal has: a full last column makes some terminals scroll.
+        return max(1, shutil.get_terminal_size().columns - 1)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,39 @@
+"""``nbbn info``: versions, threads and caches, for a look or a bug report."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+import nbbn
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+
+def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command and its arguments.
+
+    Parameters
+    ----------
+    commands
+        What :meth:`argparse.ArgumentParser.add_subparsers` returned.
+    """
+    parser = commands.add_parser(
+        "info",
+        help="print versions, threads and cache folder",
+        description="Print versions, threading layer, threads, SIMD width and cache folder.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print :func:`nbbn.show_config`.
+
+    Parameters
+    ----------
+    arguments
+        The parsed command line; it has no options.
+    """
+    nbbn.show_config()

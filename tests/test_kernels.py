@@ -1,0 +1,112 @@
+"""Every entry of the dispatch table, on every layout that it takes: right, and with the bits of the other entries."""
+
+import cases
+import numpy as np
+import pytest
+import reference
+
+import nbbn
+from nbbn import _dispatch, _threads
+from nbbn._layout import describe, flat
+
+# (shape, axis) of each kind of canonical view: runs, single runs, columns, folded columns with a tail, one channel
+VIEWS = (
+    ((5, 7, 6, 6), 1),
+    ((3, 2, 40, 50), 1),
+    ((2, 9, 20000), 1),
+    ((9, 33), 0),
+    ((300, 150), 1),
+    ((70, 3), 1),
+    ((11, 5, 3), 1),
+    ((4, 600), 1),
+    ((50000,), 0),
+)
+VIEWS = tuple(view for view in VIEWS if view[0][view[1]] < 1000)
+
+
+def arrays(shape, axis, dtype, count):
+    made = [cases.values(shape, dtype, loc=3.0 * k, seed=k) for k in range(count)]
+    layout = describe(shape, axis % len(shape), made[0].itemsize, *[a.strides for a in made])
+    assert layout is not None
+    return made, layout
+
+
+def entries(operation, layout):
+    """All entries that could do it: whether threads suffice is not a question of being able to."""
+    for entry in _dispatch.TABLE[operation]:
+        with nbbn.num_threads(1):
+            if entry.declines(layout) is None:
+                yield entry
+
+
+@pytest.fixture(params=[1, 2], ids=["serial", "parallel"])
+def threads(request, monkeypatch):
+    monkeypatch.setattr(_dispatch, "PARALLEL_FROM", 1)
+    with nbbn.num_threads(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
+def test_moments_of_every_entry(shape, axis, dtype, threads):
+    (x,), layout = arrays(shape, axis, dtype, 1)
+    count, mean, m2 = reference.moments(x, axis)
+    for entry in entries("moments", layout):
+        found = entry.run(flat(x), layout)
+        assert layout.count == count
+        np.testing.assert_allclose(found.reference + found.deviation, mean, atol=2e-15, rtol=1e-15)
+        np.testing.assert_allclose(found.m2, m2, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
+def test_training_of_every_entry(shape, axis, dtype, threads):
+    (x, y), layout = arrays(shape, axis, dtype, 2)
+    gamma, beta = cases.parameters(layout.channels, dtype)[:2]
+    affine = _dispatch.Affine(gamma, beta, 1e-5, float(layout.count))
+    expected = reference.training(x, gamma, beta, axis=axis)
+    results = []
+    for entry in entries("train", layout):
+        y[...] = np.nan
+        found = entry.run(flat(x), flat(y), layout, affine)
+        np.testing.assert_allclose(y, expected.y, rtol=0, atol=30 * np.finfo(dtype).eps)
+        results.append((y.tobytes(), found.m2.tobytes(), found.deviation.tobytes()))
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
+def test_backward_of_every_entry(shape, axis, dtype, threads):
+    (x, grad_y, grad_x), layout = arrays(shape, axis, dtype, 3)
+    gamma = cases.parameters(layout.channels, np.float64)[0]
+    forward = reference.training(x, axis=axis)
+    expected = reference.backward(grad_y, x, gamma, axis=axis)
+    gradient = _dispatch.Gradient(
+        forward.mean, forward.inv_std, gamma, float(layout.count), training=True
+    )
+    results = []
+    for entry in entries("backward", layout):
+        grad_x[...] = np.nan
+        sums, products = entry.run(flat(grad_y), flat(x), flat(grad_x), layout, gradient)
+        scale = np.abs(expected.x).max()
+        np.testing.assert_allclose(grad_x, expected.x, rtol=0, atol=scale * 50 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(sums, expected.beta, rtol=1e-11, atol=1e-9)
+        results.append((grad_x.tobytes(), sums.tobytes(), products.tobytes()))
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("operation", _dispatch.TABLE)
+def test_every_layout_is_taken(operation):
+    for shape, axis in VIEWS:
+        _, layout = arrays(shape, axis, np.float32, 1)
+        names = [entry.name for entry in _dispatch.TABLE[operation]]
+        assert _dispatch.explain(operation, layout)[-1] in names
+
+
+def test_explain_gives_the_reason(monkeypatch):
+    monkeypatch.setattr(_threads, "get_num_threads", lambda: 4)
+    _, layout = arrays((8, 3, 100, 100), 1, np.float32, 1)
+    assert _dispatch.explain("train", layout) == [
+        "not channel by channel: 3 channels do not occupy 4 threads",
+        "two passes",
+    ]

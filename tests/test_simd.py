@@ -1,0 +1,131 @@
+"""The vectors: compiled, and their twins in plain Python, have the same bits."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numba import njit
+
+from nbbn import _simd, _simd_python
+
+BITS = """
+    import hashlib, numpy as np, nbbn
+    rng, digest = np.random.default_rng(0), hashlib.sha256()
+    for dtype in (np.float32, np.float64):
+        for shape in ((7, 5), (4, 3, 5, 5), (3, 2, 37), (40, 3)):
+            x = (rng.standard_normal(shape) * 2 + 50).astype(dtype)
+            x[0, 0] *= 1000
+            bn = nbbn.BatchNorm(shape[1], dtype=dtype)
+            bn.gamma[:], bn.beta[:] = rng.standard_normal((2, shape[1]))
+            results = [bn(x), bn.backward(rng.standard_normal(shape).astype(dtype)), bn.grad_gamma]
+            results += [bn.eval()(x), bn.backward(x), bn.running_mean, bn.batch_var]
+            for result in results:
+                digest.update(np.ascontiguousarray(result).tobytes())
+    print(digest.hexdigest())
+"""
+
+
+def bits(**environment):
+    script = "\n".join(line[4:] for line in BITS.splitlines())
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def native_bits():
+    return bits()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"NUMBA_DISABLE_JIT": "1"},
+        {"NUMBA_BOUNDSCHECK": "1"},
+        {"NUMBA_CPU_NAME": "generic"},
+    ],
+    ids=lambda environment: next(iter(environment)),
+)
+def test_the_same_bits_however_it_is_compiled(environment, native_bits):
+    assert bits(**environment) == native_bits
+
+
+def compiled(function, *arguments):
+    return njit(function)(*arguments)
+
+
+ODD = (1.5, -2.25, 1e-30, 3e38, -1e20, 0.1, 7.0, np.inf, np.nan, -0.0, 5e-324, 1.0, 2.0, 3.0, 4.0, 1e300)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("count", range(1, 17))
+def test_partial_vectors_touch_nothing_behind_them(dtype, count):
+    source = np.arange(1, 40, dtype=dtype)
+    target = np.full(39, -7, dtype)
+
+    def copy(a, b, n):
+        _simd.store_first(b, 3, n, _simd.load_first(a, 2, n))
+
+    compiled(copy, source, target, count)
+    expected = np.full(39, -7, dtype)
+    expected[3 : 3 + count] = source[2 : 2 + count]
+    np.testing.assert_array_equal(target, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arithmetic_agrees_with_the_twins(dtype):
+    with np.errstate(over="ignore"):
+        a = np.array(ODD).astype(dtype)
+    b, c = a[::-1].copy(), np.roll(a, 3)
+    out = np.zeros(64, dtype)
+
+    def arithmetic(a, b, c, out):
+        x, y, z = _simd.load(a, 0), _simd.load(b, 0), _simd.load(c, 0)
+        _simd.store(out, 0, _simd.fma(x, y, z))
+        _simd.store(out, 16, (x - y) * z + x)
+        _simd.store(out, 32, _simd.where_finite(x, y, z))
+        _simd.store(out, 48, _simd.keep_first(x, 5))
+        return _simd.any_greater(x, y), _simd.total(_simd.widen(y))
+
+    flag, total = compiled(arithmetic, a, b, c, out)
+    twin = _simd_python
+    with np.errstate(all="ignore"):
+        expected = [
+            twin.fma(a, b, c),
+            (a - b) * c + a,
+            twin.where_finite(a, b, c),
+            twin.keep_first(a, 5),
+        ]
+        np.testing.assert_array_equal(out, np.concatenate(expected))
+        assert flag == twin.any_greater(a, b)
+        np.testing.assert_array_equal(total, twin.total(twin.widen(b)))
+
+
+def test_the_twin_of_fma_rounds_once():
+    a = np.float32(1 + 2**-23)
+    assert _simd_python.fma(a, a, np.float32(-1)) == np.float32(2**-22 + 2**-46)
+    one = np.float32(1.0)  # a tie after a first rounding to float64
+    assert _simd_python.fma(one, np.float32(1 + 2**-23), np.float32(2.0**-24 + 2.0**-47)) == np.float32(
+        1 + 2**-22
+    )
+
+
+def test_the_sum_of_the_lanes_has_a_fixed_order():
+    values = np.array([1e16, 1.0, -1e16, 1.0] * 4)
+    halves = values.copy()
+    while halves.size > 1:
+        halves = halves[: halves.size // 2] + halves[halves.size // 2 :]
+
+    def total(a):
+        return _simd.total(_simd.load(a, 0))
+
+    assert compiled(total, values) == halves[0] == _simd_python.total(values)
