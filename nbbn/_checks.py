@@ -80,11 +80,11 @@ def running(name: str, value: Any, count: int) -> Array | None:
     """Return running statistics that are to be updated in place, or None."""
     if value is None:
         return None
-    if not isinstance(value, np.ndarray):
+    found = array(name, value)
+    if not isinstance(value, np.ndarray) and not _shares(found, value):
         raise TypeError(
             f"{name}: expected a writable array to update in place, got {type(value).__name__}"
         )
-    found = array(name, value)
     if found.shape != (count,):
         raise ValueError(
             f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}"
@@ -107,7 +107,15 @@ def out(name: str, value: Any, like: Array) -> Array:
         raise ValueError(f"{name}: expected dtype {like.dtype.name}, got {found.dtype.name}")
     if not found.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
+    if 0 in found.strides and found.size > 1 and _repeats(found):
+        raise ValueError(
+            f"{name}: expected memory of its own for each value, got strides {found.strides}"
+        )
     return found
+
+
+def _repeats(found: Array) -> bool:
+    return any(s == 0 and n > 1 for n, s in zip(found.shape, found.strides, strict=True))
 
 
 def gradient(name: str, value: Any, like: Array) -> Array:

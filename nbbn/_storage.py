@@ -164,5 +164,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[StateFile]:
         try:
             with zipfile.ZipFile(file) as archive:
                 yield StateFile(archive)
-        except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(f"path: expected what save writes, got {path!s}: {error}") from error
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"path: expected an .npz file that save wrote, got {path!s} ({reason})"
+            ) from error

@@ -21,7 +21,10 @@ from nbbn._steps import (
 
 Array = NDArray[Any]
 
-_SAMPLES = 32
+# What is kept of the input to notice an overwrite: all of a small one, else blocks of neighbours.
+_WHOLE = 4096
+_SAMPLES = 8
+_BLOCK = 16
 
 
 class _Forward(NamedTuple):
@@ -362,7 +365,7 @@ class BatchNorm:
         ------
         RuntimeError
             Before any forward, and where the input of the last one was overwritten, by
-            ``out=x`` or afterwards (a sample of its values is compared).
+            ``out=x`` or afterwards (of more than 4,096 values, a sample is compared).
         TypeError, ValueError
             As for `nbbn.batch_norm_backward`.
 
@@ -661,9 +664,14 @@ _DEFAULTS = BatchNorm(1)._options()
 
 
 def _samples(x: Array) -> bytes:
-    """Return some of the values of ``x``, to notice later whether it was overwritten."""
-    step = max(1, x.size // _SAMPLES | 1)  # odd: does not stay in one column
-    return bytes(x.flat[::step].tobytes())
+    """Return the values of ``x``, or some of many, to notice later whether it was overwritten."""
+    if x.size <= _WHOLE:
+        return x.tobytes()
+    # Blocks of neighbours, spread by the golden ratio so that they fall in step with no axis.
+    room = x.size - _BLOCK
+    places = [int(room * (k * 0.6180339887498949 % 1.0)) for k in range(_SAMPLES)]
+    flat = x.flat
+    return b"".join([flat[at : at + _BLOCK].tobytes() for at in (*places, room)])
 
 
 def _overlap(x: Array, out: Array | None) -> bool:

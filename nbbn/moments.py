@@ -333,9 +333,12 @@ class Moments:
 
 def _vector(name: str, value: Any) -> Vector:
     try:
-        vector = np.array(value, dtype=np.float64)
+        given = np.asarray(value)
+        if given.dtype.kind not in "fiu":
+            raise TypeError(f"dtype {given.dtype}")
+        vector: Vector = np.array(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected numbers of shape (C,), got {value!r}") from error
+        raise TypeError(f"{name}: expected real numbers of shape (C,), got {error}") from error
     if vector.ndim != 1 or vector.size == 0:
         raise ValueError(f"{name}: expected shape (C,), C >= 1, got {vector.shape}")
     return vector
