@@ -4,10 +4,10 @@
 a function with ``prange`` loops. Nothing is compiled before it is needed: a kernel's variant for a
 dtype is compiled, or loaded from the disk cache, when it is first asked for.
 
-The signature of a kernel is read off its annotations: ``In``, ``Out`` (arrays of the dtype of
-``x``), ``Params``, ``OutParams`` (of the dtype of the parameters), ``In64``, ``Out64`` (float64),
-``Int``, ``Float``. Inputs are declared read-only, so that one compiled variant serves
-writable and read-only arrays.
+The signature of a kernel is read off its annotations: ``In``, ``Out`` (flat arrays of the dtype of
+``x``), ``Table`` (rows of numbers per channel, in the dtype of the parameters), ``Average`` (one
+such row, written to), ``In64``, ``Table64``, ``OutTable64`` (float64), ``Int``, ``Float``. Inputs
+are declared read-only, so that one compiled variant serves writable and read-only arrays.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from nbbn._cache import DiskCache
 # so nothing needs reassociation, and NaN and Inf must propagate.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
-In = Annotated[NDArray[Any], "x", "read-only"]
-Out = Annotated[NDArray[Any], "x", "writable"]
-Params = Annotated[NDArray[Any], "params", "read-only"]
-OutParams = Annotated[NDArray[Any], "params", "writable"]
-In64 = Annotated[NDArray[np.float64], "float64", "read-only"]
-Out64 = Annotated[NDArray[np.float64], "float64", "writable"]
+In = Annotated[NDArray[Any], "x", 1, "read-only"]
+Out = Annotated[NDArray[Any], "x", 1, "writable"]
+Average = Annotated[NDArray[Any], "params", 1, "writable"]
+In64 = Annotated[NDArray[np.float64], "float64", 1, "read-only"]
+Table = Annotated[NDArray[Any], "params", 2, "read-only"]
+Table64 = Annotated[NDArray[np.float64], "float64", 2, "read-only"]
+OutTable64 = Annotated[NDArray[np.float64], "float64", 2, "writable"]
 Int = int
 Float = float
 
@@ -129,11 +130,11 @@ def _renamed(function: Callable[..., Any], suffix: str) -> Any:
 def _numba_type(hint: Any, dtype: Any, params: Any) -> types.Type:
     if hint in _SCALARS:
         return _SCALARS[hint]
-    which, access = hint.__metadata__
+    which, ndim, access = hint.__metadata__
     element = {"x": dtype, "params": params}.get(which, np.float64)
     return types.Array(
         types.float32 if element == np.float32 else types.float64,
-        1,
+        ndim,
         "C",
         readonly=access == "read-only",
     )

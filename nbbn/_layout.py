@@ -44,14 +44,11 @@ class Layout:
     strides: tuple[Strides, ...]
 
     @property
-    def size(self) -> int:
-        """Number of values of one array."""
-        return self.channels * self.count
-
-    @property
-    def width(self) -> int:
-        """Entries of a vector of coefficients for the elementwise kernels."""
-        return self.channels if self.channels_first else self.channels * self.inner * self.repeats
+    def view(self) -> tuple[int, ...]:
+        """The sizes, in the order in which the kernels of this layout take them."""
+        if self.channels_first:
+            return self.outer, self.channels, self.inner
+        return self.outer, self.channels, self.inner, self.repeats, self.tail
 
 
 def describe(shape: tuple[int, ...], axis: int, itemsize: int, *strides: Strides) -> Layout | None:

@@ -6,18 +6,19 @@ they do not (see `nbbn._layout`), or where ``out`` overlaps an input without bei
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _dispatch
-from nbbn._dispatch import Affine, Gradient, Vector64
 from nbbn._layout import Layout, describe, flat
+from nbbn.kernels import table as rows
 
 Array = NDArray[Any]
+Table64 = NDArray[np.float64]
+Vector64 = NDArray[np.float64]
 
 _MOST_LAYOUTS = 1024
 _layouts: dict[Any, Layout | None] = {}
@@ -25,17 +26,39 @@ _layouts: dict[Any, Layout | None] = {}
 
 @dataclass(frozen=True, slots=True)
 class BatchStatistics:
-    """Statistics of one batch, per channel, float64; the mean is ``mean + mean_low``.
-
-    ``var`` is ``m2 / (count - correction)`` with the correction of the step that made them.
-    """
+    """Statistics of one batch, per channel, float64: the rows of ``table``."""
 
     count: int
-    mean: Vector64
-    mean_low: Vector64
-    m2: Vector64
-    var: Vector64
-    inv_std: Vector64
+    table: Table64
+
+    def _row(self, row: int) -> Vector64:
+        values: Vector64 = self.table[row]
+        return values
+
+    @property
+    def mean(self) -> Vector64:
+        """The mean, rounded to float64."""
+        return self._row(rows.MEAN)
+
+    @property
+    def mean_low(self) -> Vector64:
+        """What that rounding leaves."""
+        return self._row(rows.MEAN_LOW)
+
+    @property
+    def m2(self) -> Vector64:
+        """Sum of squared deviations from the mean."""
+        return self._row(rows.M2)
+
+    @property
+    def var(self) -> Vector64:
+        """``m2 / (count - correction)`` with the correction of the step that made it."""
+        return self._row(rows.VAR)
+
+    @property
+    def inv_std(self) -> Vector64:
+        """``1 / sqrt(var + eps)``."""
+        return self._row(rows.INV_STD)
 
 
 def _layout(index: int, *arrays: Array) -> Layout | None:
@@ -103,43 +126,25 @@ def _result(target: Array, out: Array | None) -> Array:
     return out
 
 
-@functools.lru_cache(maxsize=256)
-def _constant(value: float, channels: int, dtype: Any) -> Array:
-    vector = np.full(channels, value, dtype)
-    vector.flags.writeable = False
-    return vector
-
-
-def _common(*vectors: Array | None) -> tuple[Array, ...]:
-    """Return the vectors in one dtype, the absent ones as they were given."""
-    present = {vector.dtype.type for vector in vectors if vector is not None}
-    if len(present) == 1:
-        return vectors  # type: ignore[return-value]
-    return tuple(v if v is None else v.astype(np.float64) for v in vectors)  # type: ignore[misc]
-
-
-def _gamma_beta(
-    gamma: Array | None, beta: Array | None, channels: int, dtype: Any
-) -> tuple[Array, Array]:
-    return (
-        _constant(1.0, channels, dtype) if gamma is None else gamma,
-        _constant(0.0, channels, dtype) if beta is None else beta,
-    )
+def statistics_rows(mean: Array, var: Array, gamma: Array | None, beta: Array | None) -> Array:
+    """Return the table for `inference_step`, in the widest of the dtypes."""
+    present = [vector.dtype for vector in (mean, var, gamma, beta) if vector is not None]
+    table = np.empty((rows.NORMALIZE_ROWS, mean.size), np.result_type(*present))
+    table[rows.MEAN] = mean
+    table[rows.MEAN_LOW] = 0.0
+    table[rows.VAR] = var
+    table[rows.GAMMA] = 1.0 if gamma is None else gamma
+    table[rows.BETA] = 0.0 if beta is None else beta
+    return table
 
 
 def moments_step(x: Array, index: int) -> BatchStatistics:
     """Return the statistics of ``x``, which is not empty."""
     source = _readable(x, index)
     layout = _certain(index, source)
-    found = _dispatch.collect_moments(flat(source), layout)
-    return _batch_statistics(layout, found, 0.0, 0.0)
-
-
-def _batch_statistics(
-    layout: Layout, found: _dispatch.Statistics, correction: float, eps: float
-) -> BatchStatistics:
-    mean, low, var, inv_std = _dispatch.summarize(found, layout.count - correction, eps)
-    return BatchStatistics(layout.count, mean, low, found.m2, var, inv_std)
+    table = _dispatch.statistics_table(layout.channels)
+    _dispatch.collect_moments(flat(source), layout, float(layout.count), 0.0, table)
+    return BatchStatistics(layout.count, table)
 
 
 def update_running(
@@ -157,24 +162,12 @@ def update_running(
         _dispatch.move_average(running_var, batch.m2, divisor, momentum)
 
 
-def inference_step(
-    x: Array,
-    index: int,
-    mean: Array,
-    var: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    eps: float,
-    out: Array | None,
-) -> Array:
-    """Normalize with given statistics; write to ``out`` or a new array and return it."""
+def inference_step(x: Array, index: int, table: Array, eps: float, out: Array | None) -> Array:
+    """Normalize with the statistics in ``table``; write to ``out`` or a new array, return it."""
     if x.size == 0:
         return np.empty_like(x) if out is None else out
-    mean, var, gamma, beta = _common(mean, var, gamma, beta)
-    gamma, beta = _gamma_beta(gamma, beta, mean.size, mean.dtype.type)
     source, target, layout = _views(x, index, out)
-    form = _dispatch.form_from_statistics(layout, x.dtype, (mean, var, gamma, beta), eps)
-    _dispatch.normalize(source, target, layout, form)
+    _dispatch.normalize(flat(source), flat(target), layout, table, eps)
     return _result(target, out)
 
 
@@ -188,17 +181,13 @@ def training_step(
     out: Array | None,
 ) -> tuple[Array, BatchStatistics]:
     """Normalize with the statistics of ``x``, which is not empty; return y and the statistics."""
-    channels = x.shape[index]
-    gamma, beta = _common(gamma, beta) if not (gamma is None and beta is None) else (gamma, beta)
-    present = gamma if gamma is not None else beta
-    gamma, beta = _gamma_beta(
-        gamma, beta, channels, np.float32 if present is None else present.dtype.type
-    )
     source, target, layout = _views(x, index, out)
-    affine = Affine(gamma, beta, eps, layout.count - correction)
-    found = _dispatch.train(source, target, layout, affine)
-    statistics = _batch_statistics(layout, found, correction, eps)
-    return _result(target, out), statistics
+    table = _dispatch.statistics_table(layout.channels)
+    table[rows.GAMMA] = 1.0 if gamma is None else gamma
+    table[rows.BETA] = 0.0 if beta is None else beta
+    freedom = layout.count - correction
+    _dispatch.train(flat(source), flat(target), layout, freedom, eps, table)
+    return _result(target, out), BatchStatistics(layout.count, table)
 
 
 def backward_step(
@@ -217,14 +206,15 @@ def backward_step(
     if x.size == 0:
         zeros = np.zeros(channels)
         return (np.empty_like(x) if out is None else out), zeros, zeros.copy()
-    mean, inv_std = mean.astype(np.float64), inv_std.astype(np.float64)
-    scale = _constant(1.0, channels, np.float64) if gamma is None else gamma.astype(np.float64)
+    table = np.empty((rows.GRADIENT_ROWS, channels))
+    table[rows.GRAD_MEAN] = mean
+    table[rows.GRAD_INV_STD] = inv_std
+    table[rows.GRAD_GAMMA] = 1.0 if gamma is None else gamma
     source = _readable(x, index)
+    grad = grad_y
     if _layout(index, source, grad_y) is None:
         grad = np.empty_like(source)
         grad[...] = grad_y
-    else:
-        grad = grad_y
     target = out
     if target is None or not (_apart(target, source) and _apart(target, grad)):
         target = np.empty_like(source)
@@ -232,6 +222,18 @@ def backward_step(
     if layout is None:
         target = np.empty_like(source)
         layout = _certain(index, source, grad, target)
-    gradient = Gradient(mean, inv_std, scale, layout.count - correction, training)
-    sums, products = _dispatch.backward(grad, source, target, layout, gradient)
-    return _result(target, out), products * inv_std, sums
+    flat_grad, flat_target = flat(grad), flat(target)
+    if training:
+        freedom = layout.count - correction
+        _dispatch.backward(flat_grad, flat(source), flat_target, layout, freedom, table)
+    else:
+        _dispatch.gradient_sums(flat_grad, flat(source), layout, table)
+        # With given statistics the step is affine: grad_x = grad_y * (gamma * inv_std).
+        zeros, ones = np.zeros(channels), np.ones(channels)
+        scale = statistics_rows(
+            zeros, ones, table[rows.GRAD_GAMMA] * table[rows.GRAD_INV_STD], None
+        )
+        pair = replace(layout, strides=layout.strides[1:])
+        _dispatch.normalize(flat_grad, flat_target, pair, scale, 0.0)
+    products = table[rows.SUM_GRAD_DEVIATION] * table[rows.GRAD_INV_STD]
+    return _result(target, out), products, table[rows.SUM_GRAD]

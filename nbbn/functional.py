@@ -8,7 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _checks
-from nbbn._steps import backward_step, inference_step, training_step, update_running
+from nbbn._steps import (
+    backward_step,
+    inference_step,
+    statistics_rows,
+    training_step,
+    update_running,
+)
 
 Array = NDArray[Any]
 
@@ -89,16 +95,15 @@ def normalize(
         raise ValueError(
             f"dtype: expected {values.dtype.name}, that of x, or None, got {np.dtype(dtype).name}"
         )
-    return inference_step(
-        values,
-        index,
+    table = statistics_rows(
         _checks.per_channel("mean", mean, channels),
         _checks.per_channel("var", var, channels),
         _optional("gamma", gamma, channels),
         _optional("beta", beta, channels),
-        _checks.real("eps", eps, 0.0),
-        None if out is None else _checks.out("out", out, values),
     )
+    epsilon = _checks.real("eps", eps, 0.0)
+    target = None if out is None else _checks.out("out", out, values)
+    return inference_step(values, index, table, epsilon, target)
 
 
 def batch_norm(
@@ -202,7 +207,8 @@ def batch_norm(
                 raise ValueError(f"{name}: expected an array for inference, got None")
         mean = _checks.per_channel("running_mean", running_mean, channels)
         var = _checks.per_channel("running_var", running_var, channels)
-        return inference_step(values, index, mean, var, gammas, betas, epsilon, target)
+        table = statistics_rows(mean, var, gammas, betas)
+        return inference_step(values, index, table, epsilon, target)
     means = _checks.running("running_mean", running_mean, channels)
     variances = _checks.running("running_var", running_var, channels)
     if values.size == 0:

@@ -18,6 +18,7 @@ from nbbn._steps import (
     training_step,
     update_running,
 )
+from nbbn.kernels import table as rows
 
 Array = NDArray[Any]
 
@@ -33,9 +34,7 @@ class _Forward(NamedTuple):
     x: Array
     channel_axis: int
     training: bool
-    mean: Array
-    inv_std: Array
-    gamma: Array | None
+    table: Array  # of the statistics, and gamma, that it normalized with
     samples: bytes
     overwritten: bool
 
@@ -153,20 +152,20 @@ class BatchNorm:
         self._correction = _checks.real("correction", correction, 0.0)
         self._running_correction = _checks.real("running_correction", running_correction, 0.0)
         self._dtype = _checks.parameter_dtype("dtype", dtype)
-        self._gamma = self._vector(1.0, _checks.flag("scale", scale))
-        self._beta = self._vector(0.0, _checks.flag("center", center))
+        # One table, so that inference takes a snapshot of all of it with one copy.
+        self._table = np.zeros((rows.NORMALIZE_ROWS, self._num_features), self._dtype)
+        self._table[rows.VAR] = self._table[rows.GAMMA] = 1.0
         tracked = _checks.flag("track_running_stats", track_running_stats)
-        self._running_mean = self._vector(0.0, tracked)
-        self._running_var = self._vector(1.0, tracked)
+        self._gamma = self._table[rows.GAMMA] if _checks.flag("scale", scale) else None
+        self._beta = self._table[rows.BETA] if _checks.flag("center", center) else None
+        self._running_mean = self._table[rows.MEAN] if tracked else None
+        self._running_var = self._table[rows.VAR] if tracked else None
         self.num_batches_tracked = 0
         self.training = True
         self.batch_mean = self.batch_var = self.batch_inv_std = None
         self.grad_gamma = self.grad_beta = None
         self._last: _Forward | None = None
         self._lock = threading.Lock()
-
-    def _vector(self, value: float, present: bool) -> Array | None:
-        return np.full(self._num_features, value, self._dtype) if present else None
 
     @property
     def num_features(self) -> int:
@@ -305,31 +304,29 @@ class BatchNorm:
         return self._infer(values, index, target)
 
     def _infer(self, x: Array, index: int, out: Array | None) -> Array:
-        assert self._running_mean is not None and self._running_var is not None
         with self._lock:  # a snapshot: another thread may be training
-            mean, var = self._running_mean.copy(), self._running_var.copy()
-        gamma = None if self._gamma is None else self._gamma.copy()
+            table = self._table.copy()
         samples = _samples(x)
-        y = inference_step(x, index, mean, var, gamma, self._beta, self._eps, out)
-        self._last = _Forward(x, index, False, mean, var, gamma, samples, _overlap(x, out))
+        y = inference_step(x, index, table, self._eps, out)
+        self._last = _Forward(x, index, False, table, samples, _overlap(x, out))
         return y
 
     def _train(self, x: Array, index: int, out: Array | None, mode: bool) -> Array:
         if x.size == 0:
-            empty = np.zeros(self._num_features)
-            self._last = _Forward(x, index, True, empty, empty, None, b"", False)
+            nothing = np.zeros((rows.STATISTICS_ROWS, self._num_features))
+            self._last = _Forward(x, index, True, nothing, b"", False)
             return np.empty_like(x) if out is None else out
         count = x.size // self._num_features
         _checks.enough_values(count, self._correction, self._running_correction)
-        gamma = None if self._gamma is None else self._gamma.copy()
         samples = _samples(x)
-        y, statistics = training_step(x, index, gamma, self._beta, self._eps, self._correction, out)
-        self._last = _Forward(
-            x, index, True, statistics.mean, statistics.inv_std, gamma, samples, _overlap(x, out)
+        y, statistics = training_step(
+            x, index, self._gamma, self._beta, self._eps, self._correction, out
         )
+        self._last = _Forward(x, index, True, statistics.table, samples, _overlap(x, out))
         with self._lock:
-            self.batch_mean, self.batch_var = statistics.mean, statistics.var
-            self.batch_inv_std = statistics.inv_std
+            self.batch_mean = statistics.mean.copy()
+            self.batch_var = statistics.var.copy()
+            self.batch_inv_std = statistics.inv_std.copy()
             if mode and self._running_mean is not None:
                 self._track(statistics)
         return y
@@ -393,17 +390,18 @@ class BatchNorm:
             )
         gradient = _checks.gradient("grad_y", grad_y, x)
         target = None if out is None else _checks.out("out", out, x)
-        inv_std = last.inv_std
-        if not last.training:  # the forward kept the variance: most are never differentiated
+        if last.training:
+            inv_std = last.table[rows.INV_STD]
+        else:
             with np.errstate(divide="ignore", invalid="ignore"):
-                inv_std = 1.0 / np.sqrt(last.inv_std.astype(np.float64) + self._eps)
+                inv_std = 1.0 / np.sqrt(last.table[rows.VAR].astype(np.float64) + self._eps)
         grad_x, grad_gamma, grad_beta = backward_step(
             gradient,
             x,
             last.channel_axis,
-            last.mean,
+            last.table[rows.MEAN],
             inv_std,
-            last.gamma,
+            last.table[rows.GAMMA],
             self._correction,
             last.training,
             target,

@@ -8,6 +8,7 @@ import reference
 import nbbn
 from nbbn import _dispatch, _threads
 from nbbn._layout import describe, flat
+from nbbn.kernels import table as rows
 
 # (shape, axis) of each kind of canonical view: runs, single runs, columns, folded columns with a tail, one channel
 VIEWS = (
@@ -46,16 +47,27 @@ def threads(request, monkeypatch):
         yield request.param
 
 
+def table_of(channels, **given):
+    table = np.full((rows.STATISTICS_ROWS, channels), np.nan)
+    for name, values in given.items():
+        table[getattr(rows, name)] = values
+    return table
+
+
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
 def test_moments_of_every_entry(shape, axis, dtype, threads):
     (x,), layout = arrays(shape, axis, dtype, 1)
     count, mean, m2 = reference.moments(x, axis)
     for entry in entries("moments", layout):
-        found = entry.run(flat(x), layout)
+        table = table_of(layout.channels)
+        entry.run(flat(x), layout, count - 1.0, 0.25, table)
         assert layout.count == count
-        np.testing.assert_allclose(found.reference + found.deviation, mean, atol=2e-15, rtol=1e-15)
-        np.testing.assert_allclose(found.m2, m2, rtol=1e-14)
+        np.testing.assert_allclose(table[rows.MEAN], mean, atol=2e-15, rtol=1e-15)
+        np.testing.assert_allclose(table[rows.M2], m2, rtol=1e-14)
+        np.testing.assert_allclose(table[rows.VAR], m2 / (count - 1), rtol=1e-14)
+        inv_std = 1 / np.sqrt(m2 / (count - 1) + 0.25)
+        np.testing.assert_allclose(table[rows.INV_STD], inv_std, rtol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -63,14 +75,14 @@ def test_moments_of_every_entry(shape, axis, dtype, threads):
 def test_training_of_every_entry(shape, axis, dtype, threads):
     (x, y), layout = arrays(shape, axis, dtype, 2)
     gamma, beta = cases.parameters(layout.channels, dtype)[:2]
-    affine = _dispatch.Affine(gamma, beta, 1e-5, float(layout.count))
     expected = reference.training(x, gamma, beta, axis=axis)
     results = []
     for entry in entries("train", layout):
         y[...] = np.nan
-        found = entry.run(flat(x), flat(y), layout, affine)
+        table = table_of(layout.channels, GAMMA=gamma, BETA=beta)
+        entry.run(flat(x), flat(y), layout, float(layout.count), 1e-5, table)
         np.testing.assert_allclose(y, expected.y, rtol=0, atol=30 * np.finfo(dtype).eps)
-        results.append((y.tobytes(), found.m2.tobytes(), found.deviation.tobytes()))
+        results.append((y.tobytes(), table.tobytes()))
     assert len(set(results)) == 1
 
 
@@ -81,17 +93,18 @@ def test_backward_of_every_entry(shape, axis, dtype, threads):
     gamma = cases.parameters(layout.channels, np.float64)[0]
     forward = reference.training(x, axis=axis)
     expected = reference.backward(grad_y, x, gamma, axis=axis)
-    gradient = _dispatch.Gradient(
-        forward.mean, forward.inv_std, gamma, float(layout.count), training=True
-    )
+    given = {"GRAD_MEAN": forward.mean, "GRAD_INV_STD": forward.inv_std, "GRAD_GAMMA": gamma}
     results = []
     for entry in entries("backward", layout):
         grad_x[...] = np.nan
-        sums, products = entry.run(flat(grad_y), flat(x), flat(grad_x), layout, gradient)
+        table = table_of(layout.channels, **given)
+        entry.run(flat(grad_y), flat(x), flat(grad_x), layout, float(layout.count), table)
         scale = np.abs(expected.x).max()
-        np.testing.assert_allclose(grad_x, expected.x, rtol=0, atol=scale * 50 * np.finfo(dtype).eps)
-        np.testing.assert_allclose(sums, expected.beta, rtol=1e-11, atol=1e-9)
-        results.append((grad_x.tobytes(), sums.tobytes(), products.tobytes()))
+        np.testing.assert_allclose(
+            grad_x, expected.x, rtol=0, atol=scale * 50 * np.finfo(dtype).eps
+        )
+        np.testing.assert_allclose(table[rows.SUM_GRAD], expected.beta, rtol=1e-11, atol=1e-9)
+        results.append((grad_x.tobytes(), table.tobytes()))
     assert len(set(results)) == 1
 
 

@@ -20,6 +20,10 @@ IN_PLACE = {
 COPIED = {"reversed": cases.reversed_all, "every second value": cases.strided_last}
 
 
+def width_of(layout):
+    return layout.channels * layout.inner * layout.repeats
+
+
 def addresses(layout, which=0):
     """The offsets of the values of each channel, as the kernels compute them: (C, n)."""
     channels = [[] for _ in range(layout.channels)]
@@ -32,7 +36,7 @@ def addresses(layout, which=0):
     else:
         (row,) = layout.strides[which]
         for i in range(layout.outer + (layout.tail > 0)):
-            width = layout.width if i < layout.outer else layout.tail
+            width = width_of(layout) if i < layout.outer else layout.tail
             for j in range(width):
                 channels[j // layout.inner % layout.channels].append(i * row + j)
     return channels
@@ -99,6 +103,6 @@ def test_folded_columns_hold_all_rows(rows, channels, inner):
     assert layout is not None
     assert not layout.channels_first or inner == 1 == rows
     if not layout.channels_first:
-        assert layout.outer * layout.width + layout.tail == x.size
+        assert layout.outer * width_of(layout) + layout.tail == x.size
         assert layout.outer >= 1
         assert sorted(np.concatenate(addresses(layout))) == list(range(x.size))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbbn._jit import Float, In, In64, Int, Out, Out64, Params, helper, kernel
+from nbbn._jit import Float, In, Int, Out, OutTable64, Table, Table64, helper, kernel
 from nbbn._simd import (
     LANES,
     fma,
@@ -28,6 +28,7 @@ from nbbn._simd import (
     widen,
 )
 from nbbn.kernels.epilogue import affine, inference_form, input_gradient, input_gradient_form
+from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
 from nbbn.kernels.welford import (
     PIECE,
     finite_or,
@@ -35,6 +36,7 @@ from nbbn.kernels.welford import (
     merge_weights,
     moments_from_sums,
     worst_condition,
+    write_statistics,
 )
 
 
@@ -97,11 +99,11 @@ def piece_moments(
     n = float(rows * length)
     k = finite_or(float(x[start]), 0.0)
     s, q = sums_about(x, start, rows, row_stride, length, k)
-    deviation, m2 = moments_from_sums(n, s, q)
+    deviation, m2 = moments_from_sums(1.0 / n, s, q)
     if is_ill_conditioned(n, deviation, m2, worst_condition(x)):
         nearer = k + deviation
         s, q = sums_about(x, start, rows, row_stride, length, nearer)
-        rest, m2 = moments_from_sums(n, s, q)
+        rest, m2 = moments_from_sums(1.0 / n, s, q)
         deviation = (nearer - k) + rest
     return k, deviation, m2
 
@@ -134,11 +136,11 @@ def collect_moments_channels_first(
     inner: Int,
     outer_stride: Int,
     channel_stride: Int,
-    reference: Out64,
-    deviation: Out64,
-    m2: Out64,
+    freedom: Float,
+    eps: Float,
+    table: OutTable64,
 ) -> None:
-    """Write mean (as ``reference + deviation``) and ``m2`` of each channel.
+    """Write the statistics of each channel to ``table``; ``freedom`` is ``n - correction``.
 
     Reads x once. Parallel over the pieces of all channels.
     """
@@ -151,8 +153,8 @@ def collect_moments_channels_first(
         moments = piece_moments(x, start, rows, outer_stride, length)
         partial[task, 0], partial[task, 1], partial[task, 2] = moments
     for channel in range(channels):
-        merged = merge_pieces(partial, channel * pieces, outer, inner)
-        reference[channel], deviation[channel], m2[channel] = merged
+        reference, deviation, m2 = merge_pieces(partial, channel * pieces, outer, inner)
+        write_statistics(table, channel, reference, deviation, m2, freedom, eps)
 
 
 @helper
@@ -197,17 +199,19 @@ def normalize_channels_first(
     inner: Int,
     outer_stride: Int,
     channel_stride: Int,
-    center: In,
-    scale: In,
-    shift: In,
+    table: Table,
+    eps: Float,
     y: Out,
     y_outer_stride: Int,
     y_channel_stride: Int,
 ) -> None:
-    """Write ``y = (x - center) * scale + shift``.
+    """Write ``y = (x - mean) / sqrt(var + eps) * gamma + beta``.
 
     Reads x once, writes y once; y may be x. Parallel over the rows, long ones cut in segments.
     """
+    form = np.empty((3, channels), x.dtype)
+    for channel in range(channels):
+        inference_form(table, channel, eps, form, channel)
     segments, depth = segments_and_rows(inner)
     tasks = (outer * channels + depth - 1) // depth * segments
     for task in prange(tasks):
@@ -223,9 +227,9 @@ def normalize_channels_first(
                 0,
                 1,
                 min(PIECE, inner - first),
-                center[c],
-                scale[c],
-                shift[c],
+                form[0, c],
+                form[1, c],
+                form[2, c],
             )
             c += 1
             if c == channels:
@@ -240,26 +244,19 @@ def train_channels_first(
     inner: Int,
     outer_stride: Int,
     channel_stride: Int,
-    gamma: Params,
-    beta: Params,
-    eps: Float,
     freedom: Float,
-    reference: Out64,
-    deviation: Out64,
-    m2: Out64,
-    center: Out,
-    scale: Out,
-    shift: Out,
+    eps: Float,
+    table: OutTable64,
     y: Out,
     y_outer_stride: Int,
     y_channel_stride: Int,
 ) -> None:
-    """Write the moments of each channel, its inference form and ``y``.
+    """Write the statistics of each channel to ``table``, which holds gamma and beta, and ``y``.
 
-    ``freedom`` is ``n - correction``. A channel is normalized as soon as its moments are known:
-    where its values fit the cache, x is read from memory once and y written once. y may be x.
-    Parallel over the channels.
+    A channel is normalized as soon as its moments are known: where its values fit the cache, x is
+    read from memory once and y written once. y may be x. Parallel over the channels.
     """
+    form = np.empty((3, channels), x.dtype)
     pieces = pieces_of_channel(outer, inner)
     for channel in prange(channels):
         start = channel * channel_stride
@@ -269,20 +266,9 @@ def train_channels_first(
             at = start + row * outer_stride + first
             moments = piece_moments(x, at, rows, outer_stride, length)
             partial[piece, 0], partial[piece, 1], partial[piece, 2] = moments
-        merged = merge_pieces(partial, 0, outer, inner)
-        reference[channel], deviation[channel], m2[channel] = merged
-        inference_form(
-            channel,
-            merged[0],
-            merged[1],
-            merged[2] / freedom,
-            eps,
-            float(gamma[channel]),
-            float(beta[channel]),
-            center,
-            scale,
-            shift,
-        )
+        reference, deviation, m2 = merge_pieces(partial, 0, outer, inner)
+        write_statistics(table, channel, reference, deviation, m2, freedom, eps)
+        inference_form(table, channel, eps, form, channel)
         normalize_rows(
             x,
             start,
@@ -292,9 +278,9 @@ def train_channels_first(
             y_outer_stride,
             outer,
             inner,
-            center[channel],
-            scale[channel],
-            shift[channel],
+            form[0, channel],
+            form[1, channel],
+            form[2, channel],
         )
 
 
@@ -342,11 +328,9 @@ def backward_reduce_channels_first(
     inner: Int,
     outer_stride: Int,
     channel_stride: Int,
-    mean: In64,
-    sum_grad: Out64,
-    sum_grad_deviation: Out64,
+    table: OutTable64,
 ) -> None:
-    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel.
+    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``table``.
 
     Reads both arrays once. Parallel over the pieces of all channels, added in order.
     """
@@ -364,14 +348,14 @@ def backward_reduce_channels_first(
             outer_stride,
             rows,
             length,
-            mean[channel],
+            table[GRAD_MEAN, channel],
         )
     for channel in range(channels):
         s = h = 0.0
         for task in range(channel * pieces, (channel + 1) * pieces):
             s += partial[task, 0]
             h += partial[task, 1]
-        sum_grad[channel], sum_grad_deviation[channel] = s, h
+        table[SUM_GRAD, channel], table[SUM_GRAD_DEVIATION, channel] = s, h
 
 
 @helper
@@ -422,19 +406,20 @@ def backward_input_channels_first(
     inner: Int,
     outer_stride: Int,
     channel_stride: Int,
-    grad_center: In,
-    scale: In,
-    center: In,
-    slope: In,
-    shift: In,
+    count: Float,
+    freedom: Float,
+    table: Table64,
     grad_x: Out,
     out_outer_stride: Int,
     out_channel_stride: Int,
 ) -> None:
-    """Write ``grad_x`` from the coefficients of each channel.
+    """Write ``grad_x`` from the sums in ``table``.
 
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over rows.
     """
+    form = np.empty((5, channels), x.dtype)
+    for channel in range(channels):
+        input_gradient_form(table, channel, count, freedom, form, channel)
     segments, depth = segments_and_rows(inner)
     tasks = (outer * channels + depth - 1) // depth * segments
     for task in prange(tasks):
@@ -453,11 +438,11 @@ def backward_input_channels_first(
                 0,
                 1,
                 min(PIECE, inner - first),
-                grad_center[c],
-                scale[c],
-                center[c],
-                slope[c],
-                shift[c],
+                form[0, c],
+                form[1, c],
+                form[2, c],
+                form[3, c],
+                form[4, c],
             )
             c += 1
             if c == channels:
@@ -475,18 +460,9 @@ def backward_channels_first(
     inner: Int,
     outer_stride: Int,
     channel_stride: Int,
-    mean: In64,
-    inv_std: In64,
-    gamma: In64,
     count: Float,
     freedom: Float,
-    sum_grad: Out64,
-    sum_grad_deviation: Out64,
-    grad_center: Out,
-    scale: Out,
-    center: Out,
-    slope: Out,
-    shift: Out,
+    table: OutTable64,
     grad_x: Out,
     out_outer_stride: Int,
     out_channel_stride: Int,
@@ -496,6 +472,7 @@ def backward_channels_first(
     Where the two arrays' values of a channel fit the cache, each is read from memory once.
     grad_x may be either of them. Parallel over the channels.
     """
+    form = np.empty((5, channels), x.dtype)
     pieces = pieces_of_channel(outer, inner)
     for channel in prange(channels):
         g_start, x_start = channel * g_channel_stride, channel * channel_stride
@@ -511,26 +488,12 @@ def backward_channels_first(
                 outer_stride,
                 rows,
                 length,
-                mean[channel],
+                table[GRAD_MEAN, channel],
             )
             s += piece_s
             h += piece_h
-        sum_grad[channel], sum_grad_deviation[channel] = s, h
-        input_gradient_form(
-            channel,
-            count,
-            freedom,
-            mean[channel],
-            inv_std[channel],
-            gamma[channel],
-            s,
-            h,
-            grad_center,
-            scale,
-            center,
-            slope,
-            shift,
-        )
+        table[SUM_GRAD, channel], table[SUM_GRAD_DEVIATION, channel] = s, h
+        input_gradient_form(table, channel, count, freedom, form, channel)
         input_gradient_rows(
             grad_y,
             g_start,
@@ -543,9 +506,9 @@ def backward_channels_first(
             out_outer_stride,
             outer,
             inner,
-            grad_center[channel],
-            scale[channel],
-            center[channel],
-            slope[channel],
-            shift[channel],
+            form[0, channel],
+            form[1, channel],
+            form[2, channel],
+            form[3, channel],
+            form[4, channel],
         )

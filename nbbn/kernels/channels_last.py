@@ -16,11 +16,30 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbbn._jit import In, In64, Int, Out, Out64, helper, inlined, kernel
+from nbbn._jit import (
+    Float,
+    In,
+    Int,
+    Out,
+    OutTable64,
+    Table,
+    Table64,
+    helper,
+    inlined,
+    kernel,
+)
 from nbbn._simd import LANES, fma, load, splat, store, where_finite, widen
-from nbbn.kernels.epilogue import affine, input_gradient
+from nbbn.kernels.epilogue import affine, inference_form, input_gradient, input_gradient_form
+from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
 from nbbn.kernels.vectors import load_upto, store_upto
-from nbbn.kernels.welford import any_ill_conditioned, finite_or, merge_weights, worst_condition
+from nbbn.kernels.welford import (
+    any_ill_conditioned,
+    finite_or,
+    merge_weights,
+    moments_from_sums,
+    worst_condition,
+    write_statistics,
+)
 
 _TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 _WIDE_TILE = 2048  # columns of the elementwise steps: three float32 coefficients each, 24 KB
@@ -90,16 +109,14 @@ def piece_of_columns(
         n = stop - j
         k = reference_of(x, start + j, n)
         s, q = load_upto(deviation, at + j, n), load_upto(m2, at + j, n)
-        mean = s * share
-        spread = q - s * mean
-        if any_ill_conditioned(count, mean, spread, limit):
+        mean, squares = moments_from_sums(share, s, q)
+        if any_ill_conditioned(count, mean, squares, limit):
             nearer = k + mean
             s, q = strip_sums(x, start + j, rows, row_stride, n, nearer, zero, zero)
-            rest = s * share
-            spread = q - s * rest
+            rest, squares = moments_from_sums(share, s, q)
             mean = (nearer - k) + rest
         store_upto(deviation, at + j, n, (k - reference_of(x, j, n)) + mean)
-        store_upto(m2, at + j, n, spread)
+        store_upto(m2, at + j, n, squares)
 
 
 @helper
@@ -161,11 +178,11 @@ def collect_moments_channels_last(
     repeats: Int,
     tail: Int,
     row_stride: Int,
-    reference: Out64,
-    deviation: Out64,
-    m2: Out64,
+    freedom: Float,
+    eps: Float,
+    table: OutTable64,
 ) -> None:
-    """Write mean (as ``reference + deviation``) and ``m2`` of each channel.
+    """Write the statistics of each channel to ``table``; ``freedom`` is ``n - correction``.
 
     Reads x once. Parallel over pieces of rows and tiles of columns.
     """
@@ -198,8 +215,23 @@ def collect_moments_channels_last(
         piece_of_columns(x, rows * row_stride, 1, row_stride, 0, tail, means, squares, at)
         merge_columns(means, squares, 0, at, float(rows), 1.0, tail)
     for channel in range(channels):
-        found = channel_of_columns(x, means, squares, channel, channels, inner, width, rows, tail)
-        reference[channel], deviation[channel], m2[channel] = found
+        reference, deviation, m2 = channel_of_columns(
+            x, means, squares, channel, channels, inner, width, rows, tail
+        )
+        write_statistics(table, channel, reference, deviation, m2, freedom, eps)
+
+
+@helper
+def spread(form: Any, repeats: int, channels: int, inner: int) -> None:
+    """Copy each channel's coefficients from its first column to all of its columns."""
+    width = channels * inner
+    for row in range(form.shape[0]):
+        for channel in range(channels):
+            for i in range(1, inner):
+                form[row, channel * inner + i] = form[row, channel * inner]
+        for repeat in range(1, repeats):
+            for column in range(width):
+                form[row, repeat * width + column] = form[row, column]
 
 
 @helper
@@ -242,19 +274,26 @@ def normalize_block(
 def normalize_channels_last(
     x: In,
     rows: Int,
-    width: Int,
+    channels: Int,
+    inner: Int,
+    repeats: Int,
     tail: Int,
     row_stride: Int,
-    center: In,
-    scale: In,
-    shift: In,
+    table: Table,
+    eps: Float,
     y: Out,
     y_row_stride: Int,
 ) -> None:
-    """Write ``y = (x - center) * scale + shift``; the coefficients have ``width`` entries.
+    """Write ``y = (x - mean) / sqrt(var + eps) * gamma + beta``.
 
     Reads x once, writes y once; y may be x. Parallel over pieces of rows and tiles of columns.
     """
+    width = channels * inner * repeats
+    form = np.empty((3, width), x.dtype)
+    for channel in range(channels):
+        inference_form(table, channel, eps, form, channel * inner)
+    spread(form, repeats, channels, inner)
+    center, scale, shift = form[0], form[1], form[2]
     depth = rows_of_piece(min(width, _WIDE_TILE))
     pieces = (rows + depth - 1) // depth
     tiles = (width + _WIDE_TILE - 1) // _WIDE_TILE
@@ -323,15 +362,17 @@ def backward_reduce_channels_last(
     repeats: Int,
     tail: Int,
     row_stride: Int,
-    mean: In64,
-    sum_grad: Out64,
-    sum_grad_deviation: Out64,
+    table: OutTable64,
 ) -> None:
-    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel.
+    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``table``.
 
-    ``mean`` has an entry a column. Reads both arrays once. Parallel over pieces of rows and tiles
-    of columns, added in order.
+    Reads both arrays once. Parallel over pieces of rows and tiles of columns, added in order.
     """
+    means = np.empty((1, channels * inner * repeats))
+    for channel in range(channels):
+        means[0, channel * inner] = table[GRAD_MEAN, channel]
+    spread(means, repeats, channels, inner)
+    mean = means[0]
     width = channels * inner * repeats
     depth = rows_of_piece(width)
     pieces = (rows + depth - 1) // depth
@@ -373,12 +414,12 @@ def backward_reduce_channels_last(
             pieces * width,
         )
     for channel in range(channels):
-        sum_grad[channel] = sum_grad_deviation[channel] = 0.0
+        table[SUM_GRAD, channel] = table[SUM_GRAD_DEVIATION, channel] = 0.0
     for at in range(0, (pieces + 1) * width, channels * inner):
         for channel in range(channels):
             for j in range(at + channel * inner, at + (channel + 1) * inner):
-                sum_grad[channel] += sums[j]
-                sum_grad_deviation[channel] += products[j]
+                table[SUM_GRAD, channel] += sums[j]
+                table[SUM_GRAD_DEVIATION, channel] += products[j]
 
 
 @helper
@@ -421,22 +462,28 @@ def backward_input_channels_last(
     g_row_stride: Int,
     x: In,
     rows: Int,
-    width: Int,
+    channels: Int,
+    inner: Int,
+    repeats: Int,
     tail: Int,
     row_stride: Int,
-    grad_center: In,
-    scale: In,
-    center: In,
-    slope: In,
-    shift: In,
+    count: Float,
+    freedom: Float,
+    table: Table64,
     grad_x: Out,
     out_row_stride: Int,
 ) -> None:
-    """Write ``grad_x``; the coefficients have ``width`` entries.
+    """Write ``grad_x`` from the sums in ``table``.
 
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over pieces
     of rows and tiles of columns.
     """
+    width = channels * inner * repeats
+    form = np.empty((5, width), x.dtype)
+    for channel in range(channels):
+        input_gradient_form(table, channel, count, freedom, form, channel * inner)
+    spread(form, repeats, channels, inner)
+    grad_center, scale, center, slope, shift = form[0], form[1], form[2], form[3], form[4]
     depth = rows_of_piece(min(width, _TILE))
     pieces = (rows + depth - 1) // depth
     tiles = (width + _TILE - 1) // _TILE

@@ -12,6 +12,18 @@ from typing import Any
 
 from nbbn._jit import helper, inlined
 from nbbn._simd import fma
+from nbbn.kernels.table import (
+    BETA,
+    GAMMA,
+    GRAD_GAMMA,
+    GRAD_INV_STD,
+    GRAD_MEAN,
+    MEAN,
+    MEAN_LOW,
+    SUM_GRAD,
+    SUM_GRAD_DEVIATION,
+    VAR,
+)
 
 
 @inlined
@@ -29,59 +41,39 @@ def input_gradient(
 
 
 @helper
-def inference_form(
-    index: int,
-    reference: float,
-    deviation: float,
-    var: float,
-    eps: float,
-    gamma: float,
-    beta: float,
-    center: Any,
-    scale: Any,
-    shift: Any,
-) -> None:
-    """Write ``center, scale, shift`` of one channel whose mean is ``reference + deviation``.
+def inference_form(table: Any, channel: int, eps: float, form: Any, column: int) -> None:
+    """Write ``center, scale, shift`` of one channel to a column of ``form``.
 
-    ``center`` is the mean and ``scale = gamma / sqrt(var + eps)``, both rounded to the arrays'
-    dtype; ``shift = beta - (mean - center) * scale`` makes up for the rounding of ``center``.
+    ``center`` is the mean and ``scale = gamma / sqrt(var + eps)``, both rounded to the dtype of
+    ``form``; ``shift = beta - (mean - center) * scale`` makes up for the rounding of ``center``.
     """
-    center[index] = reference + deviation
-    scale[index] = gamma / math.sqrt(var + eps)
-    rest = (reference - float(center[index])) + deviation
+    mean, low = float(table[MEAN, channel]), float(table[MEAN_LOW, channel])
+    form[0, column] = mean + low
+    form[1, column] = float(table[GAMMA, channel]) / math.sqrt(float(table[VAR, channel]) + eps)
+    rest = (mean - float(form[0, column])) + low
     if not math.isfinite(rest):  # an infinite mean, or NaN: there is no rest
         rest = 0.0
-    shift[index] = beta - rest * float(scale[index])
+    form[2, column] = float(table[BETA, channel]) - rest * float(form[1, column])
 
 
 @helper
 def input_gradient_form(
-    index: int,
-    count: float,
-    freedom: float,
-    mean: float,
-    inv_std: float,
-    gamma: float,
-    sum_grad: float,
-    sum_grad_deviation: float,
-    grad_center: Any,
-    scale: Any,
-    center: Any,
-    slope: Any,
-    shift: Any,
+    table: Any, channel: int, count: float, freedom: float, form: Any, column: int
 ) -> None:
-    """Write the coefficients of `input_gradient` of one channel.
+    """Write the five coefficients of `input_gradient` of one channel to a column of ``form``.
 
     With ``g = sum(grad_y)`` and ``h = sum(grad_y * (x - mean))``, ``n = count`` and
     ``freedom = n - correction``:
     ``grad_x = gamma * inv_std * (grad_y - g/n - (x - mean) * inv_std**2 * h / freedom)``.
-    Both means are rounded to the arrays' dtype, and ``shift`` holds what that leaves.
+    Both means are rounded to the dtype of ``form``, and ``shift`` holds what that leaves.
     """
-    grad_mean = sum_grad / count
-    grad_center[index] = grad_mean
-    center[index] = mean
-    scale[index] = gamma * inv_std
-    slope[index] = -(gamma * inv_std) * (inv_std * inv_std) * (sum_grad_deviation / freedom)
-    grad_rest = grad_mean - float(grad_center[index])
-    rest = mean - float(center[index])
-    shift[index] = -(grad_rest * float(scale[index]) + rest * float(slope[index]))
+    mean, inv_std = table[GRAD_MEAN, channel], table[GRAD_INV_STD, channel]
+    grad_mean = table[SUM_GRAD, channel] / count
+    scale = table[GRAD_GAMMA, channel] * inv_std
+    form[0, column] = grad_mean
+    form[1, column] = scale
+    form[2, column] = mean
+    form[3, column] = -scale * (inv_std * inv_std) * (table[SUM_GRAD_DEVIATION, channel] / freedom)
+    grad_rest = grad_mean - float(form[0, column])
+    rest = mean - float(form[2, column])
+    form[4, column] = -(grad_rest * float(form[1, column]) + rest * float(form[3, column]))

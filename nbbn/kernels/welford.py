@@ -21,6 +21,7 @@ from typing import Any
 
 from nbbn._jit import helper, inlined
 from nbbn._simd import any_greater, splat
+from nbbn.kernels.table import INV_STD, M2, MEAN, MEAN_LOW, VAR
 
 PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the piece in cache
 
@@ -38,9 +39,12 @@ def worst_condition(x: Any) -> float:
 
 
 @inlined
-def moments_from_sums(n: float, s: float, q: float) -> tuple[float, float]:
-    """Return ``mean - k`` and ``m2`` from the sums about ``k``."""
-    deviation = s / n
+def moments_from_sums(share: Any, s: Any, q: Any) -> tuple[Any, Any]:
+    """Return ``mean - k`` and ``m2`` from the sums about ``k``; ``share`` is ``1 / n``.
+
+    Of scalars or of vectors.
+    """
+    deviation = s * share
     return deviation, q - s * deviation
 
 
@@ -74,3 +78,25 @@ def finite_or(value: float, otherwise: float) -> float:
     if math.isfinite(value):
         return value
     return otherwise
+
+
+@helper
+def write_statistics(
+    table: Any,
+    channel: int,
+    reference: float,
+    deviation: float,
+    m2: float,
+    freedom: float,
+    eps: float,
+) -> None:
+    """Write the statistics of a channel to its column of ``table``.
+
+    The mean, ``reference + deviation``, is split into a float64 and what its rounding leaves.
+    """
+    mean = reference + deviation
+    table[MEAN, channel] = mean
+    table[MEAN_LOW, channel] = finite_or((reference - mean) + deviation, 0.0)
+    table[M2, channel] = m2
+    table[VAR, channel] = m2 / freedom
+    table[INV_STD, channel] = 1.0 / math.sqrt(m2 / freedom + eps)
