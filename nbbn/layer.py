@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -22,10 +24,9 @@ from nbbn.kernels import table as rows
 
 Array = NDArray[Any]
 
-# What is kept of the input to notice an overwrite: all of a small one, else blocks of neighbours.
+# What is kept of the input to notice an overwrite: all of a small one, else about so many values.
 _WHOLE = 4096
-_SAMPLES = 8
-_BLOCK = 16
+_SAMPLES = 256
 
 
 class _Forward(NamedTuple):
@@ -665,11 +666,17 @@ def _samples(x: Array) -> bytes:
     """Return the values of ``x``, or some of many, to notice later whether it was overwritten."""
     if x.size <= _WHOLE:
         return x.tobytes()
-    # Blocks of neighbours, spread by the golden ratio so that they fall in step with no axis.
-    room = x.size - _BLOCK
-    places = [int(room * (k * 0.6180339887498949 % 1.0)) for k in range(_SAMPLES)]
-    flat = x.flat
-    return b"".join([flat[at : at + _BLOCK].tobytes() for at in (*places, room)])
+    flat = x.reshape(-1) if x.flags.c_contiguous else x.flat
+    return b"".join((flat[:: _step(x.size)].tobytes(), flat[-1:].tobytes()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _step(size: int) -> int:
+    """Return a step coprime to the size: it falls in step with no axis, so no channel is missed."""
+    step = size // _SAMPLES
+    while math.gcd(step, size) > 1:
+        step += 1
+    return step
 
 
 def _overlap(x: Array, out: Array | None) -> bool:

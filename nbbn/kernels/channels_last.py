@@ -28,7 +28,7 @@ from nbbn._jit import (
     inlined,
     kernel,
 )
-from nbbn._simd import LANES, fma, load, splat, store, where_finite, widen
+from nbbn._simd import LANES, fma, load, load_first, splat, store, where_finite, widen
 from nbbn.kernels.epilogue import affine, inference_form, input_gradient, input_gradient_form
 from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
 from nbbn.kernels.vectors import load_upto, store_upto
@@ -61,17 +61,24 @@ def reference_of(x: Any, index: int, count: int) -> Any:
     return where_finite(row, row, splat(0.0))
 
 
-@helper
+@inlined
 def strip_sums(
     x: Any, start: int, rows: int, row_stride: int, lanes: int, k: Any, s: Any, q: Any
 ) -> Any:
     """Return ``s + sum(x - k)`` and ``q + sum((x - k)**2)`` of up to sixteen columns."""
     i = start
-    for _ in range(rows):
-        d = widen(load_upto(x, i, lanes)) - k
-        s = s + d
-        q = fma(d, d, q)
-        i += row_stride
+    if lanes >= LANES:
+        for _ in range(rows):
+            d = widen(load(x, i)) - k
+            s = s + d
+            q = fma(d, d, q)
+            i += row_stride
+    else:
+        for _ in range(rows):
+            d = widen(load_first(x, i, lanes)) - k
+            s = s + d
+            q = fma(d, d, q)
+            i += row_stride
     return s, q
 
 
