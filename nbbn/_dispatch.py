@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _threads
+from nbbn import _machine, _threads
 from nbbn._jit import Kernel
 from nbbn._layout import Layout
 from nbbn.kernels import channels_first, channels_last, running
@@ -25,6 +25,8 @@ Table64 = NDArray[np.float64]
 
 # A parallel region pays from here on (values of one array).
 PARALLEL_FROM = 1 << 15
+
+_SHORTEST_STREAM = 1 << 10  # bytes of a run: each begins and ends with a partial line
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,20 @@ def _run(kernel: Kernel, x: Array, params: Any, *arguments: Any) -> None:
         lambda: kernel.variant(dtype, params, True)(*arguments)
     ):
         kernel.variant(dtype, params, False)(*arguments)
+
+
+def _streaming(layout: Layout, target: Array, *inputs: Array) -> int:
+    """Whether ``target`` is best written past the cache.
+
+    An ordinary store first reads the line that it writes. Measured on one thread beside 32 MB of
+    L3: past the cache is 1.1 to 2.5 times faster where all arrays together exceed that, slower
+    where they fit; and not in place, where the line is there already.
+    """
+    if target.nbytes * (1 + len(inputs)) <= _machine.last_level_cache():
+        return 0
+    run = layout.inner if layout.channels_first else layout.channels * layout.inner
+    apart = all(array.ctypes.data != target.ctypes.data for array in inputs)
+    return int(apart and run * target.itemsize >= _SHORTEST_STREAM)
 
 
 def _not_in_runs(layout: Layout) -> str | None:
@@ -77,7 +93,9 @@ def _moments(kernel: Kernel) -> Callable[..., None]:
 def _normalize(kernel: Kernel) -> Callable[..., None]:
     def run(x: Array, y: Array, layout: Layout, table: Array, eps: float) -> None:
         view, strides = layout.view, layout.strides
-        _run(kernel, x, table.dtype.type, x, *view, *strides[0], table, eps, y, *strides[1])
+        streaming = _streaming(layout, y, x)
+        params = table.dtype.type
+        _run(kernel, x, params, x, *view, *strides[0], table, eps, y, *strides[1], streaming)
 
     return run
 
@@ -85,8 +103,9 @@ def _normalize(kernel: Kernel) -> Callable[..., None]:
 def _train_by_channel(
     x: Array, y: Array, layout: Layout, freedom: float, eps: float, table: Table64
 ) -> None:
-    kernel, strides = channels_first.train_channels_first, layout.strides
-    _run(kernel, x, None, x, *layout.view, *strides[0], freedom, eps, table, y, *strides[1])
+    kernel, (of_x, of_y) = channels_first.train_channels_first, layout.strides
+    streaming = _streaming(layout, y, x)
+    _run(kernel, x, None, x, *layout.view, *of_x, freedom, eps, table, y, *of_y, streaming)
 
 
 def _train_in_two_passes(
@@ -96,21 +115,47 @@ def _train_in_two_passes(
     _choose("normalize", layout).run(x, y, layout, table, eps)
 
 
+def _write_gradient(
+    kernel: Kernel,
+    grad_y: Array,
+    x: Array,
+    grad_x: Array,
+    layout: Layout,
+    freedom: float,
+    table: Table64,
+) -> None:
+    of_x, of_grad, of_out = layout.strides
+    _run(
+        kernel,
+        x,
+        None,
+        grad_y,
+        *of_grad,
+        x,
+        *layout.view,
+        *of_x,
+        float(layout.count),
+        freedom,
+        table,
+        grad_x,
+        *of_out,
+        _streaming(layout, grad_x, x, grad_y),
+    )
+
+
 def _backward_by_channel(
     grad_y: Array, x: Array, grad_x: Array, layout: Layout, freedom: float, table: Table64
 ) -> None:
-    view, (of_x, of_grad, of_out) = layout.view, layout.strides
-    kernel, count = channels_first.backward_channels_first, float(layout.count)
-    _run(kernel, x, None, grad_y, *of_grad, x, *view, *of_x, count, freedom, table, grad_x, *of_out)
+    kernel = channels_first.backward_channels_first
+    _write_gradient(kernel, grad_y, x, grad_x, layout, freedom, table)
 
 
 def _backward_in_two_passes(
     grad_y: Array, x: Array, grad_x: Array, layout: Layout, freedom: float, table: Table64
 ) -> None:
-    view, (of_x, of_grad, of_out) = layout.view, layout.strides
     _choose("gradient sums", layout).run(grad_y, x, layout, table)
-    kernel, count = _INPUT_GRADIENT[layout.channels_first], float(layout.count)
-    _run(kernel, x, None, grad_y, *of_grad, x, *view, *of_x, count, freedom, table, grad_x, *of_out)
+    kernel = _INPUT_GRADIENT[layout.channels_first]
+    _write_gradient(kernel, grad_y, x, grad_x, layout, freedom, table)
 
 
 def _gradient_sums(kernel: Kernel) -> Callable[..., None]:

@@ -4,7 +4,7 @@ LLVM splits a sixteen-lane vector into what the processor has (one or two AVX-51
 AVX2, four of NEON), so the order of every addition, and with it every bit of a result, does not
 depend on the vectorizer or on the width of the registers.
 
-``load``, ``load_first``, ``store`` and ``store_first`` address a contiguous 1-d array by element and
+``load``, ``load_first``, ``store``, ``store_first`` and ``stream`` address a contiguous 1-d array by element and
 check no bounds: the kernels do their own arithmetic on indices. All other names are arithmetic on
 vectors (``fma`` also on scalars). Under ``NUMBA_DISABLE_JIT`` the twins in ``_simd_python`` stand in.
 """
@@ -22,6 +22,7 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 LANES = 16
+_LINE = 64  # bytes of a cache line
 
 _LLVM_SCALAR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _SUFFIX = {types.float32: "f32", types.float64: "f64"}
@@ -180,6 +181,48 @@ def store_first(typingctx: Any, array: Any, index: Any, count: Any, value: Any) 
 
 
 @_intrinsic
+def stream(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Like `store`, past the cache; element ``index`` must stand at a multiple of 64 bytes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
+        written = builder.store(args[2], pointer, align=_LINE)
+        written.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, _VECTOR[array.dtype]), codegen
+
+
+@_intrinsic
+def to_line(typingctx: Any, array: Any, index: Any) -> Any:
+    """How many elements stand between element ``index`` and the next multiple of 64 bytes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
+        number = args[1].type
+        address = builder.ptrtoint(pointer, number)
+        rest = builder.and_(builder.neg(address), number(_LINE - 1))
+        return builder.udiv(rest, number(_itemsize(array.dtype)))
+
+    return types.intp(array, types.intp), codegen
+
+
+@_intrinsic
+def fence(typingctx: Any) -> Any:
+    """Make what was streamed visible to other threads; after the last `stream` of a task."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if builder.module.triple.startswith(("x86_64", "i686")):
+            # x86 orders ordinary stores by itself, but not these.
+            builder.call(_declare(builder, "llvm.x86.sse.sfence", ir.VoidType(), []), [])
+        else:
+            builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@_intrinsic
 def splat(typingctx: Any, scalar: Any) -> Any:
     """A vector with ``scalar`` in every lane."""
 
@@ -272,6 +315,7 @@ def total(typingctx: Any, vector: Any) -> Any:
 if config.DISABLE_JIT:
     from nbbn._simd_python import (  # noqa: F401
         any_greater,
+        fence,
         fma,
         keep_first,
         load,
@@ -279,6 +323,8 @@ if config.DISABLE_JIT:
         splat,
         store,
         store_first,
+        stream,
+        to_line,
         total,
         where_finite,
         widen,

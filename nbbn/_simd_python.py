@@ -33,6 +33,18 @@ def store_first(array: NDArray[Any], index: int, count: int, value: NDArray[Any]
     array[index : index + count] = value[:count]
 
 
+stream = store
+
+
+def to_line(array: NDArray[Any], index: int) -> int:
+    """How many elements to peel before streaming: none, as nothing is streamed."""
+    return 0
+
+
+def fence() -> None:
+    """Nothing to wait for."""
+
+
 def splat(scalar: Any) -> NDArray[Any]:
     """A vector with ``scalar`` in every lane."""
     return np.full(LANES, scalar, np.asarray(scalar).dtype)

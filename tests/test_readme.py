@@ -99,3 +99,7 @@ def test_links_lead_to_files(path):
     local = [link for link in links if not re.match(r"[a-z]+:", link)]
     missing = [link for link in local if not (path.parent / link).exists()]
     assert not missing
+
+
+def test_package_tells_type_checkers_of_its_types():
+    assert (ROOT / "nbbn" / "py.typed").is_file()

@@ -17,18 +17,20 @@ from numba import prange
 from nbbn._jit import Float, In, Int, Out, OutTable64, Table, Table64, helper, kernel
 from nbbn._simd import (
     LANES,
+    fence,
     fma,
     keep_first,
     load,
     load_first,
     splat,
-    store,
     store_first,
+    to_line,
     total,
     widen,
 )
 from nbbn.kernels.epilogue import affine, inference_form, input_gradient, input_gradient_form
 from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
+from nbbn.kernels.vectors import put
 from nbbn.kernels.welford import (
     PIECE,
     finite_or,
@@ -103,8 +105,8 @@ def piece_moments(
     if is_ill_conditioned(n, deviation, m2, worst_condition(x)):
         nearer = k + deviation
         s, q = sums_about(x, start, rows, row_stride, length, nearer)
-        rest, m2 = moments_from_sums(1.0 / n, s, q)
-        deviation = (nearer - k) + rest
+        deviation, m2 = moments_from_sums(1.0 / n, s, q)
+        k = nearer  # and not the outlier that k was: the deviation keeps its digits
     return k, deviation, m2
 
 
@@ -176,6 +178,7 @@ def normalize_rows(
     center: Any,
     scale: Any,
     shift: Any,
+    streaming: int,
 ) -> None:
     """Write ``y = affine(x)`` for some rows of one channel."""
     a, b, c = splat(center), splat(scale), splat(shift)
@@ -183,12 +186,19 @@ def normalize_rows(
         i = x_start + row * x_stride
         j = y_start + row * y_stride
         stop = i + length
+        if streaming:
+            head = min(to_line(y, j), length)
+            store_first(y, j, head, affine(load_first(x, i, head), a, b, c))
+            i += head
+            j += head
         while i + LANES <= stop:
-            store(y, j, affine(load(x, i), a, b, c))
+            put(y, j, affine(load(x, i), a, b, c), streaming)
             i += LANES
             j += LANES
         if i < stop:
             store_first(y, j, stop - i, affine(load_first(x, i, stop - i), a, b, c))
+    if streaming:
+        fence()
 
 
 @kernel
@@ -204,6 +214,7 @@ def normalize_channels_first(
     y: Out,
     y_outer_stride: Int,
     y_channel_stride: Int,
+    streaming: Int,
 ) -> None:
     """Write ``y = (x - mean) / sqrt(var + eps) * gamma + beta``.
 
@@ -230,6 +241,7 @@ def normalize_channels_first(
                 form[0, c],
                 form[1, c],
                 form[2, c],
+                streaming,
             )
             c += 1
             if c == channels:
@@ -250,6 +262,7 @@ def train_channels_first(
     y: Out,
     y_outer_stride: Int,
     y_channel_stride: Int,
+    streaming: Int,
 ) -> None:
     """Write the statistics of each channel to ``table``, which holds gamma and beta, and ``y``.
 
@@ -281,6 +294,7 @@ def train_channels_first(
             form[0, channel],
             form[1, channel],
             form[2, channel],
+            streaming,
         )
 
 
@@ -371,28 +385,37 @@ def input_gradient_rows(
     out_stride: int,
     rows: int,
     length: int,
-    grad_center: Any,
-    scale: Any,
-    center: Any,
-    slope: Any,
-    shift: Any,
+    form: Any,
+    column: int,
+    streaming: int,
 ) -> None:
     """Write ``grad_x`` for some rows of one channel."""
-    a, b, c, d, e = splat(grad_center), splat(scale), splat(center), splat(slope), splat(shift)
+    a, b, c = splat(form[0, column]), splat(form[1, column]), splat(form[2, column])
+    d, e, f = splat(form[3, column]), splat(form[4, column]), splat(form[5, column])
     for row in range(rows):
         i = x_start + row * x_stride
         j = g_start + row * g_stride
         k = out_start + row * out_stride
         stop = i + length
+        if streaming:
+            n = min(to_line(grad_x, k), length)
+            g, value = load_first(grad_y, j, n), load_first(x, i, n)
+            store_first(grad_x, k, n, input_gradient(g, value, a, b, c, d, e, f))
+            i += n
+            j += n
+            k += n
         while i + LANES <= stop:
-            store(grad_x, k, input_gradient(load(grad_y, j), load(x, i), a, b, c, d, e))
+            g, value = load(grad_y, j), load(x, i)
+            put(grad_x, k, input_gradient(g, value, a, b, c, d, e, f), streaming)
             i += LANES
             j += LANES
             k += LANES
         if i < stop:
             n = stop - i
-            value = input_gradient(load_first(grad_y, j, n), load_first(x, i, n), a, b, c, d, e)
-            store_first(grad_x, k, n, value)
+            g, value = load_first(grad_y, j, n), load_first(x, i, n)
+            store_first(grad_x, k, n, input_gradient(g, value, a, b, c, d, e, f))
+    if streaming:
+        fence()
 
 
 @kernel
@@ -412,12 +435,13 @@ def backward_input_channels_first(
     grad_x: Out,
     out_outer_stride: Int,
     out_channel_stride: Int,
+    streaming: Int,
 ) -> None:
     """Write ``grad_x`` from the sums in ``table``.
 
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over rows.
     """
-    form = np.empty((5, channels), x.dtype)
+    form = np.empty((6, channels), x.dtype)
     for channel in range(channels):
         input_gradient_form(table, channel, count, freedom, form, channel)
     segments, depth = segments_and_rows(inner)
@@ -438,11 +462,9 @@ def backward_input_channels_first(
                 0,
                 1,
                 min(PIECE, inner - first),
-                form[0, c],
-                form[1, c],
-                form[2, c],
-                form[3, c],
-                form[4, c],
+                form,
+                c,
+                streaming,
             )
             c += 1
             if c == channels:
@@ -466,13 +488,14 @@ def backward_channels_first(
     grad_x: Out,
     out_outer_stride: Int,
     out_channel_stride: Int,
+    streaming: Int,
 ) -> None:
     """Write the sums and ``grad_x`` of each channel, one channel after the other.
 
     Where the two arrays' values of a channel fit the cache, each is read from memory once.
     grad_x may be either of them. Parallel over the channels.
     """
-    form = np.empty((5, channels), x.dtype)
+    form = np.empty((6, channels), x.dtype)
     pieces = pieces_of_channel(outer, inner)
     for channel in prange(channels):
         g_start, x_start = channel * g_channel_stride, channel * channel_stride
@@ -506,9 +529,7 @@ def backward_channels_first(
             out_outer_stride,
             outer,
             inner,
-            form[0, channel],
-            form[1, channel],
-            form[2, channel],
-            form[3, channel],
-            form[4, channel],
+            form,
+            channel,
+            streaming,
         )

@@ -28,13 +28,23 @@ from nbbn._jit import (
     inlined,
     kernel,
 )
-from nbbn._simd import LANES, fma, load, load_first, splat, store, where_finite, widen
+from nbbn._simd import (
+    LANES,
+    fence,
+    fma,
+    load,
+    load_first,
+    splat,
+    store_first,
+    to_line,
+    where_finite,
+    widen,
+)
 from nbbn.kernels.epilogue import affine, inference_form, input_gradient, input_gradient_form
 from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
-from nbbn.kernels.vectors import load_upto, store_upto
+from nbbn.kernels.vectors import load_upto, put, store_upto
 from nbbn.kernels.welford import (
     any_ill_conditioned,
-    finite_or,
     merge_weights,
     moments_from_sums,
     worst_condition,
@@ -90,11 +100,12 @@ def piece_of_columns(
     row_stride: int,
     first: int,
     stop: int,
+    reference: Any,
     deviation: Any,
     m2: Any,
     at: int,
 ) -> None:
-    """Write mean (about the reference row of x) and m2 of the columns ``first`` to ``stop``.
+    """Write reference, ``mean - reference`` and m2 of the columns ``first`` to ``stop``.
 
     ``start`` is where the piece's first row stands in x, ``at`` where its results go.
     """
@@ -118,24 +129,33 @@ def piece_of_columns(
         s, q = load_upto(deviation, at + j, n), load_upto(m2, at + j, n)
         mean, squares = moments_from_sums(share, s, q)
         if any_ill_conditioned(count, mean, squares, limit):
-            nearer = k + mean
-            s, q = strip_sums(x, start + j, rows, row_stride, n, nearer, zero, zero)
-            rest, squares = moments_from_sums(share, s, q)
-            mean = (nearer - k) + rest
-        store_upto(deviation, at + j, n, (k - reference_of(x, j, n)) + mean)
+            k = where_finite(k + mean, k + mean, k)  # where it is not, the sums stay as they are
+            s, q = strip_sums(x, start + j, rows, row_stride, n, k, zero, zero)
+            mean, squares = moments_from_sums(share, s, q)
+        store_upto(reference, at + j, n, k)
+        store_upto(deviation, at + j, n, mean)
         store_upto(m2, at + j, n, squares)
 
 
 @helper
 def merge_columns(
-    deviation: Any, m2: Any, into: int, other: int, count: float, rows: float, width: int
+    reference: Any,
+    deviation: Any,
+    m2: Any,
+    into: int,
+    other: int,
+    count: float,
+    rows: float,
+    width: int,
 ) -> None:
     """Merge the piece at ``other`` (``rows`` values a column) into the one at ``into``."""
     share, weight = merge_weights(count, rows)
     shares, weights = splat(share), splat(weight)
     for j in range(0, width, LANES):
         n = width - j
-        mean, other_mean = load_upto(deviation, into + j, n), load_upto(deviation, other + j, n)
+        mean = load_upto(deviation, into + j, n)
+        apart = load_upto(reference, other + j, n) - load_upto(reference, into + j, n)
+        other_mean = apart + load_upto(deviation, other + j, n)
         delta = other_mean - mean
         merged = where_finite(delta, fma(delta, shares, mean), mean + other_mean)
         both = load_upto(m2, into + j, n) + load_upto(m2, other + j, n)
@@ -145,7 +165,7 @@ def merge_columns(
 
 @helper
 def channel_of_columns(
-    x: Any,
+    reference: Any,
     deviation: Any,
     m2: Any,
     channel: int,
@@ -156,11 +176,11 @@ def channel_of_columns(
     tail: int,
 ) -> tuple[float, float, float]:
     """Return reference, ``mean - reference`` and ``m2`` of a channel from those of its columns."""
-    reference = finite_or(float(x[channel * inner]), 0.0)
+    base = reference[channel * inner]
     count = weighted = 0.0
     for first in range(channel * inner, width, channels * inner):
         for j in range(first, first + inner):
-            deviation[j] += finite_or(float(x[j]), 0.0) - reference
+            deviation[j] += reference[j] - base
             values = float(rows + 1 if j < tail else rows)
             weighted += values * deviation[j]
             count += values
@@ -173,7 +193,7 @@ def channel_of_columns(
             total += m2[j] + values * delta * delta
     if total < 0.0:
         total = 0.0
-    return reference, mean, total
+    return base, mean, total
 
 
 @kernel
@@ -197,6 +217,7 @@ def collect_moments_channels_last(
     depth = rows_of_piece(width)
     pieces = (rows + depth - 1) // depth
     tiles = (width + _TILE - 1) // _TILE
+    bases = np.empty((pieces + 1) * width)
     means = np.empty((pieces + 1) * width)
     squares = np.empty((pieces + 1) * width)
     for task in prange(pieces * tiles):
@@ -209,6 +230,7 @@ def collect_moments_channels_last(
             row_stride,
             first,
             min(first + _TILE, width),
+            bases,
             means,
             squares,
             piece * width,
@@ -216,14 +238,14 @@ def collect_moments_channels_last(
     for piece in range(1, pieces):
         row = piece * depth
         count, more = float(row), float(min(depth, rows - row))
-        merge_columns(means, squares, 0, piece * width, count, more, width)
+        merge_columns(bases, means, squares, 0, piece * width, count, more, width)
     if tail > 0:
         at = pieces * width
-        piece_of_columns(x, rows * row_stride, 1, row_stride, 0, tail, means, squares, at)
-        merge_columns(means, squares, 0, at, float(rows), 1.0, tail)
+        piece_of_columns(x, rows * row_stride, 1, row_stride, 0, tail, bases, means, squares, at)
+        merge_columns(bases, means, squares, 0, at, float(rows), 1.0, tail)
     for channel in range(channels):
         reference, deviation, m2 = channel_of_columns(
-            x, means, squares, channel, channels, inner, width, rows, tail
+            bases, means, squares, channel, channels, inner, width, rows, tail
         )
         write_statistics(table, channel, reference, deviation, m2, freedom, eps)
 
@@ -252,29 +274,39 @@ def normalize_block(
     rows: int,
     first: int,
     stop: int,
-    center: Any,
-    scale: Any,
-    shift: Any,
+    form: Any,
+    streaming: int,
 ) -> None:
     """Write ``y = affine(x)`` for some rows and the columns ``first`` to ``stop``."""
-    for group in range(0, rows, _GROUP):
-        depth = min(_GROUP, rows - group)
+    center, scale, shift = form[0], form[1], form[2]
+    step = 1 if streaming else _GROUP  # rows differ in where their cache lines begin
+    for group in range(0, rows, step):
+        depth = min(step, rows - group)
+        x_row, y_row = x_start + group * x_stride, y_start + group * y_stride
         j = first
+        if streaming:
+            n = min(to_line(y, y_row + j), stop - j)
+            a, b, c = load_first(center, j, n), load_first(scale, j, n), load_first(shift, j, n)
+            store_first(y, y_row + j, n, affine(load_first(x, x_row + j, n), a, b, c))
+            j += n
         while j + LANES <= stop:
             a, b, c = load(center, j), load(scale, j), load(shift, j)
-            i = x_start + group * x_stride + j
-            k = y_start + group * y_stride + j
+            i, k = x_row + j, y_row + j
             for _ in range(depth):
-                store(y, k, affine(load(x, i), a, b, c))
+                put(y, k, affine(load(x, i), a, b, c), streaming)
                 i += x_stride
                 k += y_stride
             j += LANES
         if j < stop:
             n = stop - j
-            a, b, c = load_upto(center, j, n), load_upto(scale, j, n), load_upto(shift, j, n)
-            for row in range(group, group + depth):
-                value = load_upto(x, x_start + row * x_stride + j, n)
-                store_upto(y, y_start + row * y_stride + j, n, affine(value, a, b, c))
+            a, b, c = load_first(center, j, n), load_first(scale, j, n), load_first(shift, j, n)
+            i, k = x_row + j, y_row + j
+            for _ in range(depth):
+                store_first(y, k, n, affine(load_first(x, i, n), a, b, c))
+                i += x_stride
+                k += y_stride
+    if streaming:
+        fence()
 
 
 @kernel
@@ -290,6 +322,7 @@ def normalize_channels_last(
     eps: Float,
     y: Out,
     y_row_stride: Int,
+    streaming: Int,
 ) -> None:
     """Write ``y = (x - mean) / sqrt(var + eps) * gamma + beta``.
 
@@ -300,7 +333,6 @@ def normalize_channels_last(
     for channel in range(channels):
         inference_form(table, channel, eps, form, channel * inner)
     spread(form, repeats, channels, inner)
-    center, scale, shift = form[0], form[1], form[2]
     depth = rows_of_piece(min(width, _WIDE_TILE))
     pieces = (rows + depth - 1) // depth
     tiles = (width + _WIDE_TILE - 1) // _WIDE_TILE
@@ -316,13 +348,12 @@ def normalize_channels_last(
             min(depth, rows - row),
             first,
             min(first + _WIDE_TILE, width),
-            center,
-            scale,
-            shift,
+            form,
+            streaming,
         )
     if tail > 0:
         start, y_start = rows * row_stride, rows * y_row_stride
-        normalize_block(x, start, 0, y, y_start, 0, 1, 0, tail, center, scale, shift)
+        normalize_block(x, start, 0, y, y_start, 0, 1, 0, tail, form, 0)
 
 
 @helper
@@ -443,24 +474,50 @@ def input_gradient_block(
     rows: int,
     first: int,
     stop: int,
-    grad_center: Any,
-    scale: Any,
-    center: Any,
-    slope: Any,
-    shift: Any,
+    form: Any,
+    streaming: int,
 ) -> None:
     """Write ``grad_x`` for some rows and the columns ``first`` to ``stop``."""
-    for group in range(0, rows, _GROUP):
-        depth = min(_GROUP, rows - group)
-        for j in range(first, stop, LANES):
+    step = 1 if streaming else _GROUP
+    for group in range(0, rows, step):
+        depth = min(step, rows - group)
+        g_row, x_row = g_start + group * g_stride, x_start + group * x_stride
+        out_row = out_start + group * out_stride
+        j = first
+        if streaming:
+            n = min(to_line(grad_x, out_row + j), stop - j)
+            value = input_gradient_at(form, j, n, grad_y, g_row, x, x_row)
+            store_first(grad_x, out_row + j, n, value)
+            j += n
+        while j + LANES <= stop:
+            a, b, c = load(form[0], j), load(form[1], j), load(form[2], j)
+            d, e, f = load(form[3], j), load(form[4], j), load(form[5], j)
+            for row in range(depth):
+                g = load(grad_y, g_row + row * g_stride + j)
+                value = load(x, x_row + row * x_stride + j)
+                result = input_gradient(g, value, a, b, c, d, e, f)
+                put(grad_x, out_row + row * out_stride + j, result, streaming)
+            j += LANES
+        if j < stop:
             n = stop - j
-            a, b = load_upto(grad_center, j, n), load_upto(scale, j, n)
-            c, d, e = load_upto(center, j, n), load_upto(slope, j, n), load_upto(shift, j, n)
-            for row in range(group, group + depth):
-                g = load_upto(grad_y, g_start + row * g_stride + j, n)
-                value = load_upto(x, x_start + row * x_stride + j, n)
-                result = input_gradient(g, value, a, b, c, d, e)
-                store_upto(grad_x, out_start + row * out_stride + j, n, result)
+            for row in range(depth):
+                g_at, x_at = g_row + row * g_stride, x_row + row * x_stride
+                value = input_gradient_at(form, j, n, grad_y, g_at, x, x_at)
+                store_first(grad_x, out_row + row * out_stride + j, n, value)
+    if streaming:
+        fence()
+
+
+@inlined
+def input_gradient_at(
+    form: Any, j: int, n: int, grad_y: Any, g_row: int, x: Any, x_row: int
+) -> Any:
+    """Return ``grad_x`` at ``n`` columns of one row, from ``j`` on."""
+    a, b = load_first(form[0], j, n), load_first(form[1], j, n)
+    c, d = load_first(form[2], j, n), load_first(form[3], j, n)
+    e, f = load_first(form[4], j, n), load_first(form[5], j, n)
+    g, value = load_first(grad_y, g_row + j, n), load_first(x, x_row + j, n)
+    return input_gradient(g, value, a, b, c, d, e, f)
 
 
 @kernel
@@ -479,6 +536,7 @@ def backward_input_channels_last(
     table: Table64,
     grad_x: Out,
     out_row_stride: Int,
+    streaming: Int,
 ) -> None:
     """Write ``grad_x`` from the sums in ``table``.
 
@@ -486,11 +544,10 @@ def backward_input_channels_last(
     of rows and tiles of columns.
     """
     width = channels * inner * repeats
-    form = np.empty((5, width), x.dtype)
+    form = np.empty((6, width), x.dtype)
     for channel in range(channels):
         input_gradient_form(table, channel, count, freedom, form, channel * inner)
     spread(form, repeats, channels, inner)
-    grad_center, scale, center, slope, shift = form[0], form[1], form[2], form[3], form[4]
     depth = rows_of_piece(min(width, _TILE))
     pieces = (rows + depth - 1) // depth
     tiles = (width + _TILE - 1) // _TILE
@@ -509,11 +566,8 @@ def backward_input_channels_last(
             min(depth, rows - row),
             first,
             min(first + _TILE, width),
-            grad_center,
-            scale,
-            center,
-            slope,
-            shift,
+            form,
+            streaming,
         )
     if tail > 0:
         input_gradient_block(
@@ -529,9 +583,6 @@ def backward_input_channels_last(
             1,
             0,
             tail,
-            grad_center,
-            scale,
-            center,
-            slope,
-            shift,
+            form,
+            0,
         )

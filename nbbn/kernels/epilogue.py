@@ -34,10 +34,21 @@ def affine(x: Any, center: Any, scale: Any, shift: Any) -> Any:
 
 @inlined
 def input_gradient(
-    grad_y: Any, x: Any, grad_center: Any, scale: Any, center: Any, slope: Any, shift: Any
+    grad_y: Any,
+    x: Any,
+    grad_center: Any,
+    scale: Any,
+    center: Any,
+    inv_std: Any,
+    slope: Any,
+    rest: Any,
 ) -> Any:
-    """Return ``(grad_y - grad_center) * scale + (x - center) * slope + shift``."""
-    return fma(grad_y - grad_center, scale, fma(x - center, slope, shift))
+    """Return ``scale * ((grad_y - grad_center) + ((x - center) * inv_std * slope + rest))``.
+
+    ``x - center`` meets ``inv_std`` first: their product is of the order of 1, where
+    ``inv_std * slope`` alone may leave the range of float32.
+    """
+    return scale * ((grad_y - grad_center) + fma((x - center) * inv_std, slope, rest))
 
 
 @helper
@@ -60,20 +71,21 @@ def inference_form(table: Any, channel: int, eps: float, form: Any, column: int)
 def input_gradient_form(
     table: Any, channel: int, count: float, freedom: float, form: Any, column: int
 ) -> None:
-    """Write the five coefficients of `input_gradient` of one channel to a column of ``form``.
+    """Write the six coefficients of `input_gradient` of one channel to a column of ``form``.
 
     With ``g = sum(grad_y)`` and ``h = sum(grad_y * (x - mean))``, ``n = count`` and
     ``freedom = n - correction``:
-    ``grad_x = gamma * inv_std * (grad_y - g/n - (x - mean) * inv_std**2 * h / freedom)``.
-    Both means are rounded to the dtype of ``form``, and ``shift`` holds what that leaves.
+    ``grad_x = gamma * inv_std * (grad_y - g/n - (x - mean) * inv_std * (inv_std * h / freedom))``.
+    Both means are rounded to the dtype of ``form``, and ``rest`` holds what that leaves.
     """
     mean, inv_std = table[GRAD_MEAN, channel], table[GRAD_INV_STD, channel]
     grad_mean = table[SUM_GRAD, channel] / count
-    scale = table[GRAD_GAMMA, channel] * inv_std
+    slope = -(inv_std * table[SUM_GRAD_DEVIATION, channel]) / freedom
     form[0, column] = grad_mean
-    form[1, column] = scale
+    form[1, column] = table[GRAD_GAMMA, channel] * inv_std
     form[2, column] = mean
-    form[3, column] = -scale * (inv_std * inv_std) * (table[SUM_GRAD_DEVIATION, channel] / freedom)
-    grad_rest = grad_mean - float(form[0, column])
-    rest = mean - float(form[2, column])
-    form[4, column] = -(grad_rest * float(form[1, column]) + rest * float(form[3, column]))
+    form[3, column] = inv_std
+    form[4, column] = slope
+    of_grad = grad_mean - float(form[0, column])
+    of_x = mean - float(form[2, column])
+    form[5, column] = -(of_grad + of_x * inv_std * slope)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nbbn._jit import inlined
-from nbbn._simd import LANES, load, load_first, store, store_first
+from nbbn._simd import LANES, load, load_first, store, store_first, stream
 
 
 @inlined
@@ -23,3 +23,12 @@ def store_upto(array: Any, index: int, count: int, value: Any) -> None:
         store(array, index, value)
     else:
         store_first(array, index, count, value)
+
+
+@inlined
+def put(array: Any, index: int, value: Any, streaming: int) -> None:
+    """Write sixteen lanes to ``index`` on, past the cache if ``streaming``."""
+    if streaming:
+        stream(array, index, value)
+    else:
+        store(array, index, value)
