@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nbbn._layout import overlaps_itself
+
 Array = NDArray[Any]
 
 _FLOAT32 = np.dtype(np.float32)
@@ -21,15 +23,13 @@ def array(name: str, value: Any) -> Array:
     if type(value) is not np.ndarray:
         value = _as_ndarray(name, value)
     if value.dtype != _FLOAT32 and value.dtype != _FLOAT64:
-        raise TypeError(
-            f"{name}: expected dtype {_ACCEPTED}, got {value.dtype.name}{_order(value)}"
-        )
+        raise TypeError(f"{name}: expected dtype {_ACCEPTED}, got {_name(value.dtype)}")
     found: Array = value
     return found
 
 
-def _order(value: Array) -> str:
-    return "" if value.dtype.isnative else " in foreign byte order"
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"
 
 
 def _as_ndarray(name: str, value: Any) -> Array:
@@ -104,18 +104,14 @@ def out(name: str, value: Any, like: Array) -> Array:
     if found.shape != like.shape:
         raise ValueError(f"{name}: expected shape {like.shape}, got {found.shape}")
     if found.dtype != like.dtype:
-        raise ValueError(f"{name}: expected dtype {like.dtype.name}, got {found.dtype.name}")
+        raise ValueError(f"{name}: expected dtype {like.dtype.name}, got {_name(found.dtype)}")
     if not found.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
-    if 0 in found.strides and found.size > 1 and _repeats(found):
+    if found.size > 1 and not found.flags.forc and overlaps_itself(found):
         raise ValueError(
             f"{name}: expected memory of its own for each value, got strides {found.strides}"
         )
     return found
-
-
-def _repeats(found: Array) -> bool:
-    return any(s == 0 and n > 1 for n, s in zip(found.shape, found.strides, strict=True))
 
 
 def gradient(name: str, value: Any, like: Array) -> Array:
@@ -139,7 +135,9 @@ def _shares(found: Array, value: Any) -> bool:
 def real(name: str, value: Any, least: float | None = None) -> float:
     """Return a finite number, not below ``least``."""
     bound = "" if least is None else f" >= {least:g}"
-    if isinstance(value, (bool, np.bool_, str, bytes)) or not hasattr(value, "__float__"):
+    complex_number = isinstance(value, (complex, np.complexfloating))
+    other = isinstance(value, (bool, np.bool_, str, bytes)) or complex_number
+    if other or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a finite number{bound}, got {type(value).__name__}")
     try:
         number = float(value)
@@ -174,15 +172,24 @@ def positive_integer(name: str, value: Any) -> int:
     return number
 
 
-def parameter_dtype(name: str, value: Any) -> np.dtype[Any]:
+def dtype(name: str, value: Any) -> np.dtype[Any]:
     """Return float32 or float64."""
     try:
-        dtype: np.dtype[Any] = np.dtype(value)
-    except TypeError as error:
-        raise TypeError(f"{name}: expected {_ACCEPTED}, got {value!r}") from error
-    if dtype not in (_FLOAT32, _FLOAT64):
-        raise TypeError(f"{name}: expected {_ACCEPTED}, got {dtype.name}")
-    return dtype
+        found: np.dtype[Any] | None = None if value is None else np.dtype(value)
+    except TypeError:
+        found = None
+    if found is None:
+        raise TypeError(f"{name}: expected {_ACCEPTED}, got {value!r}")
+    if found not in (_FLOAT32, _FLOAT64):
+        raise TypeError(f"{name}: expected {_ACCEPTED}, got {_name(found)}")
+    return found
+
+
+def apart(name: str, value: Array | None, others: dict[str, Array | None]) -> None:
+    """Check that an array to be updated shares no memory with others to be written."""
+    for other, written in others.items():
+        if value is not None and written is not None and np.may_share_memory(value, written):
+            raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
 
 
 def enough_values(count: int, correction: float, running_correction: float) -> None:
@@ -190,6 +197,6 @@ def enough_values(count: int, correction: float, running_correction: float) -> N
     most = max(correction, running_correction)
     if count <= most or (count == 1 and most > 0):
         raise ValueError(
-            f"x: expected more than {max(1, math.floor(most))} values per channel to train with "
-            f"correction={correction:g} and running_correction={running_correction:g}, got {count}"
+            f"x: expected more than {max(1, math.floor(most))} values per channel for a correction "
+            f"of {most:g}, got {count}"
         )

@@ -24,6 +24,7 @@ from numba import config, njit, types
 from numpy.typing import NDArray
 
 from nbbn._cache import DiskCache
+from nbbn._threads import renew_lock_after_fork
 
 # Division by zero gives inf or NaN as in NumPy; no fastmath: the vectors are explicit (see _simd),
 # so nothing needs reassociation, and NaN and Inf must propagate.
@@ -76,6 +77,7 @@ class Kernel:
         self._parallel = _dispatcher(function, parallel=True)
         self._ready: dict[tuple[Any, Any, bool], Callable[..., Any]] = {}
         self._lock = threading.Lock()
+        renew_lock_after_fork(self)
 
     def variant(self, dtype: Any, params: Any, parallel: bool) -> Callable[..., Any]:
         """The twin for ``x`` of ``dtype`` and parameters of ``params``, compiled if it is not."""

@@ -57,10 +57,8 @@ def describe(shape: tuple[int, ...], axis: int, itemsize: int, *strides: Strides
     The first array decides the order of the axes. ``axis`` is not negative; no size is zero.
     """
     channels = shape[axis]
-    for array in strides:
-        for size, stride in zip(shape, array, strict=True):
-            if size > 1 and (stride <= 0 or stride % itemsize):
-                return None
+    if any(not _is_plain(shape, array, itemsize) for array in strides):
+        return None
     lead = strides[0]
     others = [i for i, size in enumerate(shape) if size > 1 and i != axis]
     others.sort(key=lambda i: -lead[i])
@@ -87,6 +85,28 @@ def describe(shape: tuple[int, ...], axis: int, itemsize: int, *strides: Strides
         return None  # channels with gaps between them: one value a run
     pairs = tuple(zip(outer_items, channel_items, strict=True))
     return Layout(True, channels, count, inner, outer, 1, 0, pairs)
+
+
+def _is_plain(shape: tuple[int, ...], strides: Strides, itemsize: int) -> bool:
+    """Whether the strides go forward, over whole items, and visit no item twice."""
+    reach = itemsize
+    for stride, size in sorted((t, n) for t, n in zip(strides, shape, strict=True) if n > 1):
+        if stride < reach or stride % itemsize:
+            return False
+        reach = stride * size
+    return True
+
+
+def overlaps_itself(array: NDArray[Any]) -> bool:
+    """Whether two values of ``array`` may share memory (certain for any array but exotic ones)."""
+    forward = tuple(abs(stride) for stride in array.strides)
+    reach = array.itemsize
+    steps = zip(forward, array.shape, strict=True)
+    for stride, size in sorted((t, n) for t, n in steps if n > 1):
+        if stride < reach:
+            return True
+        reach = stride * (size - 1) + reach
+    return False
 
 
 def _merge(

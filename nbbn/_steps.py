@@ -21,6 +21,7 @@ Table64 = NDArray[np.float64]
 Vector64 = NDArray[np.float64]
 
 _MOST_LAYOUTS = 1024
+_WORK = 10_000  # candidates that numpy may look at before an overlap is taken for granted
 _layouts: dict[Any, Layout | None] = {}
 
 
@@ -101,7 +102,17 @@ def _readable(x: Array, index: int) -> Array:
 
 def _apart(out: Array, a: Array) -> bool:
     """Whether writing to ``out`` leaves ``a`` readable: no overlap, or value over value."""
-    return out is a or not np.may_share_memory(out, a) or _same_view(out, a)
+    return out is a or not overlap(out, a) or _same_view(out, a)
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Whether the arrays share memory; interleaved ones (channels of one buffer) do not."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return bool(np.shares_memory(a, b, max_work=_WORK))  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
 
 
 def _views(x: Array, index: int, out: Array | None) -> tuple[Array, Array, Layout]:

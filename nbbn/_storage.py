@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,22 +34,25 @@ def checked_state(
         raise ValueError(f"state: expected the names {names}, got {sorted(map(str, state))}")
     found = {}
     for name, like in expected.items():
-        array = np.asarray(state[name])
+        if isinstance(state[name], np.ma.MaskedArray):
+            raise TypeError(f"{name}: expected a plain array, got a masked array")
+        array = np.array(state[name])  # a copy: it may be another array of the same layer
         if array.dtype != like.dtype:
             raise ValueError(f"{name}: expected dtype {like.dtype.name}, got {array.dtype.name}")
         if array.shape != like.shape:
             raise ValueError(f"{name}: expected shape {like.shape}, got {array.shape}")
         found[name] = array
-    return found, _counter(state[_COUNTER])
+    return found, counter(state[_COUNTER])
 
 
-def _counter(value: Any) -> int:
+def counter(value: Any) -> int:
+    """Return ``value`` as a number of batches."""
     array = np.asarray(value)
     if array.shape != () or array.dtype.kind not in "iu":
         raise TypeError(f"{_COUNTER}: expected an integer, got {value!r}")
     number = int(array)
-    if number < 0:
-        raise ValueError(f"{_COUNTER}: expected an integer >= 0, got {number}")
+    if not 0 <= number <= np.iinfo(np.int64).max:
+        raise ValueError(f"{_COUNTER}: expected an integer from 0 to 2**63 - 1, got {number}")
     return number
 
 
@@ -65,29 +68,22 @@ def save(path: str | os.PathLike[str], options: dict[str, Any], state: dict[str,
 def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Open a file beside ``path`` for writing and rename it to ``path`` once it is on the disk."""
     target = Path(path).resolve()  # a link stays a link
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".nbbn-", suffix=".tmp")
-    temporary = Path(name)
+    temporary = target.with_name(f".nbbn-{secrets.token_hex(8)}.tmp")
+    created = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, created, 0o666)  # less the process's umask
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(_mode_of(target))
+        with contextlib.suppress(OSError):  # there is none yet
+            temporary.chmod(target.stat().st_mode & 0o777)
         temporary.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     _sync_folder(target.parent)
-
-
-def _mode_of(target: Path) -> int:
-    """Return the permissions of the file to replace, or those of a new file."""
-    with contextlib.suppress(OSError):
-        return target.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def _sync_folder(folder: Path) -> None:
@@ -102,8 +98,9 @@ def _sync_folder(folder: Path) -> None:
 class StateFile:
     """An open .npz file; every size is checked against the file's own before memory is taken."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
+    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
         self._archive = archive
+        self._size = size
 
     def options(self) -> dict[str, Any]:
         """Return the configuration."""
@@ -113,8 +110,7 @@ class StateFile:
             raise ValueError(f"{_OPTIONS}: expected a JSON object, got {type(found).__name__}")
         # The layer takes num_features values a vector: the file must be able to hold them.
         features = found.get("num_features")
-        size = sum(member.file_size for member in self._archive.infolist())
-        if not isinstance(features, int) or features > size:
+        if not isinstance(features, int) or features > self._size:
             raise ValueError(f"num_features: expected what the file can hold, got {features!r}")
         return found
 
@@ -163,7 +159,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[StateFile]:
     with Path(path).open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                yield StateFile(archive)
+                yield StateFile(archive, os.fstat(file.fileno()).st_size)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(

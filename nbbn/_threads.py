@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -25,6 +26,7 @@ _here: ContextVar[int] = ContextVar("nbbn_num_threads", default=0)
 _everywhere = 0  # set_num_threads; 0: not set
 _default = 0
 _had_threads_before_fork = False
+_owners: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def available_threads() -> int:
@@ -146,7 +148,7 @@ def run_parallel(call: Callable[[], None]) -> bool:
     if threads < 2 or _had_threads_before_fork or not _region.acquire(blocking=False):
         return False
     try:
-        if threading_layer() == "workqueue":
+        if threading_layer() in ("workqueue", None):
             return False
         before = numba.get_num_threads()  # of the calling thread: put back afterwards
         if before == threads:
@@ -162,9 +164,12 @@ def run_parallel(call: Callable[[], None]) -> bool:
         _region.release()
 
 
-def threading_layer() -> str:
-    """Return numba's threading layer, loading it if no code has yet."""
-    numba_parallel._launch_threads()
+def threading_layer() -> str | None:
+    """Return numba's threading layer, loading it if no code has yet; None where none loads."""
+    try:
+        numba_parallel._launch_threads()
+    except ValueError:  # the one that NUMBA_THREADING_LAYER asks for is not there
+        return None
     return str(numba.threading_layer())
 
 
@@ -176,9 +181,16 @@ def loaded_threading_layer() -> str | None:
         return None
 
 
+def renew_lock_after_fork(owner: Any) -> None:
+    """Give ``owner`` a new ``_lock`` in forked processes: who held it may not be in them."""
+    _owners.add(owner)
+
+
 def _after_fork_in_child() -> None:
     global _region, _had_threads_before_fork
-    _region = threading.Lock()  # whoever held it is not in this process
+    _region = threading.Lock()
+    for owner in _owners:
+        owner._lock = threading.Lock()
     if numba_parallel._is_initialized:
         _had_threads_before_fork = True
 

@@ -91,10 +91,8 @@ def normalize(
     values = _checks.array("x", x)
     index = _checks.axis(axis, values.ndim)
     channels = values.shape[index]
-    if dtype is not None and np.dtype(dtype) != values.dtype:
-        raise ValueError(
-            f"dtype: expected {values.dtype.name}, that of x, or None, got {np.dtype(dtype).name}"
-        )
+    if dtype is not None and _checks.dtype("dtype", dtype) != values.dtype:
+        raise ValueError(f"dtype: expected {values.dtype.name}, that of x, or None, got {dtype}")
     table = statistics_rows(
         _checks.per_channel("mean", mean, channels),
         _checks.per_channel("var", var, channels),
@@ -103,7 +101,8 @@ def normalize(
     )
     epsilon = _checks.real("eps", eps, 0.0)
     target = None if out is None else _checks.out("out", out, values)
-    return inference_step(values, index, table, epsilon, target)
+    y = inference_step(values, index, table, epsilon, target)
+    return y if out is None else _same(out)
 
 
 def batch_norm(
@@ -208,15 +207,18 @@ def batch_norm(
         mean = _checks.per_channel("running_mean", running_mean, channels)
         var = _checks.per_channel("running_var", running_var, channels)
         table = statistics_rows(mean, var, gammas, betas)
-        return inference_step(values, index, table, epsilon, target)
+        y = inference_step(values, index, table, epsilon, target)
+        return y if out is None else _same(out)
     means = _checks.running("running_mean", running_mean, channels)
     variances = _checks.running("running_var", running_var, channels)
+    _checks.apart("running_mean", means, {"running_var": variances, "out": target})
+    _checks.apart("running_var", variances, {"out": target})
     if values.size == 0:
-        return np.empty_like(values) if target is None else target
+        return np.empty_like(values) if out is None else _same(out)
     _checks.enough_values(values.size // channels, taken, running_taken)
     y, statistics = training_step(values, index, gammas, betas, epsilon, taken, target)
     update_running(means, variances, statistics, weight, running_taken)
-    return y
+    return y if out is None else _same(out)
 
 
 def batch_norm_backward(
@@ -313,8 +315,15 @@ def batch_norm_backward(
     )
     dtype = values.dtype if gammas is None else gammas.dtype
     with np.errstate(over="ignore"):
-        return grad_x, grad_gamma.astype(dtype), grad_beta.astype(dtype)
+        gradients = grad_gamma.astype(dtype), grad_beta.astype(dtype)
+    return (grad_x if out is None else _same(out)), *gradients
 
 
 def _optional(name: str, value: Any, channels: int) -> Array | None:
     return None if value is None else _checks.per_channel(name, value, channels)
+
+
+def _same(out: Any) -> Array:
+    """Return what was given as ``out``, a subclass or a tensor too."""
+    given: Array = out
+    return given

@@ -17,9 +17,11 @@ from nbbn._steps import (
     BatchStatistics,
     backward_step,
     inference_step,
+    overlap,
     training_step,
     update_running,
 )
+from nbbn._threads import renew_lock_after_fork
 from nbbn.kernels import table as rows
 
 Array = NDArray[Any]
@@ -36,6 +38,7 @@ class _Forward(NamedTuple):
     channel_axis: int
     training: bool
     table: Array  # of the statistics, and gamma, that it normalized with
+    eps: float
     samples: bytes
     overwritten: bool
 
@@ -124,8 +127,6 @@ class BatchNorm:
     array([10.    ,  5.7574, 10.    , 14.2426])
     """
 
-    training: bool
-    num_batches_tracked: int
     batch_mean: Array | None
     batch_var: Array | None
     batch_inv_std: Array | None
@@ -152,7 +153,7 @@ class BatchNorm:
         self.momentum = momentum
         self._correction = _checks.real("correction", correction, 0.0)
         self._running_correction = _checks.real("running_correction", running_correction, 0.0)
-        self._dtype = _checks.parameter_dtype("dtype", dtype)
+        self._dtype = _checks.dtype("dtype", dtype)
         # One table, so that inference takes a snapshot of all of it with one copy.
         self._table = np.zeros((rows.NORMALIZE_ROWS, self._num_features), self._dtype)
         self._table[rows.VAR] = self._table[rows.GAMMA] = 1.0
@@ -167,6 +168,7 @@ class BatchNorm:
         self.grad_gamma = self.grad_beta = None
         self._last: _Forward | None = None
         self._lock = threading.Lock()
+        renew_lock_after_fork(self)
 
     @property
     def num_features(self) -> int:
@@ -217,6 +219,24 @@ class BatchNorm:
         self._momentum = None if value is None else _checks.real("momentum", value)
 
     @property
+    def training(self) -> bool:
+        """The mode: True to train, False to infer."""
+        return self._training
+
+    @training.setter
+    def training(self, value: bool) -> None:
+        self._training = _checks.flag("training", value)
+
+    @property
+    def num_batches_tracked(self) -> int:
+        """Number of training batches that entered the running statistics."""
+        return self._num_batches_tracked
+
+    @num_batches_tracked.setter
+    def num_batches_tracked(self, value: int) -> None:
+        self._num_batches_tracked = _storage.counter(value)
+
+    @property
     def gamma(self) -> Array | None:
         """Learned scale."""
         return self._gamma
@@ -257,7 +277,7 @@ class BatchNorm:
             raise ValueError(f"{name}: expected no value, as this layer was made without it")
         found = _checks.per_channel(name, value, self._num_features)
         with self._lock, np.errstate(over="ignore"):
-            array[...] = found
+            self._table[_ROWS[name]] = found
 
     def __call__(self, x: Any, *, training: bool | None = None, out: Any = None) -> Array:
         """Normalize ``x``; in training also update the running statistics.
@@ -301,29 +321,33 @@ class BatchNorm:
         mode = self.training if training is None else _checks.flag("training", training)
         target = None if out is None else _checks.out("out", out, values)
         if mode or self._running_mean is None:
-            return self._train(values, index, target, mode)
-        return self._infer(values, index, target)
+            y = self._train(values, index, target, mode)
+        else:
+            y = self._infer(values, index, target)
+        return y if out is None else out  # a subclass or a tensor too
 
     def _infer(self, x: Array, index: int, out: Array | None) -> Array:
         with self._lock:  # a snapshot: another thread may be training
             table = self._table.copy()
         samples = _samples(x)
         y = inference_step(x, index, table, self._eps, out)
-        self._last = _Forward(x, index, False, table, samples, _overlap(x, out))
+        overwritten = out is not None and overlap(x, out)
+        self._last = _Forward(x.view(), index, False, table, self._eps, samples, overwritten)
         return y
 
     def _train(self, x: Array, index: int, out: Array | None, mode: bool) -> Array:
         if x.size == 0:
             nothing = np.zeros((rows.STATISTICS_ROWS, self._num_features))
-            self._last = _Forward(x, index, True, nothing, b"", False)
+            self._last = _Forward(x, index, True, nothing, self._eps, b"", False)
             return np.empty_like(x) if out is None else out
         count = x.size // self._num_features
         _checks.enough_values(count, self._correction, self._running_correction)
         samples = _samples(x)
-        y, statistics = training_step(
-            x, index, self._gamma, self._beta, self._eps, self._correction, out
-        )
-        self._last = _Forward(x, index, True, statistics.table, samples, _overlap(x, out))
+        gamma, beta = self._table[rows.GAMMA], self._table[rows.BETA]
+        y, statistics = training_step(x, index, gamma, beta, self._eps, self._correction, out)
+        overwritten = out is not None and overlap(x, out)
+        table = statistics.table
+        self._last = _Forward(x.view(), index, True, table, self._eps, samples, overwritten)
         with self._lock:
             self.batch_mean = statistics.mean.copy()
             self.batch_var = statistics.var.copy()
@@ -333,12 +357,12 @@ class BatchNorm:
         return y
 
     def _track(self, statistics: BatchStatistics) -> None:
-        number = self.num_batches_tracked + 1
+        number = self._num_batches_tracked + 1
         momentum = 1.0 / number if self._momentum is None else self._momentum
-        update_running(
-            self._running_mean, self._running_var, statistics, momentum, self._running_correction
-        )
-        self.num_batches_tracked = number
+        # Rows of the own table, whatever was done to the views of them that users have.
+        mean, var = self._table[rows.MEAN], self._table[rows.VAR]
+        update_running(mean, var, statistics, momentum, self._running_correction)
+        self._num_batches_tracked = number
 
     def backward(self, grad_y: Any, *, out: Any = None) -> Array:
         """Return the gradient of the last forward with respect to its input.
@@ -395,7 +419,7 @@ class BatchNorm:
             inv_std = last.table[rows.INV_STD]
         else:
             with np.errstate(divide="ignore", invalid="ignore"):
-                inv_std = 1.0 / np.sqrt(last.table[rows.VAR].astype(np.float64) + self._eps)
+                inv_std = 1.0 / np.sqrt(last.table[rows.VAR].astype(np.float64) + last.eps)
         grad_x, grad_gamma, grad_beta = backward_step(
             gradient,
             x,
@@ -410,7 +434,7 @@ class BatchNorm:
         with np.errstate(over="ignore"):
             self.grad_gamma = None if self._gamma is None else grad_gamma.astype(self._dtype)
             self.grad_beta = None if self._beta is None else grad_beta.astype(self._dtype)
-        return grad_x
+        return grad_x if out is None else out
 
     def train(self, mode: bool = True) -> BatchNorm:
         """Set training mode (or inference mode, with False) and return the layer.
@@ -468,10 +492,9 @@ class BatchNorm:
         array([0.], dtype=float32)
         """
         with self._lock:
-            if self._running_mean is not None and self._running_var is not None:
-                self._running_mean[...] = 0.0
-                self._running_var[...] = 1.0
-            self.num_batches_tracked = 0
+            self._table[rows.MEAN] = 0.0
+            self._table[rows.VAR] = 1.0
+            self._num_batches_tracked = 0
 
     def reset_parameters(self) -> None:
         """Reset the running statistics, and set gamma to 1 and beta to 0.
@@ -486,19 +509,16 @@ class BatchNorm:
         array([1.], dtype=float32)
         """
         self.reset_running_stats()
-        if self._gamma is not None:
-            self._gamma[...] = 1.0
-        if self._beta is not None:
-            self._beta[...] = 0.0
+        self._table[rows.GAMMA] = 1.0
+        self._table[rows.BETA] = 0.0
 
     def _arrays(self) -> dict[str, Array]:
-        named = {
-            "gamma": self._gamma,
-            "beta": self._beta,
-            "running_mean": self._running_mean,
-            "running_var": self._running_var,
+        """Return the rows of the table that exist as attributes."""
+        return {
+            name: self._table[row]
+            for name, row in _ROWS.items()
+            if getattr(self, f"_{name}") is not None
         }
-        return {name: array for name, array in named.items() if array is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the parameters and running statistics, and the counter.
@@ -517,7 +537,7 @@ class BatchNorm:
         """
         with self._lock:
             state: dict[str, Any] = {name: a.copy() for name, a in self._arrays().items()}
-            state["num_batches_tracked"] = self.num_batches_tracked
+            state["num_batches_tracked"] = self._num_batches_tracked
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -546,7 +566,7 @@ class BatchNorm:
         with self._lock:
             for name, array in arrays.items():
                 array[...] = found[name]
-            self.num_batches_tracked = number
+            self._num_batches_tracked = number
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -636,19 +656,13 @@ class BatchNorm:
         return layer
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "options": self._options(),
-            "state": self.state_dict(),
-            "training": self.training,
-            "results": {name: getattr(self, name) for name in _RESULTS},
-        }
+        own = {name: value for name, value in vars(self).items() if name not in _PRIVATE}
+        return {"options": self._options(), "state": self.state_dict(), "attributes": own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state["options"])  # type: ignore[misc]
+        BatchNorm.__init__(self, **state["options"])
         self.load_state_dict(state["state"])
-        self.training = state["training"]
-        for name, value in state["results"].items():
-            setattr(self, name, None if value is None else np.array(value))
+        vars(self).update(state["attributes"])
 
     def __repr__(self) -> str:
         shown = [str(self._num_features)]
@@ -658,7 +672,16 @@ class BatchNorm:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-_RESULTS = ("batch_mean", "batch_var", "batch_inv_std", "grad_gamma", "grad_beta")
+_ROWS = {
+    "gamma": rows.GAMMA,
+    "beta": rows.BETA,
+    "running_mean": rows.MEAN,
+    "running_var": rows.VAR,
+}
+# what a pickle holds as options and state, or leaves out
+_PRIVATE = frozenset(
+    ("_table", "_gamma", "_beta", "_running_mean", "_running_var", "_lock", "_last")
+)
 _DEFAULTS = BatchNorm(1)._options()
 
 
@@ -677,7 +700,3 @@ def _step(size: int) -> int:
     while math.gcd(step, size) > 1:
         step += 1
     return step
-
-
-def _overlap(x: Array, out: Array | None) -> bool:
-    return out is not None and (out is x or bool(np.may_share_memory(x, out)))

@@ -178,6 +178,8 @@ class Moments:
         >>> nbbn.Moments.from_batches([np.array([[2.0], [0.0]]), np.array([[2.0], [4.0]])]).mean
         array([2.])
         """
+        if not isinstance(batches, Iterable):
+            raise TypeError(f"batches: expected an iterable, got {type(batches).__name__}")
         found: Moments | None = None
         for batch in batches:
             moments = batch_moments(batch, axis=axis)
