@@ -6,7 +6,7 @@ import pytest
 import reference
 
 import nbbn
-from nbbn import _dispatch, _threads
+from nbbn import _dispatch, _machine, _threads
 from nbbn._layout import describe, flat
 from nbbn.kernels import table as rows
 
@@ -40,10 +40,18 @@ def entries(operation, layout):
                 yield entry
 
 
-@pytest.fixture(params=[1, 2], ids=["serial", "parallel"])
-def threads(request, monkeypatch):
+MODES = {"serial": (1, False), "parallel": (2, False), "streaming": (2, True)}
+
+
+@pytest.fixture(params=MODES)
+def mode(request, monkeypatch):
+    """Serial, parallel, and parallel with results written past the cache."""
+    threads, streaming = MODES[request.param]
     monkeypatch.setattr(_dispatch, "PARALLEL_FROM", 1)
-    with nbbn.num_threads(request.param):
+    if streaming:
+        monkeypatch.setattr(_machine, "last_level_cache", lambda: 0)
+        monkeypatch.setattr(_dispatch, "_SHORTEST_STREAM", 0)
+    with nbbn.num_threads(threads):
         yield request.param
 
 
@@ -56,7 +64,7 @@ def table_of(channels, **given):
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
-def test_moments_of_every_entry(shape, axis, dtype, threads):
+def test_moments_of_every_entry(shape, axis, dtype, mode):
     (x,), layout = arrays(shape, axis, dtype, 1)
     count, mean, m2 = reference.moments(x, axis)
     for entry in entries("moments", layout):
@@ -72,7 +80,7 @@ def test_moments_of_every_entry(shape, axis, dtype, threads):
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
-def test_training_of_every_entry(shape, axis, dtype, threads):
+def test_training_of_every_entry(shape, axis, dtype, mode):
     (x, y), layout = arrays(shape, axis, dtype, 2)
     gamma, beta = cases.parameters(layout.channels, dtype)[:2]
     expected = reference.training(x, gamma, beta, axis=axis)
@@ -88,7 +96,7 @@ def test_training_of_every_entry(shape, axis, dtype, threads):
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
-def test_backward_of_every_entry(shape, axis, dtype, threads):
+def test_backward_of_every_entry(shape, axis, dtype, mode):
     (x, grad_y, grad_x), layout = arrays(shape, axis, dtype, 3)
     gamma = cases.parameters(layout.channels, np.float64)[0]
     forward = reference.training(x, axis=axis)
@@ -108,6 +116,31 @@ def test_backward_of_every_entry(shape, axis, dtype, threads):
     assert len(set(results)) == 1
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("offset", [0, 1, 5])
+@pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
+def test_streaming_changes_no_bit_and_writes_nothing_else(shape, axis, offset, dtype, monkeypatch):
+    x = cases.values(shape, dtype)
+    channels = shape[axis]
+    bn = nbbn.BatchNorm(channels, axis=axis, dtype=dtype)
+    grad = cases.values(shape, dtype, seed=1)
+    results = []
+    for streaming in (False, True):
+        if streaming:
+            monkeypatch.setattr(_machine, "last_level_cache", lambda: 0)
+            monkeypatch.setattr(_dispatch, "_SHORTEST_STREAM", 0)
+        buffers = [np.full(x.size + 40, -7, dtype) for _ in range(3)]
+        outs = [b[16 + offset : 16 + offset + x.size].reshape(shape) for b in buffers]
+        bn(x, out=outs[0])
+        bn.backward(grad, out=outs[1])
+        bn(x, training=False, out=outs[2])
+        bn.reset_running_stats()
+        results.append(np.stack(buffers))
+    np.testing.assert_array_equal(results[0], results[1])
+    assert np.all(results[1][:, : 16 + offset] == -7)
+    assert np.all(results[1][:, 16 + offset + x.size :] == -7)
+
+
 @pytest.mark.parametrize("operation", _dispatch.TABLE)
 def test_every_layout_is_taken(operation):
     for shape, axis in VIEWS:
@@ -123,3 +156,19 @@ def test_explain_gives_the_reason(monkeypatch):
         "not channel by channel: 3 channels do not occupy 4 threads",
         "two passes",
     ]
+
+
+def test_streaming_is_for_what_exceeds_the_cache(monkeypatch):
+    (x, y), layout = arrays((8, 4, 32, 32), 1, np.float32, 2)
+    for size, expected in ((2 * x.nbytes, 0), (2 * x.nbytes - 1, 1)):
+        monkeypatch.setattr(_machine, "last_level_cache", lambda size=size: size)
+        assert _dispatch._streaming(layout, y, x) == expected
+        assert _dispatch._streaming(layout, x, x) == 0
+
+
+def test_the_largest_cache_is_read_from_the_system(tmp_path):
+    for index, text in enumerate(("32K\n", "1024K\n", "32M\n", "?")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(text)
+    assert _machine.last_level_cache(tmp_path) == 32 << 20
+    assert _machine.last_level_cache(tmp_path / "none") == 32 << 20

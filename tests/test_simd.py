@@ -63,7 +63,24 @@ def compiled(function, *arguments):
     return njit(function)(*arguments)
 
 
-ODD = (1.5, -2.25, 1e-30, 3e38, -1e20, 0.1, 7.0, np.inf, np.nan, -0.0, 5e-324, 1.0, 2.0, 3.0, 4.0, 1e300)
+ODD = (
+    1.5,
+    -2.25,
+    1e-30,
+    3e38,
+    -1e20,
+    0.1,
+    7.0,
+    np.inf,
+    np.nan,
+    -0.0,
+    5e-324,
+    1.0,
+    2.0,
+    3.0,
+    4.0,
+    1e300,
+)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -114,9 +131,9 @@ def test_the_twin_of_fma_rounds_once():
     a = np.float32(1 + 2**-23)
     assert _simd_python.fma(a, a, np.float32(-1)) == np.float32(2**-22 + 2**-46)
     one = np.float32(1.0)  # a tie after a first rounding to float64
-    assert _simd_python.fma(one, np.float32(1 + 2**-23), np.float32(2.0**-24 + 2.0**-47)) == np.float32(
-        1 + 2**-22
-    )
+    assert _simd_python.fma(
+        one, np.float32(1 + 2**-23), np.float32(2.0**-24 + 2.0**-47)
+    ) == np.float32(1 + 2**-22)
 
 
 def test_the_sum_of_the_lanes_has_a_fixed_order():

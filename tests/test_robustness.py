@@ -1,0 +1,292 @@
+"""What users, other threads and other files may do to a layer without harm."""
+
+import copy
+import gc
+import os
+import pickle
+import signal
+import struct
+import zipfile
+
+import cases
+import numpy as np
+import pytest
+import reference
+
+import nbbn
+
+
+def data(shape=(8, 4), seed=0):
+    return cases.values(shape, seed=seed)
+
+
+def test_an_input_reshaped_after_the_forward_is_still_the_one_of_backward():
+    bn, x, grad = nbbn.BatchNorm(4), data(), data(seed=1)
+    bn(x)
+    expected = bn.backward(grad)
+    with (
+        pytest.warns(DeprecationWarning)
+        if np.lib.NumpyVersion(np.__version__) >= "2.5.0"
+        else (_nothing())
+    ):
+        x.shape = (4, 8)
+    np.testing.assert_array_equal(bn.backward(grad), expected)
+    with pytest.raises(ValueError, match="grad_y: expected shape"):
+        bn.backward(grad.reshape(4, 8))
+
+
+class _nothing:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta", "running_mean", "running_var"])
+def test_the_arrays_of_a_layer_cannot_be_resized(name):
+    bn = nbbn.BatchNorm(3)
+    with pytest.raises(ValueError, match="resize"):
+        getattr(bn, name).resize(10**6)
+    assert bn(data((5, 3))).shape == (5, 3)
+
+
+def test_flags_of_the_views_do_not_tear_an_update():
+    bn, fresh, x = nbbn.BatchNorm(3), nbbn.BatchNorm(3), data((5, 3))
+    bn.running_var.flags.writeable = False
+    bn(x)
+    fresh(x)
+    np.testing.assert_array_equal(bn.running_var, fresh.running_var)
+    bn.load_state_dict(nbbn.BatchNorm(3).state_dict())
+    np.testing.assert_array_equal(bn.running_var, 1)
+
+
+def test_loading_a_state_made_of_its_own_arrays_swaps_them():
+    bn = nbbn.BatchNorm(2)
+    state = bn.state_dict() | {"gamma": bn.beta, "beta": bn.gamma}
+    bn.load_state_dict(state)
+    np.testing.assert_array_equal(bn.gamma, 0)
+    np.testing.assert_array_equal(bn.beta, 1)
+
+
+def test_a_masked_array_in_a_state_is_refused():
+    bn = nbbn.BatchNorm(2)
+    state = bn.state_dict() | {"gamma": np.ma.masked_array(np.ones(2, np.float32), [True, False])}
+    with pytest.raises(TypeError, match="gamma: expected a plain array, got a masked array"):
+        bn.load_state_dict(state)
+
+
+def test_eps_of_the_forward_is_that_of_its_backward():
+    bn, x, grad = nbbn.BatchNorm(4).eval(), data(), data(seed=1)
+    bn(x)
+    expected = bn.backward(grad)
+    bn.eps = 3.0
+    np.testing.assert_array_equal(bn.backward(grad), expected)
+
+
+def test_batch_statistics_are_the_users_own():
+    bn, x, grad = nbbn.BatchNorm(4), data(), data(seed=1)
+    bn(x)
+    expected = bn.backward(grad)
+    bn.batch_inv_std[:] = bn.batch_mean[:] = 0
+    np.testing.assert_array_equal(bn.backward(grad), expected)
+
+
+class Named(nbbn.BatchNorm):
+    """A subclass with a constructor of its own."""
+
+    def __init__(self, name):
+        super().__init__(3, eps=0.5)
+        self.name = name
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda bn: pickle.loads(pickle.dumps(bn))])
+def test_subclasses_and_their_attributes_are_copied(clone):
+    bn = Named("first")
+    bn(data((5, 3)))
+    other = clone(bn)
+    assert (type(other), other.name, other.eps) == (Named, "first", 0.5)
+    np.testing.assert_array_equal(other.running_mean, bn.running_mean)
+    assert not np.shares_memory(other.running_mean, bn.running_mean)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("training", "no", TypeError),
+        ("num_batches_tracked", -1, ValueError),
+        ("num_batches_tracked", 2**64 - 1, ValueError),
+        ("num_batches_tracked", 1.5, TypeError),
+        ("eps", 1j, TypeError),
+        ("eps", np.complex128(1), TypeError),
+        ("momentum", np.nan, ValueError),
+    ],
+)
+def test_attributes_are_checked(name, value, error):
+    bn = nbbn.BatchNorm(2)
+    before = getattr(bn, name)
+    with pytest.raises(error, match=name):
+        setattr(bn, name, value)
+    assert getattr(bn, name) == before
+
+
+def test_a_numpy_bool_is_a_mode_that_can_be_saved(tmp_path):
+    bn = nbbn.BatchNorm(2)
+    bn.training = np.bool_(False)
+    bn.save(tmp_path / "bn.npz")
+    assert nbbn.BatchNorm.load(tmp_path / "bn.npz").training is False
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_holds_the_layer_does_not_hang_the_child():
+    bn, x = nbbn.BatchNorm(4), data()
+    expected = bn.eval()(x)
+    with bn._lock:  # as in the middle of an update
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            os._exit(0 if np.array_equal(bn(x), expected) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_layers_are_not_kept_alive():
+    import weakref
+
+    bn = nbbn.BatchNorm(4)
+    alive = weakref.ref(bn)
+    del bn
+    gc.collect()
+    assert alive() is None
+
+
+def test_sizes_that_an_archive_claims_are_not_believed(tmp_path):
+    path = tmp_path / "bn.npz"
+    bn = nbbn.BatchNorm(2)
+    bn.save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    claim = 50_000_000
+    options = members["options.npy"].decode("latin1").encode("latin1")
+    text = np.array('{"num_features": %d}' % claim)
+    with open(tmp_path / "options.npy", "wb") as file:
+        np.save(file, text)
+    assert options != (tmp_path / "options.npy").read_bytes()
+    members["options.npy"] = (tmp_path / "options.npy").read_bytes()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    whole = bytearray(path.read_bytes())
+    at = whole.rindex(b"gamma.npy") - 46  # the entry in the central directory
+    struct.pack_into("<II", whole, at + 20, claim, claim)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="num_features: expected what the file can hold"):
+        nbbn.BatchNorm.load(path)
+
+
+def test_windows_that_overlap_themselves_are_read():
+    base = data((60,))
+    x = np.lib.stride_tricks.sliding_window_view(base, 5)
+    for values in (x, np.lib.stride_tricks.sliding_window_view(data((4, 30)), 5, axis=1)):
+        bn, plain = nbbn.BatchNorm(5, axis=-1), nbbn.BatchNorm(5, axis=-1)
+        np.testing.assert_array_equal(bn(values), plain(values.copy()))
+        grad = np.ones(values.shape, np.float32)
+        np.testing.assert_array_equal(bn.backward(grad), plain.backward(grad))
+
+
+def test_an_out_that_overlaps_itself_is_refused():
+    out = np.lib.stride_tricks.as_strided(np.zeros(60, np.float32), (46, 5), (4, 4))
+    with pytest.raises(ValueError, match="out: expected memory of its own for each value"):
+        nbbn.normalize(data((46, 5)), np.zeros(5), np.ones(5), out=out)
+
+
+def test_channels_of_one_buffer_do_not_overlap():
+    buffer = data((4, 6, 5, 5))
+    x, out = buffer[:, :3], buffer[:, 3:]
+    expected = nbbn.BatchNorm(3)(x.copy())
+    bn = nbbn.BatchNorm(3)
+    np.testing.assert_array_equal(bn(x, out=out), expected)
+    assert bn.backward(np.ones_like(expected)).shape == x.shape
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_running_statistics_apart_from_out(name):
+    buffer = np.ones(12, np.float32)
+    running = {"running_mean": np.zeros(3, np.float32), "running_var": np.ones(3, np.float32)}
+    running[name] = buffer[:3]
+    x, before = data((4, 3)), buffer.copy()
+    with pytest.raises(ValueError, match=f"{name}: expected memory apart from out"):
+        nbbn.batch_norm(x, **running, training=True, out=buffer.reshape(4, 3))
+    np.testing.assert_array_equal(buffer, before)
+
+
+def test_the_two_running_statistics_are_two_arrays():
+    both = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="running_mean: expected memory apart from running_var"):
+        nbbn.batch_norm(data((4, 3)), both, both, training=True)
+
+
+def test_out_may_overlap_gamma():
+    x, buffer = data((4, 3)), np.full(12, 2, np.float32)
+    expected = nbbn.batch_norm(x, None, None, buffer[:3].copy(), training=True)
+    found = nbbn.batch_norm(x, None, None, buffer[:3], training=True, out=buffer.reshape(4, 3))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_out_is_what_is_returned(tmp_path):
+    out = np.memmap(tmp_path / "y", np.float32, "w+", shape=(8, 4))
+    assert nbbn.BatchNorm(4)(data(), out=out) is out
+    assert nbbn.normalize(data(), np.zeros(4), np.ones(4), out=out) is out
+    bn = nbbn.BatchNorm(4)
+    bn(data())
+    assert bn.backward(data(), out=out) is out
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_outlier_in_the_first_place_costs_no_digits(dtype, channels):
+    x = np.random.default_rng(170).normal(size=(50001, channels)).astype(dtype)
+    x[0] = 1e4
+    exact = reference.training(x)
+    y = nbbn.BatchNorm(channels, dtype=dtype)(x)
+    eps = np.finfo(dtype).eps
+    # float64 has no digits to spare for values next to the mean: there an absolute bound
+    bound = 8 * eps * np.abs(exact.xhat) + (0 if dtype == np.float32 else 8 * eps)
+    assert np.all(np.abs(y - exact.y) <= bound)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-9, 1e9, 1e25, 1e30])
+def test_gradients_scale_with_the_input(scale):
+    x, grad = data((16, 2)).astype(np.float64), data((16, 2), seed=1)
+    found = []
+    for factor in (1.0, scale):
+        bn = nbbn.BatchNorm(2, eps=0.0)
+        bn((x * factor).astype(np.float32))
+        found.append(bn.backward(grad).astype(np.float64) * factor)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_mean_of_infinities_is_infinite_whatever_stands_beside_it(order):
+    x = np.array([[1, 0], [2, 1], [3, 1], [np.inf, 1]], order=order)
+    moments = nbbn.batch_moments(x)
+    np.testing.assert_array_equal(moments.mean, [np.inf, 0.75])
+    assert np.isnan(moments.m2[0])
+    assert moments.m2[1] == 0.75
+
+
+@pytest.mark.parametrize("value", ["junk", None])
+def test_dtypes_that_are_none(value):
+    with pytest.raises(TypeError, match="dtype: expected float32 or float64"):
+        nbbn.BatchNorm(3, dtype=value)
+
+
+def test_foreign_byte_order_is_named():
+    with pytest.raises(TypeError, match="float32 in foreign byte order"):
+        nbbn.batch_moments(np.ones((2, 2), ">f4"))
+
+
+def test_types_are_shipped():
+    from importlib.resources import files
+
+    assert files("nbbn").joinpath("py.typed").is_file()
