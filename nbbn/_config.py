@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nbbn import _cache, _jit, _simd, _threads
+from nbbn import _cache, _jit, _pool, _simd, _threads
 from nbbn._version import __version__
 
 
@@ -19,7 +19,8 @@ def config() -> dict[str, Any]:
     dict
         ``nbbn, python, numpy, numba, llvmlite`` (versions), ``threading_layer`` (None as long as
         nothing has run in parallel), ``num_threads``, ``available_threads``, ``cpu``,
-        ``simd_bits``, ``jit`` (False under ``NUMBA_DISABLE_JIT``), ``cache_directory`` (None: no
+        ``simd_bits``, ``jit`` (False under ``NUMBA_DISABLE_JIT``), ``pool_bytes`` (limit of the
+        memory kept for large results), ``cache_directory`` (None: no
         compiled code is kept).
 
     Examples
@@ -40,6 +41,7 @@ def config() -> dict[str, Any]:
         "cpu": _simd.cpu_name(),
         "simd_bits": _simd.simd_bits(),
         "jit": _jit.is_enabled(),
+        "pool_bytes": _pool.pool_limit(),
         "cache_directory": None if directory is None else str(directory),
     }
 

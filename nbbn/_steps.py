@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nbbn import _dispatch
 from nbbn._layout import Layout, describe, flat
+from nbbn._pool import empty_like
 from nbbn.kernels import table as rows
 
 Array = NDArray[Any]
@@ -126,7 +127,7 @@ def _views(x: Array, index: int, out: Array | None) -> tuple[Array, Array, Layou
         layout = _layout(index, source, out)
         if layout is not None:
             return source, out, layout
-    target = np.empty_like(source)
+    target = empty_like(source)
     return source, target, _certain(index, source, target)
 
 
@@ -224,14 +225,14 @@ def backward_step(
     source = _readable(x, index)
     grad = grad_y
     if _layout(index, source, grad_y) is None:
-        grad = np.empty_like(source)
+        grad = empty_like(source)
         grad[...] = grad_y
     target = out
     if target is None or not (_apart(target, source) and _apart(target, grad)):
-        target = np.empty_like(source)
+        target = empty_like(source)
     layout = _layout(index, source, grad, target)
     if layout is None:
-        target = np.empty_like(source)
+        target = empty_like(source)
         layout = _certain(index, source, grad, target)
     flat_grad, flat_target = flat(grad), flat(target)
     if training:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 import os
 import pickle
 import signal
@@ -20,27 +21,15 @@ def data(shape=(8, 4), seed=0):
     return cases.values(shape, seed=seed)
 
 
+@pytest.mark.filterwarnings("ignore:.*shape:DeprecationWarning")
 def test_an_input_reshaped_after_the_forward_is_still_the_one_of_backward():
     bn, x, grad = nbbn.BatchNorm(4), data(), data(seed=1)
     bn(x)
     expected = bn.backward(grad)
-    with (
-        pytest.warns(DeprecationWarning)
-        if np.lib.NumpyVersion(np.__version__) >= "2.5.0"
-        else (_nothing())
-    ):
-        x.shape = (4, 8)
+    x.shape = (4, 8)
     np.testing.assert_array_equal(bn.backward(grad), expected)
     with pytest.raises(ValueError, match="grad_y: expected shape"):
         bn.backward(grad.reshape(4, 8))
-
-
-class _nothing:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
 
 
 @pytest.mark.parametrize("name", ["gamma", "beta", "running_mean", "running_var"])
@@ -167,11 +156,8 @@ def test_sizes_that_an_archive_claims_are_not_believed(tmp_path):
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     claim = 50_000_000
-    options = members["options.npy"].decode("latin1").encode("latin1")
-    text = np.array('{"num_features": %d}' % claim)
-    with open(tmp_path / "options.npy", "wb") as file:
-        np.save(file, text)
-    assert options != (tmp_path / "options.npy").read_bytes()
+    text = np.array(json.dumps({"num_features": claim}))
+    np.save(tmp_path / "options.npy", text)
     members["options.npy"] = (tmp_path / "options.npy").read_bytes()
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
