@@ -105,7 +105,8 @@ class BatchNorm:
     memory layout, position and batch size. Several threads may call one layer in inference while
     another one trains it: each call sees running statistics of one moment.
 
-    The layer holds a reference to the last input, for `backward`; pickles and copies leave it out.
+    The layer holds a reference to the last input (of each thread), for `backward`; pickles and copies
+    leave it out.
 
     References
     ----------
@@ -167,6 +168,7 @@ class BatchNorm:
         self.batch_mean = self.batch_var = self.batch_inv_std = None
         self.grad_gamma = self.grad_beta = None
         self._last: _Forward | None = None
+        self._here = threading.local()  # .last: the last forward of this thread
         self._lock = threading.Lock()
         renew_lock_after_fork(self)
 
@@ -332,13 +334,13 @@ class BatchNorm:
         samples = _samples(x)
         y = inference_step(x, index, table, self._eps, out)
         overwritten = out is not None and overlap(x, out)
-        self._last = _Forward(x.view(), index, False, table, self._eps, samples, overwritten)
+        self._remember(_Forward(x.view(), index, False, table, self._eps, samples, overwritten))
         return y
 
     def _train(self, x: Array, index: int, out: Array | None, mode: bool) -> Array:
         if x.size == 0:
             nothing = np.zeros((rows.STATISTICS_ROWS, self._num_features))
-            self._last = _Forward(x, index, True, nothing, self._eps, b"", False)
+            self._remember(_Forward(x, index, True, nothing, self._eps, b"", False))
             return np.empty_like(x) if out is None else out
         count = x.size // self._num_features
         _checks.enough_values(count, self._correction, self._running_correction)
@@ -347,7 +349,7 @@ class BatchNorm:
         y, statistics = training_step(x, index, gamma, beta, self._eps, self._correction, out)
         overwritten = out is not None and overlap(x, out)
         table = statistics.table
-        self._last = _Forward(x.view(), index, True, table, self._eps, samples, overwritten)
+        self._remember(_Forward(x.view(), index, True, table, self._eps, samples, overwritten))
         with self._lock:
             self.batch_mean = statistics.mean.copy()
             self.batch_var = statistics.var.copy()
@@ -355,6 +357,9 @@ class BatchNorm:
             if mode and self._running_mean is not None:
                 self._track(statistics)
         return y
+
+    def _remember(self, forward: _Forward) -> None:
+        self._last = self._here.last = forward
 
     def _track(self, statistics: BatchStatistics) -> None:
         number = self._num_batches_tracked + 1
@@ -367,7 +372,7 @@ class BatchNorm:
     def backward(self, grad_y: Any, *, out: Any = None) -> Array:
         """Return the gradient of the last forward with respect to its input.
 
-        Sets ``grad_gamma`` and ``grad_beta`` (None where there is no gamma or beta); does not
+        That is the last one of the calling thread, or of any thread where this one made none. Sets ``grad_gamma`` and ``grad_beta`` (None where there is no gamma or beta); does not
         accumulate. After a training forward the gradient goes through the batch's statistics;
         after an inference forward ``grad_x = grad_y * gamma * inv_std``.
 
@@ -404,7 +409,7 @@ class BatchNorm:
         >>> bn.grad_beta, np.abs(grad_x).max() < 1e-15
         (array([4.]), np.True_)
         """
-        last = self._last
+        last = getattr(self._here, "last", self._last)
         if last is None:
             raise RuntimeError("backward: expected a forward before it, got none")
         x = last.x
@@ -680,7 +685,7 @@ _ROWS = {
 }
 # what a pickle holds as options and state, or leaves out
 _PRIVATE = frozenset(
-    ("_table", "_gamma", "_beta", "_running_mean", "_running_var", "_lock", "_last")
+    ("_table", "_gamma", "_beta", "_running_mean", "_running_var", "_lock", "_last", "_here")
 )
 _DEFAULTS = BatchNorm(1)._options()
 

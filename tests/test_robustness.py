@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import struct
+import threading
 import zipfile
 
 import cases
@@ -137,6 +138,25 @@ def test_a_fork_while_another_thread_holds_the_layer_does_not_hang_the_child():
             signal.alarm(30)
             os._exit(0 if np.array_equal(bn(x), expected) else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_inference_in_other_threads_leaves_the_backward_of_this_one_alone():
+    bn, x, grad = nbbn.BatchNorm(4), data(), data(seed=1)
+    bn(x)
+    expected = bn.backward(grad)
+    other = threading.Thread(target=bn, args=(data(seed=3),), kwargs={"training": False})
+    other.start()
+    other.join()
+    np.testing.assert_array_equal(bn.backward(grad), expected)
+
+
+def test_a_thread_without_a_forward_of_its_own_differentiates_the_last_one():
+    bn, x, grad, found = nbbn.BatchNorm(4), data(), data(seed=1), []
+    bn(x)
+    other = threading.Thread(target=lambda: found.append(bn.backward(grad)))
+    other.start()
+    other.join()
+    np.testing.assert_array_equal(found[0], bn.backward(grad))
 
 
 def test_layers_are_not_kept_alive():
