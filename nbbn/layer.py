@@ -372,7 +372,8 @@ class BatchNorm:
     def backward(self, grad_y: Any, *, out: Any = None) -> Array:
         """Return the gradient of the last forward with respect to its input.
 
-        That is the last one of the calling thread, or of any thread where this one made none. Sets ``grad_gamma`` and ``grad_beta`` (None where there is no gamma or beta); does not
+        That is the last one of the calling thread, or of any thread where this one made none.
+        Sets ``grad_gamma`` and ``grad_beta`` (None where there is no gamma or beta); does not
         accumulate. After a training forward the gradient goes through the batch's statistics;
         after an inference forward ``grad_x = grad_y * gamma * inv_std``.
 
