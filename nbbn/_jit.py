@@ -6,7 +6,7 @@ dtype is compiled, or loaded from the disk cache, when it is first asked for.
 
 The signature of a kernel is read off its annotations: ``In``, ``Out`` (flat arrays of the dtype of
 ``x``), ``Table`` (rows of numbers per channel, in the dtype of the parameters), ``Average`` (one
-such row, written to), ``In64``, ``Table64``, ``OutTable64`` (float64), ``Int``, ``Float``. Inputs
+such row, written to), ``OutTable``, ``In64``, ``Table64``, ``OutTable64`` (float64), ``Int``, ``Float``. Inputs
 are declared read-only, so that one compiled variant serves writable and read-only arrays.
 """
 
@@ -35,6 +35,7 @@ Out = Annotated[NDArray[Any], "x", 1, "writable"]
 Average = Annotated[NDArray[Any], "params", 1, "writable"]
 In64 = Annotated[NDArray[np.float64], "float64", 1, "read-only"]
 Table = Annotated[NDArray[Any], "params", 2, "read-only"]
+OutTable = Annotated[NDArray[Any], "params", 2, "writable"]
 Table64 = Annotated[NDArray[np.float64], "float64", 2, "read-only"]
 OutTable64 = Annotated[NDArray[np.float64], "float64", 2, "writable"]
 Int = int

@@ -22,6 +22,7 @@ Table64 = NDArray[np.float64]
 Vector64 = NDArray[np.float64]
 
 _MOST_LAYOUTS = 1024
+_TooHardError = getattr(np, "exceptions", np).TooHardError  # in np itself before 1.25
 _WORK = 10_000  # candidates that numpy may look at before an overlap is taken for granted
 _layouts: dict[Any, Layout | None] = {}
 
@@ -112,7 +113,7 @@ def overlap(a: Array, b: Array) -> bool:
         return False
     try:
         return bool(np.shares_memory(a, b, max_work=_WORK))  # type: ignore[arg-type]
-    except np.exceptions.TooHardError:
+    except _TooHardError:
         return True
 
 
@@ -172,6 +173,13 @@ def update_running(
     if running_var is not None:
         divisor = batch.count - running_correction
         _dispatch.move_average(running_var, batch.m2, divisor, momentum)
+
+
+def update_running_rows(
+    table: Array, batch: BatchStatistics, momentum: float, running_correction: float
+) -> None:
+    """`update_running` of the rows of a layer's table."""
+    _dispatch.move_averages(table, batch.table, batch.count - running_correction, momentum)
 
 
 def inference_step(x: Array, index: int, table: Array, eps: float, out: Array | None) -> Array:

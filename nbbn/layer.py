@@ -19,7 +19,7 @@ from nbbn._steps import (
     inference_step,
     overlap,
     training_step,
-    update_running,
+    update_running_rows,
 )
 from nbbn._threads import renew_lock_after_fork
 from nbbn.kernels import table as rows
@@ -128,9 +128,6 @@ class BatchNorm:
     array([10.    ,  5.7574, 10.    , 14.2426])
     """
 
-    batch_mean: Array | None
-    batch_var: Array | None
-    batch_inv_std: Array | None
     grad_gamma: Array | None
     grad_beta: Array | None
 
@@ -165,7 +162,7 @@ class BatchNorm:
         self._running_var = self._table[rows.VAR] if tracked else None
         self.num_batches_tracked = 0
         self.training = True
-        self.batch_mean = self.batch_var = self.batch_inv_std = None
+        self._batch: Array | None = None
         self.grad_gamma = self.grad_beta = None
         self._last: _Forward | None = None
         self._here = threading.local()  # .last: the last forward of this thread
@@ -237,6 +234,24 @@ class BatchNorm:
     @num_batches_tracked.setter
     def num_batches_tracked(self, value: int) -> None:
         self._num_batches_tracked = _storage.counter(value)
+
+    def _of_batch(self, row: int) -> Array | None:
+        return None if self._batch is None else self._batch[row].copy()
+
+    @property
+    def batch_mean(self) -> Array | None:
+        """Mean per channel of the last training batch: a copy."""
+        return self._of_batch(rows.MEAN)
+
+    @property
+    def batch_var(self) -> Array | None:
+        """Variance per channel that normalized the last training batch: a copy."""
+        return self._of_batch(rows.VAR)
+
+    @property
+    def batch_inv_std(self) -> Array | None:
+        """``1 / sqrt(batch_var + eps)``: a copy."""
+        return self._of_batch(rows.INV_STD)
 
     @property
     def gamma(self) -> Array | None:
@@ -351,9 +366,7 @@ class BatchNorm:
         table = statistics.table
         self._remember(_Forward(x.view(), index, True, table, self._eps, samples, overwritten))
         with self._lock:
-            self.batch_mean = statistics.mean.copy()
-            self.batch_var = statistics.var.copy()
-            self.batch_inv_std = statistics.inv_std.copy()
+            self._batch = statistics.table
             if mode and self._running_mean is not None:
                 self._track(statistics)
         return y
@@ -364,9 +377,7 @@ class BatchNorm:
     def _track(self, statistics: BatchStatistics) -> None:
         number = self._num_batches_tracked + 1
         momentum = 1.0 / number if self._momentum is None else self._momentum
-        # Rows of the own table, whatever was done to the views of them that users have.
-        mean, var = self._table[rows.MEAN], self._table[rows.VAR]
-        update_running(mean, var, statistics, momentum, self._running_correction)
+        update_running_rows(self._table, statistics, momentum, self._running_correction)
         self._num_batches_tracked = number
 
     def backward(self, grad_y: Any, *, out: Any = None) -> Array:

@@ -78,7 +78,7 @@ def test_batch_statistics_are_the_users_own():
     bn, x, grad = nbbn.BatchNorm(4), data(), data(seed=1)
     bn(x)
     expected = bn.backward(grad)
-    bn.batch_inv_std[:] = bn.batch_mean[:] = 0
+    bn.batch_inv_std[:], bn.batch_mean[:] = 0, 0
     np.testing.assert_array_equal(bn.backward(grad), expected)
 
 

@@ -38,7 +38,8 @@ from nbbn.kernels.welford import (
     merge_weights,
     moments_from_sums,
     worst_condition,
-    write_statistics,
+    write_moments,
+    write_variances,
 )
 
 
@@ -156,7 +157,8 @@ def collect_moments_channels_first(
         partial[task, 0], partial[task, 1], partial[task, 2] = moments
     for channel in range(channels):
         reference, deviation, m2 = merge_pieces(partial, channel * pieces, outer, inner)
-        write_statistics(table, channel, reference, deviation, m2, freedom, eps)
+        write_moments(table, channel, reference, deviation, m2)
+    write_variances(table, 0, channels, freedom, eps)
 
 
 @helper
@@ -280,7 +282,8 @@ def train_channels_first(
             moments = piece_moments(x, at, rows, outer_stride, length)
             partial[piece, 0], partial[piece, 1], partial[piece, 2] = moments
         reference, deviation, m2 = merge_pieces(partial, 0, outer, inner)
-        write_statistics(table, channel, reference, deviation, m2, freedom, eps)
+        write_moments(table, channel, reference, deviation, m2)
+        write_variances(table, channel, channel + 1, freedom, eps)
         inference_form(table, channel, eps, form, channel)
         normalize_rows(
             x,

@@ -48,7 +48,8 @@ from nbbn.kernels.welford import (
     merge_weights,
     moments_from_sums,
     worst_condition,
-    write_statistics,
+    write_moments,
+    write_variances,
 )
 
 _TILE = 512  # columns: their float64 sums (8 KB) stay in L1
@@ -191,8 +192,6 @@ def channel_of_columns(
             delta = deviation[j] - mean
             values = float(rows + 1 if j < tail else rows)
             total += m2[j] + values * delta * delta
-    if total < 0.0:
-        total = 0.0
     return base, mean, total
 
 
@@ -244,10 +243,14 @@ def collect_moments_channels_last(
         piece_of_columns(x, rows * row_stride, 1, row_stride, 0, tail, bases, means, squares, at)
         merge_columns(bases, means, squares, 0, at, float(rows), 1.0, tail)
     for channel in range(channels):
-        reference, deviation, m2 = channel_of_columns(
-            bases, means, squares, channel, channels, inner, width, rows, tail
-        )
-        write_statistics(table, channel, reference, deviation, m2, freedom, eps)
+        if width == channels:
+            moments = bases[channel], means[channel], squares[channel]
+        else:
+            moments = channel_of_columns(
+                bases, means, squares, channel, channels, inner, width, rows, tail
+            )
+        write_moments(table, channel, moments[0], moments[1], max(moments[2], 0.0))
+    write_variances(table, 0, channels, freedom, eps)
 
 
 @helper
@@ -478,6 +481,8 @@ def input_gradient_block(
     streaming: int,
 ) -> None:
     """Write ``grad_x`` for some rows and the columns ``first`` to ``stop``."""
+    grad_center, scale, center = form[0], form[1], form[2]
+    inv_std, slope, rest = form[3], form[4], form[5]
     step = 1 if streaming else _GROUP
     for group in range(0, rows, step):
         depth = min(step, rows - group)
@@ -490,13 +495,15 @@ def input_gradient_block(
             store_first(grad_x, out_row + j, n, value)
             j += n
         while j + LANES <= stop:
-            a, b, c = load(form[0], j), load(form[1], j), load(form[2], j)
-            d, e, f = load(form[3], j), load(form[4], j), load(form[5], j)
-            for row in range(depth):
-                g = load(grad_y, g_row + row * g_stride + j)
-                value = load(x, x_row + row * x_stride + j)
-                result = input_gradient(g, value, a, b, c, d, e, f)
-                put(grad_x, out_row + row * out_stride + j, result, streaming)
+            a, b, c = load(grad_center, j), load(scale, j), load(center, j)
+            d, e, f = load(inv_std, j), load(slope, j), load(rest, j)
+            g_at, x_at, out_at = g_row + j, x_row + j, out_row + j
+            for _ in range(depth):
+                result = input_gradient(load(grad_y, g_at), load(x, x_at), a, b, c, d, e, f)
+                put(grad_x, out_at, result, streaming)
+                g_at += g_stride
+                x_at += x_stride
+                out_at += out_stride
             j += LANES
         if j < stop:
             n = stop - j

@@ -43,12 +43,12 @@ def input_gradient(
     slope: Any,
     rest: Any,
 ) -> Any:
-    """Return ``scale * ((grad_y - grad_center) + ((x - center) * inv_std * slope + rest))``.
+    """Return ``(grad_y - grad_center) * scale + (x - center) * inv_std * slope + rest``.
 
     ``x - center`` meets ``inv_std`` first: their product is of the order of 1, where
     ``inv_std * slope`` alone may leave the range of float32.
     """
-    return scale * ((grad_y - grad_center) + fma((x - center) * inv_std, slope, rest))
+    return fma(grad_y - grad_center, scale, fma((x - center) * inv_std, slope, rest))
 
 
 @helper
@@ -80,12 +80,12 @@ def input_gradient_form(
     """
     mean, inv_std = table[GRAD_MEAN, channel], table[GRAD_INV_STD, channel]
     grad_mean = table[SUM_GRAD, channel] / count
-    slope = -(inv_std * table[SUM_GRAD_DEVIATION, channel]) / freedom
+    scale = table[GRAD_GAMMA, channel] * inv_std
     form[0, column] = grad_mean
-    form[1, column] = table[GRAD_GAMMA, channel] * inv_std
+    form[1, column] = scale
     form[2, column] = mean
     form[3, column] = inv_std
-    form[4, column] = slope
-    of_grad = grad_mean - float(form[0, column])
-    of_x = mean - float(form[2, column])
-    form[5, column] = -(of_grad + of_x * inv_std * slope)
+    form[4, column] = -scale * ((inv_std * table[SUM_GRAD_DEVIATION, channel]) / freedom)
+    of_grad = (grad_mean - float(form[0, column])) * float(form[1, column])
+    of_x = (mean - float(form[2, column])) * inv_std * float(form[4, column])
+    form[5, column] = -(of_grad + of_x)

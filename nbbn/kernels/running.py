@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nbbn._jit import Average, Float, In64, kernel
+from nbbn._jit import Average, Float, In64, OutTable, Table64, kernel
+from nbbn.kernels.table import M2, MEAN, VAR
 
 
 @kernel
@@ -13,3 +14,16 @@ def move_average(running: Average, batch: In64, divisor: Float, momentum: Float)
     """
     for c in range(running.size):
         running[c] = (1.0 - momentum) * float(running[c]) + momentum * (batch[c] / divisor)
+
+
+@kernel
+def move_averages(running: OutTable, batch: Table64, divisor: Float, momentum: Float) -> None:
+    """Update running mean and variance, rows of one table, from the statistics of a batch.
+
+    The variance of the batch is its ``m2 / divisor``.
+    """
+    for c in range(running.shape[1]):
+        mean = (1.0 - momentum) * float(running[MEAN, c]) + momentum * batch[MEAN, c]
+        var = (1.0 - momentum) * float(running[VAR, c]) + momentum * (batch[M2, c] / divisor)
+        running[MEAN, c] = mean
+        running[VAR, c] = var

@@ -81,16 +81,8 @@ def finite_or(value: float, otherwise: float) -> float:
 
 
 @helper
-def write_statistics(
-    table: Any,
-    channel: int,
-    reference: float,
-    deviation: float,
-    m2: float,
-    freedom: float,
-    eps: float,
-) -> None:
-    """Write the statistics of a channel to its column of ``table``.
+def write_moments(table: Any, channel: int, reference: float, deviation: float, m2: float) -> None:
+    """Write the moments of a channel to its column of ``table``.
 
     The mean, ``reference + deviation``, is split into a float64 and what its rounding leaves.
     """
@@ -98,5 +90,12 @@ def write_statistics(
     table[MEAN, channel] = mean
     table[MEAN_LOW, channel] = finite_or((reference - mean) + deviation, 0.0)
     table[M2, channel] = m2
-    table[VAR, channel] = m2 / freedom
-    table[INV_STD, channel] = 1.0 / math.sqrt(m2 / freedom + eps)
+
+
+@helper
+def write_variances(table: Any, first: int, stop: int, freedom: float, eps: float) -> None:
+    """Write ``var = m2 / freedom`` and ``inv_std = 1 / sqrt(var + eps)`` of some channels."""
+    m2, var, inv_std = table[M2, first:stop], table[VAR, first:stop], table[INV_STD, first:stop]
+    for c in range(m2.size):  # a loop of its own, which LLVM vectorizes: 3 us less for 256 channels
+        var[c] = m2[c] / freedom
+        inv_std[c] = 1.0 / math.sqrt(var[c] + eps)
