@@ -35,14 +35,16 @@ from nbbn._simd import (
     load,
     load_first,
     splat,
+    store,
     store_first,
+    stream,
     to_line,
     where_finite,
     widen,
 )
 from nbbn.kernels.epilogue import affine, inference_form, input_gradient, input_gradient_form
 from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
-from nbbn.kernels.vectors import load_upto, put, store_upto
+from nbbn.kernels.vectors import load_upto, store_upto
 from nbbn.kernels.welford import (
     any_ill_conditioned,
     merge_weights,
@@ -55,6 +57,7 @@ from nbbn.kernels.welford import (
 _TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 _WIDE_TILE = 2048  # columns of the elementwise steps: three float32 coefficients each, 24 KB
 _GROUP = 8  # rows read side by side; more streams than the prefetcher follows would not help
+_GRADIENT_GROUP = 4  # three arrays: more rows than this have more addresses than registers
 _PIECE_VALUES = 1 << 16
 _PIECE_ROWS = 64  # at least: what is kept for a piece then is little beside the piece
 
@@ -295,8 +298,12 @@ def normalize_block(
         while j + LANES <= stop:
             a, b, c = load(center, j), load(scale, j), load(shift, j)
             i, k = x_row + j, y_row + j
+            if streaming:
+                stream(y, k, affine(load(x, i), a, b, c))
+                j += LANES
+                continue
             for _ in range(depth):
-                put(y, k, affine(load(x, i), a, b, c), streaming)
+                store(y, k, affine(load(x, i), a, b, c))
                 i += x_stride
                 k += y_stride
             j += LANES
@@ -483,7 +490,7 @@ def input_gradient_block(
     """Write ``grad_x`` for some rows and the columns ``first`` to ``stop``."""
     grad_center, scale, center = form[0], form[1], form[2]
     inv_std, slope, rest = form[3], form[4], form[5]
-    step = 1 if streaming else _GROUP
+    step = 1 if streaming else _GRADIENT_GROUP
     for group in range(0, rows, step):
         depth = min(step, rows - group)
         g_row, x_row = g_start + group * g_stride, x_start + group * x_stride
@@ -498,9 +505,14 @@ def input_gradient_block(
             a, b, c = load(grad_center, j), load(scale, j), load(center, j)
             d, e, f = load(inv_std, j), load(slope, j), load(rest, j)
             g_at, x_at, out_at = g_row + j, x_row + j, out_row + j
+            if streaming:
+                result = input_gradient(load(grad_y, g_at), load(x, x_at), a, b, c, d, e, f)
+                stream(grad_x, out_at, result)
+                j += LANES
+                continue
             for _ in range(depth):
                 result = input_gradient(load(grad_y, g_at), load(x, x_at), a, b, c, d, e, f)
-                put(grad_x, out_at, result, streaming)
+                store(grad_x, out_at, result)
                 g_at += g_stride
                 x_at += x_stride
                 out_at += out_stride
