@@ -44,7 +44,7 @@ from nbbn._simd import (
 )
 from nbbn.kernels.epilogue import affine, inference_form, input_gradient, input_gradient_form
 from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
-from nbbn.kernels.vectors import load_upto, store_upto
+from nbbn.kernels.vectors import load_upto, put, store_upto
 from nbbn.kernels.welford import (
     any_ill_conditioned,
     merge_weights,
@@ -298,12 +298,8 @@ def normalize_block(
         while j + LANES <= stop:
             a, b, c = load(center, j), load(scale, j), load(shift, j)
             i, k = x_row + j, y_row + j
-            if streaming:
-                stream(y, k, affine(load(x, i), a, b, c))
-                j += LANES
-                continue
             for _ in range(depth):
-                store(y, k, affine(load(x, i), a, b, c))
+                put(y, k, affine(load(x, i), a, b, c), streaming)
                 i += x_stride
                 k += y_stride
             j += LANES
