@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -103,3 +104,12 @@ def test_links_lead_to_files(path):
 
 def test_package_tells_type_checkers_of_its_types():
     assert (ROOT / "nbbn" / "py.typed").is_file()
+
+
+def test_the_table_of_times_is_that_of_the_recorded_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    table = importlib.import_module("benchmarks.table")
+    record = json.loads(table.RECORDED.read_text("utf-8"))
+    text = README.read_text("utf-8")
+    assert table.with_table(text, record) == text
+    assert "torch" in table.table(record)
