@@ -160,7 +160,8 @@ def test_explain_gives_the_reason(monkeypatch):
 
 def test_streaming_is_for_what_exceeds_the_cache(monkeypatch):
     (x, y), layout = arrays((8, 4, 32, 32), 1, np.float32, 2)
-    for size, expected in ((2 * x.nbytes, 0), (2 * x.nbytes - 1, 1)):
+    full = 2 * x.nbytes * 4 // 3  # of which both arrays take three quarters
+    for size, expected in ((full + 4, 0), (full - 4, 1)):
         monkeypatch.setattr(_machine, "last_level_cache", lambda size=size: size)
         assert _dispatch._streaming(layout, y, x) == expected
         assert _dispatch._streaming(layout, x, x) == 0

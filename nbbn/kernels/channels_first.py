@@ -188,8 +188,8 @@ def normalize_rows(
         i = x_start + row * x_stride
         j = y_start + row * y_stride
         stop = i + length
-        if streaming:
-            head = min(to_line(y, j), length)
+        head = min(to_line(y, j), length) if streaming else 0
+        if head > 0:
             store_first(y, j, head, affine(load_first(x, i, head), a, b, c))
             i += head
             j += head
@@ -199,8 +199,6 @@ def normalize_rows(
             j += LANES
         if i < stop:
             store_first(y, j, stop - i, affine(load_first(x, i, stop - i), a, b, c))
-    if streaming:
-        fence()
 
 
 @kernel
@@ -248,6 +246,8 @@ def normalize_channels_first(
             c += 1
             if c == channels:
                 o, c = o + 1, 0
+        if streaming:
+            fence()  # once a task: it waits for all that was streamed, some 80 ns
 
 
 @kernel
@@ -299,6 +299,8 @@ def train_channels_first(
             form[2, channel],
             streaming,
         )
+        if streaming:
+            fence()
 
 
 @helper
@@ -400,8 +402,8 @@ def input_gradient_rows(
         j = g_start + row * g_stride
         k = out_start + row * out_stride
         stop = i + length
-        if streaming:
-            n = min(to_line(grad_x, k), length)
+        n = min(to_line(grad_x, k), length) if streaming else 0
+        if n > 0:
             g, value = load_first(grad_y, j, n), load_first(x, i, n)
             store_first(grad_x, k, n, input_gradient(g, value, a, b, c, d, e, f))
             i += n
@@ -417,8 +419,6 @@ def input_gradient_rows(
             n = stop - i
             g, value = load_first(grad_y, j, n), load_first(x, i, n)
             store_first(grad_x, k, n, input_gradient(g, value, a, b, c, d, e, f))
-    if streaming:
-        fence()
 
 
 @kernel
@@ -472,6 +472,8 @@ def backward_input_channels_first(
             c += 1
             if c == channels:
                 o, c = o + 1, 0
+        if streaming:
+            fence()  # once a task: it waits for all that was streamed, some 80 ns
 
 
 @kernel
@@ -536,3 +538,5 @@ def backward_channels_first(
             channel,
             streaming,
         )
+        if streaming:
+            fence()

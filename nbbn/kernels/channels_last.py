@@ -290,8 +290,8 @@ def normalize_block(
         depth = min(step, rows - group)
         x_row, y_row = x_start + group * x_stride, y_start + group * y_stride
         j = first
-        if streaming:
-            n = min(to_line(y, y_row + j), stop - j)
+        n = min(to_line(y, y_row + j), stop - j) if streaming else 0
+        if n > 0:
             a, b, c = load_first(center, j, n), load_first(scale, j, n), load_first(shift, j, n)
             store_first(y, y_row + j, n, affine(load_first(x, x_row + j, n), a, b, c))
             j += n
@@ -492,8 +492,8 @@ def input_gradient_block(
         g_row, x_row = g_start + group * g_stride, x_start + group * x_stride
         out_row = out_start + group * out_stride
         j = first
-        if streaming:
-            n = min(to_line(grad_x, out_row + j), stop - j)
+        n = min(to_line(grad_x, out_row + j), stop - j) if streaming else 0
+        if n > 0:
             value = input_gradient_at(form, j, n, grad_y, g_row, x, x_row)
             store_first(grad_x, out_row + j, n, value)
             j += n
