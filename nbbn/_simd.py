@@ -271,6 +271,16 @@ def keep_first(typingctx: Any, vector: Any, count: Any) -> Any:
 
 
 @_intrinsic
+def first_of(typingctx: Any, count: Any, a: Any, b: Any) -> Any:
+    """The first ``count`` lanes of ``a``, those of ``b`` behind them."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(_first_lanes(builder, args[0]), args[1], args[2])
+
+    return a(types.intp, a, a), codegen
+
+
+@_intrinsic
 def where_finite(typingctx: Any, test: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes where ``test`` is finite, ``b`` in the others."""
 
@@ -316,6 +326,7 @@ if config.DISABLE_JIT:
     from nbbn._simd_python import (  # noqa: F401
         any_greater,
         fence,
+        first_of,
         fma,
         keep_first,
         load,

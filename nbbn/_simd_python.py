@@ -91,6 +91,11 @@ def keep_first(vector: NDArray[Any], count: int) -> NDArray[Any]:
     return np.where(np.arange(LANES) < count, vector, 0).astype(vector.dtype)
 
 
+def first_of(count: int, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """The first ``count`` lanes of ``a``, those of ``b`` behind them."""
+    return np.where(np.arange(LANES) < count, a, b)
+
+
 def where_finite(test: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """``a`` in the lanes where ``test`` is finite, ``b`` in the others."""
     return np.where(np.isfinite(test), a, b)

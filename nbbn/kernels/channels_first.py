@@ -18,6 +18,7 @@ from nbbn._jit import Float, In, Int, Out, OutTable64, Table, Table64, helper, k
 from nbbn._simd import (
     LANES,
     fence,
+    first_of,
     fma,
     keep_first,
     load,
@@ -168,6 +169,12 @@ def segments_and_rows(inner: int) -> tuple[int, int]:
 
 
 @helper
+def joins(channels: int, inner: int, outer_stride: int, channel_stride: int) -> bool:
+    """Whether the rows of an array follow each other without gaps."""
+    return channel_stride == inner and outer_stride == channels * inner
+
+
+@helper
 def normalize_rows(
     x: Any,
     x_start: int,
@@ -201,6 +208,51 @@ def normalize_rows(
             store_first(y, j, stop - i, affine(load_first(x, i, stop - i), a, b, c))
 
 
+@helper
+def normalize_joined_rows(
+    x: Any,
+    y: Any,
+    row: int,
+    rows: int,
+    channels: int,
+    length: int,
+    form: Any,
+    streaming: int,
+) -> None:
+    """Write ``y = affine(x)`` for rows that follow each other without gaps, in x and in y.
+
+    A vector that spans two rows is computed with the coefficients of both. So there are no partial
+    vectors between rows: of 49 or 196 values, they would be every fourth or every thirteenth.
+    """
+    center, scale, shift = form[0], form[1], form[2]
+    channel = row % channels
+    a, b, c = splat(center[channel]), splat(scale[channel]), splat(shift[channel])
+    i, left = row * length, length  # values left of the current row
+    stop = i + rows * length
+    head = min(to_line(y, i), length) if streaming else 0
+    if head > 0:
+        store_first(y, i, head, affine(load_first(x, i, head), a, b, c))
+        i += head
+        left -= head
+    while i + LANES <= stop:
+        while left >= LANES and i + LANES <= stop:
+            put(y, i, affine(load(x, i), a, b, c), streaming)
+            i += LANES
+            left -= LANES
+        if i + LANES <= stop:
+            value = load(x, i)
+            before = affine(value, a, b, c)
+            channel = channel + 1 if channel + 1 < channels else 0
+            a, b, c = splat(center[channel]), splat(scale[channel]), splat(shift[channel])
+            put(y, i, first_of(left, before, affine(value, a, b, c)), streaming)
+            i += LANES
+            left += length - LANES
+    if i < stop:
+        store_first(y, i, stop - i, affine(load_first(x, i, stop - i), a, b, c))
+    if streaming:
+        fence()
+
+
 @kernel
 def normalize_channels_first(
     x: In,
@@ -223,12 +275,18 @@ def normalize_channels_first(
     form = np.empty((3, channels), x.dtype)
     for channel in range(channels):
         inference_form(table, channel, eps, form, channel)
+    joined = inner >= LANES and joins(channels, inner, outer_stride, channel_stride)
+    joined = joined and joins(channels, inner, y_outer_stride, y_channel_stride)
     segments, depth = segments_and_rows(inner)
     tasks = (outer * channels + depth - 1) // depth * segments
     for task in prange(tasks):
         row, first = task // segments * depth, task % segments * PIECE
+        rows = min(depth, outer * channels - row)
+        if joined and rows > 1:
+            normalize_joined_rows(x, y, row, rows, channels, inner, form, streaming)
+            continue
         o, c = row // channels, row % channels
-        for _ in range(min(depth, outer * channels - row)):
+        for _ in range(rows):
             normalize_rows(
                 x,
                 o * outer_stride + c * channel_stride + first,
