@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from nbbn import _machine, _threads
 from nbbn._jit import Kernel
 from nbbn._layout import Layout
-from nbbn.kernels import channels_first, channels_last, running
+from nbbn.kernels import (
+    channels_first,
+    channels_first_backward,
+    channels_last,
+    channels_last_backward,
+    running,
+)
 from nbbn.kernels import table as rows
 
 Array = NDArray[Any]
@@ -155,7 +161,7 @@ def _write_gradient(
 def _backward_by_channel(
     grad_y: Array, x: Array, grad_x: Array, layout: Layout, freedom: float, table: Table64
 ) -> None:
-    kernel = channels_first.backward_channels_first
+    kernel = channels_first_backward.backward_channels_first
     _write_gradient(kernel, grad_y, x, grad_x, layout, freedom, table)
 
 
@@ -176,8 +182,8 @@ def _gradient_sums(kernel: Kernel) -> Callable[..., None]:
 
 
 _INPUT_GRADIENT = {
-    True: channels_first.backward_input_channels_first,
-    False: channels_last.backward_input_channels_last,
+    True: channels_first_backward.backward_input_channels_first,
+    False: channels_last_backward.backward_input_channels_last,
 }
 
 _FIRST, _LAST = "channels first", "channels last"
@@ -196,8 +202,14 @@ TABLE: dict[str, tuple[Entry, ...]] = {
         Entry("two passes", _any, _train_in_two_passes),
     ),
     "gradient sums": (
-        Entry(_FIRST, _not_in_runs, _gradient_sums(channels_first.backward_reduce_channels_first)),
-        Entry(_LAST, _in_runs, _gradient_sums(channels_last.backward_reduce_channels_last)),
+        Entry(
+            _FIRST,
+            _not_in_runs,
+            _gradient_sums(channels_first_backward.backward_reduce_channels_first),
+        ),
+        Entry(
+            _LAST, _in_runs, _gradient_sums(channels_last_backward.backward_reduce_channels_last)
+        ),
     ),
     "backward": (
         Entry("channel by channel", _few_channels, _backward_by_channel),

@@ -180,6 +180,7 @@ def test_import_compiles_nothing_and_starts_no_thread(tmp_path):
         "from nbbn import _dispatch\n"
         "from nbbn._jit import Kernel\n"
         "kernels = [k for module in (_dispatch.channels_first, _dispatch.channels_last,\n"
+        "           _dispatch.channels_first_backward, _dispatch.channels_last_backward,\n"
         "           _dispatch.running) for k in vars(module).values() if isinstance(k, Kernel)]\n"
         "compiled = sum(len(k._serial.overloads) + len(k._parallel.overloads) for k in kernels)\n"
         "print(after - before, compiled, len(kernels) > 10, nbbn.config()['threading_layer'])\n"

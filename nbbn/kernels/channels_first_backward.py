@@ -1,0 +1,267 @@
+"""Gradients for (outer, C, inner); see `nbbn.kernels.channels_first` for how the arrays are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from nbbn._jit import Float, In, Int, Out, OutTable64, Table64, helper, kernel
+from nbbn._simd import (
+    LANES,
+    fence,
+    fma,
+    keep_first,
+    load,
+    load_first,
+    splat,
+    store_first,
+    to_line,
+    total,
+    widen,
+)
+from nbbn.kernels.channels_first import piece_of_channel, pieces_of_channel, segments_and_rows
+from nbbn.kernels.epilogue import input_gradient, input_gradient_form
+from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
+from nbbn.kernels.vectors import put
+from nbbn.kernels.welford import PIECE
+
+
+@helper
+def gradient_sums(
+    grad_y: Any,
+    g_start: int,
+    g_stride: int,
+    x: Any,
+    x_start: int,
+    x_stride: int,
+    rows: int,
+    length: int,
+    mean: float,
+) -> tuple[float, float]:
+    """Return ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` over some rows, in float64."""
+    shift = splat(mean)
+    s = h = splat(0.0)
+    for row in range(rows):
+        i = x_start + row * x_stride
+        j = g_start + row * g_stride
+        stop = i + length
+        while i + LANES <= stop:
+            g = widen(load(grad_y, j))
+            s = s + g
+            h = fma(g, widen(load(x, i)) - shift, h)
+            i += LANES
+            j += LANES
+        if i < stop:
+            g = widen(load_first(grad_y, j, stop - i))
+            s = s + g
+            d = keep_first(widen(load_first(x, i, stop - i)) - shift, stop - i)
+            h = fma(g, d, h)
+    return total(s), total(h)
+
+
+@kernel
+def backward_reduce_channels_first(
+    grad_y: In,
+    g_outer_stride: Int,
+    g_channel_stride: Int,
+    x: In,
+    outer: Int,
+    channels: Int,
+    inner: Int,
+    outer_stride: Int,
+    channel_stride: Int,
+    table: OutTable64,
+) -> None:
+    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``table``.
+
+    Reads both arrays once. Parallel over the pieces of all channels, added in order.
+    """
+    pieces = pieces_of_channel(outer, inner)
+    partial = np.empty((channels * pieces, 2))
+    for task in prange(channels * pieces):
+        channel = task // pieces
+        row, rows, first, length = piece_of_channel(task % pieces, outer, inner)
+        partial[task, 0], partial[task, 1] = gradient_sums(
+            grad_y,
+            row * g_outer_stride + channel * g_channel_stride + first,
+            g_outer_stride,
+            x,
+            row * outer_stride + channel * channel_stride + first,
+            outer_stride,
+            rows,
+            length,
+            table[GRAD_MEAN, channel],
+        )
+    for channel in range(channels):
+        s = h = 0.0
+        for task in range(channel * pieces, (channel + 1) * pieces):
+            s += partial[task, 0]
+            h += partial[task, 1]
+        table[SUM_GRAD, channel], table[SUM_GRAD_DEVIATION, channel] = s, h
+
+
+@helper
+def input_gradient_rows(
+    grad_y: Any,
+    g_start: int,
+    g_stride: int,
+    x: Any,
+    x_start: int,
+    x_stride: int,
+    grad_x: Any,
+    out_start: int,
+    out_stride: int,
+    rows: int,
+    length: int,
+    form: Any,
+    column: int,
+    streaming: int,
+) -> None:
+    """Write ``grad_x`` for some rows of one channel."""
+    a, b, c = splat(form[0, column]), splat(form[1, column]), splat(form[2, column])
+    d, e, f = splat(form[3, column]), splat(form[4, column]), splat(form[5, column])
+    for row in range(rows):
+        i = x_start + row * x_stride
+        j = g_start + row * g_stride
+        k = out_start + row * out_stride
+        stop = i + length
+        n = min(to_line(grad_x, k), length) if streaming else 0
+        if n > 0:
+            g, value = load_first(grad_y, j, n), load_first(x, i, n)
+            store_first(grad_x, k, n, input_gradient(g, value, a, b, c, d, e, f))
+            i += n
+            j += n
+            k += n
+        while i + LANES <= stop:
+            g, value = load(grad_y, j), load(x, i)
+            put(grad_x, k, input_gradient(g, value, a, b, c, d, e, f), streaming)
+            i += LANES
+            j += LANES
+            k += LANES
+        if i < stop:
+            n = stop - i
+            g, value = load_first(grad_y, j, n), load_first(x, i, n)
+            store_first(grad_x, k, n, input_gradient(g, value, a, b, c, d, e, f))
+
+
+@kernel
+def backward_input_channels_first(
+    grad_y: In,
+    g_outer_stride: Int,
+    g_channel_stride: Int,
+    x: In,
+    outer: Int,
+    channels: Int,
+    inner: Int,
+    outer_stride: Int,
+    channel_stride: Int,
+    count: Float,
+    freedom: Float,
+    table: Table64,
+    grad_x: Out,
+    out_outer_stride: Int,
+    out_channel_stride: Int,
+    streaming: Int,
+) -> None:
+    """Write ``grad_x`` from the sums in ``table``.
+
+    Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over rows.
+    """
+    form = np.empty((6, channels), x.dtype)
+    for channel in range(channels):
+        input_gradient_form(table, channel, count, freedom, form, channel)
+    segments, depth = segments_and_rows(inner)
+    tasks = (outer * channels + depth - 1) // depth * segments
+    for task in prange(tasks):
+        row, first = task // segments * depth, task % segments * PIECE
+        o, c = row // channels, row % channels
+        for _ in range(min(depth, outer * channels - row)):
+            input_gradient_rows(
+                grad_y,
+                o * g_outer_stride + c * g_channel_stride + first,
+                0,
+                x,
+                o * outer_stride + c * channel_stride + first,
+                0,
+                grad_x,
+                o * out_outer_stride + c * out_channel_stride + first,
+                0,
+                1,
+                min(PIECE, inner - first),
+                form,
+                c,
+                streaming,
+            )
+            c += 1
+            if c == channels:
+                o, c = o + 1, 0
+        if streaming:
+            fence()  # once a task: it waits for all that was streamed, some 80 ns
+
+
+@kernel
+def backward_channels_first(
+    grad_y: In,
+    g_outer_stride: Int,
+    g_channel_stride: Int,
+    x: In,
+    outer: Int,
+    channels: Int,
+    inner: Int,
+    outer_stride: Int,
+    channel_stride: Int,
+    count: Float,
+    freedom: Float,
+    table: OutTable64,
+    grad_x: Out,
+    out_outer_stride: Int,
+    out_channel_stride: Int,
+    streaming: Int,
+) -> None:
+    """Write the sums and ``grad_x`` of each channel, one channel after the other.
+
+    Where the two arrays' values of a channel fit the cache, each is read from memory once.
+    grad_x may be either of them. Parallel over the channels.
+    """
+    form = np.empty((6, channels), x.dtype)
+    pieces = pieces_of_channel(outer, inner)
+    for channel in prange(channels):
+        g_start, x_start = channel * g_channel_stride, channel * channel_stride
+        s = h = 0.0
+        for piece in range(pieces):
+            row, rows, first, length = piece_of_channel(piece, outer, inner)
+            piece_s, piece_h = gradient_sums(
+                grad_y,
+                g_start + row * g_outer_stride + first,
+                g_outer_stride,
+                x,
+                x_start + row * outer_stride + first,
+                outer_stride,
+                rows,
+                length,
+                table[GRAD_MEAN, channel],
+            )
+            s += piece_s
+            h += piece_h
+        table[SUM_GRAD, channel], table[SUM_GRAD_DEVIATION, channel] = s, h
+        input_gradient_form(table, channel, count, freedom, form, channel)
+        input_gradient_rows(
+            grad_y,
+            g_start,
+            g_outer_stride,
+            x,
+            x_start,
+            outer_stride,
+            grad_x,
+            channel * out_channel_stride,
+            out_outer_stride,
+            outer,
+            inner,
+            form,
+            channel,
+            streaming,
+        )
+        if streaming:
+            fence()
