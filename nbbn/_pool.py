@@ -29,10 +29,13 @@ _DEFAULT_LIMIT = 256 << 20
 class _Lease(np.ndarray):
     """Memory on loan: what is left of it when nobody looks at it any more goes back."""
 
-    def __del__(self) -> None:
+    __slots__ = ()
+
+    def __del__(self, _mapped: type[mmap.mmap] = mmap.mmap) -> None:
         memory: Any = self.base
-        if isinstance(memory, mmap.mmap):
-            _pool.give_back(memory)
+        pool = _pool  # None where the interpreter is on its way out
+        if pool is not None and isinstance(memory, _mapped):
+            pool.give_back(memory)
 
 
 class Pool:
@@ -53,7 +56,10 @@ class Pool:
         return lease.view(np.ndarray)
 
     def _find(self, size: int) -> mmap.mmap | None:
-        with self._lock:
+        # Not a wait: a signal handler may call nbbn in the middle of this loop.
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
             for _ in range(len(self._waiting)):
                 try:
                     buffer = self._waiting.pop()
@@ -62,7 +68,9 @@ class Pool:
                 if len(buffer) == size:
                     return buffer
                 self._waiting.appendleft(buffer)
-        return None
+            return None
+        finally:
+            self._lock.release()
 
     def give_back(self, buffer: mmap.mmap) -> None:
         """Keep ``buffer`` for later; let go of the oldest beyond the limit."""
@@ -75,7 +83,10 @@ class Pool:
 
     def waiting(self) -> int:
         """Return how many bytes wait to be used again."""
-        return sum(len(buffer) for buffer in tuple(self._waiting))
+        try:
+            return sum(len(buffer) for buffer in tuple(self._waiting))
+        except RuntimeError:  # it changed meanwhile: who changed it looks as well
+            return 0
 
     def renew_lock(self) -> None:
         """Forget who held the lock."""

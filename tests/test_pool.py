@@ -134,3 +134,23 @@ def test_a_forked_process_does_not_write_into_its_parents_results():
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert np.all(y == 1)
+
+
+def test_a_signal_handler_in_the_middle_of_a_search_does_not_wait(pool):
+    with pool._lock:  # as when a handler runs inside `_find` of the same thread
+        assert _pool.empty_like(np.empty(2 << 20, np.uint8)).nbytes == 2 << 20
+
+
+def test_a_result_may_outlive_the_package():
+    code = (
+        "import numpy as np, nbbn\n"
+        "np.keep = nbbn.normalize(np.ones((1024, 1024)), np.zeros(1024), np.ones(1024))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert done.stderr == ""
