@@ -52,7 +52,7 @@ from nbbn.kernels.welford import (
 
 TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 _WIDE_TILE = 2048  # columns of the elementwise steps: three float32 coefficients each, 24 KB
-GROUP = 8  # rows read side by side; more streams than the prefetcher follows would not help
+GROUP = 8  # rows read side by side; with 16 or 32, moments of 1,024 columns took 1.4 to 1.6 times as long
 _PIECE_VALUES = 1 << 16
 _PIECE_ROWS = 64  # at least: what is kept for a piece then is little beside the piece
 
