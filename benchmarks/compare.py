@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.options import add_options, make_selection
-from benchmarks.race import Race, Result
-from benchmarks.report import as_json, summary_lines
+from nbbn._bench import recording
+from nbbn._bench.options import DEST_PREFIX, Selection, add_options, make_selection
+from nbbn._bench.race import Race, Result
+from nbbn._bench.report import as_json, summary_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,10 +20,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_options(parser.add_argument)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all numbers here")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help=f"the cases of docs/performance.md; about {recording.MINUTES} minutes on two cores",
+    )
     options = parser.parse_args(arguments)
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"argument --json: there is no directory {options.json.parent}")
-    selection = make_selection(options)
+    selection = _recording(parser, options) if options.record else make_selection(options)
     results: list[Result] = []
     with Race(
         selection.implementations, rounds=selection.rounds, seconds=selection.seconds
@@ -36,6 +42,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.json.write_text(json.dumps(as_json(results, race), indent=1) + "\n")
     failed = any(o.status == "failed" for r in results for o in r.outcomes.values())
     return 1 if failed else 0
+
+
+def _recording(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Selection:
+    """Return the cases of the page; other options may make them quicker, not other ones."""
+    allowed = {
+        f"{DEST_PREFIX}{name}" for name in ("threads", "implementations", "rounds", "seconds")
+    }
+    given = vars(options)
+    for name, value in given.items():
+        if name.startswith(DEST_PREFIX) and name not in allowed and value:
+            parser.error(f"argument --record: not together with --{name.removeprefix(DEST_PREFIX)}")
+    chosen = make_selection(options)
+    cases = recording.recorded_cases(given[f"{DEST_PREFIX}threads"] or recording.THREADS)
+    rounds, seconds = given[f"{DEST_PREFIX}rounds"], given[f"{DEST_PREFIX}seconds"]
+    print(f"{len(cases)} races, about {recording.MINUTES} minutes on two cores", file=sys.stderr)
+    return Selection(
+        cases,
+        chosen.implementations,
+        recording.ROUNDS if rounds is None else rounds,
+        recording.SECONDS if seconds is None else seconds,
+    )
 
 
 if __name__ == "__main__":

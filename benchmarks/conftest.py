@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.cases import Case
-from benchmarks.machine import describe_machine
-from benchmarks.options import Selection, add_options, make_selection
-from benchmarks.race import Race, Result
-from benchmarks.report import summary_lines
+from nbbn._bench.cases import Case
+from nbbn._bench.machine import describe_machine
+from nbbn._bench.options import Selection, add_options, make_selection
+from nbbn._bench.race import Race, Result
+from nbbn._bench.report import summary_lines
 
 _RESULTS = pytest.StashKey[dict[Case, Result]]()
 _VERSIONS = pytest.StashKey[dict[str, str]]()
@@ -48,7 +48,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _case_parameters(case: Case) -> tuple[str, str, int, str]:
     shape = "x".join(map(str, case.shape))
-    return case.operation, shape, case.threads, f"{case.dtype} {case.layout} {case.variant}"
+    storage = f"{case.dtype} {case.layout} {case.variant} {case.params}"
+    return case.operation, shape, case.threads, storage
 
 
 def _test_id(case: Case, implementation: str) -> str:

@@ -1,7 +1,7 @@
 """The README's table, from a recorded run: ``python -m benchmarks.table`` rewrites it.
 
-Record with ``python -m benchmarks.compare --json FILE``, then ``python -m benchmarks.table FILE``
-keeps what the table needs in ``benchmarks/recorded.json`` and puts the table into README.md.
+``python -m benchmarks.performance FILE`` keeps a new run in ``benchmarks/recorded.json``, and writes the
+table, too.
 """
 
 from __future__ import annotations
@@ -14,32 +14,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nbbn._bench.report import condensed
+from nbbn._bench.shapes import FEATURES, RESNET50_IMAGES
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "benchmarks" / "recorded.json"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- speed: written by benchmarks/table.py -->", "<!-- speed: end -->"
 OPERATIONS = ("inference", "training", "backward")
-KEPT = ("operation", "shape", "threads", "implementation", "median")
-
-
-def condensed(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the table needs of a record."""
-    results = [r for r in record["results"] if r["status"] == "timed"]
-    return {
-        **{name: record[name] for name in ("date", "machine", "versions", "settings")},
-        "results": [{name: r[name] for name in KEPT} for r in results],
-    }
+IMPLEMENTATIONS = ("nbbn", "torch", "numpy")
+VERSIONS = (*IMPLEMENTATIONS, "numba")
+BATCH = 32
+IMAGES = {(BATCH, *image) for image in RESNET50_IMAGES}
+TABLES = set(FEATURES)
 
 
 def ratios(
     results: Sequence[dict[str, Any]], operation: str, threads: int, peer: str, images: bool
 ) -> list[float]:
     """Return peer / nbbn for every shape of images, or every (N, C)."""
+    shapes = IMAGES if images else TABLES
     chosen = {
         (tuple(r["shape"]), r["implementation"]): r["median"]
         for r in results
-        if (r["operation"], r["threads"]) == (operation, threads)
-        and (len(r["shape"]) == 4) == images
+        if (r["operation"], r["threads"]) == (operation, threads) and tuple(r["shape"]) in shapes
     }
     return [
         chosen[shape, peer] / time
@@ -56,9 +54,27 @@ def cell(values: Sequence[float]) -> str:
     return f"**{mean:.1f}** ({min(values):.2g} to {max(values):.2g})"
 
 
+def plain_results(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of what the table is about: float32, new results, in the usual layout."""
+    usual = {
+        "dtype": "float32",
+        "params": "float32",
+        "layout": "channels-first",
+        "variant": "fresh",
+    }
+    return [
+        r
+        for r in record["results"]
+        if "median" in r
+        and r["operation"] in OPERATIONS
+        and r["implementation"] in IMPLEMENTATIONS
+        and all(r.get(name, value) == value for name, value in usual.items())
+    ]
+
+
 def table(record: dict[str, Any]) -> str:
     """Return the table and what it was measured with, as Markdown."""
-    results = record["results"]
+    results = plain_results(record)
     lines = [
         "| | threads | torch, images | torch, (N, C) | NumPy, images | NumPy, (N, C) |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -74,15 +90,15 @@ def table(record: dict[str, Any]) -> str:
     machine, versions = record["machine"], record["versions"]
     largest = max(record["machine"]["caches"], key=lambda cache: int(cache["size"].rstrip("K")))
     shapes = {tuple(r["shape"]) for r in results}
-    images = sum(len(shape) == 4 for shape in shapes)
-    tables = ", ".join(str(shape) for shape in sorted(shapes) if len(shape) == 2)
+    images = len(shapes & IMAGES)
+    tables = ", ".join(str(shape) for shape in sorted(shapes & TABLES))
     lines += [
         "",
         f"Time of the peer divided by nbbn's, geometric mean and range: {images} shapes of ResNet-50 at "
-        f"batch 32, and {tables}; float32, new result arrays on both sides, medians of interleaved "
+        f"batch {BATCH}, and {tables}; float32, new result arrays on both sides, medians of interleaved "
         f"rounds, each library in a process of its own. {machine['cpu']}, {machine['cores']} cores, "
         f"{int(largest['size'].rstrip('K')) // 1024} MB of L{largest['level']}; "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ", ".join(f"{name} {v}" for name, v in versions.items() if name in VERSIONS)
         + f"; {record['date'][:10]}.",
     ]
     return "\n".join(lines)
@@ -95,16 +111,28 @@ def with_table(text: str, record: dict[str, Any]) -> str:
     return f"{before}{BEGIN}\n{table(record)}\n{END}{after}"
 
 
+def keep(file: Path | None) -> dict[str, Any]:
+    """Return the recorded run, after replacing it by that in ``file``, if given."""
+    if file is not None:
+        record = condensed(json.loads(file.read_text("utf-8")))
+        # A line an entry: what git shows of a new run can be read.
+        head = json.dumps(record | {"results": []}, indent=1).removesuffix("[]\n}")
+        entries = ",\n".join(f"  {json.dumps(entry)}" for entry in record["results"])
+        RECORDED.write_text(f"{head}[\n{entries}\n ]\n}}\n", "utf-8")
+    kept: dict[str, Any] = json.loads(RECORDED.read_text("utf-8"))
+    return kept
+
+
+def write_readme(record: dict[str, Any]) -> None:
+    """Put the table of ``record`` into README.md."""
+    README.write_text(with_table(README.read_text("utf-8"), record), "utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite the table from the recorded run, or from a new one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, help="what benchmarks.compare --json wrote")
-    file = parser.parse_args(arguments).file
-    if file is not None:
-        record = condensed(json.loads(file.read_text("utf-8")))
-        RECORDED.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    record = json.loads(RECORDED.read_text("utf-8"))
-    README.write_text(with_table(README.read_text("utf-8"), record), "utf-8")
+    write_readme(keep(parser.parse_args(arguments).file))
     return 0
 
 

@@ -9,9 +9,9 @@ from itertools import chain
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.cases import Case
-from benchmarks.race import Outcome, Race, Result
-from benchmarks.shapes import parse_shape
+from nbbn._bench.cases import Case
+from nbbn._bench.race import Outcome, Race, Result
+from nbbn._bench.shapes import parse_shape
 
 
 class Replay:

@@ -1,17 +1,19 @@
 """The harness itself: it has to reject wrong results, and to report what was measured."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from benchmarks.cases import DTYPES, LAYOUTS, OPERATIONS, VARIANTS, Case, list_cases
-from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.problem import Problem, WrongResultError, check_outputs, make_problem
-from benchmarks.race import Outcome, Race, Result, Worker, WorkerDiedError
-from benchmarks.report import as_json, format_seconds, summary_lines
-from benchmarks.shapes import expand_shapes, parse_shape
 from benchmarks.test_batch_norm import Replay
+from nbbn._bench.cases import DTYPES, LAYOUTS, OPERATIONS, VARIANTS, Case, list_cases
+from nbbn._bench.implementations import IMPLEMENTATIONS, LIMITS
+from nbbn._bench.problem import Problem, WrongResultError, check_outputs, make_problem
+from nbbn._bench.race import Outcome, Race, Result, Worker, WorkerDiedError
+from nbbn._bench.report import as_json, format_seconds, from_json, summary_lines
+from nbbn._bench.shapes import expand_shapes, parse_shape
 
 CASES = list_cases(
     operations=OPERATIONS,
@@ -72,7 +74,7 @@ def test_a_race_times_every_round_and_checks() -> None:
 
 def test_a_worker_that_dies_fails_its_case_only() -> None:
     with pytest.raises(WorkerDiedError, match="KeyError: 'nobody'"):
-        Worker("nobody", 1)
+        Worker("nobody", 1).greet()
     with Race(["nobody", "numpy"], rounds=1, seconds=0.0) as race:
         outcomes = race.run(CASE).outcomes
     assert outcomes["nobody"].status == "failed"
@@ -127,4 +129,84 @@ def test_shapes_are_sets_or_sizes() -> None:
 
 def test_one_value_a_channel_is_not_trained_with() -> None:
     cases = list_cases(operations=OPERATIONS, shapes=[(1, 64)], threads=[1])
-    assert [case.operation for case in cases] == ["inference"]
+    assert [case.operation for case in cases] == ["inference", "moments"]
+
+
+def test_only_inference_is_repeated_in_place_and_moments_have_no_variants() -> None:
+    cases = list_cases(
+        operations=OPERATIONS, shapes=[(8, 3)], threads=[1], variants=VARIANTS, params=DTYPES
+    )
+    in_place = [case.operation for case in cases if case.variant == "inplace"]
+    assert in_place == ["inference", "inference"]
+    assert [case.operation for case in cases].count("moments") == 1
+
+
+def test_parameters_have_the_data_type_of_x_unless_told() -> None:
+    assert Case("training", (8, 3), 1, "float64").params == "float64"
+    mixed = replace(CASE, params="float64")
+    assert mixed.storage == "float64 parameters"
+    assert Case.from_dict(mixed.to_dict()) == mixed
+    problem = make_problem(mixed)
+    assert (problem.x.dtype, problem.gamma.dtype) == (np.float32, np.float64)
+
+
+def test_in_place_the_values_stay_where_they_are() -> None:
+    problem = make_problem(Case("inference", (64, 3), 1, variant="inplace"))
+    implementation = IMPLEMENTATIONS["numpy"]
+    implementation.load(1)
+    prepared = implementation.prepare(problem)
+    for _ in range(1000):
+        y = prepared.call()
+    assert np.abs(y - problem.x).max() < 1e-3  # an even number of reflections
+    assert y is not problem.x
+
+
+@pytest.mark.parametrize("name", [n for n in IMPLEMENTATIONS if IMPLEMENTATIONS[n].is_yardstick])
+@pytest.mark.parametrize("case", [*CASES, Case("inference", (40, 3), 1, variant="inplace")])
+def test_yardsticks_do_what_they_say(name: str, case: Case) -> None:
+    implementation = IMPLEMENTATIONS[name]
+    if implementation.declines(case):
+        return
+    problem = make_problem(case)
+    implementation.load(1)
+    prepared = implementation.prepare(problem)
+    implementation.verify(problem, prepared, prepared.call())
+    for array in prepared.outputs(None).values():
+        array.flat[0] += 1
+    with pytest.raises(WrongResultError):
+        implementation.verify(problem, prepared, None)
+
+
+def test_every_operation_has_a_yardstick() -> None:
+    for operation in OPERATIONS:
+        limit = IMPLEMENTATIONS[LIMITS[operation]]
+        assert limit.is_yardstick and not limit.declines(replace(CASE, operation=operation))
+
+
+def test_what_cannot_do_a_case_is_not_started() -> None:
+    case = replace(CASE, operation="backward")
+    with Race(["openvino", "read", "nobody"], rounds=1, seconds=0.0) as race:
+        outcomes = race.run(case).outcomes
+        assert race.versions == {}
+    assert outcomes["openvino"].reason == "openvino has no backward"
+    assert outcomes["read"].status == "skipped"
+
+
+def test_importing_nbbn_does_not_import_the_harness() -> None:
+    code = "import nbbn, sys; sys.exit(any(m.startswith('nbbn._bench') for m in sys.modules))"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_ratios_come_back_from_json() -> None:
+    outcomes = {
+        "nbbn": Outcome(durations=[2.0, 3.0]),
+        "copy-affine": Outcome(durations=[1.0], note="plain stores, serial"),
+        "torch": Outcome("skipped", "absent"),
+    }
+    result = Result(CASE, outcomes)
+    assert result.ratio_to_limit("nbbn") == 2.5
+    assert result.ratio_to("nbbn", "copy-affine", "minimum") == 2.0
+    assert result.ratio("torch") is None
+    lines = summary_lines([result], {})
+    assert any("2.50" in line and "plain stores, serial" in line for line in lines)
+    assert from_json(as_json([result], Race(outcomes, rounds=1, seconds=0.0))) == [result]

@@ -1,8 +1,10 @@
 """Batch normalization for NumPy on a CPU: exact, fast, and safe inside a server."""
 
 from nbbn._config import config, show_config
+from nbbn._explain import explain
 from nbbn._threads import get_num_threads, num_threads, set_num_threads
 from nbbn._version import __version__
+from nbbn._warmup import warmup
 from nbbn.functional import batch_norm, batch_norm_backward, normalize
 from nbbn.layer import BatchNorm
 from nbbn.moments import Moments, batch_moments
@@ -15,9 +17,11 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "config",
+    "explain",
     "get_num_threads",
     "normalize",
     "num_threads",
     "set_num_threads",
     "show_config",
+    "warmup",
 ]

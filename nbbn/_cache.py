@@ -24,8 +24,10 @@ from typing import Any
 
 import llvmlite
 import numba
+from llvmlite import binding as llvm
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 _SUFFIX = ".nbbn"
@@ -107,8 +109,12 @@ class DiskCache(_Cache):  # type: ignore[misc]
         """Do nothing: files of other sources are never read."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return the compiled variant for ``sig``, or None."""
-        target_context.refresh()
+        """Return the compiled variant for ``sig``, or None.
+
+        numba would first load all that it can compile (`refresh`), 0.2 s in a new process. Compiled
+        code needs none of that but the addresses of the functions that it calls, so `refresh` is
+        left out where all of them are known.
+        """
         path = self._path(sig, target_context.codegen())
         if path is None:
             return None
@@ -117,7 +123,15 @@ class DiskCache(_Cache):  # type: ignore[misc]
             digest, payload = content[:32], content[32:]
             if hashlib.sha256(payload).digest() != digest:
                 return None
-            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+            rtsys.initialize(target_context)
+            called, initializers, parts = pickle.loads(payload)
+            for initialize in initializers:
+                initialize()  # of a parallel variant: the threading layer, whose functions it calls
+            if not _are_known(called):
+                target_context.refresh()
+                if not _are_known(called):  # LLVM would end the process
+                    return None
+            return CompileResult._rebuild(target_context, *parts)
         except Exception:  # whatever is wrong with the file: compile instead
             return None
 
@@ -128,7 +142,8 @@ class DiskCache(_Cache):  # type: ignore[misc]
             return
         temporary = None
         try:
-            payload = dumps(data._reduce())
+            called = _called_from_outside(data.library)
+            payload = dumps((called, tuple(data.reload_init), data._reduce()))
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
             with os.fdopen(descriptor, "wb") as file:
                 file.write(hashlib.sha256(payload).digest() + payload)
@@ -153,3 +168,14 @@ class DiskCache(_Cache):  # type: ignore[misc]
         )
         digest = hashlib.sha256(repr(key).encode()).hexdigest()
         return directory / f"{self._name}-{digest[:32]}{_SUFFIX}"
+
+
+def _called_from_outside(library: Any) -> list[str]:
+    """Return the functions and variables that compiled code takes from the process."""
+    module = library._final_module
+    names = [*module.functions, *module.global_variables]
+    return [v.name for v in names if v.is_declaration and not v.name.startswith("llvm.")]
+
+
+def _are_known(symbols: list[str]) -> bool:
+    return all(llvm.address_of_symbol(name) for name in symbols)

@@ -22,6 +22,9 @@ def array(name: str, value: Any) -> Array:
     """Return ``value`` as an ndarray of float32 or float64, without a copy where there is a buffer."""
     if type(value) is not np.ndarray:
         value = _as_ndarray(name, value)
+    elif value.dtype is _FLOAT32 or value.dtype is _FLOAT64:  # nearly always these very objects
+        plain: Array = value
+        return plain
     if value.dtype != _FLOAT32 and value.dtype != _FLOAT64:
         raise TypeError(f"{name}: expected dtype {_ACCEPTED}, got {_name(value.dtype)}")
     found: Array = value
@@ -117,7 +120,7 @@ def out(name: str, value: Any, like: Array) -> Array:
 def gradient(name: str, value: Any, like: Array) -> Array:
     """Return ``value`` as an array of the shape and dtype of ``like`` to read from."""
     found = array(name, value)
-    if found.dtype != like.dtype:
+    if found.dtype is not like.dtype and found.dtype != like.dtype:
         raise TypeError(
             f"{name}: expected dtype {like.dtype.name}, that of x, got {found.dtype.name}"
         )
@@ -134,6 +137,9 @@ def _shares(found: Array, value: Any) -> bool:
 
 def real(name: str, value: Any, least: float | None = None) -> float:
     """Return a finite number, not below ``least``."""
+    plain = type(value) is float or type(value) is int
+    if plain and math.isfinite(value) and (least is None or value >= least):
+        return float(value)
     bound = "" if least is None else f" >= {least:g}"
     complex_number = isinstance(value, (complex, np.complexfloating))
     other = isinstance(value, (bool, np.bool_, str, bytes)) or complex_number
@@ -150,6 +156,8 @@ def real(name: str, value: Any, least: float | None = None) -> float:
 
 def integer(name: str, value: Any) -> int:
     """Return an integer."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
     return operator.index(value)
@@ -157,7 +165,9 @@ def integer(name: str, value: Any) -> int:
 
 def flag(name: str, value: Any) -> bool:
     """Return a bool."""
-    if not isinstance(value, (bool, np.bool_)):
+    if value is True or value is False:
+        return bool(value)
+    if not isinstance(value, np.bool_):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return bool(value)
 

@@ -46,17 +46,29 @@ class Entry:
     run: Callable[..., None]
 
 
+def is_large(size: int) -> bool:
+    """Whether a parallel region pays for ``size`` values."""
+    return size >= PARALLEL_FROM
+
+
 def _run(kernel: Kernel, x: Array, params: Any, *arguments: Any) -> None:
     """Run the twin of ``kernel`` that suits the size of ``x`` and the state of the process."""
     dtype = x.dtype.type
-    if x.size < PARALLEL_FROM or not _threads.run_parallel(
+    if not is_large(x.size) or not _threads.run_parallel(
         lambda: kernel.variant(dtype, params, True)(*arguments)
     ):
         kernel.variant(dtype, params, False)(*arguments)
 
 
-def _streaming(layout: Layout, target: Array, *inputs: Array, joined: bool = False) -> int:
-    """Whether ``target`` is best written past the cache.
+def is_streamed(layout: Layout, target: Array, *inputs: Array, joined: bool = False) -> int:
+    """Whether the kernels are to write ``target`` past the cache: 1 or 0."""
+    return int(why_through_cache(layout, target, *inputs, joined=joined) is None)
+
+
+def why_through_cache(
+    layout: Layout, target: Array, *inputs: Array, joined: bool = False
+) -> str | None:
+    """Return why ``target`` is not best written past the cache, or None.
 
     An ordinary store first reads the line that it writes. Measured on one thread beside 32 MB of
     L3, past the cache is as fast for 13 MB in all, 1.3 times as fast for 26 MB and 1.6 times for 51.
@@ -66,13 +78,27 @@ def _streaming(layout: Layout, target: Array, *inputs: Array, joined: bool = Fal
     the kernel writes them ``joined``.
     """
     if target.nbytes * (1 + len(inputs)) <= _machine.last_level_cache() * 3 // 4:
-        return 0
+        return "all of it fits three quarters of the last-level cache"
     if not layout.channels_first:
         run = layout.channels * layout.inner
     else:
         run = layout.count * layout.channels if joined else layout.inner
-    apart = all(array.ctypes.data != target.ctypes.data for array in inputs)
-    return int(apart and run * target.itemsize >= _SHORTEST_STREAM)
+    if any(array.ctypes.data == target.ctypes.data for array in inputs):
+        return "in place, the lines are in the cache already"
+    if run * target.itemsize < _SHORTEST_STREAM:
+        return "short runs begin and end with partial lines"
+    return None
+
+
+def is_joined(layout: Layout) -> bool:
+    """Whether the runs of all arrays follow each other without gaps."""
+    row = layout.channels * layout.inner, layout.inner
+    return all(pair == row for pair in layout.strides)
+
+
+def are_neighbours(layout: Layout) -> bool:
+    """Whether the runs of a sample's channels follow each other without gaps, in all arrays."""
+    return layout.channels_first and all(pair[1] == layout.inner for pair in layout.strides)
 
 
 def _not_in_runs(layout: Layout) -> str | None:
@@ -81,6 +107,11 @@ def _not_in_runs(layout: Layout) -> str | None:
 
 def _in_runs(layout: Layout) -> str | None:
     return "channels are in runs of their own" if layout.channels_first else None
+
+
+def in_two_passes(layout: Layout) -> bool:
+    """Whether training reads x twice though its channels come in runs: few, they occupy no threads."""
+    return layout.channels_first and _few_channels(layout) is not None
 
 
 def _few_channels(layout: Layout) -> str | None:
@@ -107,8 +138,7 @@ def _moments(kernel: Kernel) -> Callable[..., None]:
 def _normalize(kernel: Kernel) -> Callable[..., None]:
     def run(x: Array, y: Array, layout: Layout, table: Array, eps: float) -> None:
         view, strides = layout.view, layout.strides
-        joined = all(pair == (layout.channels * layout.inner, layout.inner) for pair in strides)
-        streaming = _streaming(layout, y, x, joined=joined)
+        streaming = is_streamed(layout, y, x, joined=is_joined(layout))
         params = table.dtype.type
         _run(kernel, x, params, x, *view, *strides[0], table, eps, y, *strides[1], streaming)
 
@@ -119,15 +149,15 @@ def _train_by_channel(
     x: Array, y: Array, layout: Layout, freedom: float, eps: float, table: Table64
 ) -> None:
     kernel, (of_x, of_y) = channels_first.train_channels_first, layout.strides
-    streaming = _streaming(layout, y, x)
+    streaming = is_streamed(layout, y, x, joined=are_neighbours(layout))
     _run(kernel, x, None, x, *layout.view, *of_x, freedom, eps, table, y, *of_y, streaming)
 
 
 def _train_in_two_passes(
     x: Array, y: Array, layout: Layout, freedom: float, eps: float, table: Table64
 ) -> None:
-    _choose("moments", layout).run(x, layout, freedom, eps, table)
-    _choose("normalize", layout).run(x, y, layout, table, eps)
+    choose("moments", layout).run(x, layout, freedom, eps, table)
+    choose("normalize", layout).run(x, y, layout, table, eps)
 
 
 def _write_gradient(
@@ -138,6 +168,7 @@ def _write_gradient(
     layout: Layout,
     freedom: float,
     table: Table64,
+    joined: bool = False,
 ) -> None:
     of_x, of_grad, of_out = layout.strides
     _run(
@@ -154,7 +185,7 @@ def _write_gradient(
         table,
         grad_x,
         *of_out,
-        _streaming(layout, grad_x, x, grad_y),
+        is_streamed(layout, grad_x, x, grad_y, joined=joined),
     )
 
 
@@ -162,13 +193,14 @@ def _backward_by_channel(
     grad_y: Array, x: Array, grad_x: Array, layout: Layout, freedom: float, table: Table64
 ) -> None:
     kernel = channels_first_backward.backward_channels_first
-    _write_gradient(kernel, grad_y, x, grad_x, layout, freedom, table)
+    joined = are_neighbours(layout)
+    _write_gradient(kernel, grad_y, x, grad_x, layout, freedom, table, joined)
 
 
 def _backward_in_two_passes(
     grad_y: Array, x: Array, grad_x: Array, layout: Layout, freedom: float, table: Table64
 ) -> None:
-    _choose("gradient sums", layout).run(grad_y, x, layout, table)
+    choose("gradient sums", layout).run(grad_y, x, layout, table)
     kernel = _INPUT_GRADIENT[layout.channels_first]
     _write_gradient(kernel, grad_y, x, grad_x, layout, freedom, table)
 
@@ -218,7 +250,8 @@ TABLE: dict[str, tuple[Entry, ...]] = {
 }
 
 
-def _choose(operation: str, layout: Layout) -> Entry:
+def choose(operation: str, layout: Layout) -> Entry:
+    """Return the first entry that does not decline ``layout``."""
     for entry in TABLE[operation]:
         if entry.declines(layout) is None:
             return entry
@@ -238,12 +271,12 @@ def explain(operation: str, layout: Layout) -> list[str]:
 
 def collect_moments(x: Array, layout: Layout, freedom: float, eps: float, table: Table64) -> None:
     """Write the statistics of flat ``x`` to ``table`` (rows: `nbbn.kernels.table`)."""
-    _choose("moments", layout).run(x, layout, freedom, eps, table)
+    choose("moments", layout).run(x, layout, freedom, eps, table)
 
 
 def normalize(x: Array, y: Array, layout: Layout, table: Array, eps: float) -> None:
     """Write y from x with the statistics in ``table``; ``layout`` describes (x, y)."""
-    _choose("normalize", layout).run(x, y, layout, table, eps)
+    choose("normalize", layout).run(x, y, layout, table, eps)
 
 
 def train(x: Array, y: Array, layout: Layout, freedom: float, eps: float, table: Table64) -> None:
@@ -251,7 +284,7 @@ def train(x: Array, y: Array, layout: Layout, freedom: float, eps: float, table:
 
     ``table`` holds gamma and beta.
     """
-    _choose("train", layout).run(x, y, layout, freedom, eps, table)
+    choose("train", layout).run(x, y, layout, freedom, eps, table)
 
 
 def backward(
@@ -261,12 +294,12 @@ def backward(
 
     ``layout`` describes (x, grad_y, grad_x); ``table`` holds mean, inv_std and gamma.
     """
-    _choose("backward", layout).run(grad_y, x, grad_x, layout, freedom, table)
+    choose("backward", layout).run(grad_y, x, grad_x, layout, freedom, table)
 
 
 def gradient_sums(grad_y: Array, x: Array, layout: Layout, table: Table64) -> None:
     """Write only the sums of `backward` to ``table``."""
-    _choose("gradient sums", layout).run(grad_y, x, layout, table)
+    choose("gradient sums", layout).run(grad_y, x, layout, table)
 
 
 def move_average(average: Array, batch: Array, divisor: float, momentum: float) -> None:

@@ -5,13 +5,16 @@ a function with ``prange`` loops. Nothing is compiled before it is needed: a ker
 dtype is compiled, or loaded from the disk cache, when it is first asked for.
 
 The signature of a kernel is read off its annotations: ``In``, ``Out`` (flat arrays of the dtype of
-``x``), ``Table`` (rows of numbers per channel, in the dtype of the parameters), ``Average`` (one
-such row, written to), ``OutTable``, ``In64``, ``Table64``, ``OutTable64`` (float64), ``Int``, ``Float``. Inputs
-are declared read-only, so that one compiled variant serves writable and read-only arrays.
+``x``), ``PlainIn``, ``PlainOut`` (matrices as they come), ``Table`` (rows of numbers per channel, in
+the dtype of the parameters), ``Average`` (one such row, written to), ``OutTable``, ``In64``,
+``Table64``, ``OutTable64`` (float64), ``Int``, ``Float``, and ``If...`` (an integer, or None in half
+of the variants). Inputs are declared read-only, so that one compiled variant serves writable and
+read-only arrays.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import types as python_types
 from collections.abc import Callable
@@ -32,6 +35,11 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 In = Annotated[NDArray[Any], "x", 1, "read-only"]
 Out = Annotated[NDArray[Any], "x", 1, "writable"]
+# What only other compiled code calls needs no entry from Python or C.
+_INSIDE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+PlainIn = Annotated[NDArray[Any], "x", 2, "read-only", "any strides"]
+PlainOut = Annotated[NDArray[Any], "x", 2, "writable", "any strides"]
 Average = Annotated[NDArray[Any], "params", 1, "writable"]
 In64 = Annotated[NDArray[np.float64], "float64", 1, "read-only"]
 Table = Annotated[NDArray[Any], "params", 2, "read-only"]
@@ -40,8 +48,17 @@ Table64 = Annotated[NDArray[np.float64], "float64", 2, "read-only"]
 OutTable64 = Annotated[NDArray[np.float64], "float64", 2, "writable"]
 Int = int
 Float = float
+IfSerial = Annotated[int | None, "serial"]
+IfParallel = Annotated[int | None, "parallel"]
+IfRuns = Annotated[int | None, "runs"]
+IfColumns = Annotated[int | None, "columns"]
 
-_SCALARS = {int: types.intp, float: types.float64}
+
+_SCALARS: dict[Any, types.Type] = {
+    int: types.intp,
+    float: types.float64,
+    **dict.fromkeys((IfSerial, IfParallel, IfRuns, IfColumns), types.intp),
+}
 
 
 def versions() -> dict[str, str]:
@@ -56,13 +73,13 @@ def is_enabled() -> bool:
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile ``function`` for use inside kernels; never called from Python."""
-    compiled: Callable[..., Any] = njit(**_OPTIONS)(function)
+    compiled: Callable[..., Any] = njit(**_INSIDE, **_OPTIONS)(function)
     return compiled
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Like ``helper``, and always inlined by LLVM: for a few operations on vectors."""
-    compiled: Callable[..., Any] = njit(forceinline=True, **_OPTIONS)(function)
+    compiled: Callable[..., Any] = njit(forceinline=True, **_INSIDE, **_OPTIONS)(function)
     return compiled
 
 
@@ -72,13 +89,33 @@ class Kernel:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.name = function.__name__
         self.__doc__ = function.__doc__
-        hints = get_type_hints(function, include_extras=True)
-        self._arguments = [hint for name, hint in hints.items() if name != "return"]
-        self._serial = _dispatcher(function, parallel=False)
-        self._parallel = _dispatcher(function, parallel=True)
+        self.function = function
         self._ready: dict[tuple[Any, Any, bool], Callable[..., Any]] = {}
         self._lock = threading.Lock()
         renew_lock_after_fork(self)
+
+    # What only a call needs is made then, and not when the package is imported.
+
+    @functools.cached_property
+    def _arguments(self) -> list[Any]:
+        hints = get_type_hints(self.function, include_extras=True)
+        return [hint for name, hint in hints.items() if name != "return"]
+
+    def variants(self, dtype: Any, parallel: bool) -> list[tuple[Any, Any, bool]]:
+        """Return the arguments of `prepare` for all that calls with ``x`` of ``dtype`` may need.
+
+        The parallel twin is among them only where ``parallel``.
+        """
+        depends_on = {hint.__metadata__[0] for hint in self._arguments if hint not in _SCALARS}
+        of_x = dtype if "x" in depends_on else np.float64
+        of_params = (np.float32, np.float64) if "params" in depends_on else (None,)
+        has_loops = "prange" in self.function.__code__.co_names
+        twins = (False, True) if parallel and has_loops else (False,)
+        return [(of_x, params, twin) for params in of_params for twin in twins]
+
+    def prepare(self, dtype: Any, params: Any, parallel: bool) -> None:
+        """Compile the variant if it is not."""
+        self.variant(dtype, params, parallel)
 
     def variant(self, dtype: Any, params: Any, parallel: bool) -> Callable[..., Any]:
         """The twin for ``x`` of ``dtype`` and parameters of ``params``, compiled if it is not."""
@@ -90,19 +127,11 @@ class Kernel:
         return tuple(_numba_type(hint, dtype, params) for hint in self._arguments)
 
     def _compile(self, dtype: Any, params: Any, parallel: bool) -> Callable[..., Any]:
-        dispatcher = self._parallel if parallel else self._serial
-        if not config.DISABLE_JIT:
-            with self._lock:
-                # Compilation is closed again afterwards: then numba converts a writable array to
-                # the declared read-only one instead of compiling another variant.
-                dispatcher.disable_compile(False)
-                try:
-                    dispatcher.compile(self.signature(dtype, params))
-                finally:
-                    dispatcher.disable_compile(True)
-        self._ready[dtype, params, parallel] = dispatcher
-        compiled: Callable[..., Any] = dispatcher
-        return compiled
+        key = dtype, params, parallel
+        with self._lock:
+            if key not in self._ready:
+                self._ready[key] = _compiled(self.function, parallel, self.signature(dtype, params))
+        return self._ready[key]
 
 
 def kernel(function: Callable[..., Any]) -> Kernel:
@@ -110,9 +139,95 @@ def kernel(function: Callable[..., Any]) -> Kernel:
     return Kernel(function)
 
 
+def body(kernel: Kernel) -> Any:
+    """Return the serial twin of ``kernel`` as a helper, for kernels that call it."""
+    return helper(_renamed(kernel.function, "_inside"))
+
+
+def parallel_body(kernel: Kernel) -> Any:
+    """Return the parallel twin of ``kernel`` as a helper."""
+    return njit(parallel=True, **_INSIDE, **_OPTIONS)(_renamed(kernel.function, "_inside_parallel"))
+
+
+class PlainKernel:
+    """A function whose arrays come as they are; what may be None makes it two variants.
+
+    numba itself finds the variant by the types of the arguments, faster than Python could look at
+    them, so that `call` may be called with anything: TypeError where there is no variant (yet).
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.name = function.__name__
+        self.__doc__ = function.__doc__
+        self.function = function
+        self.call: Callable[..., Any] = _no_variant
+        self._shared: Any = None  # the dispatcher of all variants
+        self._ready: set[tuple[Any, ...]] = set()
+        self._lock = threading.Lock()
+        renew_lock_after_fork(self)
+
+    def variants(self, dtype: Any, parallel: bool) -> list[tuple[Any, Any, bool, bool]]:
+        """Return the arguments of `prepare` that calls with ``x`` of ``dtype`` may come with."""
+        hints = get_type_hints(self.function, include_extras=True).values()
+        has_params = any("params" in getattr(hint, "__metadata__", ()) for hint in hints)
+        return [
+            (dtype, params, twin, columns)
+            for params in ((np.float32, np.float64) if has_params else (np.float64,))
+            for twin in ((False, True) if parallel else (False,))
+            for columns in (False, True)
+        ]
+
+    def prepare(self, dtype: Any, params: Any, parallel: bool, columns: bool) -> None:
+        """Compile the variant if it is not."""
+        key = dtype, params, parallel, columns
+        left_out = {
+            IfParallel if not parallel else IfSerial,
+            IfColumns if not columns else IfRuns,
+        }
+        hints = get_type_hints(self.function, include_extras=True)
+        hints.pop("return")
+        signature = tuple(
+            types.none if hint in left_out else _numba_type(hint, dtype, params)
+            for hint in hints.values()
+        )
+        with self._lock:
+            if key not in self._ready:
+                alone = _compiled(self.function, False, signature)
+                if self._ready:
+                    self._shared.add_overload(alone.overloads[signature])
+                else:
+                    self._shared = self.call = alone
+                self._ready.add(key)
+
+
+def _no_variant(*arguments: Any) -> Any:
+    raise TypeError("no variant of this kernel has been compiled")
+
+
+def plain_kernel(function: Callable[..., Any]) -> PlainKernel:
+    """Make ``function``, annotated, a `PlainKernel`."""
+    return PlainKernel(function)
+
+
+def _compiled(
+    function: Callable[..., Any], parallel: bool, signature: tuple[types.Type, ...]
+) -> Any:
+    """Return a dispatcher with this one variant, compiled or loaded, that compiles no other.
+
+    Then numba converts a writable array to the declared read-only one instead of compiling another
+    variant. Nobody knows it before: a call of one that is open to compile would do so, or fail when
+    it is closed meanwhile.
+    """
+    dispatcher = _dispatcher(function, parallel)
+    if is_enabled():
+        dispatcher.compile(signature)
+        dispatcher.disable_compile()
+    return dispatcher
+
+
 def _dispatcher(function: Callable[..., Any], parallel: bool) -> Any:
     if config.DISABLE_JIT:
-        return function
+        return np.errstate(all="ignore")(function)  # as compiled code: NaN and Inf, no warning
     # The twins must not share a qualified name: compiled symbols are named after it.
     twin = _renamed(function, "_parallel" if parallel else "_serial")
     dispatcher = njit(parallel=parallel, **_OPTIONS)(twin)
@@ -133,11 +248,11 @@ def _renamed(function: Callable[..., Any], suffix: str) -> Any:
 def _numba_type(hint: Any, dtype: Any, params: Any) -> types.Type:
     if hint in _SCALARS:
         return _SCALARS[hint]
-    which, ndim, access = hint.__metadata__
+    which, ndim, access, *strides = hint.__metadata__
     element = {"x": dtype, "params": params}.get(which, np.float64)
     return types.Array(
         types.float32 if element == np.float32 else types.float64,
         ndim,
-        "C",
+        "A" if strides else "C",
         readonly=access == "read-only",
     )

@@ -123,9 +123,14 @@ def pool_limit() -> int:
     return _pool.limit
 
 
+def is_pooled(nbytes: int) -> bool:
+    """Whether a result of ``nbytes`` bytes gets memory from the pool."""
+    return _SMALLEST <= nbytes <= _pool.limit
+
+
 def empty_like(like: Array) -> Array:
     """Return an array of the shape, dtype and memory order of ``like``, large ones from the pool."""
-    if like.nbytes < _SMALLEST or like.nbytes > _pool.limit:
+    if not is_pooled(like.nbytes) or like.dtype.hasobject:
         return np.empty_like(like)
     order = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]))
     dense = _pool.take(like.nbytes).view(like.dtype).reshape([like.shape[axis] for axis in order])

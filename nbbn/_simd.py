@@ -89,6 +89,7 @@ def _lowering(instruction: str) -> Any:
 _register_operator(operator.add, "fadd")
 _register_operator(operator.sub, "fsub")
 _register_operator(operator.mul, "fmul")
+_register_operator(operator.truediv, "fdiv")
 
 
 def _llvm_vector(dtype: types.Type) -> ir.VectorType:
@@ -125,6 +126,30 @@ def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
 
 
 @_intrinsic
+def flat(typingctx: Any, array: Any) -> Any:
+    """The values of a contiguous array of any number of dimensions, as an array of one."""
+    from numba.np.arrayobj import populate_array  # loads much that only compiling needs
+
+    one = types.Array(array.dtype, 1, "C", readonly=not array.mutable)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        given = context.make_array(array)(context, builder, value=args[0])
+        made = context.make_array(one)(context, builder)
+        # No reference is counted: the caller holds the array that the memory belongs to.
+        populate_array(
+            made,
+            data=builder.bitcast(given.data, made.data.type),
+            shape=[given.nitems],
+            strides=[given.itemsize],
+            itemsize=given.itemsize,
+            meminfo=None,
+        )
+        return made._getvalue()
+
+    return one(array), codegen
+
+
+@_intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
     """Sixteen values of ``array`` from ``index`` on."""
 
@@ -149,6 +174,24 @@ def load_first(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
         return builder.call(function, [pointer, _INT32(_itemsize(array.dtype)), mask, zeros])
 
     return _VECTOR[array.dtype](array, types.intp, types.intp), codegen
+
+
+@_intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of element ``index``, which may lie behind the end of the array."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = builder.bitcast(
+            _pointer(context, builder, sig.args[0], *args), ir.IntType(8).as_pointer()
+        )
+        arguments = [pointer.type, _INT32, _INT32, _INT32]
+        function = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+        builder.call(
+            function, [pointer, _INT32(0), _INT32(2), _INT32(1)]
+        )  # read, second level, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
 
 
 @_intrinsic
@@ -245,6 +288,41 @@ def widen(typingctx: Any, vector: Any) -> Any:
 
 
 @_intrinsic
+def narrow(typingctx: Any, array: Any, vector: Any) -> Any:
+    """The lanes of a float64 vector, rounded to the dtype of ``array``."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if array.dtype == types.float64:
+            return args[1]
+        return builder.fptrunc(args[1], _llvm_vector(array.dtype))
+
+    return _VECTOR[array.dtype](array, FLOAT64X16), codegen
+
+
+@_intrinsic
+def square_root(typingctx: Any, vector: Any) -> Any:
+    """The square roots of the lanes."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = args[0].type
+        name = f"llvm.sqrt.v{LANES}{_SUFFIX[vector.dtype]}"
+        return builder.call(_declare(builder, name, kind, [kind]), args)
+
+    return vector(vector), codegen
+
+
+@_intrinsic
+def not_below(typingctx: Any, vector: Any, limit: Any) -> Any:
+    """The lanes of ``vector``, those of ``limit`` where they are greater; NaN stays."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        below = builder.fcmp_ordered("<", *args)
+        return builder.select(below, args[1], args[0])
+
+    return vector(vector, vector), codegen
+
+
+@_intrinsic
 def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` with one rounding, of scalars or of vectors."""
 
@@ -331,7 +409,11 @@ if config.DISABLE_JIT:
         keep_first,
         load,
         load_first,
+        narrow,
+        not_below,
+        prefetch,
         splat,
+        square_root,
         store,
         store_first,
         stream,

@@ -23,6 +23,10 @@ def load_first(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
     return vector
 
 
+def prefetch(array: NDArray[Any], index: int) -> None:
+    """Nothing to ask for."""
+
+
 def store(array: NDArray[Any], index: int, value: NDArray[Any]) -> None:
     """Write the lanes of ``value`` to ``array`` from ``index`` on."""
     array[index : index + LANES] = value
@@ -53,6 +57,24 @@ def splat(scalar: Any) -> NDArray[Any]:
 def widen(vector: NDArray[Any]) -> NDArray[np.float64]:
     """The lanes as float64."""
     return vector.astype(np.float64)
+
+
+def narrow(array: NDArray[Any], vector: NDArray[np.float64]) -> NDArray[Any]:
+    """The lanes, rounded to the dtype of ``array``."""
+    with np.errstate(all="ignore"):
+        return vector.astype(array.dtype)
+
+
+def square_root(vector: NDArray[Any]) -> NDArray[Any]:
+    """The square roots of the lanes."""
+    with np.errstate(all="ignore"):
+        root: NDArray[Any] = np.sqrt(vector)
+        return root
+
+
+def not_below(vector: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
+    """The lanes of ``vector``, those of ``limit`` where they are greater; NaN stays."""
+    return np.where(vector < limit, limit, vector)
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _dispatch
+from nbbn import _dispatch, _plain
 from nbbn._layout import Layout, describe, flat
 from nbbn._pool import empty_like
 from nbbn.kernels import table as rows
@@ -153,6 +153,11 @@ def statistics_rows(mean: Array, var: Array, gamma: Array | None, beta: Array | 
 
 def moments_step(x: Array, index: int) -> BatchStatistics:
     """Return the statistics of ``x``, which is not empty."""
+    plan = _plain.make_plan(x.shape, index)
+    if plan is not None:
+        found = _plain.moments(x, plan)
+        if found is not None:
+            return BatchStatistics(plan.layout.count, found)
     source = _readable(x, index)
     layout = _certain(index, source)
     table = _dispatch.statistics_table(layout.channels)
@@ -175,17 +180,21 @@ def update_running(
         _dispatch.move_average(running_var, batch.m2, divisor, momentum)
 
 
-def update_running_rows(
-    table: Array, batch: BatchStatistics, momentum: float, running_correction: float
-) -> None:
-    """`update_running` of the rows of a layer's table."""
-    _dispatch.move_averages(table, batch.table, batch.count - running_correction, momentum)
+def update_running_rows(table: Array, batch: Table64, divisor: float, momentum: float) -> None:
+    """`update_running` of the rows of a layer's table; see `nbbn._dispatch.move_averages`."""
+    _dispatch.move_averages(table, batch, divisor, momentum)
 
 
 def inference_step(x: Array, index: int, table: Array, eps: float, out: Array | None) -> Array:
     """Normalize with the statistics in ``table``; write to ``out`` or a new array, return it."""
     if x.size == 0:
         return np.empty_like(x) if out is None else out
+    plan = _plain.make_plan(x.shape, index)
+    if plan is not None:
+        y = empty_like(x) if out is None else out
+        if _plain.infer(x, y, table, eps, plan) != _plain.REFUSED:
+            return y
+        del y  # its memory may serve the general way
     source, target, layout = _views(x, index, out)
     _dispatch.normalize(flat(source), flat(target), layout, table, eps)
     return _result(target, out)
@@ -201,13 +210,23 @@ def training_step(
     out: Array | None,
 ) -> tuple[Array, BatchStatistics]:
     """Normalize with the statistics of ``x``, which is not empty; return y and the statistics."""
+    channels = x.shape[index]
+    count = x.size // channels
+    params = np.empty((rows.NORMALIZE_ROWS, channels))
+    params[rows.GAMMA] = 1.0 if gamma is None else gamma
+    params[rows.BETA] = 0.0 if beta is None else beta
+    plan = _plain.make_plan(x.shape, index)
+    if plan is not None:
+        y = empty_like(x) if out is None else out
+        token, table = _plain.train(x, y, params, count - correction, eps, plan)
+        if token != _plain.REFUSED:
+            return y, BatchStatistics(count, table)
+        del y
     source, target, layout = _views(x, index, out)
-    table = _dispatch.statistics_table(layout.channels)
-    table[rows.GAMMA] = 1.0 if gamma is None else gamma
-    table[rows.BETA] = 0.0 if beta is None else beta
-    freedom = layout.count - correction
-    _dispatch.train(flat(source), flat(target), layout, freedom, eps, table)
-    return _result(target, out), BatchStatistics(layout.count, table)
+    table = _dispatch.statistics_table(channels)
+    table[rows.GAMMA], table[rows.BETA] = params[rows.GAMMA], params[rows.BETA]
+    _dispatch.train(flat(source), flat(target), layout, count - correction, eps, table)
+    return _result(target, out), BatchStatistics(count, table)
 
 
 def backward_step(
@@ -220,12 +239,24 @@ def backward_step(
     correction: float,
     training: bool,
     out: Array | None,
-) -> tuple[Array, Vector64, Vector64]:
-    """Return grad_x, and grad_gamma and grad_beta in float64."""
+    dtype: np.dtype[Any],
+) -> tuple[Array, Array, Array]:
+    """Return grad_x, and grad_gamma and grad_beta in ``dtype``."""
     channels = x.shape[index]
     if x.size == 0:
-        zeros = np.zeros(channels)
+        zeros = np.zeros(channels, dtype)
         return (np.empty_like(x) if out is None else out), zeros, zeros.copy()
+    plan = _plain.make_plan(x.shape, index) if training else None
+    if plan is not None:
+        statistics = np.empty((rows.STATISTICS_ROWS, channels))
+        statistics[rows.MEAN], statistics[rows.INV_STD] = mean, inv_std
+        statistics[rows.GAMMA] = 1.0 if gamma is None else gamma
+        grad_x, sums = empty_like(x) if out is None else out, np.empty((2, channels), dtype)
+        freedom = x.size // channels - correction
+        arrays = grad_y, x, grad_x, statistics, sums
+        if _plain.differentiate(*arrays, freedom, _plain.ANY, plan) != _plain.REFUSED:
+            return grad_x, sums[0], sums[1]
+        del grad_x, arrays
     table = np.empty((rows.GRADIENT_ROWS, channels))
     table[rows.GRAD_MEAN] = mean
     table[rows.GRAD_INV_STD] = inv_std
@@ -256,4 +287,6 @@ def backward_step(
         pair = replace(layout, strides=layout.strides[1:])
         _dispatch.normalize(flat_grad, flat_target, pair, scale, 0.0)
     products = table[rows.SUM_GRAD_DEVIATION] * table[rows.GRAD_INV_STD]
-    return _result(target, out), products, table[rows.SUM_GRAD]
+    with np.errstate(over="ignore"):
+        gradients = products.astype(dtype), table[rows.SUM_GRAD].astype(dtype)
+    return _result(target, out), *gradients

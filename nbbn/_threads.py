@@ -25,6 +25,8 @@ _region = threading.Lock()
 _here: ContextVar[int] = ContextVar("nbbn_num_threads", default=0)
 _everywhere = 0  # set_num_threads; 0: not set
 _default = 0
+_usable = False
+_before = 0  # numba's number of threads, while a region is entered
 _had_threads_before_fork = False
 _owners: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -144,24 +146,63 @@ def _checked(n: Any) -> int:
 
 def run_parallel(call: Callable[[], None]) -> bool:
     """Make a call that starts a parallel region, if one may start now; return whether it did."""
-    threads = get_num_threads()
-    if threads < 2 or _had_threads_before_fork or not _region.acquire(blocking=False):
+    if not enter_region():
         return False
     try:
-        if threading_layer() in ("workqueue", None):
-            return False
-        before = numba.get_num_threads()  # of the calling thread: put back afterwards
-        if before == threads:
-            call()
+        call()
+    finally:
+        leave_region()
+    return True
+
+
+def enter_region() -> bool:
+    """Take the right to start parallel regions, and set numba's threads; `leave_region` ends it."""
+    global _before
+    threads = get_num_threads()
+    if why_serial(threads) is not None or not _region.acquire(blocking=False):
+        return False
+    try:
+        if has_usable_layer():
+            _before = numba.get_num_threads()  # of the calling thread: put back afterwards
+            if _before != threads:
+                numba.set_num_threads(threads)
             return True
-        numba.set_num_threads(threads)
-        try:
-            call()
-        finally:
-            numba.set_num_threads(before)
-        return True
+    except BaseException:
+        _region.release()
+        raise
+    _region.release()
+    return False
+
+
+def leave_region() -> None:
+    """Give back what `enter_region` took."""
+    try:
+        if numba.get_num_threads() != _before:
+            numba.set_num_threads(_before)
     finally:
         _region.release()
+
+
+def why_serial(threads: int) -> str | None:
+    """Return why this process, told to use ``threads``, starts no parallel region, or None."""
+    if threads < 2:
+        return "only one thread is to be used"
+    if _had_threads_before_fork:
+        return "the process was forked from one that had threads"
+    return None
+
+
+def has_usable_layer() -> bool:
+    """Whether parallel regions may run on numba's threading layer, which is loaded for that."""
+    global _usable
+    if not _usable:  # once it is loaded, it stays
+        _usable = is_usable_layer(threading_layer())
+    return _usable
+
+
+def is_usable_layer(layer: str | None) -> bool:
+    """Whether two callers may be in regions of this layer at once."""
+    return layer not in ("workqueue", None)
 
 
 def threading_layer() -> str | None:

@@ -310,13 +310,12 @@ def batch_norm_backward(
     target = None if out is None else _checks.out("out", out, values)
     if through_statistics and values.size:
         _checks.enough_values(values.size // channels, taken, 0.0)
-    grad_x, grad_gamma, grad_beta = backward_step(
-        gradient, values, index, means, inverse, gammas, taken, through_statistics, target
-    )
     dtype = values.dtype if gammas is None else gammas.dtype
-    with np.errstate(over="ignore"):
-        gradients = grad_gamma.astype(dtype), grad_beta.astype(dtype)
-    return (grad_x if out is None else _same(out)), *gradients
+    vectors = means, inverse, gammas
+    grad_x, grad_gamma, grad_beta = backward_step(
+        gradient, values, index, *vectors, taken, through_statistics, target, dtype
+    )
+    return (grad_x if out is None else _same(out)), grad_gamma, grad_beta
 
 
 def _optional(name: str, value: Any, channels: int) -> Array | None:

@@ -85,12 +85,12 @@ class Moments:
     ) -> None:
         for vector in (mean, mean_low, m2, m2_low):
             vector.flags.writeable = False
-        for name, value in zip(
-            ("count", "mean", "_mean_low", "m2", "_m2_low"),
-            (count, mean, mean_low, m2, m2_low),
-            strict=True,
-        ):
-            object.__setattr__(self, name, value)
+        put = object.__setattr__
+        put(self, "count", count)
+        put(self, "mean", mean)
+        put(self, "_mean_low", mean_low)
+        put(self, "m2", m2)
+        put(self, "_m2_low", m2_low)
 
     @classmethod
     def _restore(
@@ -413,6 +413,6 @@ def batch_moments(x: Any, *, axis: int = 1) -> Moments:
             raise ValueError(f"x: expected at least one channel, got shape {values.shape}")
         return Moments.empty(values.shape[index])
     found = moments_step(values, index)
-    return Moments._restore(
-        float(found.count), found.mean, found.mean_low, found.m2, np.zeros_like(found.m2)
-    )
+    found.table.flags.writeable = False  # and with it every row that is taken from now on
+    rows = found.mean, found.mean_low, found.m2, np.zeros(found.m2.size)
+    return Moments._restore(float(found.count), *rows)

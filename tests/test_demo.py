@@ -12,7 +12,7 @@ import pytest
 
 import nbbn
 import nbbn.cli
-from nbbn.cli import _experiment, main
+from nbbn.cli import _experiment, _files, main
 from nbbn.cli._experiment import Outcome, Setting
 from nbbn.cli._network import (
     SGD,
@@ -415,7 +415,7 @@ def test_full_disk_leaves_the_old_drawing(small_experiment, capsys, monkeypatch,
 def test_formats(name, start, tmp_path):
     plot = import_plot()
     path = tmp_path / name
-    plot.check(path)
+    _files.check_figure(path)
     assert list(tmp_path.iterdir()) == []
     plot.draw(path, some_outcomes())
     assert path.read_bytes().startswith(start)

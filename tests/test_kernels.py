@@ -6,7 +6,7 @@ import pytest
 import reference
 
 import nbbn
-from nbbn import _dispatch, _machine, _threads
+from nbbn import _dispatch, _machine, _plain, _threads
 from nbbn._layout import describe, flat
 from nbbn.kernels import table as rows
 
@@ -121,20 +121,21 @@ def test_backward_of_every_entry(shape, axis, dtype, mode):
 @pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
 def test_streaming_changes_no_bit_and_writes_nothing_else(shape, axis, offset, dtype, monkeypatch):
     x = cases.values(shape, dtype)
-    channels = shape[axis]
-    bn = nbbn.BatchNorm(channels, axis=axis, dtype=dtype)
     grad = cases.values(shape, dtype, seed=1)
+    monkeypatch.setattr(_dispatch, "_SHORTEST_STREAM", 0)
+    monkeypatch.setattr(_dispatch, "PARALLEL_FROM", 0)  # below, nothing is streamed
+    monkeypatch.setattr(_plain, "make_plan", _plain.make_plan.__wrapped__)
     results = []
     for streaming in (False, True):
-        if streaming:
-            monkeypatch.setattr(_machine, "last_level_cache", lambda: 0)
-            monkeypatch.setattr(_dispatch, "_SHORTEST_STREAM", 0)
+        cache = 0 if streaming else 1 << 40
+        monkeypatch.setattr(_machine, "last_level_cache", lambda cache=cache: cache)
+        bn = nbbn.BatchNorm(shape[axis], axis=axis, dtype=dtype)
         buffers = [np.full(x.size + 40, -7, dtype) for _ in range(3)]
         outs = [b[16 + offset : 16 + offset + x.size].reshape(shape) for b in buffers]
-        bn(x, out=outs[0])
-        bn.backward(grad, out=outs[1])
-        bn(x, training=False, out=outs[2])
-        bn.reset_running_stats()
+        with nbbn.num_threads(1):
+            bn(x, out=outs[0])
+            bn.backward(grad, out=outs[1])
+            bn(x, training=False, out=outs[2])
         results.append(np.stack(buffers))
     np.testing.assert_array_equal(results[0], results[1])
     assert np.all(results[1][:, : 16 + offset] == -7)
@@ -163,8 +164,8 @@ def test_streaming_is_for_what_exceeds_the_cache(monkeypatch):
     full = 2 * x.nbytes * 4 // 3  # of which both arrays take three quarters
     for size, expected in ((full + 4, 0), (full - 4, 1)):
         monkeypatch.setattr(_machine, "last_level_cache", lambda size=size: size)
-        assert _dispatch._streaming(layout, y, x) == expected
-        assert _dispatch._streaming(layout, x, x) == 0
+        assert _dispatch.is_streamed(layout, y, x) == expected
+        assert _dispatch.is_streamed(layout, x, x) == 0
 
 
 def test_the_largest_cache_is_read_from_the_system(tmp_path):

@@ -7,6 +7,8 @@ import os
 import pickle
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import zipfile
 
@@ -16,6 +18,7 @@ import pytest
 import reference
 
 import nbbn
+from nbbn import _machine
 
 
 def data(shape=(8, 4), seed=0):
@@ -296,3 +299,79 @@ def test_types_are_shipped():
     from importlib.resources import files
 
     assert files("nbbn").joinpath("py.typed").is_file()
+
+
+def test_a_misaligned_out_past_the_cache(monkeypatch):
+    """Streaming stores to an address that is no multiple of the item's size end the process."""
+    monkeypatch.setattr(_machine, "last_level_cache", lambda: 0)
+    x = cases.values((600, 256), np.float32)
+    bn = nbbn.BatchNorm(256)
+    expected = bn(x), bn.backward(x), bn(x, training=False)  # aligned: kernels are compiled for it
+    for array in (x, *expected):
+        assert array.flags.aligned
+    moved = [np.zeros(x.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(x.shape) for _ in "123"]
+    bn.reset_running_stats()
+    bn(x, out=moved[0])
+    bn.backward(x, out=moved[1])
+    bn(x, training=False, out=moved[2])
+    for got, wanted in zip(moved, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_calls_go_on_while_another_thread_compiles():
+    """A dispatcher that is open to compile makes calls in other threads compile, too, or fail."""
+    script = """
+        import threading, numpy as np, nbbn
+        bn = nbbn.BatchNorm(8).eval()
+        x = np.ones((4, 8), np.float32)
+        bn(x)
+        errors, stop = [], threading.Event()
+
+        def serve():
+            while not stop.is_set():
+                try:
+                    bn(x)
+                except BaseException as error:
+                    errors.append(repr(error))
+                    return
+
+        threads = [threading.Thread(target=serve) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        nbbn.BatchNorm(8, dtype=np.float64).eval()(x.astype(np.float64))
+        nbbn.BatchNorm(8).eval()(np.ones((2, 8, 6, 6), np.float32))
+        nbbn.BatchNorm(8)(x)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        print(errors)
+    """
+    code = "\n".join(line[8:] for line in script.splitlines())
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_pickles_hold_no_plans():
+    bn = nbbn.BatchNorm(3)
+    empty = len(pickle.dumps(bn))
+    bn(np.ones((4, 3), np.float32))
+    assert b"Plan" not in pickle.dumps(bn)
+    assert len(pickle.dumps(bn)) < empty + 400  # the batch's statistics
+
+
+def test_a_constant_overwritten_by_another_is_noticed():
+    """A checksum that only weighs values by their place misses constants of 4,096 values."""
+    for constant in range(1, 60):
+        x = np.zeros((64, 64), np.float32)
+        bn = nbbn.BatchNorm(64)
+        bn(x)
+        x[:] = constant
+        with pytest.raises(RuntimeError, match="overwritten"):
+            bn.backward(x)
+
+
+def test_large_object_arrays_get_the_usual_sentence():
+    with pytest.raises(TypeError, match="x: expected dtype float32 or float64, got object"):
+        nbbn.BatchNorm(8)(np.ones((200_000, 8), object))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nbbn.cli._errors import CommandError
+from nbbn.cli import _files
 from nbbn.cli._experiment import GOAL, LEARNING_RATES, Outcome, Setting
 
 # Blue and vermilion of Okabe and Ito's palette, which colour-blind readers can tell apart; in black
@@ -23,34 +22,6 @@ _WITHOUT: dict[str, Any] = {
     "markerfacecolor": "white",
 }
 _MARKERS = "os^Dv"
-
-_FORMATS = ("png", "svg", "pdf")
-
-
-def check(path: Path) -> None:
-    """Make sure, before the work is done, that a drawing can be written.
-
-    Parameters
-    ----------
-    path
-        Where it is to be written; the suffix names the format.
-
-    Raises
-    ------
-    CommandError
-        Where the format is unknown or no file can be made in the folder.
-    """
-    if _format(path) not in _FORMATS:
-        suffixes = ", ".join("." + name for name in _FORMATS)
-        raise CommandError(f"--plot: the suffix must be one of {suffixes}, got {path.name!r}")
-    if path.is_dir():
-        raise CommandError(f"--plot: {path} is a folder, expected a file")
-    temporary = _temporary(path)
-    try:
-        temporary.open("xb").close()
-        temporary.unlink()
-    except OSError as error:
-        raise _cannot_write(path, error) from None
 
 
 def draw(path: Path, outcomes: Mapping[Setting, Outcome]) -> None:
@@ -68,30 +39,7 @@ def draw(path: Path, outcomes: Mapping[Setting, Outcome]) -> None:
     CommandError
         Where the file cannot be written.
     """
-    figure = _figure(outcomes)
-    temporary = _temporary(path)
-    try:
-        with temporary.open("xb") as file:
-            figure.savefig(file, format=_format(path), dpi=150)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _format(path: Path) -> str:
-    return path.suffix.removeprefix(".").lower()
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _cannot_write(path: Path, error: OSError) -> CommandError:
-    return CommandError(f"--plot: cannot write {path}: {error.strerror or error}")
+    _files.write_figure(path, _figure(outcomes))
 
 
 def _figure(outcomes: Mapping[Setting, Outcome]) -> Figure:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from nbbn.cli import _experiment as experiment
+from nbbn.cli import _files
 from nbbn.cli._errors import CommandError
 from nbbn.cli._experiment import Digits, Outcome, Setting
 from nbbn.cli._progress import Progress
@@ -109,7 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if arguments.plot is not None:
         # Before training, because a mistyped path should not cost a minute.
-        _load_plot().check(arguments.plot)
+        _load_plot()
+        _files.check_figure(arguments.plot)
     try:
         digits = experiment.load_digits()
     except ImportError as error:

@@ -23,6 +23,7 @@ from nbbn._simd import (
     keep_first,
     load,
     load_first,
+    prefetch,
     splat,
     store_first,
     to_line,
@@ -30,17 +31,21 @@ from nbbn._simd import (
     widen,
 )
 from nbbn.kernels.epilogue import affine, inference_form
+from nbbn.kernels.table import M2, MEAN, MEAN_LOW
 from nbbn.kernels.vectors import put
 from nbbn.kernels.welford import (
     PIECE,
+    finish_moments,
     finite_or,
     is_ill_conditioned,
     merge_weights,
     moments_from_sums,
     worst_condition,
-    write_moments,
-    write_variances,
 )
+
+_RUN = 1 << 10  # values of neighbouring rows
+_SLAB = 1 << 16  # values of a group: in float32, x and y fill half of a core's 1 MB
+_GROUPS = 16  # at least
 
 
 @helper
@@ -66,15 +71,20 @@ def piece_of_channel(piece: int, outer: int, inner: int) -> tuple[int, int, int,
 
 @helper
 def sums_about(
-    x: Any, start: int, rows: int, row_stride: int, length: int, k: float
+    x: Any, start: int, rows: int, row_stride: int, length: int, ahead: int, k: float
 ) -> tuple[float, float]:
-    """Return ``sum(x - k)`` and ``sum((x - k)**2)`` over some rows, in float64."""
+    """Return ``sum(x - k)`` and ``sum((x - k)**2)`` over some rows, in float64.
+
+    What stands ``ahead`` of each value, the next channel of the same sample, is asked for.
+    """
     shift = splat(k)
     s0 = s1 = q0 = q1 = splat(0.0)
     for row in range(rows):
         i = start + row * row_stride
         stop = i + length
         while i + 2 * LANES <= stop:
+            prefetch(x, i + ahead)
+            prefetch(x, i + ahead + LANES)
             d0 = widen(load(x, i)) - shift
             d1 = widen(load(x, i + LANES)) - shift
             s0 = s0 + d0
@@ -83,11 +93,13 @@ def sums_about(
             q1 = fma(d1, d1, q1)
             i += 2 * LANES
         if i + LANES <= stop:
+            prefetch(x, i + ahead)
             d0 = widen(load(x, i)) - shift
             s0 = s0 + d0
             q0 = fma(d0, d0, q0)
             i += LANES
         if i < stop:
+            prefetch(x, i + ahead)
             d1 = keep_first(widen(load_first(x, i, stop - i)) - shift, stop - i)
             s1 = s1 + d1
             q1 = fma(d1, d1, q1)
@@ -96,28 +108,32 @@ def sums_about(
 
 @helper
 def piece_moments(
-    x: Any, start: int, rows: int, row_stride: int, length: int
+    x: Any, start: int, rows: int, row_stride: int, length: int, ahead: int
 ) -> tuple[float, float, float]:
     """Return a reference ``k``, ``mean - k`` and ``m2`` of one piece."""
     n = float(rows * length)
     k = finite_or(float(x[start]), 0.0)
-    s, q = sums_about(x, start, rows, row_stride, length, k)
+    s, q = sums_about(x, start, rows, row_stride, length, ahead, k)
     deviation, m2 = moments_from_sums(1.0 / n, s, q)
     if is_ill_conditioned(n, deviation, m2, worst_condition(x)):
         nearer = k + deviation
-        s, q = sums_about(x, start, rows, row_stride, length, nearer)
+        s, q = sums_about(x, start, rows, row_stride, length, 0, nearer)
         deviation, m2 = moments_from_sums(1.0 / n, s, q)
         k = nearer  # and not the outlier that k was: the deviation keeps its digits
     return k, deviation, m2
 
 
 @helper
-def merge_pieces(partial: Any, at: int, outer: int, inner: int) -> tuple[float, float, float]:
+def merge_pieces(
+    partial: Any, at: int, pieces: int, outer: int, inner: int
+) -> tuple[float, float, float]:
     """Return reference, ``mean - reference`` and ``m2`` of a channel from those of its pieces."""
     reference, mean, m2 = partial[at, 0], partial[at, 1], partial[at, 2]
+    if pieces == 1:
+        return reference, mean, m2
     _, rows, _, length = piece_of_channel(0, outer, inner)
     count = float(rows * length)
-    for piece in range(1, pieces_of_channel(outer, inner)):
+    for piece in range(1, pieces):
         _, rows, _, length = piece_of_channel(piece, outer, inner)
         share, weight = merge_weights(count, float(rows * length))
         piece_mean = (partial[at + piece, 0] - reference) + partial[at + piece, 1]
@@ -126,8 +142,6 @@ def merge_pieces(partial: Any, at: int, outer: int, inner: int) -> tuple[float, 
         mean = mean + delta * share if math.isfinite(delta) else mean + piece_mean
         m2 += partial[at + piece, 2] + delta * delta * weight
         count += float(rows * length)
-    if m2 < 0.0:
-        m2 = 0.0
     return reference, mean, m2
 
 
@@ -153,12 +167,14 @@ def collect_moments_channels_first(
         channel = task // pieces
         row, rows, first, length = piece_of_channel(task % pieces, outer, inner)
         start = row * outer_stride + channel * channel_stride + first
-        moments = piece_moments(x, start, rows, outer_stride, length)
+        moments = piece_moments(x, start, rows, outer_stride, length, channel_stride)
         partial[task, 0], partial[task, 1], partial[task, 2] = moments
+    references, deviations, sums = table[MEAN], table[MEAN_LOW], table[M2]
     for channel in range(channels):
-        reference, deviation, m2 = merge_pieces(partial, channel * pieces, outer, inner)
-        write_moments(table, channel, reference, deviation, m2)
-    write_variances(table, 0, channels, freedom, eps)
+        references[channel], deviations[channel], sums[channel] = merge_pieces(
+            partial, channel * pieces, pieces, outer, inner
+        )
+    finish_moments(table, 0, channels, freedom, eps)
 
 
 @helper
@@ -210,44 +226,47 @@ def normalize_rows(
 @helper
 def normalize_joined_rows(
     x: Any,
+    i: int,
     y: Any,
-    row: int,
+    j: int,
     rows: int,
+    channel: int,
     channels: int,
     length: int,
     form: Any,
     streaming: int,
 ) -> None:
-    """Write ``y = affine(x)`` for rows that follow each other without gaps, in x and in y.
+    """Write ``y = affine(x)`` for rows without gaps between them, the first one of ``channel``.
 
     A vector that spans two rows is computed with the coefficients of both. So there are no partial
     vectors between rows: of 49 or 196 values, they would be every fourth or every thirteenth.
     """
-    center, scale, shift = form[0], form[1], form[2]
-    channel = row % channels
-    a, b, c = splat(center[channel]), splat(scale[channel]), splat(shift[channel])
-    i, left = row * length, length  # values left of the current row
+    a, b, c = splat(form[0, channel]), splat(form[1, channel]), splat(form[2, channel])
+    left = length  # values left of the current row
     stop = i + rows * length
-    head = min(to_line(y, i), length) if streaming else 0
+    head = min(to_line(y, j), length) if streaming else 0
     if head > 0:
-        store_first(y, i, head, affine(load_first(x, i, head), a, b, c))
+        store_first(y, j, head, affine(load_first(x, i, head), a, b, c))
         i += head
+        j += head
         left -= head
     while i + LANES <= stop:
         while left >= LANES and i + LANES <= stop:
-            put(y, i, affine(load(x, i), a, b, c), streaming)
+            put(y, j, affine(load(x, i), a, b, c), streaming)
             i += LANES
+            j += LANES
             left -= LANES
         if i + LANES <= stop:
             value = load(x, i)
             before = affine(value, a, b, c)
             channel = channel + 1 if channel + 1 < channels else 0
-            a, b, c = splat(center[channel]), splat(scale[channel]), splat(shift[channel])
-            put(y, i, first_of(left, before, affine(value, a, b, c)), streaming)
+            a, b, c = splat(form[0, channel]), splat(form[1, channel]), splat(form[2, channel])
+            put(y, j, first_of(left, before, affine(value, a, b, c)), streaming)
             i += LANES
+            j += LANES
             left += length - LANES
     if i < stop:
-        store_first(y, i, stop - i, affine(load_first(x, i, stop - i), a, b, c))
+        store_first(y, j, stop - i, affine(load_first(x, i, stop - i), a, b, c))
     if streaming:
         fence()
 
@@ -272,8 +291,7 @@ def normalize_channels_first(
     Reads x once, writes y once; y may be x. Parallel over the rows, long ones cut in segments.
     """
     form = np.empty((3, channels), x.dtype)
-    for channel in range(channels):
-        inference_form(table, channel, eps, form, channel)
+    inference_form(table, 0, channels, eps, form)
     joined = inner >= LANES and joins(channels, inner, outer_stride, channel_stride)
     joined = joined and joins(channels, inner, y_outer_stride, y_channel_stride)
     segments, depth = segments_and_rows(inner)
@@ -282,7 +300,8 @@ def normalize_channels_first(
         row, first = task // segments * depth, task % segments * PIECE
         rows = min(depth, outer * channels - row)
         if joined and rows > 1:
-            normalize_joined_rows(x, y, row, rows, channels, inner, form, streaming)
+            i, c = row * inner, row % channels
+            normalize_joined_rows(x, i, y, i, rows, c, channels, inner, form, streaming)
             continue
         o, c = row // channels, row % channels
         for _ in range(rows):
@@ -307,6 +326,34 @@ def normalize_channels_first(
             fence()  # once a task: it waits for all that was streamed, some 80 ns
 
 
+@helper
+def channels_of_group(outer: int, channels: int, inner: int) -> int:
+    """Return how many neighbouring channels are worked on together.
+
+    So many that their rows make a run of a page, if all of them then fit a core's own cache, and
+    there are groups enough to share out.
+    """
+    wanted = min(_RUN // inner, _SLAB // (outer * inner), channels // _GROUPS)
+    return max(1, wanted)
+
+
+@helper
+def channel_moments(
+    x: Any, outer: int, inner: int, outer_stride: int, channel_stride: int, channel: int
+) -> Any:
+    """Return reference, ``mean - reference`` and ``m2`` of a channel."""
+    start, pieces = channel * channel_stride, pieces_of_channel(outer, inner)
+    if pieces == 1:
+        return piece_moments(x, start, outer, outer_stride, inner, channel_stride)
+    partial = np.empty((pieces, 3))
+    for piece in range(pieces):
+        row, rows, first, length = piece_of_channel(piece, outer, inner)
+        at = start + row * outer_stride + first
+        moments = piece_moments(x, at, rows, outer_stride, length, channel_stride)
+        partial[piece, 0], partial[piece, 1], partial[piece, 2] = moments
+    return merge_pieces(partial, 0, pieces, outer, inner)
+
+
 @kernel
 def train_channels_first(
     x: In,
@@ -325,36 +372,50 @@ def train_channels_first(
 ) -> None:
     """Write the statistics of each channel to ``table``, which holds gamma and beta, and ``y``.
 
-    A channel is normalized as soon as its moments are known: where its values fit the cache, x is
-    read from memory once and y written once. y may be x. Parallel over the channels.
+    A channel (of small images, a group of neighbours) is normalized as soon as its moments are
+    known: where its values fit the cache, x is read from memory once and y written once. y may be x.
+    Parallel over the groups.
     """
     form = np.empty((3, channels), x.dtype)
-    pieces = pieces_of_channel(outer, inner)
-    for channel in prange(channels):
-        start = channel * channel_stride
-        partial = np.empty((pieces, 3))
-        for piece in range(pieces):
-            row, rows, first, length = piece_of_channel(piece, outer, inner)
-            at = start + row * outer_stride + first
-            moments = piece_moments(x, at, rows, outer_stride, length)
-            partial[piece, 0], partial[piece, 1], partial[piece, 2] = moments
-        reference, deviation, m2 = merge_pieces(partial, 0, outer, inner)
-        write_moments(table, channel, reference, deviation, m2)
-        write_variances(table, channel, channel + 1, freedom, eps)
-        inference_form(table, channel, eps, form, channel)
-        normalize_rows(
-            x,
-            start,
-            outer_stride,
-            y,
-            channel * y_channel_stride,
-            y_outer_stride,
-            outer,
-            inner,
-            form[0, channel],
-            form[1, channel],
-            form[2, channel],
-            streaming,
-        )
-        if streaming:
-            fence()
+    group = channels_of_group(outer, channels, inner)
+    together = group > 1 and inner >= LANES
+    together = together and channel_stride == inner and y_channel_stride == inner
+    for task in prange((channels + group - 1) // group):
+        first, stop = task * group, min(task * group + group, channels)
+        for channel in range(first, stop):
+            moments = channel_moments(x, outer, inner, outer_stride, channel_stride, channel)
+            table[MEAN, channel], table[MEAN_LOW, channel], table[M2, channel] = moments
+        finish_moments(table, first, stop, freedom, eps)
+        inference_form(table, first, stop, eps, form)
+        if together:
+            for o in range(outer):
+                normalize_joined_rows(
+                    x,
+                    o * outer_stride + first * inner,
+                    y,
+                    o * y_outer_stride + first * inner,
+                    stop - first,
+                    first,
+                    channels,
+                    inner,
+                    form,
+                    streaming,
+                )
+            continue
+        for channel in range(first, stop):
+            normalize_rows(
+                x,
+                channel * channel_stride,
+                outer_stride,
+                y,
+                channel * y_channel_stride,
+                y_outer_stride,
+                outer,
+                inner,
+                form[0, channel],
+                form[1, channel],
+                form[2, channel],
+                streaming,
+            )
+            if streaming:
+                fence()

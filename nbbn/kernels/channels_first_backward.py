@@ -11,17 +11,24 @@ from nbbn._jit import Float, In, Int, Out, OutTable64, Table64, helper, kernel
 from nbbn._simd import (
     LANES,
     fence,
+    first_of,
     fma,
     keep_first,
     load,
     load_first,
+    prefetch,
     splat,
     store_first,
     to_line,
     total,
     widen,
 )
-from nbbn.kernels.channels_first import piece_of_channel, pieces_of_channel, segments_and_rows
+from nbbn.kernels.channels_first import (
+    channels_of_group,
+    piece_of_channel,
+    pieces_of_channel,
+    segments_and_rows,
+)
 from nbbn.kernels.epilogue import input_gradient, input_gradient_form
 from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
 from nbbn.kernels.vectors import put
@@ -38,9 +45,14 @@ def gradient_sums(
     x_stride: int,
     rows: int,
     length: int,
+    g_ahead: int,
+    ahead: int,
     mean: float,
 ) -> tuple[float, float]:
-    """Return ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` over some rows, in float64."""
+    """Return ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` over some rows, in float64.
+
+    What stands ``g_ahead`` and ``ahead`` of each value, the next channel, is asked for.
+    """
     shift = splat(mean)
     s = h = splat(0.0)
     for row in range(rows):
@@ -48,12 +60,16 @@ def gradient_sums(
         j = g_start + row * g_stride
         stop = i + length
         while i + LANES <= stop:
+            prefetch(grad_y, j + g_ahead)
+            prefetch(x, i + ahead)
             g = widen(load(grad_y, j))
             s = s + g
             h = fma(g, widen(load(x, i)) - shift, h)
             i += LANES
             j += LANES
         if i < stop:
+            prefetch(grad_y, j + g_ahead)
+            prefetch(x, i + ahead)
             g = widen(load_first(grad_y, j, stop - i))
             s = s + g
             d = keep_first(widen(load_first(x, i, stop - i)) - shift, stop - i)
@@ -92,6 +108,8 @@ def backward_reduce_channels_first(
             outer_stride,
             rows,
             length,
+            g_channel_stride,
+            channel_stride,
             table[GRAD_MEAN, channel],
         )
     for channel in range(channels):
@@ -170,8 +188,7 @@ def backward_input_channels_first(
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over rows.
     """
     form = np.empty((6, channels), x.dtype)
-    for channel in range(channels):
-        input_gradient_form(table, channel, count, freedom, form, channel)
+    input_gradient_form(table, 0, channels, count, freedom, form)
     segments, depth = segments_and_rows(inner)
     tasks = (outer * channels + depth - 1) // depth * segments
     for task in prange(tasks):
@@ -201,6 +218,97 @@ def backward_input_channels_first(
             fence()  # once a task: it waits for all that was streamed, some 80 ns
 
 
+@helper
+def input_gradient_joined_rows(
+    grad_y: Any,
+    j: int,
+    x: Any,
+    i: int,
+    grad_x: Any,
+    k: int,
+    rows: int,
+    channel: int,
+    length: int,
+    form: Any,
+    streaming: int,
+) -> None:
+    """Write ``grad_x`` for rows without gaps between them, one a channel, from ``channel`` on.
+
+    A vector that spans two rows is computed with the coefficients of both.
+    """
+    a, b, c = splat(form[0, channel]), splat(form[1, channel]), splat(form[2, channel])
+    d, e, f = splat(form[3, channel]), splat(form[4, channel]), splat(form[5, channel])
+    left = length  # values left of the current row
+    stop = i + rows * length
+    n = min(to_line(grad_x, k), length) if streaming else 0
+    if n > 0:
+        g, value = load_first(grad_y, j, n), load_first(x, i, n)
+        store_first(grad_x, k, n, input_gradient(g, value, a, b, c, d, e, f))
+        i += n
+        j += n
+        k += n
+        left -= n
+    while i + LANES <= stop:
+        while left >= LANES and i + LANES <= stop:
+            g, value = load(grad_y, j), load(x, i)
+            put(grad_x, k, input_gradient(g, value, a, b, c, d, e, f), streaming)
+            i += LANES
+            j += LANES
+            k += LANES
+            left -= LANES
+        if i + LANES <= stop:
+            g, value = load(grad_y, j), load(x, i)
+            before = input_gradient(g, value, a, b, c, d, e, f)
+            channel += 1
+            a, b, c = splat(form[0, channel]), splat(form[1, channel]), splat(form[2, channel])
+            d, e, f = splat(form[3, channel]), splat(form[4, channel]), splat(form[5, channel])
+            after = input_gradient(g, value, a, b, c, d, e, f)
+            put(grad_x, k, first_of(left, before, after), streaming)
+            i += LANES
+            j += LANES
+            k += LANES
+            left += length - LANES
+    if i < stop:
+        n = stop - i
+        g, value = load_first(grad_y, j, n), load_first(x, i, n)
+        store_first(grad_x, k, n, input_gradient(g, value, a, b, c, d, e, f))
+
+
+@helper
+def sums_of_channel(
+    grad_y: Any,
+    g_outer_stride: int,
+    g_channel_stride: int,
+    x: Any,
+    outer: int,
+    inner: int,
+    outer_stride: int,
+    channel_stride: int,
+    channel: int,
+    table: Any,
+) -> None:
+    """Write the two sums of a channel to ``table``."""
+    s = h = 0.0
+    for piece in range(pieces_of_channel(outer, inner)):
+        row, rows, first, length = piece_of_channel(piece, outer, inner)
+        piece_s, piece_h = gradient_sums(
+            grad_y,
+            channel * g_channel_stride + row * g_outer_stride + first,
+            g_outer_stride,
+            x,
+            channel * channel_stride + row * outer_stride + first,
+            outer_stride,
+            rows,
+            length,
+            g_channel_stride,
+            channel_stride,
+            table[GRAD_MEAN, channel],
+        )
+        s += piece_s
+        h += piece_h
+    table[SUM_GRAD, channel], table[SUM_GRAD_DEVIATION, channel] = s, h
+
+
 @kernel
 def backward_channels_first(
     grad_y: In,
@@ -220,48 +328,63 @@ def backward_channels_first(
     out_channel_stride: Int,
     streaming: Int,
 ) -> None:
-    """Write the sums and ``grad_x`` of each channel, one channel after the other.
+    """Write the sums and ``grad_x``, one channel (of small images, one group) after the other.
 
     Where the two arrays' values of a channel fit the cache, each is read from memory once.
-    grad_x may be either of them. Parallel over the channels.
+    grad_x may be either of them. Parallel over the groups.
     """
     form = np.empty((6, channels), x.dtype)
-    pieces = pieces_of_channel(outer, inner)
-    for channel in prange(channels):
-        g_start, x_start = channel * g_channel_stride, channel * channel_stride
-        s = h = 0.0
-        for piece in range(pieces):
-            row, rows, first, length = piece_of_channel(piece, outer, inner)
-            piece_s, piece_h = gradient_sums(
+    group = channels_of_group(outer, channels, inner)
+    joined = group > 1 and inner >= LANES and channel_stride == inner
+    joined = joined and g_channel_stride == inner and out_channel_stride == inner
+    for task in prange((channels + group - 1) // group):
+        first, stop = task * group, min(task * group + group, channels)
+        for channel in range(first, stop):
+            sums_of_channel(
                 grad_y,
-                g_start + row * g_outer_stride + first,
                 g_outer_stride,
+                g_channel_stride,
                 x,
-                x_start + row * outer_stride + first,
+                outer,
+                inner,
                 outer_stride,
-                rows,
-                length,
-                table[GRAD_MEAN, channel],
+                channel_stride,
+                channel,
+                table,
             )
-            s += piece_s
-            h += piece_h
-        table[SUM_GRAD, channel], table[SUM_GRAD_DEVIATION, channel] = s, h
-        input_gradient_form(table, channel, count, freedom, form, channel)
-        input_gradient_rows(
-            grad_y,
-            g_start,
-            g_outer_stride,
-            x,
-            x_start,
-            outer_stride,
-            grad_x,
-            channel * out_channel_stride,
-            out_outer_stride,
-            outer,
-            inner,
-            form,
-            channel,
-            streaming,
-        )
+        input_gradient_form(table, first, stop, count, freedom, form)
+        if joined:
+            for o in range(outer):
+                input_gradient_joined_rows(
+                    grad_y,
+                    o * g_outer_stride + first * inner,
+                    x,
+                    o * outer_stride + first * inner,
+                    grad_x,
+                    o * out_outer_stride + first * inner,
+                    stop - first,
+                    first,
+                    inner,
+                    form,
+                    streaming,
+                )
+        else:
+            for channel in range(first, stop):
+                input_gradient_rows(
+                    grad_y,
+                    channel * g_channel_stride,
+                    g_outer_stride,
+                    x,
+                    channel * channel_stride,
+                    outer_stride,
+                    grad_x,
+                    channel * out_channel_stride,
+                    out_outer_stride,
+                    outer,
+                    inner,
+                    form,
+                    channel,
+                    streaming,
+                )
         if streaming:
             fence()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import prange
 
 from nbbn._jit import Float, In, Int, Out, OutTable64, Table64, helper, inlined, kernel
@@ -16,16 +15,54 @@ from nbbn._simd import (
     load_first,
     store,
     store_first,
-    stream,
     to_line,
     widen,
 )
-from nbbn.kernels.channels_last import GROUP, TILE, rows_of_piece, spread
+from nbbn.kernels.channels_last import (
+    GROUP,
+    LONG_ROW,
+    SMALL,
+    TILE,
+    WIDE_TILE,
+    prefetch_row,
+    rows_of_piece,
+    spread,
+)
 from nbbn.kernels.epilogue import input_gradient, input_gradient_form
 from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
-from nbbn.kernels.vectors import load_upto, store_upto
+from nbbn.kernels.vectors import aligned_rows, load_upto, put, store_upto
 
-_GRADIENT_GROUP = 4  # three arrays: more rows than this have more addresses than registers
+
+@inlined
+def strip_gradient_sums(
+    grad_y: Any,
+    j: int,
+    g_stride: int,
+    x: Any,
+    i: int,
+    x_stride: int,
+    rows: int,
+    lanes: int,
+    k: Any,
+    s: Any,
+    h: Any,
+) -> Any:
+    """Return ``s + sum(grad_y)`` and ``h + sum(grad_y * (x - k))`` of up to sixteen columns."""
+    if lanes >= LANES:
+        for _ in range(rows):
+            g = widen(load(grad_y, j))
+            s = s + g
+            h = fma(g, widen(load(x, i)) - k, h)
+            i += x_stride
+            j += g_stride
+    else:
+        for _ in range(rows):
+            g = widen(load_first(grad_y, j, lanes))
+            s = s + g
+            h = fma(g, widen(load_first(x, i, lanes)) - k, h)
+            i += x_stride
+            j += g_stride
+    return s, h
 
 
 @helper
@@ -49,16 +86,37 @@ def gradient_sums_of_columns(
         sums[at + j] = products[at + j] = 0.0
     for group in range(0, rows, GROUP):
         depth = min(GROUP, rows - group)
+        g_row, x_row = g_start + group * g_stride, x_start + group * x_stride
+        g_coming, x_coming = g_row + GROUP * g_stride, x_row + GROUP * x_stride
+        column = first
         for j in range(first, stop, LANES):
+            prefetch_row(grad_y, g_coming + column, column)
+            column = prefetch_row(x, x_coming + column, column)
+            if column >= stop:
+                g_coming, x_coming, column = g_coming + g_stride, x_coming + x_stride, first
             n = stop - j
             k = load_upto(mean, j, n)
             s, h = load_upto(sums, at + j, n), load_upto(products, at + j, n)
-            for row in range(group, group + depth):
-                g = widen(load_upto(grad_y, g_start + row * g_stride + j, n))
-                s = s + g
-                h = fma(g, widen(load_upto(x, x_start + row * x_stride + j, n)) - k, h)
+            s, h = strip_gradient_sums(
+                grad_y, g_row + j, g_stride, x, x_row + j, x_stride, depth, n, k, s, h
+            )
             store_upto(sums, at + j, n, s)
             store_upto(products, at + j, n, h)
+
+
+@helper
+def add_columns(total: Any, values: Any, at: int, columns: int, channels: int, inner: int) -> None:
+    """Add the values of so many columns, from ``at`` on, to the totals of their channels."""
+    for first in range(at, at + columns, channels * inner):
+        if inner == 1:
+            for c in range(0, channels, LANES):
+                n = channels - c
+                both = load_upto(total, c, n) + load_upto(values, first + c, n)
+                store_upto(total, c, n, both)
+        else:
+            for channel in range(channels):
+                for j in range(first + channel * inner, first + (channel + 1) * inner):
+                    total[channel] += values[j]
 
 
 @kernel
@@ -78,17 +136,18 @@ def backward_reduce_channels_last(
 
     Reads both arrays once. Parallel over pieces of rows and tiles of columns, added in order.
     """
-    means = np.empty((1, channels * inner * repeats))
+    means = aligned_rows(1, channels * inner * repeats, table)
     for channel in range(channels):
-        means[0, channel * inner] = table[GRAD_MEAN, channel]
+        means[0, channel] = table[GRAD_MEAN, channel]
     spread(means, repeats, channels, inner)
     mean = means[0]
     width = channels * inner * repeats
     depth = rows_of_piece(width)
     pieces = (rows + depth - 1) // depth
     tiles = (width + TILE - 1) // TILE
-    sums = np.zeros((pieces + 1) * width)
-    products = np.zeros((pieces + 1) * width)
+    sums = aligned_rows(pieces + 1, width, table).reshape(-1)
+    products = aligned_rows(pieces + 1, width, table).reshape(-1)
+    stride = sums.size // (pieces + 1)
     for task in prange(pieces * tiles):
         piece, first = task // tiles, task % tiles * TILE
         row = piece * depth
@@ -105,7 +164,7 @@ def backward_reduce_channels_last(
             mean,
             sums,
             products,
-            piece * width,
+            piece * stride,
         )
     if tail > 0:
         gradient_sums_of_columns(
@@ -121,15 +180,99 @@ def backward_reduce_channels_last(
             mean,
             sums,
             products,
-            pieces * width,
+            pieces * stride,
         )
-    for channel in range(channels):
-        table[SUM_GRAD, channel] = table[SUM_GRAD_DEVIATION, channel] = 0.0
-    for at in range(0, (pieces + 1) * width, channels * inner):
-        for channel in range(channels):
-            for j in range(at + channel * inner, at + (channel + 1) * inner):
-                table[SUM_GRAD, channel] += sums[j]
-                table[SUM_GRAD_DEVIATION, channel] += products[j]
+    all_sums, all_products = table[SUM_GRAD], table[SUM_GRAD_DEVIATION]
+    all_sums[:] = 0.0
+    all_products[:] = 0.0
+    for piece in range(pieces + 1):
+        columns = width if piece < pieces else tail
+        add_columns(all_sums, sums, piece * stride, columns, channels, inner)
+        add_columns(all_products, products, piece * stride, columns, channels, inner)
+
+
+@inlined
+def input_gradient_row(
+    grad_y: Any,
+    j: int,
+    x: Any,
+    i: int,
+    grad_x: Any,
+    k: int,
+    columns: int,
+    form: Any,
+    column: int,
+    streaming: int,
+) -> None:
+    """Write ``grad_x`` for so many columns from j, i, k and (of the coefficients) ``column`` on."""
+    grad_center, scale, center = form[0], form[1], form[2]
+    inv_std, slope, rest = form[3], form[4], form[5]
+    stop = column + columns
+    n = min(to_line(grad_x, k), columns) if streaming else 0
+    if n > 0:
+        store_first(grad_x, k, n, input_gradient_at(form, column, n, grad_y, j, x, i))
+        i += n
+        j += n
+        k += n
+        column += n
+    while column + LANES <= stop:
+        a, b, c = load(grad_center, column), load(scale, column), load(center, column)
+        d, e, f = load(inv_std, column), load(slope, column), load(rest, column)
+        put(grad_x, k, input_gradient(load(grad_y, j), load(x, i), a, b, c, d, e, f), streaming)
+        i += LANES
+        j += LANES
+        k += LANES
+        column += LANES
+    if column < stop:
+        n = stop - column
+        store_first(grad_x, k, n, input_gradient_at(form, column, n, grad_y, j, x, i))
+
+
+@inlined
+def input_gradient_at(form: Any, column: int, n: int, grad_y: Any, j: int, x: Any, i: int) -> Any:
+    """Return ``grad_x`` at ``n`` columns of one row, from j, i and ``column`` on."""
+    a, b = load_first(form[0], column, n), load_first(form[1], column, n)
+    c, d = load_first(form[2], column, n), load_first(form[3], column, n)
+    e, f = load_first(form[4], column, n), load_first(form[5], column, n)
+    return input_gradient(load_first(grad_y, j, n), load_first(x, i, n), a, b, c, d, e, f)
+
+
+@inlined
+def input_gradient_two_rows(
+    grad_y: Any,
+    j: int,
+    g_stride: int,
+    x: Any,
+    i: int,
+    x_stride: int,
+    grad_x: Any,
+    k: int,
+    out_stride: int,
+    columns: int,
+    form: Any,
+    column: int,
+) -> None:
+    """`input_gradient_row` of two rows, which share the loads of their coefficients."""
+    grad_center, scale, center = form[0], form[1], form[2]
+    inv_std, slope, rest = form[3], form[4], form[5]
+    stop = column + columns
+    while column + LANES <= stop:
+        a, b, c = load(grad_center, column), load(scale, column), load(center, column)
+        d, e, f = load(inv_std, column), load(slope, column), load(rest, column)
+        g, value = load(grad_y, j), load(x, i)
+        store(grad_x, k, input_gradient(g, value, a, b, c, d, e, f))
+        g, value = load(grad_y, j + g_stride), load(x, i + x_stride)
+        store(grad_x, k + out_stride, input_gradient(g, value, a, b, c, d, e, f))
+        i += LANES
+        j += LANES
+        k += LANES
+        column += LANES
+    if column < stop:
+        n = stop - column
+        upper = input_gradient_at(form, column, n, grad_y, j, x, i)
+        lower = input_gradient_at(form, column, n, grad_y, j + g_stride, x, i + x_stride)
+        store_first(grad_x, k, n, upper)
+        store_first(grad_x, k + out_stride, n, lower)
 
 
 @helper
@@ -149,56 +292,30 @@ def input_gradient_block(
     form: Any,
     streaming: int,
 ) -> None:
-    """Write ``grad_x`` for some rows and the columns ``first`` to ``stop``."""
-    grad_center, scale, center = form[0], form[1], form[2]
-    inv_std, slope, rest = form[3], form[4], form[5]
-    step = 1 if streaming else _GRADIENT_GROUP
-    for group in range(0, rows, step):
-        depth = min(step, rows - group)
-        g_row, x_row = g_start + group * g_stride, x_start + group * x_stride
-        out_row = out_start + group * out_stride
-        j = first
-        n = min(to_line(grad_x, out_row + j), stop - j) if streaming else 0
-        if n > 0:
-            value = input_gradient_at(form, j, n, grad_y, g_row, x, x_row)
-            store_first(grad_x, out_row + j, n, value)
-            j += n
-        while j + LANES <= stop:
-            a, b, c = load(grad_center, j), load(scale, j), load(center, j)
-            d, e, f = load(inv_std, j), load(slope, j), load(rest, j)
-            g_at, x_at, out_at = g_row + j, x_row + j, out_row + j
-            if streaming:
-                result = input_gradient(load(grad_y, g_at), load(x, x_at), a, b, c, d, e, f)
-                stream(grad_x, out_at, result)
-                j += LANES
-                continue
-            for _ in range(depth):
-                result = input_gradient(load(grad_y, g_at), load(x, x_at), a, b, c, d, e, f)
-                store(grad_x, out_at, result)
-                g_at += g_stride
-                x_at += x_stride
-                out_at += out_stride
-            j += LANES
-        if j < stop:
-            n = stop - j
-            for row in range(depth):
-                g_at, x_at = g_row + row * g_stride, x_row + row * x_stride
-                value = input_gradient_at(form, j, n, grad_y, g_at, x, x_at)
-                store_first(grad_x, out_row + row * out_stride + j, n, value)
+    """Write ``grad_x`` for some rows and the columns ``first`` to ``stop``.
+
+    Rows side by side or one after the other: see `nbbn.kernels.channels_last.normalize_block`.
+    """
+    j, i, k = g_start + first, x_start + first, out_start + first
+    width = stop - first
+    row = 0
+    in_cache = x.size * x.itemsize <= SMALL
+    while in_cache and row + 2 <= rows:
+        input_gradient_two_rows(
+            grad_y, j, g_stride, x, i, x_stride, grad_x, k, out_stride, width, form, first
+        )
+        j += 2 * g_stride
+        i += 2 * x_stride
+        k += 2 * out_stride
+        row += 2
+    while row < rows:
+        input_gradient_row(grad_y, j, x, i, grad_x, k, width, form, first, streaming)
+        j += g_stride
+        i += x_stride
+        k += out_stride
+        row += 1
     if streaming:
         fence()
-
-
-@inlined
-def input_gradient_at(
-    form: Any, j: int, n: int, grad_y: Any, g_row: int, x: Any, x_row: int
-) -> Any:
-    """Return ``grad_x`` at ``n`` columns of one row, from ``j`` on."""
-    a, b = load_first(form[0], j, n), load_first(form[1], j, n)
-    c, d = load_first(form[2], j, n), load_first(form[3], j, n)
-    e, f = load_first(form[4], j, n), load_first(form[5], j, n)
-    g, value = load_first(grad_y, g_row + j, n), load_first(x, x_row + j, n)
-    return input_gradient(g, value, a, b, c, d, e, f)
 
 
 @kernel
@@ -225,45 +342,50 @@ def backward_input_channels_last(
     of rows and tiles of columns.
     """
     width = channels * inner * repeats
-    form = np.empty((6, width), x.dtype)
-    for channel in range(channels):
-        input_gradient_form(table, channel, count, freedom, form, channel * inner)
+    fold = 1
+    if row_stride == width and g_row_stride == width and out_row_stride == width:
+        fold = min(max(1, LONG_ROW // width), rows)
+    repeats, columns = repeats * fold, width * fold
+    depth, left = rows // fold, rows % fold * width + tail
+    g_stride, stride, out_stride = g_row_stride * fold, row_stride * fold, out_row_stride * fold
+    form = aligned_rows(6, columns, x)
+    input_gradient_form(table, 0, channels, count, freedom, form)
     spread(form, repeats, channels, inner)
-    depth = rows_of_piece(min(width, TILE))
-    pieces = (rows + depth - 1) // depth
-    tiles = (width + TILE - 1) // TILE
+    share = rows_of_piece(min(columns, WIDE_TILE))
+    pieces = (depth + share - 1) // share
+    tiles = (columns + WIDE_TILE - 1) // WIDE_TILE
     for task in prange(pieces * tiles):
-        row, first = task // tiles * depth, task % tiles * TILE
+        row, first = task // tiles * share, task % tiles * WIDE_TILE
         input_gradient_block(
             grad_y,
-            row * g_row_stride,
-            g_row_stride,
+            row * g_stride,
+            g_stride,
             x,
-            row * row_stride,
-            row_stride,
+            row * stride,
+            stride,
             grad_x,
-            row * out_row_stride,
-            out_row_stride,
-            min(depth, rows - row),
+            row * out_stride,
+            out_stride,
+            min(share, depth - row),
             first,
-            min(first + TILE, width),
+            min(first + WIDE_TILE, columns),
             form,
             streaming,
         )
-    if tail > 0:
+    if left > 0:
         input_gradient_block(
             grad_y,
-            rows * g_row_stride,
+            depth * g_stride,
             0,
             x,
-            rows * row_stride,
+            depth * stride,
             0,
             grad_x,
-            rows * out_row_stride,
+            depth * out_stride,
             0,
             1,
             0,
-            tail,
+            left,
             form,
             0,
         )

@@ -7,11 +7,10 @@ is used in vectors and in partial vectors: one value has one result, wherever it
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from nbbn._jit import helper, inlined
-from nbbn._simd import fma
+from nbbn._simd import LANES, fma, narrow, splat, square_root, where_finite, widen
 from nbbn.kernels.table import (
     BETA,
     GAMMA,
@@ -24,6 +23,7 @@ from nbbn.kernels.table import (
     SUM_GRAD_DEVIATION,
     VAR,
 )
+from nbbn.kernels.vectors import load_upto, store_upto
 
 
 @inlined
@@ -52,40 +52,58 @@ def input_gradient(
 
 
 @helper
-def inference_form(table: Any, channel: int, eps: float, form: Any, column: int) -> None:
-    """Write ``center, scale, shift`` of one channel to a column of ``form``.
+def inference_form(table: Any, first: int, stop: int, eps: float, form: Any) -> None:
+    """Write ``center, scale, shift`` of some channels to their columns of ``form``.
 
     ``center`` is the mean and ``scale = gamma / sqrt(var + eps)``, both rounded to the dtype of
     ``form``; ``shift = beta - (mean - center) * scale`` makes up for the rounding of ``center``.
     """
-    mean, low = float(table[MEAN, channel]), float(table[MEAN_LOW, channel])
-    form[0, column] = mean + low
-    form[1, column] = float(table[GAMMA, channel]) / math.sqrt(float(table[VAR, channel]) + eps)
-    rest = (mean - float(form[0, column])) + low
-    if not math.isfinite(rest):  # an infinite mean, or NaN: there is no rest
-        rest = 0.0
-    form[2, column] = float(table[BETA, channel]) - rest * float(form[1, column])
+    means, lows, variances = table[MEAN], table[MEAN_LOW], table[VAR]
+    gammas, betas = table[GAMMA], table[BETA]
+    centers, scales, shifts = form[0], form[1], form[2]
+    for c in range(first, stop, LANES):
+        n = stop - c
+        mean, low = widen(load_upto(means, c, n)), widen(load_upto(lows, c, n))
+        variance = widen(load_upto(variances, c, n))
+        center = narrow(centers, mean + low)
+        std = square_root(variance + splat(eps))
+        scale = narrow(scales, widen(load_upto(gammas, c, n)) / std)
+        rest = (mean - widen(center)) + low
+        rest = where_finite(rest, rest, splat(0.0))  # none of an infinite mean, or NaN
+        shift = widen(load_upto(betas, c, n)) - rest * widen(scale)
+        store_upto(centers, c, n, center)
+        store_upto(scales, c, n, scale)
+        store_upto(shifts, c, n, narrow(shifts, shift))
 
 
 @helper
 def input_gradient_form(
-    table: Any, channel: int, count: float, freedom: float, form: Any, column: int
+    table: Any, first: int, stop: int, count: float, freedom: float, form: Any
 ) -> None:
-    """Write the six coefficients of `input_gradient` of one channel to a column of ``form``.
+    """Write the six coefficients of `input_gradient` of some channels to their columns of ``form``.
 
     With ``g = sum(grad_y)`` and ``h = sum(grad_y * (x - mean))``, ``n = count`` and
     ``freedom = n - correction``:
     ``grad_x = gamma * inv_std * (grad_y - g/n - (x - mean) * inv_std * (inv_std * h / freedom))``.
     Both means are rounded to the dtype of ``form``, and ``rest`` holds what that leaves.
     """
-    mean, inv_std = table[GRAD_MEAN, channel], table[GRAD_INV_STD, channel]
-    grad_mean = table[SUM_GRAD, channel] / count
-    scale = table[GRAD_GAMMA, channel] * inv_std
-    form[0, column] = grad_mean
-    form[1, column] = scale
-    form[2, column] = mean
-    form[3, column] = inv_std
-    form[4, column] = -scale * ((inv_std * table[SUM_GRAD_DEVIATION, channel]) / freedom)
-    of_grad = (grad_mean - float(form[0, column])) * float(form[1, column])
-    of_x = (mean - float(form[2, column])) * inv_std * float(form[4, column])
-    form[5, column] = -(of_grad + of_x)
+    means, inverses, gammas = table[GRAD_MEAN], table[GRAD_INV_STD], table[GRAD_GAMMA]
+    sums, products = table[SUM_GRAD], table[SUM_GRAD_DEVIATION]
+    grad_centers, scales, centers = form[0], form[1], form[2]
+    factors, slopes, rests = form[3], form[4], form[5]
+    for c in range(first, stop, LANES):
+        n = stop - c
+        mean, inv_std = load_upto(means, c, n), load_upto(inverses, c, n)
+        grad_mean = load_upto(sums, c, n) / splat(count)
+        scale = load_upto(gammas, c, n) * inv_std
+        slope = (splat(0.0) - scale) * ((inv_std * load_upto(products, c, n)) / splat(freedom))
+        grad_center, center = narrow(form, grad_mean), narrow(form, mean)
+        rounded_scale, rounded_slope = narrow(form, scale), narrow(form, slope)
+        of_grad = (grad_mean - widen(grad_center)) * widen(rounded_scale)
+        of_x = (mean - widen(center)) * inv_std * widen(rounded_slope)
+        store_upto(grad_centers, c, n, grad_center)
+        store_upto(scales, c, n, rounded_scale)
+        store_upto(centers, c, n, center)
+        store_upto(factors, c, n, narrow(form, inv_std))
+        store_upto(slopes, c, n, rounded_slope)
+        store_upto(rests, c, n, narrow(form, splat(0.0) - (of_grad + of_x)))

@@ -20,8 +20,9 @@ import math
 from typing import Any
 
 from nbbn._jit import helper, inlined
-from nbbn._simd import any_greater, splat
+from nbbn._simd import LANES, any_greater, not_below, splat, where_finite
 from nbbn.kernels.table import INV_STD, M2, MEAN, MEAN_LOW, VAR
+from nbbn.kernels.vectors import load_upto, store_upto
 
 PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the piece in cache
 
@@ -80,16 +81,34 @@ def finite_or(value: float, otherwise: float) -> float:
     return otherwise
 
 
-@helper
-def write_moments(table: Any, channel: int, reference: float, deviation: float, m2: float) -> None:
-    """Write the moments of a channel to its column of ``table``.
+@inlined
+def write_moments_upto(
+    table: Any, first: int, count: int, reference: Any, deviation: Any, m2: Any
+) -> None:
+    """Write the moments of up to sixteen channels to ``table``.
 
-    The mean, ``reference + deviation``, is split into a float64 and what its rounding leaves.
+    A mean, ``reference + deviation``, is split into a float64 and what its rounding leaves.
     """
+    zero = splat(0.0)
     mean = reference + deviation
-    table[MEAN, channel] = mean
-    table[MEAN_LOW, channel] = finite_or((reference - mean) + deviation, 0.0)
-    table[M2, channel] = m2
+    low = (reference - mean) + deviation
+    store_upto(table[MEAN], first, count, mean)
+    store_upto(table[MEAN_LOW], first, count, where_finite(low, low, zero))
+    store_upto(table[M2], first, count, not_below(m2, zero))
+
+
+@helper
+def finish_moments(table: Any, first: int, stop: int, freedom: float, eps: float) -> None:
+    """Write the statistics of some channels to ``table``.
+
+    The rows `MEAN`, `MEAN_LOW` and `M2` come with reference, ``mean - reference`` and m2.
+    """
+    references, deviations, squares = table[MEAN], table[MEAN_LOW], table[M2]
+    for c in range(first, stop, LANES):
+        n = stop - c
+        reference, deviation = load_upto(references, c, n), load_upto(deviations, c, n)
+        write_moments_upto(table, c, n, reference, deviation, load_upto(squares, c, n))
+    write_variances(table, first, stop, freedom, eps)
 
 
 @helper

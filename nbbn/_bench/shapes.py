@@ -21,8 +21,23 @@ RESNET50_IMAGES: tuple[Shape, ...] = (
 )
 """(channels, height, width) of every distinct batch normalization in ResNet-50, in order."""
 
-FEATURES: tuple[Shape, ...] = ((1, 64), (32, 256), (128, 256), (1024, 1024), (65536, 256))
+FEATURES: tuple[Shape, ...] = (
+    (1, 64),
+    (32, 256),
+    (128, 256),
+    (1024, 1024),
+    (65536, 256),
+    (1_000_000, 32),
+)
 """(samples, features): dense layers and tables, from the smallest call upwards."""
+
+ODD: tuple[Shape, ...] = (
+    (8, 1, 224, 224),
+    (8, 3, 512, 512),
+    (8, 100_000),
+    (4, 32, 16, 64, 64),
+)
+"""One channel, three with large images, far more channels than samples, volumes."""
 
 QUICK: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 256, 14, 14), (32, 2048, 7, 7), (128, 256))
 """A sample of the others for ``--quick``: larger than a core's cache, inside it, 7x7, a table."""
@@ -32,7 +47,7 @@ DEFAULT_BATCHES: tuple[int, ...] = (32,)
 IMAGE_SETS: dict[str, tuple[Shape, ...]] = {"resnet50": RESNET50_IMAGES}
 """Sets that take their first dimension from ``--batch``."""
 
-SHAPE_SETS: dict[str, tuple[Shape, ...]] = {"features": FEATURES, "quick": QUICK}
+SHAPE_SETS: dict[str, tuple[Shape, ...]] = {"features": FEATURES, "odd": ODD, "quick": QUICK}
 """Sets of whole shapes."""
 
 DEFAULT_SETS: tuple[str, ...] = ("resnet50", "features")

@@ -1,17 +1,19 @@
 """What one race is about: an operation on a shape, in a storage, with a number of threads."""
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.shapes import Shape, format_shape
+from nbbn._bench.shapes import Shape, format_shape
 
-OPERATIONS = ("inference", "training", "backward")
+OPERATIONS = ("inference", "moments", "training", "backward")
 DTYPES = ("float32", "float64")
 LAYOUTS = ("channels-first", "channels-last")
-VARIANTS = ("fresh", "out")
+VARIANTS = ("fresh", "out", "inplace")
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,21 @@ class Case:
 
     ``shape`` is always (batch, channels, ...). In the layout ``channels-last`` the memory is that
     of (batch, ..., channels). The variant ``fresh`` returns new arrays, ``out`` writes into arrays
-    that are kept.
+    that are kept, ``inplace`` writes over x. ``params`` is the data type of gamma, beta and the
+    running statistics, by default that of x.
     """
 
     operation: str
     shape: Shape
     threads: int
-    dtype: str = "float32"
-    layout: str = "channels-first"
-    variant: str = "fresh"
+    dtype: str = DTYPES[0]
+    layout: str = LAYOUTS[0]
+    variant: str = VARIANTS[0]
+    params: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.params:
+            object.__setattr__(self, "params", self.dtype)
 
     @property
     def channels(self) -> int:
@@ -48,11 +56,19 @@ class Case:
         return (self.shape[0], *self.shape[2:], self.shape[1])
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether the memory is that of (N, C): the channels side by side."""
+        return self.axis == -1 or len(self.shape) == 2
+
+    @property
     def storage(self) -> str:
-        """Data type, layout and variant where they are not the usual ones, else an empty string."""
+        """Data types, layout and variant where they are not the usual ones, else an empty string."""
         usual = Case(self.operation, self.shape, self.threads)
         names = ("dtype", "layout", "variant")
-        return " ".join(getattr(self, n) for n in names if getattr(self, n) != getattr(usual, n))
+        parts = [getattr(self, n) for n in names if getattr(self, n) != getattr(usual, n)]
+        if self.params != self.dtype:
+            parts.append(f"{self.params} parameters")
+        return " ".join(parts)
 
     @property
     def label(self) -> str:
@@ -66,14 +82,20 @@ class Case:
         return asdict(self) | {"shape": list(self.shape)}
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Case":
+    def from_dict(cls, fields: dict[str, Any]) -> Case:
         """Return the case whose `to_dict` is ``fields``."""
         return cls(**(fields | {"shape": tuple(fields["shape"])}))
 
 
 def is_defined(case: Case) -> bool:
-    """Tell whether the operation exists: one value a channel has no variance to train with."""
-    return case.operation == "inference" or math.prod(case.shape) > case.channels
+    """Tell whether the operation exists.
+
+    One value a channel has no variance to train with, and only inference can write over its input
+    again and again.
+    """
+    if case.variant == "inplace" and case.operation != "inference":
+        return False
+    return case.operation in ("inference", "moments") or math.prod(case.shape) > case.channels
 
 
 def list_cases(
@@ -84,13 +106,18 @@ def list_cases(
     dtypes: Iterable[str] = DTYPES[:1],
     layouts: Iterable[str] = LAYOUTS[:1],
     variants: Iterable[str] = VARIANTS[:1],
+    params: Iterable[str] = ("",),
 ) -> tuple[Case, ...]:
     """Return every defined combination; threads vary slowest, so that workers are kept long."""
     cases = []
-    for count, operation, dtype, layout, variant, shape in itertools.product(
-        threads, operations, dtypes, layouts, variants, shapes
+    for count, operation, dtype, parameters, layout, variant, shape in itertools.product(
+        threads, operations, dtypes, params, layouts, variants, shapes
     ):
         # (batch, channels) has the same memory in both layouts: it is measured once.
         real_layout = layout if len(shape) > 2 else LAYOUTS[0]
-        cases.append(Case(operation, shape, count, dtype, real_layout, variant))
+        # Moments have neither a result to write into nor parameters.
+        if operation == "moments":
+            cases.append(Case(operation, shape, count, dtype, real_layout))
+        else:
+            cases.append(Case(operation, shape, count, dtype, real_layout, variant, parameters))
     return tuple(case for case in dict.fromkeys(cases) if is_defined(case))

@@ -1,5 +1,7 @@
 """What the measurements were made on; nothing that tells one machine of a kind from another."""
 
+from __future__ import annotations
+
 import os
 import platform
 from pathlib import Path

@@ -1,20 +1,22 @@
 """The options that both faces, pytest and the script, offer."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import shapes
-from benchmarks.cases import DTYPES, LAYOUTS, OPERATIONS, VARIANTS, Case, list_cases
-from benchmarks.implementations import IMPLEMENTATIONS
-from benchmarks.machine import usable_cores
+from nbbn._bench import shapes
+from nbbn._bench.cases import DTYPES, LAYOUTS, OPERATIONS, VARIANTS, Case, list_cases
+from nbbn._bench.implementations import IMPLEMENTATIONS, QUICK
+from nbbn._bench.machine import usable_cores
 
 DEST_PREFIX = "race_"
 
 # (rounds at most, seconds after which a race ends)
 THOROUGH = (15, 1.5)
-QUICK = (7, 0.5)
+BRIEF = (7, 0.5)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def add_options(add: Callable[..., Any]) -> None:
     add_list("threads", _counts, "thread counts (default: 1,2, as far as there are cores)")
     add_list("dtypes", _choices(DTYPES), "of float32, float64 (default: float32)")
     add_list("layouts", _choices(LAYOUTS), f"of {', '.join(LAYOUTS)} (default: channels-first)")
-    add_list("variants", _choices(VARIANTS), "fresh outputs, out= (default: fresh)")
+    add_list("variants", _choices(VARIANTS), "fresh outputs, out=, inplace (default: fresh)")
+    add_list("params", _choices(DTYPES), "data types of the parameters (default: that of x)")
     names = tuple(IMPLEMENTATIONS)
     add_list("implementations", _choices(names), f"of {', '.join(names)} (default: all)")
     add(
@@ -65,7 +68,7 @@ def add_options(add: Callable[..., Any]) -> None:
         dest=DEST_PREFIX + "quick",
         action="store_true",
         default=False,
-        help="fewer shapes and rounds, unless they are given",
+        help="fewer shapes, implementations, rounds, one thread count, unless they are given",
     )
 
 
@@ -77,9 +80,11 @@ def make_selection(options: Any) -> Selection:
         return default if value is None else value
 
     quick = get("quick", False)
-    rounds, seconds = QUICK if quick else THOROUGH
+    rounds, seconds = BRIEF if quick else THOROUGH
     sets = get("shapes", ("quick",) if quick else shapes.DEFAULT_SETS)
     usual_threads = tuple(count for count in (1, 2) if count <= usable_cores())
+    if quick:  # the same libraries loaded again for another count would take half of the time
+        usual_threads = usual_threads[-1:]
     cases = list_cases(
         operations=get("operations", OPERATIONS),
         shapes=shapes.expand_shapes(sets, get("batch", shapes.DEFAULT_BATCHES)),
@@ -87,8 +92,9 @@ def make_selection(options: Any) -> Selection:
         dtypes=get("dtypes", DTYPES[:1]),
         layouts=get("layouts", LAYOUTS[:1]),
         variants=get("variants", VARIANTS[:1]),
+        params=get("params", ("",)),
     )
-    names = get("implementations", tuple(IMPLEMENTATIONS))
+    names = get("implementations", QUICK if quick else tuple(IMPLEMENTATIONS))
     return Selection(cases, names, get("rounds", rounds), get("seconds", seconds))
 
 

@@ -1,5 +1,7 @@
 """The engine: implementations in processes of their own, timed in turn, round by round."""
 
+from __future__ import annotations
+
 import json
 import os
 import statistics
@@ -15,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.cases import Case
-from benchmarks.implementations import BASELINE
+from nbbn._bench.cases import Case
+from nbbn._bench.implementations import BASELINE, IMPLEMENTATIONS, LIMITS
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -34,22 +36,28 @@ class WorkerDiedError(Exception):
 
 @dataclass
 class Outcome:
-    """What one implementation did in one race: ``durations`` are seconds per call, by round."""
+    """What one implementation did in one race: ``durations`` are seconds per call, by round.
+
+    ``note`` says which of its ways it took, where it has several. ``kept`` has what a condensed
+    record keeps of the durations, median and minimum.
+    """
 
     status: str = "timed"
     reason: str = ""
     loops: int = 1
     durations: list[float] = field(default_factory=list)
+    note: str = ""
+    kept: dict[str, float] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
         """The median of the durations."""
-        return statistics.median(self.durations)
+        return statistics.median(self.durations) if self.durations else self.kept["median"]
 
     @property
     def minimum(self) -> float:
         """The least of the durations."""
-        return min(self.durations)
+        return min(self.durations) if self.durations else self.kept["minimum"]
 
 
 @dataclass
@@ -59,23 +67,32 @@ class Result:
     case: Case
     outcomes: dict[str, Outcome]
 
-    def ratio(self, peer: str, statistic: str = "median") -> float | None:
-        """Return the time of ``peer`` over that of nbbn, or None where one of them has none."""
-        pair = [self.outcomes.get(name) for name in (peer, BASELINE)]
+    def ratio_to(self, name: str, reference: str, statistic: str = "median") -> float | None:
+        """Return the time of ``name`` over that of ``reference``, or None where one has none."""
+        pair = [self.outcomes.get(each) for each in (name, reference)]
         times = [getattr(o, statistic) for o in pair if o is not None and o.status == "timed"]
         return float(times[0] / times[1]) if len(times) == 2 else None
 
+    def ratio(self, peer: str, statistic: str = "median") -> float | None:
+        """Return the time of ``peer`` over that of nbbn: above 1, nbbn is faster."""
+        return self.ratio_to(peer, BASELINE, statistic)
+
+    def ratio_to_limit(self, name: str, statistic: str = "median") -> float | None:
+        """Return the time of ``name`` over that of the operation's yardstick."""
+        return self.ratio_to(name, LIMITS[self.case.operation], statistic)
+
 
 class Worker:
-    """The parent's end of `benchmarks.worker`."""
+    """The parent's end of `nbbn._bench.worker`; its library loads while others are started."""
 
     def __init__(self, implementation: str, threads: int) -> None:
-        root = str(Path(__file__).resolve().parent.parent)
+        # The nbbn that runs here, and not one in the current folder (-P).
+        root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
         warnings = [f"-W{option}" for option in sys.warnoptions]
-        command = [sys.executable, *warnings, "-m", "benchmarks.worker"]
+        command = [sys.executable, "-P", *warnings, "-m", "nbbn._bench.worker"]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self._process = subprocess.Popen(
             [*command, implementation, str(threads)],
@@ -84,7 +101,16 @@ class Worker:
             stderr=self._errors,
             env=environment,
         )
-        self.greeting = self._receive()
+
+    def greet(self) -> dict[str, Any]:
+        """Wait until the library is loaded; return its versions, or why there are none.
+
+        Raises
+        ------
+        WorkerDiedError
+            If the process ended instead.
+        """
+        return self._receive()
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send a request and return its answer.
@@ -169,13 +195,17 @@ class Race:
             self.close()
             self._threads = case.threads
         result = Result(case, {name: Outcome() for name in self.implementations})
+        declined = {name: self._decline(name, case) for name in self.implementations}
+        self._start([name for name, answer in declined.items() if answer is None])
         for name, outcome in result.outcomes.items():
-            answer = self._start(name) or self._ask(name, "prepare", case=case.to_dict())
+            answer = declined[name] or self._is_absent(name)
+            answer = answer or self._ask(name, "prepare", case=case.to_dict())
             self._note(outcome, answer)
-            outcome.loops = answer.get("loops", 1)
+            outcome.loops, outcome.note = answer.get("loops", 1), answer.get("note", "")
         self._run_rounds(result)
-        for name in list(self._workers):
-            self._ask(name, "release")
+        for name, outcome in result.outcomes.items():
+            if outcome.status == "timed":
+                self._ask(name, "release")
         return result
 
     def _run_rounds(self, result: Result) -> None:
@@ -200,26 +230,32 @@ class Race:
             if status in answer:
                 outcome.status, outcome.reason = status, answer[status]
 
-    def _start(self, name: str) -> dict[str, Any] | None:
-        """Start the worker unless it runs; return why it cannot, or None."""
-        if name in self._absent:
-            outcome = self._absent[name]
-            return {outcome.status: outcome.reason}
-        if name in self._workers:
-            return None
-        try:
-            worker = Worker(name, self._threads)
-        except WorkerDiedError as error:
-            self._absent[name] = Outcome("failed", str(error))
-            return {"failed": str(error)}
-        if "versions" in worker.greeting:
-            self._workers[name] = worker
-            self.versions |= worker.greeting["versions"]
-            return None
-        worker.close()
-        self._absent[name] = Outcome()
-        self._note(self._absent[name], worker.greeting)
-        return worker.greeting
+    def _decline(self, name: str, case: Case) -> dict[str, Any] | None:
+        known = IMPLEMENTATIONS.get(name)
+        reason = known.declines(case) if known is not None else None
+        return {"skipped": reason} if reason is not None else None
+
+    def _start(self, names: Iterable[str]) -> None:
+        """Start the workers of ``names`` that do not run, all at a time: loading takes seconds."""
+        new = [name for name in names if name not in self._workers and name not in self._absent]
+        for name in new:
+            self._workers[name] = Worker(name, self._threads)
+        for name in new:
+            try:
+                greeting = self._workers[name].greet()
+            except WorkerDiedError as error:
+                greeting = {"failed": str(error)}
+            if "versions" in greeting:
+                self.versions |= greeting["versions"]
+                continue
+            self._workers.pop(name).close()
+            self._absent[name] = Outcome()
+            self._note(self._absent[name], greeting)
+
+    def _is_absent(self, name: str) -> dict[str, Any] | None:
+        """Return why the implementation could not be started, or None."""
+        outcome = self._absent.get(name)
+        return None if outcome is None else {outcome.status: outcome.reason}
 
     def _ask(self, name: str, do: str, **arguments: Any) -> dict[str, Any]:
         try:

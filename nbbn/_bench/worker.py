@@ -4,61 +4,24 @@ Requests arrive as JSON lines on standard input, answers leave as JSON lines on 
 output. Between two requests the process is blocked on the pipe and none of its threads runs.
 """
 
+from __future__ import annotations
+
 import gc
-import itertools
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cases import Case
-from benchmarks.implementations import IMPLEMENTATIONS, Implementation, UnsupportedError
-from benchmarks.problem import WrongResultError, make_problem
+from nbbn._bench.cases import Case
+from nbbn._bench.implementations import IMPLEMENTATIONS, Implementation, UnsupportedError
+from nbbn._bench.problem import WrongResultError, make_problem
+from nbbn._bench.timer import Timer
 
-SHORT_CALL_SECONDS = 200e-6
-LOOP_SECONDS = 2e-3
-CALIBRATION_CALLS = 5
-LONG_CALL_SECONDS = 50e-3
 SETTLE_LIMIT_SECONDS = 0.5
 
 Answer = dict[str, Any]
-
-
-class Timer:
-    """The call of the case at hand, and how often a measurement repeats it."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self.call = call
-        self.loops = 1
-        self._seconds = self._calibrate()
-
-    def measure(self) -> float:
-        """Return the seconds of one call, the release of its result included."""
-        # The first call after a pause wakes threads and finds the caches full of other data.
-        if self._seconds < LONG_CALL_SECONDS:
-            self.call()
-        return self._run(self.loops)
-
-    def _run(self, loops: int) -> float:
-        call, repetitions = self.call, itertools.repeat(None, loops)
-        start = time.perf_counter_ns()
-        for _ in repetitions:
-            call()
-        return (time.perf_counter_ns() - start) * 1e-9 / loops
-
-    def _calibrate(self) -> float:
-        """Set ``loops``; return about how long a call takes."""
-        seconds = self._run(1)
-        # One call may have been held up by another process, all of them hardly.
-        for _ in range(CALIBRATION_CALLS if seconds < LONG_CALL_SECONDS else 0):
-            seconds = min(seconds, self._run(1))
-        if seconds < SHORT_CALL_SECONDS:
-            seconds = self._run(max(1, round(SHORT_CALL_SECONDS / seconds)))
-            self.loops = max(1, round(LOOP_SECONDS / seconds))
-        return seconds
 
 
 def settle() -> None:
@@ -102,9 +65,8 @@ class Worker:
         del problem
         self.timer = Timer(prepared.call)
         gc.collect()
-        gc.freeze()
         gc.disable()
-        return {"loops": self.timer.loops}
+        return {"loops": self.timer.loops, "note": prepared.note}
 
     def measure(self) -> Answer:
         """Time the call."""
@@ -116,7 +78,6 @@ class Worker:
         """Forget the case and its arrays."""
         self.timer = None
         gc.enable()
-        gc.unfreeze()
         gc.collect()
         return {}
 
@@ -131,6 +92,9 @@ def load(implementation: Implementation, threads: int) -> Answer:
         actual = implementation.threads()
         if actual not in (None, threads):
             return {"failed": f"uses {actual} threads where {threads} were asked for"}
+        # The libraries stay: collecting them again for each case took longer than many a race.
+        gc.collect()
+        gc.freeze()
         return {"versions": implementation.versions()}
     except Exception:
         return {"failed": traceback.format_exc().rstrip()}

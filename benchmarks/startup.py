@@ -1,0 +1,157 @@
+"""How long a new process waits: for its imports, and for its first calls with a warm and a cold cache.
+
+``python -m benchmarks.startup [--json FILE]``: each figure is the median over fresh processes, the
+cases interleaved. The cold cache is an empty folder for each process; the warm one is filled before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbbn._bench.machine import describe_machine
+
+_IMPORT = """
+import time
+started = time.perf_counter()
+import {module}
+print("import", time.perf_counter() - started)
+"""
+
+_INFERENCE = """
+import time
+import numpy as np
+import nbbn
+x = np.ones({shape}, np.float32)
+bn = nbbn.BatchNorm(x.shape[1]).eval()
+started = time.perf_counter()
+bn(x)
+print("inference", time.perf_counter() - started)
+"""
+
+_TRAINING = """
+import time
+import numpy as np
+import nbbn
+x = np.ones({shape}, np.float32)
+bn = nbbn.BatchNorm(x.shape[1])
+started = time.perf_counter()
+bn(x)
+print("training forward", time.perf_counter() - started)
+started = time.perf_counter()
+bn.backward(x)
+print("backward", time.perf_counter() - started)
+"""
+
+# of each kind of kernel: serial over columns, parallel over runs
+SHAPES = ((32, 64), (32, 64, 56, 56))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one process does; it prints a line ``operation seconds`` for each thing that it times."""
+
+    name: str
+    code: str
+    cache: str  # "warm", "cold", or "" where it does not matter
+
+
+def cases() -> list[Case]:
+    """Return all cases, in the order of the table."""
+    found = [Case(name, _IMPORT.format(module=name), "") for name in ("numba", "nbbn")]
+    for cache in ("warm", "cold"):
+        for code in (_INFERENCE, _TRAINING):
+            found += [Case(str(shape), code.format(shape=shape), cache) for shape in SHAPES]
+    return found
+
+
+def run(case: Case, folder: Path) -> dict[str, float]:
+    """Return the seconds of each operation of ``case`` in a new process."""
+    environment = {**os.environ, "NBBN_CACHE_DIR": str(folder)}
+    # An installed package has its bytecode beside it.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", case.code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{case.name} {case.cache}: {done.stderr.strip().splitlines()[-1]}")
+    lines = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+    return {operation: float(seconds) for operation, seconds in lines}
+
+
+def measure(rounds: int, cold_rounds: int) -> list[dict[str, Any]]:
+    """Return a row for each operation of each case: its name, cache, and all times in seconds."""
+    times: dict[tuple[str, str, str], list[float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        warm = Path(temporary) / "warm"
+        for case in cases():
+            if case.cache != "cold":
+                run(case, warm)
+        for number in range(rounds):
+            for case in cases():
+                cold = case.cache == "cold"
+                if cold and number >= cold_rounds:
+                    continue
+                with tempfile.TemporaryDirectory(dir=temporary) as empty:
+                    for operation, seconds in run(case, Path(empty) if cold else warm).items():
+                        times.setdefault((operation, case.name, case.cache), []).append(seconds)
+    return [
+        {"operation": operation, "case": name, "cache": cache, "seconds": seconds}
+        for (operation, name, cache), seconds in times.items()
+    ]
+
+
+def versions() -> dict[str, Any]:
+    """Return what `nbbn.config` tells of a new process."""
+    code = "import json, nbbn; print(json.dumps(nbbn.config()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept = ("nbbn", "python", "numpy", "numba", "llvmlite", "num_threads", "cpu")
+    return {name: value for name, value in json.loads(done.stdout).items() if name in kept}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the medians and the range as text, a line a row."""
+    lines = [f"{'':<18}{'':<18}{'cache':<7}{'median':>8}{'least':>8}{'most':>8}{'runs':>6}   (ms)"]
+    for row in rows:
+        ms = [1e3 * seconds for seconds in row["seconds"]]
+        numbers = "".join(f"{v:8.0f}" for v in (statistics.median(ms), min(ms), max(ms)))
+        head = f"{row['operation']:<18}{row['case']:<18}{row['cache']:<7}"
+        lines.append(f"{head}{numbers}{len(ms):6d}")
+    imports = {row["case"]: statistics.median(row["seconds"]) for row in rows if not row["cache"]}
+    lines.append(f"nbbn adds {1e3 * (imports['nbbn'] - imports['numba']):.0f} ms to import numba")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to FILE")
+    parser.add_argument("--rounds", type=int, default=9, help="processes a case (default 9)")
+    parser.add_argument("--cold-rounds", type=int, default=3, help="of a cold cache (default 3)")
+    arguments = parser.parse_args()
+    if min(arguments.rounds, arguments.cold_rounds) < 1:
+        parser.error("expected at least 1 round")
+    machine, software = describe_machine(), versions()
+    rows = measure(max(arguments.rounds, arguments.cold_rounds), arguments.cold_rounds)
+    print(f"{machine['cpu']}, {machine['usable_cores']} usable cores")
+    print(", ".join(f"{name} {value}" for name, value in software.items()))
+    print(table(rows))
+    if arguments.json is not None:
+        report = {"machine": machine, "versions": software, "rows": rows}
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

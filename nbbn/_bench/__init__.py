@@ -1,0 +1,5 @@
+"""Speed of nbbn beside its peers: one registry of implementations, one list of shapes, one engine.
+
+``nbbn bench``, ``pytest benchmarks/`` and ``python -m benchmarks.compare`` are faces of `race`. Part
+of the package, so that what is installed can be measured; nothing of the package imports it.
+"""

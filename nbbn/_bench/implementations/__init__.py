@@ -1,0 +1,64 @@
+"""The registry: everything that is measured, and how it does each operation.
+
+To add a peer, write a subclass of `Implementation` in a file of its own and put it into
+`IMPLEMENTATIONS`. Libraries are imported in `Implementation.load` only, which runs in the
+implementation's own process after the thread count is in the environment.
+"""
+
+from __future__ import annotations
+
+from nbbn._bench.implementations.base import Implementation, Prepared, UnsupportedError
+from nbbn._bench.implementations.with_jax import Jax
+from nbbn._bench.implementations.with_nbbn import Nbbn
+from nbbn._bench.implementations.with_numpy import NumPy
+from nbbn._bench.implementations.with_onnxruntime import OnnxRuntime
+from nbbn._bench.implementations.with_openvino import OpenVino
+from nbbn._bench.implementations.with_sklearn import ScikitLearn
+from nbbn._bench.implementations.with_torch import Torch
+from nbbn._bench.implementations.yardsticks import BareKernel, CopyAffine, OneTrip, Read, TwoTrip
+
+__all__ = [
+    "BASELINE",
+    "IMPLEMENTATIONS",
+    "LIMITS",
+    "QUICK",
+    "Implementation",
+    "Prepared",
+    "UnsupportedError",
+]
+
+BASELINE = Nbbn.name
+"""The implementation that every other one is compared with."""
+
+LIMITS = {
+    "inference": CopyAffine.name,
+    "moments": Read.name,
+    "training": TwoTrip.name,
+    "backward": TwoTrip.name,
+}
+"""The yardstick of each operation, which every time is a multiple of."""
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    implementation.name: implementation
+    for implementation in (
+        Nbbn(),
+        NumPy(),
+        Torch(),
+        OnnxRuntime(),
+        Jax(),
+        OpenVino(),
+        ScikitLearn(),
+        CopyAffine(),
+        Read(),
+        TwoTrip(),
+        OneTrip(),
+        BareKernel(),
+    )
+}
+
+QUICK = tuple(
+    name
+    for name, implementation in IMPLEMENTATIONS.items()
+    if not implementation.is_yardstick or name in LIMITS.values()
+)
+"""What ``--quick`` takes, unless it is told: nbbn, the libraries, and the limits of the operations."""

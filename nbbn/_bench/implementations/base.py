@@ -1,0 +1,146 @@
+"""What an implementation is, and what they share."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from abc import ABC
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nbbn._bench.cases import Case
+from nbbn._bench.problem import EPS, Array, Problem, along_channels, check_outputs
+
+Outputs = dict[str, Array]
+
+
+class UnsupportedError(Exception):
+    """The implementation cannot do this case; the message says why."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case ready to be timed.
+
+    ``call`` is what is timed, once a repetition. ``outputs`` takes what ``call`` returned and
+    names the arrays in it, in the memory layout of the problem; it is called after the first
+    ``call``, so moving averages have made one step. ``note`` says what was chosen, if anything.
+    """
+
+    call: Callable[[], Any]
+    outputs: Callable[[Any], Outputs]
+    note: str = ""
+
+
+class Implementation(ABC):
+    """Something that can be measured: a method ``prepare_OPERATION`` for each that it has."""
+
+    name: ClassVar[str]
+    module: ClassVar[str]
+    is_yardstick: ClassVar[bool] = False
+    """Whether it shows what the machine allows, and is nothing to be ahead of."""
+
+    def missing(self) -> str | None:
+        """Return why it cannot be measured here, or None."""
+        if importlib.util.find_spec(self.module) is None:
+            return f"{self.module} is not installed"
+        return None
+
+    def load(self, threads: int) -> None:
+        """Import the library; ``threads`` is for those that do not read the environment."""
+        self.library = importlib.import_module(self.module)
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the library and of what its speed depends on."""
+        return {self.name: str(self.library.__version__)}
+
+    def threads(self) -> int | None:
+        """Return the threads the library says it uses, or None if it does not say."""
+        return None
+
+    def declines(self, case: Case) -> str | None:
+        """Return why it cannot do this case, or None; asked before it is loaded."""
+        if not hasattr(self, f"prepare_{case.operation}"):
+            return f"{self.name} has no {case.operation}"
+        return None
+
+    def prepare(self, problem: Problem) -> Prepared:
+        """Return the call for ``problem``, whose case it does not decline.
+
+        Raises
+        ------
+        UnsupportedError
+            If the library turns out to be unable.
+        """
+        prepared: Prepared = getattr(self, f"prepare_{problem.case.operation}")(problem)
+        return prepared
+
+    def verify(self, problem: Problem, prepared: Prepared, result: Any) -> None:
+        """Raise `WrongResultError` if ``result`` of the first call is not what it has to be."""
+        check_outputs(problem, prepared.outputs(result))
+
+    def declines_variant(self, case: Case, *variants: str) -> str | None:
+        """Return a reason unless the case's variant is one of these."""
+        if case.variant in variants:
+            return None
+        return f"{self.name} has no {case.variant} for {case.operation}"
+
+    def declines_params(self, case: Case) -> str | None:
+        """Return a reason unless the parameters have the data type of x."""
+        if case.params == case.dtype:
+            return None
+        return f"{self.name} takes parameters of the data type of x only"
+
+
+def input_and_out(problem: Problem) -> tuple[Array, Array | None]:
+    """Return what the case reads, x or a copy to write over, and what it writes, if given."""
+    x, variant = problem.x, problem.case.variant
+    if variant == "inplace":
+        x = x.copy()
+        return x, x
+    return x, np.empty_like(x) if variant == "out" else None
+
+
+def with_out(function: Callable[..., Any], out: Array | None, *args: Any) -> Callable[[], Any]:
+    """Bind ``args``, and ``out=`` in the variants that are given one."""
+    return partial(function, *args) if out is None else partial(function, *args, out=out)
+
+
+def reduced_axes(problem: Problem) -> tuple[int, ...]:
+    """Return the axes that statistics are taken over."""
+    channel_axis = problem.case.axis % problem.x.ndim
+    return tuple(axis for axis in range(problem.x.ndim) if axis != channel_axis)
+
+
+def scale_and_shift(problem: Problem) -> tuple[Array, Array]:
+    """Return the two factors of inference, in the data type of x, shaped to broadcast with it."""
+    p = problem
+    scale = p.gamma / np.sqrt(p.running_var.astype(np.float64) + EPS)
+    shift = p.beta - p.running_mean * scale
+    factors = (v.astype(p.x.dtype) for v in (scale, shift))
+    first, second = (along_channels(v, p.x, p.case.axis) for v in factors)
+    return first, second
+
+
+def named_y(y: Array) -> Outputs:
+    """Name the result of inference."""
+    return {"y": y}
+
+
+def named_moments(mean: Array, var: Array) -> Outputs:
+    """Name the results of moments."""
+    return {"mean": mean, "var": var}
+
+
+def named_training(y: Array, running_mean: Array, running_var: Array) -> Outputs:
+    """Name the results of training."""
+    return {"y": y, "running_mean": running_mean, "running_var": running_var}
+
+
+def named_backward(grad_x: Array, grad_gamma: Array, grad_beta: Array) -> Outputs:
+    """Name the results of backward."""
+    return {"grad_x": grad_x, "grad_gamma": grad_gamma, "grad_beta": grad_beta}

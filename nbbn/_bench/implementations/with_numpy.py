@@ -1,0 +1,90 @@
+"""NumPy: what one writes without a library."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbbn._bench.implementations.base import (
+    Implementation,
+    Prepared,
+    input_and_out,
+    named_backward,
+    named_moments,
+    named_training,
+    named_y,
+    reduced_axes,
+    scale_and_shift,
+)
+from nbbn._bench.problem import EPS, MOMENTUM, Array, Problem, along_channels
+
+
+class NumPy(Implementation):
+    """Whole-array expressions in the data type of ``x``."""
+
+    name = "numpy"
+    module = "numpy"
+
+    def prepare_inference(self, problem: Problem) -> Prepared:
+        """``x * scale + shift``, with scale and shift computed beforehand."""
+        scale, shift = scale_and_shift(problem)
+        x, out = input_and_out(problem)
+        if out is None:
+            return Prepared(lambda: x * scale + shift, named_y)
+        return Prepared(lambda: _affine(x, scale, shift, out), named_y)
+
+    def prepare_moments(self, problem: Problem) -> Prepared:
+        """``mean`` and ``var``."""
+        x, axes = problem.x, reduced_axes(problem)
+        return Prepared(lambda: (x.mean(axes), x.var(axes)), lambda pair: named_moments(*pair))
+
+    def prepare_training(self, problem: Problem) -> Prepared:
+        """``mean``, ``var``, then as in inference, and the moving averages."""
+        p = problem
+        gamma, beta = (along_channels(v, p.x, p.case.axis) for v in (p.gamma, p.beta))
+        mean_, var_ = (
+            along_channels(v.copy(), p.x, p.case.axis) for v in (p.running_mean, p.running_var)
+        )
+        axes, dtype = reduced_axes(p), p.x.dtype
+        unbias = p.x.size / p.case.channels / (p.x.size / p.case.channels - 1)
+        x, out = input_and_out(p)
+
+        def train() -> Array:
+            mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+            scale = (gamma / np.sqrt(var + EPS)).astype(dtype, copy=False)
+            shift = (beta - mean * scale).astype(dtype, copy=False)
+            mean_[...] = (1 - MOMENTUM) * mean_ + MOMENTUM * mean
+            var_[...] = (1 - MOMENTUM) * var_ + MOMENTUM * unbias * var
+            y: Array = x * scale + shift if out is None else _affine(x, scale, shift, out)
+            return y
+
+        return Prepared(train, lambda y: named_training(y, mean_.ravel(), var_.ravel()))
+
+    def prepare_backward(self, problem: Problem) -> Prepared:
+        """The gradients as they stand in the formula."""
+        p = problem
+        grad_y, axes, n = p.grad_y, reduced_axes(p), p.x.size // p.case.channels
+        mean, inv_std, gamma = (
+            along_channels(v.astype(p.x.dtype), p.x, p.case.axis)
+            for v in (p.mean, p.inv_std, p.gamma)
+        )
+        x, out = input_and_out(p)
+        xhat_out = None if out is None else np.empty_like(x)
+
+        def differentiate() -> tuple[Array, Array, Array]:
+            xhat = np.subtract(x, mean, out=xhat_out)
+            xhat *= inv_std
+            grad_beta = grad_y.sum(axes, keepdims=True)
+            grad_gamma = np.multiply(grad_y, xhat, out=out).sum(axes, keepdims=True)
+            xhat *= grad_gamma / n
+            grad_x = np.subtract(grad_y, xhat, out=out)
+            grad_x -= grad_beta / n
+            grad_x *= gamma * inv_std
+            return grad_x, grad_gamma.ravel(), grad_beta.ravel()
+
+        return Prepared(differentiate, lambda grads: named_backward(*grads))
+
+
+def _affine(x: Array, scale: Array, shift: Array, out: Array) -> Array:
+    np.multiply(x, scale, out=out)
+    np.add(out, shift, out=out)
+    return out

@@ -1,0 +1,75 @@
+"""OpenVINO: a compiled model of a multiplication and an addition."""
+
+from __future__ import annotations
+
+import importlib
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nbbn._bench.cases import Case
+from nbbn._bench.implementations.base import (
+    Implementation,
+    Prepared,
+    UnsupportedError,
+    named_y,
+    scale_and_shift,
+)
+from nbbn._bench.problem import Array, Problem
+
+
+class OpenVino(Implementation):
+    """A request on the CPU; with ``out``, its tensors are the NumPy memory.
+
+    The model is what ``batch_norm_inference`` becomes when it is compiled, on any axis.
+    """
+
+    name = "openvino"
+    module = "openvino"
+
+    def load(self, threads: int) -> None:
+        """Import the library; a compiled model takes its threads from its properties."""
+        super().load(threads)
+        self._threads = threads
+
+    def declines(self, case: Case) -> str | None:
+        """Return why it cannot do this case."""
+        declined = super().declines(case) or self.declines_variant(case, "fresh", "out")
+        if declined is None and case.dtype != "float32":
+            return "OpenVINO computes in float32 on a CPU"
+        return declined
+
+    def prepare_inference(self, problem: Problem) -> Prepared:
+        """``request.infer``."""
+        request, x = self._request(problem), problem.x
+        if problem.case.variant == "fresh":
+            infer = partial(request.infer, {0: x}, share_inputs=True)
+            return Prepared(infer, lambda found: named_y(found[0]))
+        y = np.empty_like(x)
+        kept = (x, y)  # the tensors may not keep what they share alive
+        request.set_input_tensor(0, self.library.Tensor(x, shared_memory=True))
+        request.set_output_tensor(0, self.library.Tensor(y, shared_memory=True))
+
+        def call() -> Array:
+            request.infer(share_outputs=True)  # else the results would be copied once more
+            return kept[1]
+
+        return Prepared(call, named_y)
+
+    def _request(self, problem: Problem) -> Any:
+        ov = self.library
+        operators = importlib.import_module("openvino.opset13")
+        x = operators.parameter(problem.x.shape, problem.x.dtype)
+        scale, shift = (operators.constant(v) for v in scale_and_shift(problem))
+        y = operators.add(operators.multiply(x, scale), shift)
+        properties = {
+            "INFERENCE_NUM_THREADS": self._threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        compiled = ov.Core().compile_model(ov.Model([y], [x], "affine"), "CPU", properties)
+        actual = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        if actual != self._threads:
+            raise UnsupportedError(f"OpenVINO takes {actual} threads, not {self._threads}")
+        return compiled.create_infer_request()

@@ -1,0 +1,112 @@
+"""PyTorch."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nbbn._bench.cases import Case
+from nbbn._bench.implementations.base import (
+    Implementation,
+    Prepared,
+    named_backward,
+    named_moments,
+    named_training,
+    named_y,
+)
+from nbbn._bench.problem import EPS, MOMENTUM, Array, Problem
+
+
+class Torch(Implementation):
+    """torch on the CPU, its memory shared with the NumPy arrays, gradients off."""
+
+    name = "torch"
+    module = "torch"
+
+    def load(self, threads: int) -> None:
+        """Import torch, and leave its recording of gradients for good."""
+        super().load(threads)
+        self.library.set_num_threads(threads)
+        # For the whole process: entering it once a call would cost a small call a third.
+        self.library.inference_mode().__enter__()
+
+    def threads(self) -> int | None:
+        """Return the size of torch's pool."""
+        return int(self.library.get_num_threads())
+
+    def declines(self, case: Case) -> str | None:
+        """Return why it cannot do this case."""
+        declined = super().declines(case) or self.declines_variant(case, "fresh", "out")
+        return declined or self.declines_params(case)
+
+    def _tensors(self, problem: Problem) -> tuple[Any, ...]:
+        """Return x (a view whose axis 1 is the channels) and copies of the four vectors."""
+        p = problem
+        vectors = (p.gamma, p.beta, p.running_mean, p.running_var)
+        copies = (self.library.from_numpy(v.copy()) for v in vectors)
+        return self._view(p, p.x), *copies
+
+    def _view(self, problem: Problem, array: Array) -> Any:
+        return self.library.from_numpy(np.moveaxis(array, problem.case.axis, 1))
+
+    @staticmethod
+    def _array(problem: Problem, tensor: Any) -> Array:
+        array: Array = tensor.numpy()
+        return np.moveaxis(array, 1, problem.case.axis) if array.ndim > 1 else array
+
+    def _forward(self, problem: Problem, tensors: tuple[Any, ...], training: bool) -> Any:
+        torch, case = self.library, problem.case
+        x, weight, bias, mean, var = tensors
+        if case.variant == "fresh":
+            batch_norm = torch.nn.functional.batch_norm
+            return lambda: batch_norm(x, mean, var, weight, bias, training, MOMENTUM, EPS)
+        # Inference leaves the two statistics empty, and warns when it has to shrink them.
+        saved = case.channels if training else 0
+        return partial(
+            torch.ops.aten.native_batch_norm.out,
+            *(x, weight, bias, mean, var, training, MOMENTUM, EPS),
+            out=torch.empty_like(x),
+            save_mean=torch.empty(saved, dtype=x.dtype),
+            save_invstd=torch.empty(saved, dtype=x.dtype),
+        )
+
+    def prepare_inference(self, problem: Problem) -> Prepared:
+        """``torch.nn.functional.batch_norm``, or the ``.out`` overload beneath it."""
+        call = self._forward(problem, self._tensors(problem), training=False)
+        return Prepared(call, lambda y: named_y(self._array(problem, _first(y))))
+
+    def prepare_moments(self, problem: Problem) -> Prepared:
+        """``torch.var_mean``."""
+        x = self._view(problem, problem.x)
+        axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+        call = partial(self.library.var_mean, x, axes, correction=0)
+        return Prepared(call, lambda pair: named_moments(pair[1].numpy(), pair[0].numpy()))
+
+    def prepare_training(self, problem: Problem) -> Prepared:
+        """The function of inference with ``training=True``."""
+        tensors = self._tensors(problem)
+        mean, var = tensors[3].numpy(), tensors[4].numpy()
+        call = self._forward(problem, tensors, training=True)
+        return Prepared(call, lambda y: named_training(self._array(problem, _first(y)), mean, var))
+
+    def prepare_backward(self, problem: Problem) -> Prepared:
+        """``native_batch_norm_backward``, which autograd calls, on the saved statistics."""
+        torch, p = self.library, problem
+        x, weight, _, mean, var = self._tensors(p)
+        saved = [torch.from_numpy(v.astype(p.x.dtype)) for v in (p.mean, p.inv_std)]
+        grad_y = self._view(p, p.grad_y)
+        arguments = (grad_y, x, weight, mean, var, *saved, True, EPS, [True, True, True])
+        overloads = torch.ops.aten.native_batch_norm_backward
+        if p.case.variant == "fresh":
+            call = partial(overloads.default, *arguments)
+        else:
+            out = (torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight))
+            call = partial(overloads.out, *arguments, out0=out[0], out1=out[1], out2=out[2])
+        return Prepared(call, lambda grads: named_backward(*(self._array(p, g) for g in grads)))
+
+
+def _first(result: Any) -> Any:
+    """Return the normalized tensor: ``.out`` overloads return it with the statistics."""
+    return result[0] if isinstance(result, tuple) else result

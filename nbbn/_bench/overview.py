@@ -1,0 +1,144 @@
+"""The tables of ``nbbn bench``: what to expect of this machine, within 100 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nbbn._bench.implementations import BASELINE, IMPLEMENTATIONS, LIMITS
+from nbbn._bench.machine import describe_machine
+from nbbn._bench.race import Result
+from nbbn._bench.report import NOISY_RATIO, format_seconds
+from nbbn._bench.shapes import format_shape
+
+WIDTH = 100
+
+_EXPLANATION = (
+    f"{BASELINE}: time of a call, median. of limit: that time over the yardstick's, which only moves "
+    "as much memory; 1.00 is as fast as this machine can. The other columns: how many times "
+    f"{BASELINE}'s time the library takes; < marks where it is the faster one."
+)
+
+
+def format_ratio(ratio: float | None) -> str:
+    """Return a ratio with three digits, ``-`` for None."""
+    if ratio is None:
+        return "-"
+    return f"{ratio:.{2 if ratio < 9.995 else 1 if ratio < 99.95 else 0}f}"
+
+
+def describe_run(machine: dict[str, Any], versions: dict[str, str]) -> str:
+    """Return processor, cores, caches and versions in one sentence."""
+    data = [c for c in machine["caches"] if c["type"] != "Instruction"]
+    caches = ", ".join(f"L{c['level']} {_short_size(c['size'])}" for c in data)
+    cores = f"{machine['usable_cores']} of {machine['cores']} cores"
+    parts = [machine["cpu"], cores, caches, f"{machine['system']} {machine['architecture']}"]
+    # OpenVINO's goes on with the build, after a hyphen.
+    short = {name: version.partition("-")[0] for name, version in sorted(versions.items())}
+    software = ", ".join(f"{name} {version}" for name, version in short.items())
+    return f"{', '.join(filter(None, parts))}; {machine['python']}, {software}"
+
+
+def overview_lines(results: Sequence[Result], versions: dict[str, str]) -> list[str]:
+    """Return a table for each operation, thread count and storage, and what it says."""
+    peers = timed_peers(results)
+    lines = [*_wrap(describe_run(describe_machine(), versions)), ""]
+    groups: dict[tuple[str, int, str], list[Result]] = {}
+    for result in results:
+        case = result.case
+        groups.setdefault((case.operation, case.threads, case.storage), []).append(result)
+    for (operation, threads, storage), group in groups.items():
+        count = f"{threads} thread{'s' if threads > 1 else ''}"
+        title = ", ".join(filter(None, (operation, count, storage)))
+        lines += [f"{title}; limit: {LIMITS[operation]}", *_table(group, peers), ""]
+    lines += _wrap(_EXPLANATION)
+    return [*lines, "", *_behind(results, peers), *_noise(results), *_troubles(results)]
+
+
+def timed_peers(results: Iterable[Result]) -> list[str]:
+    """Return the libraries that were timed at least once, in the order of the registry."""
+    found = {name for r in results for name, o in r.outcomes.items() if o.status == "timed"}
+    known = (name for name, known in IMPLEMENTATIONS.items() if not known.is_yardstick)
+    return [name for name in known if name in found and name != BASELINE]
+
+
+def behind(result: Result, peers: Iterable[str]) -> list[tuple[str, float]]:
+    """Return the libraries that took less time than nbbn, the fastest first, and their ratios."""
+    ratios = ((peer, result.ratio(peer)) for peer in peers)
+    slower = [(peer, ratio) for peer, ratio in ratios if ratio is not None and ratio < 1]
+    return sorted(slower, key=lambda pair: pair[1])
+
+
+def _short_size(size: str) -> str:
+    kib = int(size.rstrip("K")) if size.endswith("K") else None
+    return size if kib is None else f"{kib // 1024} MB" if kib >= 1024 else f"{kib} KB"
+
+
+def _table(group: Sequence[Result], peers: Sequence[str]) -> list[str]:
+    columns = [peer for peer in peers if any(r.ratio_to(peer, peer) is not None for r in group)]
+    rows = [["shape", BASELINE, "of limit", *columns]]
+    for result in group:
+        outcome = result.outcomes.get(BASELINE)
+        timed = outcome is not None and outcome.status == "timed"
+        time = format_seconds(outcome.median) if outcome is not None and timed else "failed"
+        limit = format_ratio(result.ratio_to_limit(BASELINE))
+        ratios = [result.ratio(peer) for peer in columns]
+        # A space where there is no mark, so that the digits stay in line.
+        marked = [format_ratio(r) + (" <" if r is not None and r < 1 else "  ") for r in ratios]
+        rows.append([format_shape(result.case.shape), time, limit, *marked])
+    rows[0][3:] = [f"{peer}  " for peer in columns]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _behind(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
+    compared = sum(r.ratio(peer) is not None for r in results for peer in peers)
+    if not compared:
+        return [f"nothing to compare {BASELINE} with"]
+    slower = [(r, flags) for r in results if (flags := behind(r, peers))]
+    count = sum(len(flags) for _, flags in slower)
+    if not count:
+        return [f"{BASELINE} is the fastest in all {compared} comparisons."]
+    lines = [f"{BASELINE} is not the fastest in {count} of {compared} comparisons:"]
+    for result, flags in slower:
+        found = ", ".join(f"{peer} {format_ratio(ratio)}" for peer, ratio in flags)
+        lines += _wrap(f"{result.case.label}: {found}", "  ")
+    return lines
+
+
+def _noise(results: Sequence[Result]) -> list[str]:
+    timed = [o for r in results for o in r.outcomes.values() if o.status == "timed"]
+    noisy = sum(o.median > NOISY_RATIO * o.minimum for o in timed)
+    # On a quiet machine one in a hundred was seen.
+    if 20 * noisy <= len(timed):
+        return []
+    return _wrap(
+        f"{noisy} of {len(timed)} medians are over {NOISY_RATIO} times the minimum: something else "
+        "was running, so measure again before you rely on them."
+    )
+
+
+def _troubles(results: Sequence[Result]) -> list[str]:
+    """Return what failed, and which libraries are not there."""
+    found: dict[str, None] = {}
+    for result in results:
+        for name, outcome in result.outcomes.items():
+            reason = outcome.reason.strip().rpartition("\n")[2]
+            if outcome.status == "failed":
+                found[f"{name} failed ({result.case.label}): {reason}"] = None
+            elif outcome.status == "skipped" and reason.endswith("not installed"):
+                found[f"{name} left out: {reason}"] = None
+    return [line for text in found for line in _wrap(text)]
+
+
+def _wrap(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=2 * indent, break_on_hyphens=False
+    )

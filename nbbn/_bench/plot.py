@@ -1,0 +1,141 @@
+"""The drawing of races: times as multiples of the yardstick's, beside the limit line at 1.
+
+Readable in black and white: each library has its grey and its hatch, and its name at its bar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+# Without pyplot: no window system is looked for, and no state is left behind.
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nbbn._bench.implementations import BASELINE, IMPLEMENTATIONS, LIMITS
+from nbbn._bench.overview import format_ratio
+from nbbn._bench.race import Result
+from nbbn._bench.shapes import format_shape
+
+_STYLES: dict[str, dict[str, Any]] = {
+    "nbbn": {"facecolor": "black"},
+    "numpy": {"facecolor": "0.85"},
+    "torch": {"facecolor": "0.55"},
+    "onnxruntime": {"facecolor": "white", "hatch": "////"},
+    "jax": {"facecolor": "white", "hatch": "||||"},
+    "openvino": {"facecolor": "white", "hatch": "xxxx"},
+    "sklearn": {"facecolor": "white", "hatch": "----"},
+}
+_OTHER = {"facecolor": "white"}
+
+# In units of a bar's height, and inches.
+_GAP = 0.9
+_HEAD = 1.5
+_BAR_INCHES = 0.155
+_PANEL_INCHES = 0.55
+_WIDTH_INCHES = 11.0
+
+_Bars = list[tuple[str, float]]
+
+
+def make_figure(results: Sequence[Result]) -> Figure:
+    """Return the figure: a panel for each operation, two in a row.
+
+    Raises
+    ------
+    ValueError
+        If no race timed both nbbn and the yardstick of its operation.
+    """
+    panels = _panels(results)
+    if not panels:
+        raise ValueError(f"nothing to draw: no race timed {BASELINE} and its limit")
+    pairs = [panels[i : i + 2] for i in range(0, len(panels), 2)]
+    heights = [max(_height(groups) for _, groups in pair) for pair in pairs]
+    inches = [_BAR_INCHES * (height + _HEAD) + _PANEL_INCHES for height in heights]
+    figure = Figure(figsize=(_WIDTH_INCHES, sum(inches) + 0.3), layout="constrained")
+    grid = figure.add_gridspec(len(pairs), 2, height_ratios=inches)
+    for row, pair in enumerate(pairs):
+        for column, (operation, groups) in enumerate(pair):
+            axes = figure.add_subplot(grid[row, column if len(panels) > 1 else slice(None)])
+            _draw(axes, operation, groups, heights[row])
+    return figure
+
+
+def _panels(results: Sequence[Result]) -> list[tuple[str, list[tuple[str, _Bars]]]]:
+    """Return for each operation its groups: a label, and the bars of one race."""
+    threads = {result.case.threads for result in results}
+    panels: dict[str, list[tuple[str, _Bars]]] = {}
+    for result in results:
+        names = [n for n, known in IMPLEMENTATIONS.items() if not known.is_yardstick]
+        ratios = ((name, result.ratio_to_limit(name)) for name in names)
+        bars = [(name, ratio) for name, ratio in ratios if ratio is not None]
+        if not any(name == BASELINE for name, _ in bars):
+            continue
+        case = result.case
+        plural = "s" if case.threads > 1 else ""
+        count = f"{case.threads} thread{plural}" if len(threads) > 1 else ""
+        storage = case.storage.replace(" ", "\n") if case.storage else ""
+        label = "\n".join(filter(None, (format_shape(case.shape), count, storage)))
+        panels.setdefault(case.operation, []).append((label, bars))
+    return list(panels.items())
+
+
+def _height(groups: Sequence[tuple[str, _Bars]]) -> float:
+    # A label of several lines needs a group of their height.
+    return sum(max(len(bars), 1 + label.count("\n")) + _GAP for label, bars in groups)
+
+
+def _draw(axes: Axes, operation: str, groups: Sequence[tuple[str, _Bars]], height: float) -> None:
+    ratios = [ratio for _, bars in groups for _, ratio in bars]
+    least, most = min(0.5, 0.8 * min(ratios)), max(2.0, max(ratios))
+    axes.set_xscale("log")
+    # The longest bar leaves room for its name.
+    axes.set_xlim(least, most * (most / least) ** 0.45)
+    axes.set_ylim(height - _GAP / 2, -_HEAD)
+    axes.set_title(f"{operation}: times the limit, {LIMITS[operation]}", fontsize=10, loc="left")
+    ticks, labels, y = [], [], 0.0
+    for label, bars in groups:
+        rows = max(len(bars), 1 + label.count("\n"))
+        ticks.append(y + (rows - 1) / 2)
+        labels.append(label)
+        for i, (name, ratio) in enumerate(bars):
+            _draw_bar(axes, y + i + (rows - len(bars)) / 2, name, ratio, least)
+        y += rows + _GAP
+    # White beneath the dashes: a line that is seen on black bars, too.
+    axes.axvline(1.0, color="white", linewidth=1.8, zorder=3)
+    axes.axvline(1.0, color="black", linewidth=1.2, linestyle=(0, (4, 2)), zorder=3)
+    axes.annotate(
+        "limit",
+        (1.0, -_HEAD),
+        xytext=(3, 0),
+        textcoords="offset points",
+        fontsize=7,
+        va="top",
+    )
+    axes.set_yticks(ticks, labels, fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    _label_ratios(axes, least, most)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _draw_bar(axes: Axes, y: float, name: str, ratio: float, left: float) -> None:
+    style = _STYLES.get(name, _OTHER)
+    axes.barh(y, ratio - left, left=left, height=0.82, edgecolor="black", linewidth=0.6, **style)
+    axes.annotate(
+        f"{name} {format_ratio(ratio)}",
+        # Behind the limit line where the bar ends before it.
+        (max(ratio, 1.0), y),
+        xytext=(4, 0),
+        textcoords="offset points",
+        fontsize=7,
+        va="center",
+        fontweight="bold" if name == BASELINE else "normal",
+    )
+
+
+def _label_ratios(axes: Axes, least: float, most: float) -> None:
+    known = (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+    ticks = [tick for tick in known if least <= tick <= most]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+    axes.set_xticks([], minor=True)

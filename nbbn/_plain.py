@@ -1,0 +1,190 @@
+"""Steps on plain arrays: a plan remembered by shape, and one call of a kernel that checks the rest.
+
+Every function here returns `REFUSED` (or None) where its arguments are not for this way: then
+nothing has been written, and the general way (`nbbn._steps`) does it or says what is wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn import _dispatch, _threads
+from nbbn._jit import PlainKernel, is_enabled
+from nbbn._layout import Layout, describe
+from nbbn.kernels import plain
+from nbbn.kernels.table import STATISTICS_ROWS
+
+Array = NDArray[Any]
+View = tuple[int | None, ...]
+
+REFUSED = plain.REFUSED
+OVERWRITTEN = plain.OVERWRITTEN  # as a token: x was, by its own y
+ANY = -1  # as a token: x need not be looked at
+_ALL = 4096  # values up to which a checksum is taken of all of them
+_SAMPLES = 256  # ... and of how many of more, about
+_FLOATS = (np.float32, np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How contiguous arrays of one shape are read."""
+
+    shape: tuple[int, ...]
+    channels: int
+    layout: Layout
+    step: int  # of the values that a checksum is taken of
+    parallel: bool  # whether it is large enough
+    direct: bool  # whether it is neither that, nor of other than two dimensions
+    views: tuple[View, View]  # what the serial and the parallel kernels take: see there
+
+
+@functools.lru_cache(maxsize=1024)
+def make_plan(shape: tuple[int, ...], index: int) -> Plan | None:
+    """Return the plan for ``shape``; None where there is nothing to do, or nothing compiled."""
+    size = math.prod(shape)
+    if size == 0 or not is_enabled():
+        return None
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    layout = describe(shape, index, 1, strides, strides, strides)
+    if layout is None:
+        return None
+    view: View = layout.outer, layout.channels, layout.inner
+    if layout.channels_first:
+        view = 1, *view, None, None
+    else:
+        view = None, *view, layout.repeats, layout.tail
+    views = (1, None, *view), (None, 1, *view)
+    parallel = size >= _dispatch.PARALLEL_FROM
+    direct = len(shape) == 2 and not parallel
+    return Plan(shape, layout.channels, layout, sample_step(size), parallel, direct, views)
+
+
+@functools.lru_cache(maxsize=1024)
+def sample_step(size: int) -> int:
+    """Return 1 for few values, else a step coprime to the size: it falls in step with no axis."""
+    if size <= _ALL:
+        return 1
+    step = size // _SAMPLES
+    while math.gcd(step, size) > 1:
+        step += 1
+    return step
+
+
+def infer(x: Array, y: Array, table: Array, eps: float, plan: Plan) -> int:
+    """Write y; see `nbbn.kernels.plain.infer`."""
+    if plan.direct:
+        try:
+            token: int = plain.infer.call(x, y, table, eps, 0, plan.step, *plan.views[0])
+        except TypeError:
+            return _run(plain.infer, plan, (x, y), table, eps, 0, plan.step)
+        return token
+    streaming = 0
+    if plan.parallel:
+        streaming = _dispatch.is_streamed(plan.layout, y, x, joined=True)
+    return _run(plain.infer, plan, (x, y), table, eps, streaming, plan.step)
+
+
+def train(
+    x: Array, y: Array, params: Array, freedom: float, eps: float, plan: Plan
+) -> tuple[int, Array]:
+    """Write y; return its token and the table of statistics."""
+    table = np.empty((STATISTICS_ROWS, plan.channels))
+    streaming = 0
+    if plan.parallel:
+        if _dispatch.in_two_passes(plan.layout):
+            return REFUSED, table
+        streaming = _dispatch.is_streamed(plan.layout, y, x, joined=True)
+    rest = params, table, freedom, eps, streaming, plan.step
+    return _run(plain.train, plan, (x, y), *rest), table
+
+
+def moments(x: Array, plan: Plan) -> Array | None:
+    """Return the table of statistics of x."""
+    table = np.empty((STATISTICS_ROWS, plan.channels))
+    count = float(plan.layout.count)
+    return None if _run(plain.collect_moments, plan, (x,), table, count) else table
+
+
+def differentiate(
+    grad_y: Array,
+    x: Array,
+    grad_x: Array,
+    table: Array,
+    gradients: Array,
+    freedom: float,
+    token: int,
+    plan: Plan,
+) -> int:
+    """Write grad_x and the rows of ``gradients``; see `nbbn.kernels.plain.differentiate`."""
+    streaming = 0
+    if plan.parallel:
+        if _dispatch.in_two_passes(plan.layout):
+            return REFUSED
+        streaming = _dispatch.is_streamed(plan.layout, grad_x, x, grad_y, joined=True)
+    rest = gradients, table, freedom, token, streaming, plan.step
+    return _run(plain.differentiate, plan, (grad_y, x, grad_x), *rest)
+
+
+def checksum(x: Array) -> int:
+    """Return the number that `infer` and `train` return of contiguous x."""
+    found = plain.check_overwritten.variant(x.dtype.type, None, False)
+    token: int = found(x.reshape(-1), sample_step(x.size))
+    return token
+
+
+def as_matrices(shape: tuple[int, ...], *arrays: Array) -> list[Array] | None:
+    """Return contiguous arrays of ``shape`` as matrices of one row; None where they are not that."""
+    for array in arrays:
+        if array.shape != shape or not array.flags.c_contiguous:
+            return None
+    return [array.reshape(1, -1) for array in arrays]
+
+
+def _run(kernel: PlainKernel, plan: Plan, arrays: tuple[Array, ...], *rest: Any) -> int:
+    """Call the parallel variant where it pays and may be started now, else the serial one."""
+    given: Any = arrays
+    if len(plan.shape) != 2:
+        given = as_matrices(plan.shape, *arrays)
+        if given is None:
+            return REFUSED
+    parallel = plan.parallel and _threads.enter_region()
+    try:
+        return _call(kernel, plan.views[parallel], given, rest)
+    finally:
+        if parallel:
+            _threads.leave_region()
+
+
+def _call(kernel: PlainKernel, view: View, given: Any, rest: Any) -> int:
+    try:
+        status: int = kernel.call(*given, *rest, *view)
+    except TypeError:
+        if not _is_prepared(kernel, view, given, rest[0]):
+            return REFUSED
+        try:
+            status = kernel.call(*given, *rest, *view)
+        except TypeError:  # as before: the general way will say what is wrong
+            return REFUSED
+    return status
+
+
+def _is_prepared(kernel: PlainKernel, view: View, arrays: tuple[Any, ...], params: Array) -> bool:
+    """Compile what a call needed; return whether the call is worth a second try."""
+    first = arrays[0]
+    dtype = first.dtype.type
+    for array in arrays:
+        if type(array) is not np.ndarray or array.dtype != first.dtype or array.ndim != 2:
+            return False
+        if not (array.flags.aligned and array.dtype.isnative):
+            return False
+    if dtype not in _FLOATS or not (len(arrays) == 1 or arrays[-1].flags.writeable):
+        return False
+    parallel, columns = view[1] is not None, view[-1] is not None
+    kernel.prepare(dtype, params.dtype.type, parallel, columns)
+    return True

@@ -1,0 +1,100 @@
+"""Compiling before the first call: every variant of every kernel that calls may meet."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from nbbn import _checks, _jit, _threads
+from nbbn._jit import Kernel, PlainKernel
+
+_KERNELS = "nbbn.kernels."
+_YARDSTICKS = "nbbn.kernels.yardsticks"  # for measuring only
+_INFERENCE = ("normalize", "infer")  # verbs that the kernels of an inference call are named after
+
+AnyKernel = Kernel | PlainKernel
+Variant = tuple[AnyKernel, tuple[Any, ...]]
+
+
+def warmup(dtypes: Any = ("float32",), training: bool = False) -> None:
+    """Compile what calls with these types need, or load it from the disk cache.
+
+    Afterwards no inference call with such an ``x`` compiles anything, whatever its shape, its memory
+    layout, the number of threads, and the dtype of the parameters.
+
+    Parameters
+    ----------
+    dtypes : iterable of dtype, or one dtype, default ("float32",)
+        Of ``x``: float32, float64, or both. Parameters and running statistics of either dtype are
+        provided for.
+    training : bool, default False
+        Whether to provide for training, `batch_moments`, running averages and gradients as well.
+
+    Raises
+    ------
+    TypeError
+        Where ``dtypes`` holds anything but float32 and float64, or ``training`` is not a bool.
+    ValueError
+        Where ``dtypes`` is empty.
+
+    Notes
+    -----
+    Any thread may call it, and again: what is there already costs nothing. What it compiles is
+    kept on disk (see `show_config` for the folder) for processes on the same type of processor.
+
+    It loads numba's threading layer. A process forked after that cannot use threads, and computes
+    serially: where a server forks its workers, call it in each worker.
+
+    Examples
+    --------
+    >>> import nbbn
+    >>> nbbn.warmup(["float64"])
+    """
+    prepare(variants(dtypes, training))
+
+
+def variants(dtypes: Any, training: Any) -> list[Variant]:
+    """Return what `warmup` with these arguments provides."""
+    wanted = dict.fromkeys(_checked(dtypes))
+    both = _checks.flag("training", training)
+    if not _jit.is_enabled():
+        return []
+    # What is parallel is compiled against the threading layer; without one it never runs.
+    parallel = _threads.has_usable_layer()
+    found: dict[Variant, None] = {}
+    for kernel in kernels():
+        if both or kernel.name.startswith(_INFERENCE):
+            for dtype in wanted:
+                found.update(
+                    dict.fromkeys((kernel, key) for key in kernel.variants(dtype, parallel))
+                )
+    return list(found)
+
+
+def prepare(wanted: list[Variant], done: Callable[[], None] = lambda: None) -> None:
+    """Compile or load these variants, calling ``done`` after each."""
+    for kernel, key in wanted:
+        kernel.prepare(*key)
+        done()
+
+
+def kernels() -> list[AnyKernel]:
+    """Return every kernel of the modules that the package has loaded for its steps."""
+    found: dict[AnyKernel, None] = {}
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith(_KERNELS) and name != _YARDSTICKS:
+            objects = vars(module).values()
+            found.update(dict.fromkeys(k for k in objects if isinstance(k, (Kernel, PlainKernel))))
+    return list(found)
+
+
+def _checked(dtypes: Any) -> list[Any]:
+    if isinstance(dtypes, (str, type, np.dtype)) or not isinstance(dtypes, Iterable):
+        dtypes = (dtypes,)
+    found = [_checks.dtype("dtypes", dtype).type for dtype in dtypes]
+    if not found:
+        raise ValueError("dtypes: expected float32, float64 or both, got none")
+    return found

@@ -1,0 +1,121 @@
+"""Files that commands write: checked before the work is done, there only once they are whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nbbn.cli._errors import CommandError
+
+_FORMATS = ("png", "svg", "pdf")
+
+
+def check_figure(path: Path) -> None:
+    """Make sure, before the work is done, that a drawing can be written.
+
+    Parameters
+    ----------
+    path
+        Where it is to be written; the suffix names the format.
+
+    Raises
+    ------
+    CommandError
+        Where the format is unknown or no file can be made in the folder.
+    """
+    if _format(path) not in _FORMATS:
+        suffixes = ", ".join("." + name for name in _FORMATS)
+        raise CommandError(f"--plot: the suffix must be one of {suffixes}, got {path.name!r}")
+    check_file(path, "--plot")
+
+
+def check_file(path: Path, option: str) -> None:
+    """Make sure that a file can be made in the folder.
+
+    Parameters
+    ----------
+    path
+        The file that is to be written.
+    option
+        What it was given by, for the message.
+
+    Raises
+    ------
+    CommandError
+        Where it cannot.
+    """
+    if path.is_dir():
+        raise CommandError(f"{option}: {path} is a folder, expected a file")
+    temporary = _temporary(path)
+    try:
+        temporary.open("xb").close()
+        temporary.unlink()
+    except OSError as error:
+        raise _cannot_write(path, option, error) from None
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib figure.
+
+    Parameters
+    ----------
+    path
+        Where to write; the suffix names the format.
+    figure
+        What to write.
+
+    Raises
+    ------
+    CommandError
+        Where the file cannot be written.
+    """
+    _write(path, "--plot", lambda file: figure.savefig(file, format=_format(path), dpi=150))
+
+
+def write_text(path: Path, text: str, option: str) -> None:
+    """Write text.
+
+    Parameters
+    ----------
+    path
+        Where to write.
+    text
+        What to write.
+    option
+        What the path was given by, for the message.
+
+    Raises
+    ------
+    CommandError
+        Where the file cannot be written.
+    """
+    _write(path, option, lambda file: file.write(text.encode()))
+
+
+def _write(path: Path, option: str, fill: Callable[[BinaryIO], Any]) -> None:
+    """Make the file, or replace it, once it is whole."""
+    temporary = _temporary(path)
+    try:
+        with temporary.open("xb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, option, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _format(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _cannot_write(path: Path, option: str, error: OSError) -> CommandError:
+    return CommandError(f"{option}: cannot write {path}: {error.strerror or error}")

@@ -1,0 +1,84 @@
+"""``nbbn warmup``: compile before the first call, for instance while a container image is built."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+import nbbn
+from nbbn import _warmup
+from nbbn.cli._errors import CommandError
+from nbbn.cli._progress import Progress
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DEFAULT = ["float32"]
+
+
+def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command and its arguments.
+
+    Parameters
+    ----------
+    commands
+        What :meth:`argparse.ArgumentParser.add_subparsers` returned.
+    """
+    parser = commands.add_parser(
+        "warmup",
+        help="compile what inference or training needs, and keep it on disk",
+        description=(
+            "Compile what calls with arrays of the given types need, so that no later process on "
+            "the same type of processor has to."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--dtype",
+        action="append",
+        metavar="NAME",
+        help="float32 (the default) or float64; several with commas, or by repeating the option",
+    )
+    parser.add_argument(
+        "--training",
+        action="store_true",
+        help="provide for training, statistics and gradients as well",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Compile, and print how much and where it is kept.
+
+    Parameters
+    ----------
+    arguments
+        The parsed command line: ``dtype``, ``training``.
+
+    Raises
+    ------
+    CommandError
+        For an unknown dtype.
+    """
+    names = [name.strip() for text in arguments.dtype or _DEFAULT for name in text.split(",")]
+    try:
+        wanted = _warmup.variants(names, arguments.training)
+    except (TypeError, ValueError) as error:
+        raise CommandError(str(error).replace("dtypes:", "--dtype:", 1)) from None
+    if not wanted:
+        print("nothing to compile: NUMBA_DISABLE_JIT is set")
+        return
+    started = time.perf_counter()
+    with Progress(len(wanted), "Compiling") as progress:
+        _warmup.prepare(wanted, progress.advance)
+    seconds = time.perf_counter() - started
+    kernels = len({kernel for kernel, _ in wanted})
+    purpose = "inference and training" if arguments.training else "inference"
+    types = ", ".join(dict.fromkeys(names))
+    print(f"{len(wanted)} variants of {kernels} kernels for {purpose}, {types}: {seconds:.1f} s")
+    folder = nbbn.config()["cache_directory"]
+    if folder is None:
+        print("not kept: there is no folder for them (see NBBN_CACHE_DIR)")
+    else:
+        print(f"kept in {folder}")

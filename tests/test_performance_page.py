@@ -1,0 +1,168 @@
+"""docs/performance.md says what was recorded, and the targets are judged as they are written."""
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nbbn._bench.cases import Case, is_defined
+from nbbn._bench.implementations import LIMITS
+from nbbn._bench.race import Outcome, Race, Result
+from nbbn._bench.recording import recorded_cases
+from nbbn._bench.report import as_json, condensed
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGE = (32, 64, 56, 56)
+
+
+@pytest.fixture
+def performance(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.performance")
+
+
+def record(*races):
+    """A condensed record of pairs of a case and the seconds of each implementation."""
+    results = [
+        Result(case, {name: Outcome(durations=[time] * 3) for name, time in times.items()})
+        for case, times in races
+    ]
+    made = condensed(as_json(results, Race((), rounds=15, seconds=0.25)))
+    made["machine"] |= {"cpu": "a processor", "memory_gib": 24.0, "cores": 2, "usable_cores": 2}
+    made["machine"]["caches"] = [
+        {"level": "3", "type": "Unified", "size": "32768K", "cores": "0-1"}
+    ]
+    return made
+
+
+def line(text, start):
+    (found,) = [row for row in text.splitlines() if row.startswith(f"| {start}")]
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_the_page_is_that_of_the_recorded_run(performance):
+    if not performance.PAGE.is_file():
+        pytest.skip("docs/performance.md has not been made of a recorded run yet")
+    recorded = performance.keep(None)
+    text = performance.PAGE.read_text("utf-8")
+    assert text == performance.page(recorded, performance.read_startup())
+    assert performance.PICTURE.is_file()
+    assert "\nperformance\n" in (ROOT / "docs" / "index.md").read_text("utf-8")
+
+
+def test_targets_are_judged_case_by_case(performance):
+    case = Case("inference", IMAGE, 1, variant="out")
+    text = performance.page(
+        record(
+            (case, {"nbbn": 1.1, "copy-affine": 1.0, "torch": 3.3}),
+            (replace(case, threads=2), {"nbbn": 1.3, "copy-affine": 1.0, "torch": 1.2}),
+            (replace(case, variant="fresh"), {"nbbn": 1.21, "copy-affine": 1.0, "torch": 12.1}),
+        ),
+        None,
+    )
+    name = "inference, `out=` or in place"
+    assert line(text, name)[2:] == ["1.10 (1.10)", "1.30 (1.30)", "in 1 of 2"]
+    assert line(text, "inference with a new")[2:] == ["1.10 (1.10)", "-", "**yes**, in 1"]
+    assert "32x64x56x56 2 threads out 1.30" in text
+    assert line(text, "every case recorded")[2:] == ["3.00 (6.50)", "0.92 (0.92)", "in 2 of 3"]
+    assert "In 1 of 3 comparisons" in text
+    assert line(text, "inference 32x64x56x56 2 threads out") == [
+        "inference 32x64x56x56 2 threads out",
+        "torch",
+        "0.923",
+        "0.92",
+    ]
+    assert line(text, "32x64x56x56 | 1.10 s / 1.30 s")[2:] == ["1.10 / 1.30", "3.00 / **0.92**"]
+    assert "a processor, 2 of 2 cores" in text
+
+
+@pytest.mark.parametrize(
+    ("operation", "shape", "layout", "start"),
+    [
+        ("training", (1, 64, 112, 112), "channels-first", "training, channels first, in the"),
+        ("training", (32, 64, 112, 112), "channels-first", "training, channels first, larger"),
+        ("training", (65536, 256), "channels-first", "training, channels last and (N, C)"),
+        ("training", IMAGE, "channels-last", "training, channels last and (N, C)"),
+        ("backward", (1024, 1024), "channels-first", "backward, in the cache"),
+        ("backward", IMAGE, "channels-first", "backward, larger"),
+        ("moments", IMAGE, "channels-first", "`batch_moments`"),
+    ],
+)
+@pytest.mark.parametrize("ratio", [0.85, 1.5])
+def test_each_case_belongs_to_one_line(performance, operation, shape, layout, start, ratio):
+    variant = "fresh" if operation == "moments" else "out"
+    case = Case(operation, shape, 1, layout=layout, variant=variant)
+    made = record((case, {"nbbn": ratio, LIMITS[operation]: 1.0}))
+    run = performance.run_of(made)
+    assert [t.name.startswith(start) for t in performance.targets() if t.values(run)] == [True]
+    holds = "**yes**, in 1" if ratio < 1 else "in 0 of 1"
+    assert line(performance.page(made, None), start)[-1] == holds
+
+
+def test_small_calls_are_in_microseconds(performance):
+    case = Case("inference", (1, 64), 1, variant="out")
+    times = {"nbbn": 2.5e-6, "bare-kernel": 0.2e-6, "numpy": 2.4e-6, "torch": 5e-6}
+    text = performance.page(record((case, times)), None)
+    assert line(text, "a small call")[2:] == ["2.30 us (2.30 us)", "in 0 of 1"]
+    assert line(text, "the same: the quickest")[2:] == ["0.96 (0.96)", "in 0 of 1"]
+
+
+def test_other_types_have_their_lines(performance):
+    case = Case("training", IMAGE, 1, "float64", variant="out")
+    mixed = replace(case, dtype="float32", params="float64")
+    times = {"nbbn": 1.1, "two-trip": 1.0}
+    text = performance.page(record((case, times), (mixed, times)), None)
+    for start in ("float64: training", "float32 with float64 parameters: training"):
+        assert line(text, start)[-1] == "**yes**, in 1"
+    assert line(text, "training, channels first, larger")[-1] == "-"
+
+
+def test_the_start_is_told_where_it_was_measured(performance):
+    rows = [
+        {"operation": "import", "case": "numba", "cache": "", "seconds": [0.30, 0.31, 0.5]},
+        {"operation": "import", "case": "nbbn", "cache": "", "seconds": [0.37]},
+        {"operation": "inference", "case": "(32, 64)", "cache": "warm", "seconds": [0.1]},
+        {"operation": "inference", "case": "(32, 64)", "cache": "cold", "seconds": [4.0]},
+        {"operation": "backward", "case": "(32, 64)", "cache": "cold", "seconds": [5.0]},
+    ]
+    made = record((Case("moments", IMAGE, 1), {"nbbn": 1.0, "read": 1.0}))
+    text = performance.page(made, {"rows": rows})
+    assert line(text, "`import nbbn` beyond")[2:] == ["60 ms", "no"]
+    assert line(text, "first call: inference, (32, 64), cache warm")[2:] == ["100 ms", "**yes**"]
+    assert line(text, "first call: inference, (32, 64), cache cold")[2:] == ["4000 ms", "no"]
+    assert line(text, "first call: backward")[1:] == ["-", "5000 ms", "-"]
+    assert "A new process" not in performance.page(made, None)
+
+
+def test_failures_are_on_the_page(performance):
+    case = Case("moments", IMAGE, 1)
+    made = record((case, {"nbbn": 1.0, "read": 1.0}))
+    made["results"].append(
+        made["results"][0] | {"implementation": "torch", "status": "failed", "reason": "wrong"}
+    )
+    del made["results"][-1]["median"]
+    assert "- torch, moments 32x64x56x56 1 thread: wrong" in performance.page(made, None)
+
+
+def test_the_picture_is_the_same_for_the_same_numbers(performance, tmp_path):
+    pytest.importorskip("matplotlib", reason="it draws the bars")
+    made = record((Case("moments", IMAGE, 1), {"nbbn": 1.0, "read": 1.0, "torch": 30.0}))
+    files = [tmp_path / name / "bars.svg" for name in ("a", "b")]
+    for file in files:
+        performance.draw(made, file)
+    texts = [file.read_text("utf-8") for file in files]
+    assert texts[0] == texts[1]
+    assert ">torch 30.0<" in texts[0]
+
+
+def test_every_target_has_recorded_cases(performance):
+    races = [
+        (case, {"nbbn": 1.0, LIMITS[case.operation]: 1.0, "bare-kernel": 1.0, "numpy": 2.0})
+        for case in recorded_cases()
+    ]
+    run = performance.run_of(record(*races))
+    for target in performance.targets():
+        assert {case.threads for case, _ in target.values(run)} == {1, 2}, target.name
+    assert all(is_defined(case) for case, _ in races)
+    assert set(performance.PICTURE_SHAPES) <= {case.shape for case, _ in races}

@@ -1,0 +1,269 @@
+"""warmup: afterwards nothing is compiled; bad arguments; the command."""
+
+import os
+import pkgutil
+import subprocess
+import sys
+import threading
+from importlib import import_module
+from pathlib import Path
+
+import cases
+import numpy as np
+import pytest
+
+import nbbn
+import nbbn.kernels
+from nbbn import _dispatch, _jit, _machine, _threads, _warmup
+from nbbn._jit import Kernel, PlainKernel
+from nbbn.cli import main
+
+# the kernels of the yardsticks are for measuring only
+MODULES = {module.name for module in pkgutil.iter_modules(nbbn.kernels.__path__)} - {"yardsticks"}
+
+# (shape, axis): runs and columns, one channel and many, small and larger, with tails
+SHAPES = (
+    ((4, 3), 1),
+    ((300, 150), 1),
+    ((70, 3), 1),
+    ((2, 3, 40, 50), 1),
+    ((5, 7, 6, 6), 1),
+    ((3, 7, 7, 8), 3),
+    ((9, 33), 0),
+    ((5000, 1), 1),
+)
+
+LAYOUTS = (
+    np.array,
+    cases.channels_last_memory,
+    cases.channel_slice,
+    cases.reversed_all,
+    cases.read_only,
+)
+
+needs_jit = pytest.mark.skipif(not _jit.is_enabled(), reason="nothing is compiled")
+
+
+class CompiledError(Exception):
+    """A call compiled something."""
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """As in a new process with a warm cache."""
+    for kernel in _warmup.kernels():
+        monkeypatch.setattr(kernel, "_ready", type(kernel._ready)())
+        if isinstance(kernel, PlainKernel):
+            monkeypatch.setattr(kernel, "call", _jit._no_variant)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def forbid():
+        def compile_nothing(function, parallel, signature):
+            raise CompiledError(f"{function.__name__} {signature}")
+
+        monkeypatch.setattr(_jit, "_compiled", compile_nothing)
+
+    return forbid
+
+
+def infer(x, axis, params):
+    channels = x.shape[axis]
+    layer = nbbn.BatchNorm(channels, axis=axis, dtype=params).eval()
+    layer(x)
+    layer(x, out=np.empty_like(x))
+    mean, var = np.zeros(channels, params), np.ones(channels, params)
+    nbbn.normalize(x, mean, var, axis=axis)
+    nbbn.batch_norm(x, mean, var, axis=axis)
+
+
+def train(x, axis, params):
+    channels = x.shape[axis]
+    layer = nbbn.BatchNorm(channels, axis=axis, dtype=params)
+    for mode in (True, False):
+        layer.train(mode)
+        layer(x)
+        layer.backward(np.ones_like(x))
+    mean, var = np.zeros(channels, params), np.ones(channels, params)
+    nbbn.batch_norm(x, mean, var, axis=axis, training=True)
+    nbbn.batch_moments(x, axis=axis)
+    nbbn.batch_norm_backward(x, x, mean, var, axis=axis)
+
+
+def every_way(call, dtype):
+    """Call with layouts of every kind, serial below the gates of size and parallel above them."""
+    every_layout(call, dtype)
+    with pytest.MonkeyPatch.context() as patch, nbbn.num_threads(2):
+        patch.setattr(_dispatch, "PARALLEL_FROM", 1)
+        patch.setattr(_machine, "last_level_cache", lambda: 0)
+        every_layout(call, dtype)
+
+
+def every_layout(call, dtype):
+    for shape, axis in SHAPES:
+        x = cases.values(shape, dtype, loc=1.0, seed=1)
+        for layout in LAYOUTS:
+            for params in cases.DTYPES:
+                call(layout(x), axis, params)
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_inference_compiles_nothing_afterwards(dtype, fresh, no_compiler):
+    nbbn.warmup([dtype])
+    no_compiler()
+    every_way(infer, dtype)
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_training_compiles_nothing_afterwards(dtype, fresh, no_compiler):
+    nbbn.warmup([dtype], training=True)
+    no_compiler()
+    every_way(infer, dtype)
+    every_way(train, dtype)
+
+
+@needs_jit
+def test_nothing_else_is_provided(fresh, no_compiler):
+    nbbn.warmup()
+    no_compiler()
+    infer(np.ones((4, 3), np.float32), 1, np.float32)
+    with pytest.raises(CompiledError, match=r"infer|normalize"):
+        infer(np.ones((4, 3)), 1, np.float32)
+    with pytest.raises(CompiledError):
+        nbbn.batch_moments(np.ones((4, 3), np.float32))
+
+
+@needs_jit
+def test_a_second_call_compiles_nothing(fresh, no_compiler):
+    nbbn.warmup()
+    no_compiler()
+    assert nbbn.warmup() is None
+
+
+@needs_jit
+@pytest.mark.parametrize("dtypes", ["float32", np.float32, np.dtype("float32"), iter(["f4"])])
+def test_one_dtype_may_stand_alone(dtypes, fresh):
+    nbbn.warmup(dtypes)
+    ready = {key[0] for kernel in _warmup.kernels() for key in kernel._ready}
+    assert ready == {np.float32}
+
+
+@needs_jit
+def test_any_thread_may_call_it(fresh, no_compiler):
+    errors = []
+
+    def call():
+        try:
+            nbbn.warmup()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    no_compiler()
+    infer(np.ones((4, 3), np.float32), 1, np.float32)
+
+
+@needs_jit
+def test_parallel_twins_are_left_out_where_they_never_run(fresh, monkeypatch):
+    monkeypatch.setattr(_threads, "has_usable_layer", lambda: False)
+    nbbn.warmup()
+    ready = {key for kernel in _warmup.kernels() for key in kernel._ready}
+    assert ready
+    parallel_at = {3: 2, 4: 2}  # where the keys of the two kinds of kernels tell it
+    assert not any(key[parallel_at[len(key)]] for key in ready)
+
+
+def test_no_kernel_is_forgotten():
+    known = _warmup.kernels()
+    for name in MODULES:
+        for value in vars(import_module(f"nbbn.kernels.{name}")).values():
+            assert not isinstance(value, (Kernel, PlainKernel)) or value in known
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "error", "message"),
+    [
+        (["float16"], TypeError, "dtypes: expected float32 or float64, got float16"),
+        ("int64", TypeError, "dtypes: expected float32 or float64, got int64"),
+        (["nonsense"], TypeError, "dtypes: expected float32 or float64, got 'nonsense'"),
+        (None, TypeError, "dtypes: expected float32 or float64, got None"),
+        (3, TypeError, "dtypes: expected float32 or float64, got 3"),
+        ([], ValueError, "dtypes: expected float32, float64 or both, got none"),
+    ],
+)
+def test_bad_dtypes(dtypes, error, message):
+    with pytest.raises(error) as caught:
+        nbbn.warmup(dtypes)
+    assert str(caught.value) == message
+
+
+def test_bad_training():
+    with pytest.raises(TypeError) as caught:
+        nbbn.warmup(training=1)
+    assert str(caught.value) == "training: expected True or False, got 1"
+
+
+@needs_jit
+def test_the_command(capsys):
+    assert main(["warmup"]) == 0
+    printed = capsys.readouterr()
+    first, second = printed.out.splitlines()
+    assert "for inference, float32" in first
+    assert str(nbbn.config()["cache_directory"]) in second or "not kept" in second
+    assert printed.err == ""
+
+
+@needs_jit
+def test_options_of_the_command(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        _warmup, "variants", lambda dtypes, training: asked.append((dtypes, training)) or []
+    )
+    assert main(["warmup", "--dtype", "float64, float32", "--dtype", "f4", "--training"]) == 0
+    assert asked == [(["float64", "float32", "f4"], True)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["--dtype", "float16"],
+            "nbbn warmup: error: --dtype: expected float32 or float64, got float16\n",
+        ),
+        (
+            ["--dtype", "float32,"],
+            "nbbn warmup: error: --dtype: expected float32 or float64, got ''\n",
+        ),
+        (["--dtype"], "expected one argument"),
+        (["--train"], "--train"),
+        (["float32"], "float32"),
+    ],
+)
+def test_bad_use_of_the_command(arguments, expected, capsys):
+    assert main(["warmup", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert expected in printed.err
+
+
+def test_the_command_without_a_compiler():
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    environment["PYTHONPATH"] = str(Path(nbbn.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "nbbn", "warmup"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == "nothing to compile: NUMBA_DISABLE_JIT is set\n"

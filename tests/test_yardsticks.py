@@ -1,0 +1,81 @@
+"""The loops that nbbn's speed is compared with compute what they say, over the whole array."""
+
+import numpy as np
+import pytest
+
+from nbbn.kernels import yardsticks
+
+SIZES = (5, 16, 1000, yardsticks.STRIDE, yardsticks.STRIDE + 24, 5 * yardsticks.STRIDE + 7)
+TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
+
+
+def aligned(size, dtype):
+    buffer = np.full(size * np.dtype(dtype).itemsize + 64, 255, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size * np.dtype(dtype).itemsize].view(dtype)
+
+
+def random(size, dtype, seed=0):
+    array = aligned(size, dtype)
+    array[...] = np.random.default_rng(seed).uniform(0.5, 1.5, size)
+    return array
+
+
+def piece_sums(*arrays):
+    """The sum over each piece, without the values after the last sixteen."""
+    used = arrays[0].size // 16 * 16
+    total = np.sum([a[:used].astype(np.float64) for a in arrays], axis=0)
+    pieces = range(0, arrays[0].size, yardsticks.STRIDE)
+    return np.array([total[start : start + yardsticks.STRIDE].sum() for start in pieces])
+
+
+def beside(sums, size):
+    return np.repeat(sums, yardsticks.STRIDE)[:size]
+
+
+@pytest.fixture(params=["serial", "parallel"])
+def parallel(request):
+    return request.param == "parallel"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", SIZES)
+def test_reading(size, dtype, parallel):
+    a, b = random(size, dtype), random(size, dtype, seed=1)
+    sums = np.full(-(-size // yardsticks.STRIDE), np.nan, dtype)
+    yardsticks.read.variant(dtype, None, parallel)(a, sums)
+    np.testing.assert_allclose(sums, piece_sums(a), rtol=TOLERANCE[dtype])
+    yardsticks.read_two.variant(dtype, None, parallel)(a, b, sums)
+    np.testing.assert_allclose(sums, piece_sums(a, b), rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("streaming", [0, 1], ids=["plain", "streaming"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("name", "inputs", "adds_sums"),
+    [
+        ("copy_affine", 1, False),
+        ("combine", 2, False),
+        ("read_then_affine", 1, True),
+        ("read_two_then_combine", 2, True),
+    ],
+)
+def test_writing(name, inputs, adds_sums, size, dtype, streaming, parallel):
+    arrays = [random(size, dtype, seed) for seed in range(inputs)]
+    y = aligned(size, dtype)
+    y[...] = -7
+    getattr(yardsticks, name).variant(dtype, None, parallel)(*arrays, y, streaming)
+    shift = beside(piece_sums(*arrays), size) if adds_sums else 0.25
+    expected = 0.75 * arrays[0].astype(np.float64) + sum(arrays[1:]) + shift
+    used = size // 16 * 16
+    np.testing.assert_allclose(y[:used], expected[:used], rtol=TOLERANCE[dtype])
+    assert (y[used:] == -7).all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_in_place(dtype, parallel):
+    x = random(1000, dtype)
+    expected = 0.75 * x + dtype(0.25)
+    yardsticks.copy_affine.variant(dtype, None, parallel)(x, x, 0)
+    np.testing.assert_allclose(x[:992], expected[:992], rtol=TOLERANCE[dtype])
