@@ -33,11 +33,11 @@ from nbbn._threads import renew_lock_after_fork
 # so nothing needs reassociation, and NaN and Inf must propagate.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
-In = Annotated[NDArray[Any], "x", 1, "read-only"]
-Out = Annotated[NDArray[Any], "x", 1, "writable"]
 # What only other compiled code calls needs no entry from Python or C.
 _INSIDE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
+In = Annotated[NDArray[Any], "x", 1, "read-only"]
+Out = Annotated[NDArray[Any], "x", 1, "writable"]
 PlainIn = Annotated[NDArray[Any], "x", 2, "read-only", "any strides"]
 PlainOut = Annotated[NDArray[Any], "x", 2, "writable", "any strides"]
 Average = Annotated[NDArray[Any], "params", 1, "writable"]

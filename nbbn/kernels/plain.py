@@ -1,4 +1,4 @@
-"""Steps on plain arrays as one call: below a megabyte, calls cost more than what they compute.
+"""Steps on plain arrays as one call: of small arrays, looking costs more than computing.
 
 Arrays come as they are, and what Python would compare one by one (shapes, strides, overlaps) is
 compared here. What is not plain (C-contiguous, of one shape, apart from each other or the very same

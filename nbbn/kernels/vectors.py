@@ -40,8 +40,7 @@ def put(array: Any, index: int, value: Any, streaming: int) -> None:
 def aligned_rows(rows: int, columns: int, like: Any) -> Any:
     """Return an empty array of the dtype of ``like`` whose rows begin at multiples of 64 bytes.
 
-    A vector that spans two cache lines costs two loads: with three coefficients a value, rows that
-    malloc placed made inference of (128, 256) take 1.5 times as long.
+    A vector that spans two cache lines costs two loads.
     """
     stride = (columns + LANES - 1) // LANES * LANES
     memory = np.empty(rows * stride + LANES, like.dtype)
