@@ -37,8 +37,8 @@ where it reads its own cache at 110 (in a loop of the same form; 80 with all sum
 enough to be read fast waits for arithmetic: above, that is moments, training and backward in the cache. Where a
 channel has few values (batch 1, 7x7 images, 100,000 channels), each costs some 35 ns of its own, and inference works
 out the coefficients of all channels in every call. Calls take some 3 us, against NumPy's 0.8 us an operation. Ratios
-on two threads that the fastest rounds do not confirm (last column of the next table) are rounds in which the machine
-gave a core to somebody else."""
+on two threads that the fastest rounds do not confirm (last column of the next table) are likely rounds in which the
+machine gave a core to somebody else."""
 
 WORST = 6  # cases shown of those that miss a target
 SMALL_PEERS = ("numpy", "torch", "onnxruntime")

@@ -53,7 +53,6 @@ IfParallel = Annotated[int | None, "parallel"]
 IfRuns = Annotated[int | None, "runs"]
 IfColumns = Annotated[int | None, "columns"]
 
-
 _SCALARS: dict[Any, types.Type] = {
     int: types.intp,
     float: types.float64,

@@ -60,7 +60,7 @@ def make_plan(shape: tuple[int, ...], index: int) -> Plan | None:
     else:
         view = None, *view, layout.repeats, layout.tail
     views = (1, None, *view), (None, 1, *view)
-    parallel = size >= _dispatch.PARALLEL_FROM
+    parallel = _dispatch.is_large(size)
     direct = len(shape) == 2 and not parallel
     return Plan(shape, layout.channels, layout, sample_step(size), parallel, direct, views)
 

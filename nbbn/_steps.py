@@ -151,9 +151,14 @@ def statistics_rows(mean: Array, var: Array, gamma: Array | None, beta: Array | 
     return table
 
 
+def _plan(x: Array, index: int) -> _plain.Plan | None:
+    """Return how to read a contiguous ``x``; None for others, which a kernel would refuse."""
+    return _plain.make_plan(x.shape, index) if x.flags.c_contiguous else None
+
+
 def moments_step(x: Array, index: int) -> BatchStatistics:
     """Return the statistics of ``x``, which is not empty."""
-    plan = _plain.make_plan(x.shape, index)
+    plan = _plan(x, index)
     if plan is not None:
         found = _plain.moments(x, plan)
         if found is not None:
@@ -189,7 +194,7 @@ def inference_step(x: Array, index: int, table: Array, eps: float, out: Array | 
     """Normalize with the statistics in ``table``; write to ``out`` or a new array, return it."""
     if x.size == 0:
         return np.empty_like(x) if out is None else out
-    plan = _plain.make_plan(x.shape, index)
+    plan = _plan(x, index)
     if plan is not None:
         y = empty_like(x) if out is None else out
         if _plain.infer(x, y, table, eps, plan) != _plain.REFUSED:
@@ -215,7 +220,7 @@ def training_step(
     params = np.empty((rows.NORMALIZE_ROWS, channels))
     params[rows.GAMMA] = 1.0 if gamma is None else gamma
     params[rows.BETA] = 0.0 if beta is None else beta
-    plan = _plain.make_plan(x.shape, index)
+    plan = _plan(x, index)
     if plan is not None:
         y = empty_like(x) if out is None else out
         token, table = _plain.train(x, y, params, count - correction, eps, plan)
@@ -246,7 +251,7 @@ def backward_step(
     if x.size == 0:
         zeros = np.zeros(channels, dtype)
         return (np.empty_like(x) if out is None else out), zeros, zeros.copy()
-    plan = _plain.make_plan(x.shape, index) if training else None
+    plan = _plan(x, index) if training else None
     if plan is not None:
         statistics = np.empty((rows.STATISTICS_ROWS, channels))
         statistics[rows.MEAN], statistics[rows.INV_STD] = mean, inv_std

@@ -281,9 +281,8 @@ def spread(form: Any, repeats: int, channels: int, inner: int) -> None:
     for row in range(form.shape[0]):
         values = form[row]
         if inner > 1:
-            for channel in range(
-                channels - 1, -1, -1
-            ):  # backwards: what is read is not yet written
+            # Backwards, so that what is read has not been written to.
+            for channel in range(channels - 1, -1, -1):
                 value = values[channel]
                 for j in range(channel * inner, (channel + 1) * inner):
                     values[j] = value

@@ -8,7 +8,9 @@ one row.
 
 ``outer, channels, inner, repeats, tail`` is how a contiguous array of this shape is read (see
 `nbbn._layout.Layout`). Of ``serial`` and ``parallel`` one is None, and so is ``runs`` or
-``repeats, tail``: numba does not compile what follows a test for an argument that is None.
+``repeats, tail``: numba does not compile what follows a test for an argument that is None. The four
+ways are spelled out in each step, as LLVM would optimize a helper for them once more: with it, the
+first inference of (32, 256) without a cache took 4.4 s instead of 3.9.
 """
 
 from __future__ import annotations
