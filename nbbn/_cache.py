@@ -57,6 +57,17 @@ def cache_directory() -> Path | None:
     ``NBBN_CACHE_DIR`` if it is set (an empty value turns the cache off), else ``NUMBA_CACHE_DIR``,
     else ``nbbn`` in the user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``).
     """
+    found = _found_directory()
+    return found if isinstance(found, Path) else None
+
+
+def cache_problem() -> str | None:
+    """Return why compiled code is not kept, or None."""
+    found = _found_directory()
+    return found if isinstance(found, str) else None
+
+
+def _found_directory() -> Path | str:
     return _usable_directory(
         os.environ.get("NBBN_CACHE_DIR"),
         os.environ.get("NUMBA_CACHE_DIR"),
@@ -65,9 +76,10 @@ def cache_directory() -> Path | None:
 
 
 @functools.lru_cache(maxsize=8)
-def _usable_directory(own: str | None, numbas: str | None, xdg: str | None) -> Path | None:
+def _usable_directory(own: str | None, numbas: str | None, xdg: str | None) -> Path | str:
+    """Return the folder, or why there is none."""
     if own == "":
-        return None
+        return "NBBN_CACHE_DIR is empty"
     try:
         if own or numbas:
             base = Path(own or numbas or "")
@@ -76,13 +88,13 @@ def _usable_directory(own: str | None, numbas: str | None, xdg: str | None) -> P
         directory = base.absolute() / "nbbn"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
-    except (OSError, RuntimeError):  # RuntimeError: there is no home directory
-        return None
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+        return f"{type(error).__name__}: {error}"
     # Code is loaded from here: only from a folder that no other user can put a file into.
     if hasattr(os, "getuid"):
         foreign = status.st_uid not in (0, os.getuid())
         if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return None
+            return f"another user may write to {directory}"
     return directory
 
 

@@ -172,6 +172,15 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def choice(name: str, value: Any, accepted: tuple[str, ...]) -> str:
+    """Return one of the ``accepted`` words."""
+    if type(value) is str and value in accepted:
+        return value
+    words = ", ".join(map(repr, accepted[:-1])) + f" or {accepted[-1]!r}"
+    kind = ValueError if isinstance(value, str) else TypeError
+    raise kind(f"{name}: expected {words}, got {value!r}")
+
+
 def positive_integer(name: str, value: Any) -> int:
     """Return an integer of at least 1."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):

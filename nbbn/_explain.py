@@ -208,12 +208,10 @@ def _threads_line(size: int) -> str:
     if not _dispatch.is_large(size):
         return f"one, as {size} values are fewer than {_dispatch.PARALLEL_FROM}"
     threads = _threads.get_num_threads()
-    reason = _threads.why_serial(threads)
-    layer = _threads.loaded_threading_layer()
-    if reason is None and layer is not None and not _threads.is_usable_layer(layer):
-        reason = f"numba's threading layer is {layer}, which only one caller may enter"
+    reason = _threads.why_serial(threads) or _threads.problem_of_layer()
     if reason is not None:
         return f"one, as {reason}"
+    layer = _threads.loaded_threading_layer()
     where = "the threading layer that numba will load" if layer is None else layer
     return f"{threads} on {where}, unless another call is in a parallel region"
 

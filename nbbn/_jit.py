@@ -15,6 +15,7 @@ read-only arrays.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import types as python_types
 from collections.abc import Callable
@@ -23,11 +24,13 @@ from typing import Annotated, Any, get_type_hints
 import llvmlite
 import numba
 import numpy as np
+from llvmlite.binding import ffi
 from numba import config, njit, types
+from numba.core.compiler_lock import global_compiler_lock
 from numpy.typing import NDArray
 
 from nbbn._cache import DiskCache
-from nbbn._threads import renew_lock_after_fork
+from nbbn._threads import new_lock
 
 # Division by zero gives inf or NaN as in NumPy; no fastmath: the vectors are explicit (see _simd),
 # so nothing needs reassociation, and NaN and Inf must propagate.
@@ -60,6 +63,39 @@ _SCALARS: dict[Any, types.Type] = {
 }
 
 
+# What compiling needs for itself: numba's lock, then that of LLVM.
+_COMPILER_LOCKS: tuple[Any, ...] = tuple(
+    lock
+    for lock in (
+        getattr(global_compiler_lock, "_lock", None),
+        getattr(getattr(ffi.lib, "_lock", None), "_lock", None),
+    )
+    if hasattr(lock, "acquire")
+)
+_PATIENCE = 60.0  # seconds that a fork waits for another thread's compilation
+_held = threading.local()
+
+
+def _before_fork() -> None:
+    """Wait until no other thread compiles.
+
+    The child has no such thread: it would wait for its locks for ever, on what that left half done.
+    """
+    _held.locks = [lock for lock in _COMPILER_LOCKS if lock.acquire(timeout=_PATIENCE)]
+
+
+def _after_fork() -> None:
+    for lock in reversed(getattr(_held, "locks", ())):
+        lock.release()
+    _held.locks = []
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the compiler."""
     return {"numba": numba.__version__, "llvmlite": llvmlite.__version__}
@@ -90,8 +126,7 @@ class Kernel:
         self.__doc__ = function.__doc__
         self.function = function
         self._ready: dict[tuple[Any, Any, bool], Callable[..., Any]] = {}
-        self._lock = threading.Lock()
-        renew_lock_after_fork(self)
+        self._lock = new_lock(self)
 
     # What only a call needs is made then, and not when the package is imported.
 
@@ -162,8 +197,7 @@ class PlainKernel:
         self.call: Callable[..., Any] = _no_variant
         self._shared: Any = None  # the dispatcher of all variants
         self._ready: set[tuple[Any, ...]] = set()
-        self._lock = threading.Lock()
-        renew_lock_after_fork(self)
+        self._lock = new_lock(self)
 
     def variants(self, dtype: Any, parallel: bool) -> list[tuple[Any, Any, bool, bool]]:
         """Return the arguments of `prepare` that calls with ``x`` of ``dtype`` may come with."""

@@ -3,7 +3,8 @@
 A region is started only by the one caller that gets the lock; who does not get it runs the serial
 twin, which gives the same bits. In a process forked from one that had threads the OpenMP runtime is
 not usable, and numba's workqueue layer must not be entered twice (by anyone in the process):
-in both nothing parallel is started.
+in both nothing parallel is started. An OpenMP runtime keeps a team of threads for each thread that
+ever started a region, until that one ends (40 callers on 4 threads: 120 more): so only a few may.
 """
 
 from __future__ import annotations
@@ -21,36 +22,53 @@ from typing import Any
 import numba
 from numba.np.ufunc import parallel as numba_parallel
 
+from nbbn._machine import UNLIMITED, cpu_quota
+
+MOST_TEAMS = 8  # calling threads alive that may own a team of OpenMP threads
+
 _region = threading.Lock()
 _here: ContextVar[int] = ContextVar("nbbn_num_threads", default=0)
 _everywhere = 0  # set_num_threads; 0: not set
 _default = 0
 _usable = False
+_layer_problem: str | None = None
 _before = 0  # numba's number of threads, while a region is entered
-_had_threads_before_fork = False
+_unusable_after_fork: str | None = None  # why a forked process starts no region
 _owners: weakref.WeakSet[Any] = weakref.WeakSet()
+_mine = threading.local()  # .team: that of the calling thread; goes when the thread ends
+_teams: weakref.WeakSet[_Team] = weakref.WeakSet()
+
+
+class _Team:
+    """Stands for the OpenMP threads that one calling thread owns."""
+
+
+def affinity() -> int:
+    """Return on how many CPUs the process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def quota() -> float | None:
+    """Return the CPU quota of the process's control groups in cores, or None."""
+    found = cpu_quota()
+    return None if found == UNLIMITED else found
+
+
+def most_threads() -> int:
+    """Return numba's maximum (``NUMBA_NUM_THREADS``)."""
+    return int(numba.config.NUMBA_NUM_THREADS)
+
+
+def wanted_layer() -> str:
+    """Return the threading layer that numba was told to load (``NUMBA_THREADING_LAYER``)."""
+    return str(numba.config.THREADING_LAYER)
 
 
 def available_threads() -> int:
     """Return the smaller of the CPU affinity, the container's CPU quota and numba's maximum."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, min(cores, _quota(), int(numba.config.NUMBA_NUM_THREADS)))
-
-
-def _quota(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the CPU quota of the control group in cores, rounded up; a large number for none."""
-    unlimited = 1 << 30
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            words = " ".join((root / name).read_text() for name in names).split()
-            quota, period = float(words[0]), float(words[1])
-        except (OSError, ValueError, IndexError):  # absent, or "max": no quota
-            continue
-        return max(1, math.ceil(quota / period)) if quota > 0 and period > 0 else unlimited
-    return unlimited
+    return max(1, min(affinity(), math.ceil(cpu_quota()), most_threads()))
 
 
 def get_num_threads() -> int:
@@ -162,7 +180,7 @@ def enter_region() -> bool:
     if why_serial(threads) is not None or not _region.acquire(blocking=False):
         return False
     try:
-        if has_usable_layer():
+        if has_usable_layer() and _has_team():
             _before = numba.get_num_threads()  # of the calling thread: put back afterwards
             if _before != threads:
                 numba.set_num_threads(threads)
@@ -187,15 +205,40 @@ def why_serial(threads: int) -> str | None:
     """Return why this process, told to use ``threads``, starts no parallel region, or None."""
     if threads < 2:
         return "only one thread is to be used"
-    if _had_threads_before_fork:
-        return "the process was forked from one that had threads"
-    return None
+    return _unusable_after_fork
+
+
+def is_told_serial() -> bool:
+    """Whether the user has asked for one thread, so that nothing parallel need be at hand."""
+    return (_here.get() or _everywhere) == 1
+
+
+def _has_team() -> bool:
+    """Whether the calling thread may own a team of OpenMP threads; call it inside the lock."""
+    if hasattr(_mine, "team"):
+        return True
+    if loaded_threading_layer() == "omp":  # the others have one pool for all callers
+        if len(_teams) >= MOST_TEAMS:
+            return False
+        _mine.team = _Team()
+        _teams.add(_mine.team)
+    return True
+
+
+def problem_of_layer() -> str | None:
+    """Return why the threading layer that is loaded, or could not be, is not used; None: it is."""
+    layer = loaded_threading_layer()
+    if layer is None:
+        return _layer_problem
+    if is_usable_layer(layer):
+        return None
+    return f"numba's threading layer is {layer}, which only one caller may enter"
 
 
 def has_usable_layer() -> bool:
     """Whether parallel regions may run on numba's threading layer, which is loaded for that."""
     global _usable
-    if not _usable:  # once it is loaded, it stays
+    if not _usable and _unusable_after_fork is None:  # once it is loaded, it stays
         _usable = is_usable_layer(threading_layer())
     return _usable
 
@@ -207,9 +250,11 @@ def is_usable_layer(layer: str | None) -> bool:
 
 def threading_layer() -> str | None:
     """Return numba's threading layer, loading it if no code has yet; None where none loads."""
+    global _layer_problem
     try:
         numba_parallel._launch_threads()
-    except ValueError:  # the one that NUMBA_THREADING_LAYER asks for is not there
+    except ValueError:
+        _layer_problem = f"numba finds no threading layer for {wanted_layer()!r}"
         return None
     return str(numba.threading_layer())
 
@@ -222,18 +267,39 @@ def loaded_threading_layer() -> str | None:
         return None
 
 
-def renew_lock_after_fork(owner: Any) -> None:
-    """Give ``owner`` a new ``_lock`` in forked processes: who held it may not be in them."""
+def new_lock(owner: Any) -> Any:
+    """Return a lock for ``owner._lock``; forked processes put a new one there: who held it is gone.
+
+    A thread that holds it may take it again: a signal handler may call nbbn in the middle of a call.
+    """
     _owners.add(owner)
+    return threading.RLock()
 
 
 def _after_fork_in_child() -> None:
-    global _region, _had_threads_before_fork
+    global _region, _default, _unusable_after_fork
     _region = threading.Lock()
+    _default = 0  # the child may be given other CPUs
     for owner in _owners:
-        owner._lock = threading.Lock()
+        owner._lock = threading.RLock()
     if numba_parallel._is_initialized:
-        _had_threads_before_fork = True
+        _unusable_after_fork = "the process was forked from one that had threads"
+    elif _unusable_after_fork is None and _has_openmp():
+        _unusable_after_fork = "the process was forked from one that had loaded libgomp"
+
+
+def _has_openmp(maps: Path = Path("/proc/self/maps")) -> bool:
+    """Whether libgomp is loaded, by another library: after a fork, its threads would never come.
+
+    numba loads it by this name. A copy that a wheel carries under a name of its own is not it.
+    """
+    try:
+        return any(
+            line.rstrip().endswith(b"/libgomp.so.1") or b"/libgomp.so.1." in line
+            for line in maps.read_bytes().splitlines()
+        )
+    except OSError:  # not Linux
+        return False
 
 
 if hasattr(os, "register_at_fork"):

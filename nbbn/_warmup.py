@@ -23,7 +23,8 @@ def warmup(dtypes: Any = ("float32",), training: bool = False) -> None:
     """Compile what calls with these types need, or load it from the disk cache.
 
     Afterwards no inference call with such an ``x`` compiles anything, whatever its shape, its memory
-    layout, the number of threads, and the dtype of the parameters.
+    layout, the number of threads, and the dtype of the parameters. After ``set_num_threads(1)``, only
+    what one thread needs is provided.
 
     Parameters
     ----------
@@ -45,8 +46,9 @@ def warmup(dtypes: Any = ("float32",), training: bool = False) -> None:
     Any thread may call it, and again: what is there already costs nothing. What it compiles is
     kept on disk (see `show_config` for the folder) for processes on the same type of processor.
 
-    It loads numba's threading layer. A process forked after that cannot use threads, and computes
-    serially: where a server forks its workers, call it in each worker.
+    It loads numba's threading layer, unless nbbn was set to one thread. A process forked after that
+    cannot use threads, and computes serially: where a server forks its workers, call it in each
+    worker, or after ``set_num_threads(1)`` before the fork.
 
     Examples
     --------
@@ -63,7 +65,7 @@ def variants(dtypes: Any, training: Any) -> list[Variant]:
     if not _jit.is_enabled():
         return []
     # What is parallel is compiled against the threading layer; without one it never runs.
-    parallel = _threads.has_usable_layer()
+    parallel = not _threads.is_told_serial() and _threads.has_usable_layer()
     found: dict[Variant, None] = {}
     for kernel in kernels():
         if both or kernel.name.startswith(_INFERENCE):

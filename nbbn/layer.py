@@ -15,16 +15,18 @@ from nbbn._pool import empty_like
 from nbbn._steps import (
     backward_step,
     inference_step,
+    moments_step,
     overlap,
     training_step,
     update_running_rows,
 )
-from nbbn._threads import renew_lock_after_fork
+from nbbn._threads import new_lock
 from nbbn.kernels import table as rows
 
 Array = NDArray[Any]
 
 _MOST_PLANS = 64  # shapes that a layer remembers
+_ON_NONFINITE = ("propagate", "raise", "skip")
 
 
 class _Forward(NamedTuple):
@@ -69,6 +71,12 @@ class BatchNorm:
     running_correction : float, default 1
         Degrees of freedom taken off in the variance that enters ``running_var`` (PyTorch 1; Keras
         and ONNX 0).
+    on_nonfinite : {"propagate", "raise", "skip"}, default "propagate"
+        What a training forward does where mean or variance of a channel are not finite: because of
+        NaN or Inf in the batch, or because they overflow the dtype of the running statistics.
+        "propagate": as IEEE arithmetic does, into the channel's running statistics for good.
+        "raise": FloatingPointError; the layer and ``out`` are unchanged. "skip": the batch is
+        normalized, the running statistics of all channels and the counter stay as they are.
     dtype : dtype, default float32
         Of gamma, beta and the running statistics: float32 or float64.
 
@@ -138,6 +146,7 @@ class BatchNorm:
         track_running_stats: bool = True,
         correction: float = 0,
         running_correction: float = 1,
+        on_nonfinite: str = "propagate",
         dtype: Any = np.float32,
     ) -> None:
         self._num_features = _checks.positive_integer("num_features", num_features)
@@ -146,6 +155,7 @@ class BatchNorm:
         self.momentum = momentum
         self._correction = _checks.real("correction", correction, 0.0)
         self._running_correction = _checks.real("running_correction", running_correction, 0.0)
+        self.on_nonfinite = on_nonfinite
         self._dtype = _checks.dtype("dtype", dtype)
         # One table, so that inference takes a snapshot of all of it with one copy.
         self._table = np.zeros((rows.NORMALIZE_ROWS, self._num_features), self._dtype)
@@ -164,8 +174,7 @@ class BatchNorm:
         self._too_few = max(1.0, most) if most > 0.0 else 0.0  # values a channel, to train with
         self._plans: dict[tuple[int, ...], _plain.Plan | None] = {}
         self._here = threading.local()  # .last: the last forward of this thread
-        self._lock = threading.Lock()
-        renew_lock_after_fork(self)
+        self._lock = new_lock(self)
 
     @property
     def num_features(self) -> int:
@@ -214,6 +223,15 @@ class BatchNorm:
     @momentum.setter
     def momentum(self, value: float | None) -> None:
         self._momentum = None if value is None else _checks.real("momentum", value)
+
+    @property
+    def on_nonfinite(self) -> str:
+        """What a training forward does where the batch's statistics are not finite."""
+        return self._on_nonfinite
+
+    @on_nonfinite.setter
+    def on_nonfinite(self, value: str) -> None:
+        self._on_nonfinite = _checks.choice("on_nonfinite", value, _ON_NONFINITE)
 
     @property
     def training(self) -> bool:
@@ -319,6 +337,10 @@ class BatchNorm:
         ValueError
             For a wrong shape or ``out``, or too few values per channel to train with. The layer and
             ``out`` are unchanged then.
+        FloatingPointError
+            With ``on_nonfinite="raise"``, in training, where the batch's statistics are not finite.
+            The layer and ``out`` are unchanged then, too; for that, a call with ``out`` reads ``x``
+            once more.
 
         Examples
         --------
@@ -379,14 +401,15 @@ class BatchNorm:
         if not isinstance(training, bool) or count <= self._too_few:
             return None
         freedom = count - self._correction
+        if out is not None and self._on_nonfinite == "raise":
+            first = _plain.moments(x, plan)
+            if first is None:
+                return None
+            self._accepts(first, count)
         token, table = _plain.train(x, y, self._table, freedom, self._eps, plan)
         if token == _plain.REFUSED:
             return None
-        self._last = self._here.last = _Forward(x.view(), True, table, self._eps, token, plan)
-        with self._lock:
-            self._batch = table
-            if training and self._running_mean is not None:
-                self._track(table, count)
+        self._learn(_Forward(x.view(), True, table, self._eps, token, plan), count, training)
         return y
 
     def _infer(self, x: Array, index: int, out: Array | None) -> Array:
@@ -404,16 +427,38 @@ class BatchNorm:
             return np.empty_like(x) if out is None else out
         count = x.size // self._num_features
         _checks.enough_values(count, self._correction, self._running_correction)
+        if out is not None and self._on_nonfinite == "raise":
+            self._accepts(moments_step(x, index).table, count)
         token = _token(x, out)
         gamma, beta = self._table[rows.GAMMA], self._table[rows.BETA]
         y, statistics = training_step(x, index, gamma, beta, self._eps, self._correction, out)
-        table = statistics.table
-        self._last = self._here.last = _Forward(x.view(), True, table, self._eps, token, None)
-        with self._lock:
-            self._batch = table
-            if mode and self._running_mean is not None:
-                self._track(table, count)
+        self._learn(_Forward(x.view(), True, statistics.table, self._eps, token, None), count, mode)
         return y
+
+    def _learn(self, last: _Forward, count: int, mode: bool) -> None:
+        """Keep what a training forward of ``count`` values a channel found."""
+        accepted = self._on_nonfinite == "propagate" or self._accepts(last.table, count)
+        self._last = self._here.last = last
+        with self._lock:
+            self._batch = last.table
+            if accepted and mode and self._running_mean is not None:
+                self._track(last.table, count)
+
+    def _accepts(self, table: Array, count: int) -> bool:
+        """Whether the statistics are finite, also as running ones; with "raise" they must be."""
+        with np.errstate(over="ignore"):
+            mean = table[rows.MEAN].astype(self._dtype)
+            var = (table[rows.M2] / (count - self._running_correction)).astype(self._dtype)
+        finite = np.isfinite(mean) & np.isfinite(var)
+        if finite.all():
+            return True
+        if self._on_nonfinite == "raise":
+            channel = int(finite.argmin())
+            raise FloatingPointError(
+                "x: expected finite statistics in every channel, as on_nonfinite is 'raise', "
+                f"got mean {mean[channel]} and variance {var[channel]} in channel {channel}"
+            )
+        return False
 
     def _track(self, table: Array, count: int) -> None:
         number = self._num_batches_tracked + 1
@@ -658,6 +703,7 @@ class BatchNorm:
             "track_running_stats": self.track_running_stats,
             "correction": self._correction,
             "running_correction": self._running_correction,
+            "on_nonfinite": self._on_nonfinite,
             "dtype": self._dtype.name,
         }
 

@@ -157,7 +157,7 @@ def test_why_serial(monkeypatch):
         assert "workqueue, which only one caller may enter" in nbbn.explain(x)
         monkeypatch.setattr(_threads, "loaded_threading_layer", lambda: None)
         assert "the threading layer that numba will load" in nbbn.explain(x)
-        monkeypatch.setattr(_threads, "_had_threads_before_fork", True)
+        monkeypatch.setattr(_threads, "_unusable_after_fork", "the process was forked")
         assert "forked" in nbbn.explain(x)
 
 

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import nbbn
+from nbbn import _jit, _threads
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -29,11 +30,13 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print :func:`nbbn.show_config`.
+    """Print :func:`nbbn.show_config`, with the threading layer that a large call would load.
 
     Parameters
     ----------
     arguments
         The parsed command line; it has no options.
     """
+    if nbbn.get_num_threads() > 1 and _jit.is_enabled():
+        _threads.has_usable_layer()
     nbbn.show_config()

@@ -1,0 +1,146 @@
+"""NaN and Inf in a batch: propagated, refused or skipped, and never half of it."""
+
+import pickle
+
+import cases
+import numpy as np
+import pytest
+from compare import assert_same_bits, layer
+
+import nbbn
+
+POISON = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+# A contiguous input goes another way through the code than a strided one; one is past the cache-free size.
+SHAPES = {"matrix": (40, 6), "images": (4, 6, 5, 5), "large": (16, 6, 60, 60)}
+by_poison = pytest.mark.parametrize("poison", POISON.values(), ids=POISON)
+by_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+by_layout = pytest.mark.parametrize("layout", ["c", "channels_last_memory", "strided"])
+
+
+def spoiled(shape, poison, layout="c", dtype=np.float32):
+    x = cases.values(shape, dtype, loc=2.0)
+    np.moveaxis(x, 1, 0)[4].flat[7] = poison
+    return cases.LAYOUTS[layout](x)
+
+
+def state(bn):
+    parts = {**bn.state_dict(), "batch_mean": bn.batch_mean, "grad_gamma": bn.grad_gamma}
+    return {name: None if value is None else np.array(value) for name, value in parts.items()}
+
+
+def assert_unchanged(bn, before):
+    after = state(bn)
+    for name, value in before.items():
+        assert (after[name] is None) == (value is None), name
+        if value is not None:
+            assert_same_bits(after[name], value)
+
+
+def trained(shape, **options):
+    """A layer that has seen a batch, and its backward."""
+    bn = layer(shape[1], **options)
+    x = cases.values(shape, loc=1.0, seed=3)
+    bn(x)
+    bn.backward(x)
+    return bn, x
+
+
+@by_shape
+@by_layout
+@by_poison
+@pytest.mark.parametrize("into", ["fresh", "out", "in place"])
+def test_raise_changes_nothing(shape, layout, poison, into):
+    bn, first = trained(shape, on_nonfinite="raise")
+    grad = cases.values(shape, seed=9)
+    expected_gradient = bn.backward(grad)
+    before, x = state(bn), spoiled(shape, poison, layout)
+    kept = x.copy(order="K")
+    out = {"fresh": None, "out": np.full_like(x, 777), "in place": x}[into]
+    with pytest.raises(FloatingPointError, match=r"^x: expected finite .* in channel 4$"):
+        bn(x, out=out)
+    assert_unchanged(bn, before)
+    assert_same_bits(x, kept)
+    if into == "out":
+        assert (out == 777).all()
+    assert_same_bits(bn.backward(grad), expected_gradient)  # still that of the batch before
+    assert np.isfinite(bn(first)).all()
+
+
+@by_shape
+@by_layout
+@by_poison
+def test_skip_normalizes_and_leaves_the_running_statistics(shape, layout, poison):
+    bn, _ = trained(shape, on_nonfinite="skip")
+    usual = pickle.loads(pickle.dumps(bn))
+    usual.on_nonfinite = "propagate"
+    before, x = bn.state_dict(), spoiled(shape, poison, layout)
+    y, grad_x = bn(x), bn.backward(x)
+    for name, value in before.items():
+        assert_same_bits(np.asarray(bn.state_dict()[name]), np.asarray(value))
+    assert_same_bits(y, usual(x))  # NaN in the one channel, right values in the others
+    assert_same_bits(grad_x, usual.backward(x))
+    assert_same_bits(bn.batch_mean, usual.batch_mean)
+    assert np.isnan(usual.running_mean[4]) or np.isinf(usual.running_mean[4])
+    assert np.isfinite(np.delete(usual.running_mean, 4)).all()
+
+
+@pytest.mark.parametrize("mode", ["raise", "skip"])
+@by_shape
+def test_finite_batches_train_as_ever(mode, shape):
+    bn, _ = trained(shape, on_nonfinite=mode)
+    usual, _ = trained(shape)
+    x = cases.values(shape, loc=5.0)
+    out = np.empty_like(x)
+    assert_same_bits(bn(x, out=out), usual(x))
+    assert_same_bits(bn.running_var, usual.running_var)
+    assert bn.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("mode", ["raise", "skip"])
+def test_statistics_that_overflow_the_running_ones_count_as_not_finite(mode):
+    x = np.array([[1e30], [-1e30], [3e30]], np.float32)  # the variance is beyond float32
+    bn = nbbn.BatchNorm(1, on_nonfinite=mode)
+    if mode == "raise":
+        with pytest.raises(FloatingPointError, match="variance inf in channel 0"):
+            bn(x)
+    else:
+        assert np.isfinite(bn(x)).all()
+    assert bn.running_var == 1 and bn.num_batches_tracked == 0
+    wide = nbbn.BatchNorm(1, on_nonfinite=mode, dtype=np.float64)
+    wide(x)
+    assert np.isfinite(wide.running_var).all() and wide.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("mode", ["propagate", "raise", "skip"])
+def test_inference_with_running_statistics_only_propagates(mode):
+    bn, _ = trained((40, 6), on_nonfinite=mode)
+    y = bn.eval()(spoiled((40, 6), np.nan))
+    assert np.isnan(y).sum() == 1
+
+
+def test_without_running_statistics_raise_still_raises_in_both_modes():
+    bn = nbbn.BatchNorm(6, track_running_stats=False, on_nonfinite="raise")
+    for mode in (True, False):
+        with pytest.raises(FloatingPointError, match="channel 4"):
+            bn(spoiled((40, 6), np.nan), training=mode)
+
+
+def test_the_option_is_kept_everywhere(tmp_path):
+    bn = nbbn.BatchNorm(3, on_nonfinite="skip")
+    assert repr(bn) == "BatchNorm(3, on_nonfinite='skip')"
+    assert pickle.loads(pickle.dumps(bn)).on_nonfinite == "skip"
+    bn.save(tmp_path / "bn.npz")
+    assert nbbn.BatchNorm.load(tmp_path / "bn.npz").on_nonfinite == "skip"
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [("stop", ValueError), (None, TypeError), (1, TypeError)]
+)
+def test_another_word_is_refused(value, error):
+    sentence = f"on_nonfinite: expected 'propagate', 'raise' or 'skip', got {value!r}"
+    with pytest.raises(error, match=f"^{sentence}$"):
+        nbbn.BatchNorm(3, on_nonfinite=value)
+    bn = nbbn.BatchNorm(3)
+    with pytest.raises(error, match=f"^{sentence}$"):
+        bn.on_nonfinite = value
+    assert bn.on_nonfinite == "propagate"
