@@ -1,16 +1,20 @@
 """Batch normalization for NumPy on a CPU: exact, fast, and safe inside a server."""
 
+from nbbn import interop, nopython
 from nbbn._config import config, show_config
 from nbbn._explain import explain
 from nbbn._threads import get_num_threads, num_threads, set_num_threads
 from nbbn._version import __version__
 from nbbn._warmup import warmup
+from nbbn.folding import fold_conv, fold_linear
+from nbbn.frozen import FrozenBatchNorm
 from nbbn.functional import batch_norm, batch_norm_backward, normalize
 from nbbn.layer import BatchNorm
 from nbbn.moments import Moments, batch_moments
 
 __all__ = [
     "BatchNorm",
+    "FrozenBatchNorm",
     "Moments",
     "__version__",
     "batch_moments",
@@ -18,7 +22,11 @@ __all__ = [
     "batch_norm_backward",
     "config",
     "explain",
+    "fold_conv",
+    "fold_linear",
     "get_num_threads",
+    "interop",
+    "nopython",
     "normalize",
     "num_threads",
     "set_num_threads",

@@ -40,7 +40,9 @@ def _digest_of_sources() -> str:
     """
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    compiler = [package / f"{name}.py" for name in ("_cache", "_jit", "_simd")]
+    compiler = [
+        package / f"{name}.py" for name in ("_cache", "_formats", "_jit", "_simd", "nopython")
+    ]
     for path in [*compiler, *sorted((package / "kernels").rglob("*.py"))]:
         digest.update(path.relative_to(package).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())

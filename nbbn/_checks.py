@@ -15,18 +15,29 @@ Array = NDArray[Any]
 
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
-_ACCEPTED = "float32 or float64"
+FLOATS = "float32 or float64"
+_ACTIVATIONS = ("relu", "relu6", "leaky_relu", "hard_swish")  # keys of nbbn._epilogue.ACTIVATIONS
 
 
-def array(name: str, value: Any) -> Array:
-    """Return ``value`` as an ndarray of float32 or float64, without a copy where there is a buffer."""
+_LARGEST = 1.7976931348623157e308  # of float64
+HALVES = "float32, float64, float16 or bfloat16"  # what is normalized, and its gradients
+STORED = "float32, float64, float16, bfloat16 or uint8"  # what is only read
+
+
+def _is_among(dtype: np.dtype[Any], accepted: str) -> bool:
+    # bfloat16 is a type of the package ml_dtypes, which is not needed to see that this is it.
+    return dtype.isnative and dtype.name in accepted.replace(",", "").split()
+
+
+def array(name: str, value: Any, accepted: str = FLOATS) -> Array:
+    """Return ``value`` as an ndarray of such a dtype, without a copy where there is a buffer."""
     if type(value) is not np.ndarray:
-        value = _as_ndarray(name, value)
+        value = _as_ndarray(name, value, accepted)
     elif value.dtype is _FLOAT32 or value.dtype is _FLOAT64:  # nearly always these very objects
         plain: Array = value
         return plain
-    if value.dtype != _FLOAT32 and value.dtype != _FLOAT64:
-        raise TypeError(f"{name}: expected dtype {_ACCEPTED}, got {_name(value.dtype)}")
+    if not _is_among(value.dtype, accepted):
+        raise TypeError(f"{name}: expected dtype {accepted}, got {_name(value.dtype)}")
     found: Array = value
     return found
 
@@ -35,10 +46,10 @@ def _name(dtype: np.dtype[Any]) -> str:
     return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"
 
 
-def _as_ndarray(name: str, value: Any) -> Array:
+def _as_ndarray(name: str, value: Any, accepted: str) -> Array:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{name}: expected a plain array of {_ACCEPTED}, got a masked array "
+            f"{name}: expected a plain array of {accepted}, got a masked array "
             f"of {value.dtype.name} (its mask would be lost)"
         )
     try:
@@ -48,7 +59,7 @@ def _as_ndarray(name: str, value: Any) -> Array:
     except Exception as error:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise TypeError(
-            f"{name}: expected an array of {_ACCEPTED} in the CPU's memory, got {kind} ({error})"
+            f"{name}: expected an array of {accepted} in the CPU's memory, got {kind} ({error})"
         ) from error
 
 
@@ -99,15 +110,16 @@ def running(name: str, value: Any, count: int) -> Array | None:
     return found
 
 
-def out(name: str, value: Any, like: Array) -> Array:
+def out(name: str, value: Any, like: Array, dtype: np.dtype[Any] | None = None) -> Array:
     """Return ``value`` as an array of the shape and dtype of ``like`` to write to."""
-    found = value if type(value) is np.ndarray else _as_ndarray(name, value)
+    wanted = like.dtype if dtype is None else dtype
+    found = value if type(value) is np.ndarray else _as_ndarray(name, value, wanted.name)
     if not isinstance(value, np.ndarray) and not _shares(found, value):
         raise ValueError(f"{name}: expected an array to write to, got {type(value).__name__}")
     if found.shape != like.shape:
         raise ValueError(f"{name}: expected shape {like.shape}, got {found.shape}")
-    if found.dtype != like.dtype:
-        raise ValueError(f"{name}: expected dtype {like.dtype.name}, got {_name(found.dtype)}")
+    if found.dtype != wanted:
+        raise ValueError(f"{name}: expected dtype {wanted.name}, got {_name(found.dtype)}")
     if not found.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
     if found.size > 1 and not found.flags.forc and overlaps_itself(found):
@@ -117,13 +129,13 @@ def out(name: str, value: Any, like: Array) -> Array:
     return found
 
 
-def gradient(name: str, value: Any, like: Array) -> Array:
+def gradient(name: str, value: Any, like: Array, dtype: np.dtype[Any] | None = None) -> Array:
     """Return ``value`` as an array of the shape and dtype of ``like`` to read from."""
-    found = array(name, value)
-    if found.dtype is not like.dtype and found.dtype != like.dtype:
-        raise TypeError(
-            f"{name}: expected dtype {like.dtype.name}, that of x, got {found.dtype.name}"
-        )
+    found = array(name, value, HALVES)
+    wanted = like.dtype if dtype is None else dtype
+    if found.dtype is not wanted and found.dtype != wanted:
+        whose = "that of x" if dtype is None or dtype == like.dtype else "that of the result"
+        raise TypeError(f"{name}: expected dtype {wanted.name}, {whose}, got {found.dtype.name}")
     if found.shape != like.shape:
         raise ValueError(f"{name}: expected shape {like.shape}, that of x, got {found.shape}")
     return found
@@ -138,7 +150,8 @@ def _shares(found: Array, value: Any) -> bool:
 def real(name: str, value: Any, least: float | None = None) -> float:
     """Return a finite number, not below ``least``."""
     plain = type(value) is float or type(value) is int
-    if plain and math.isfinite(value) and (least is None or value >= least):
+    # not math.isfinite, which fails for integers beyond float64
+    if plain and -_LARGEST <= value <= _LARGEST and (least is None or value >= least):
         return float(value)
     bound = "" if least is None else f" >= {least:g}"
     complex_number = isinstance(value, (complex, np.complexfloating))
@@ -181,6 +194,11 @@ def choice(name: str, value: Any, accepted: tuple[str, ...]) -> str:
     raise kind(f"{name}: expected {words}, got {value!r}")
 
 
+def activation(value: Any) -> str | None:
+    """Return the name of an activation, or None."""
+    return None if value is None else choice("activation", value, _ACTIVATIONS)
+
+
 def positive_integer(name: str, value: Any) -> int:
     """Return an integer of at least 1."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -198,10 +216,44 @@ def dtype(name: str, value: Any) -> np.dtype[Any]:
     except TypeError:
         found = None
     if found is None:
-        raise TypeError(f"{name}: expected {_ACCEPTED}, got {value!r}")
+        raise TypeError(f"{name}: expected {FLOATS}, got {value!r}")
     if found not in (_FLOAT32, _FLOAT64):
-        raise TypeError(f"{name}: expected {_ACCEPTED}, got {_name(found)}")
+        raise TypeError(f"{name}: expected {FLOATS}, got {_name(found)}")
     return found
+
+
+def stored_dtype(name: str, value: Any) -> str:
+    """Return the name of a dtype that ``x`` may have."""
+    try:
+        # bfloat16 has a name for NumPy only once ml_dtypes is loaded
+        found = value if value == "bfloat16" else np.dtype(value).name
+    except TypeError:
+        found = repr(value)
+    if value is None or found not in STORED.replace(",", "").split():
+        raise TypeError(f"{name}: expected {STORED}, got {value if value is None else found}")
+    return str(found)
+
+
+def result_dtype(value: Any, of_x: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of what is made of ``x``: its own, or float32 of bytes."""
+    if of_x == np.uint8:
+        if value is None:
+            raise ValueError("dtype: expected float32 for an x of uint8, got None")
+        if dtype("dtype", value) != _FLOAT32:
+            raise ValueError(
+                f"dtype: expected float32 for an x of uint8, got {_name(np.dtype(value))}"
+            )
+        return _FLOAT32
+    if value is None:
+        return of_x
+    try:
+        same = np.dtype(value) == of_x
+    except TypeError:
+        same = False
+    if not same:
+        dtype("dtype", value)
+        raise ValueError(f"dtype: expected {of_x.name}, that of x, or None, got {value}")
+    return of_x
 
 
 def apart(name: str, value: Array | None, others: dict[str, Array | None]) -> None:

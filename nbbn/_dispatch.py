@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _machine, _threads
-from nbbn._jit import Kernel
+from nbbn._epilogue import Epilogue
+from nbbn._jit import PLAIN, Fused, Kernel
 from nbbn._layout import Layout
 from nbbn.kernels import (
     channels_first,
@@ -51,13 +52,13 @@ def is_large(size: int) -> bool:
     return size >= PARALLEL_FROM
 
 
-def _run(kernel: Kernel, x: Array, params: Any, *arguments: Any) -> None:
+def _run(kernel: Kernel, x: Array, params: Any, *arguments: Any, step: Fused = PLAIN) -> None:
     """Run the twin of ``kernel`` that suits the size of ``x`` and the state of the process."""
     dtype = x.dtype.type
     if not is_large(x.size) or not _threads.run_parallel(
-        lambda: kernel.variant(dtype, params, True)(*arguments)
+        lambda: kernel.variant(dtype, params, True, step)(*arguments)
     ):
-        kernel.variant(dtype, params, False)(*arguments)
+        kernel.variant(dtype, params, False, step)(*arguments)
 
 
 def is_streamed(layout: Layout, target: Array, *inputs: Array, joined: bool = False) -> int:
@@ -135,29 +136,77 @@ def _moments(kernel: Kernel) -> Callable[..., None]:
     return run
 
 
+def _fused(
+    layout: Layout, after: Epilogue | None, grad: Array | None = None
+) -> tuple[Fused, tuple[Any, ...], tuple[Any, ...], tuple[Array, ...]]:
+    """Return the variant for what follows the affine map, its arguments, and the arrays it reads.
+
+    ``layout`` describes (x, y), then the residual and the gradient, of those that there are.
+    """
+    nothing = (0,) * len(layout.strides[0])
+    if after is None:
+        return PLAIN, (None, *nothing, (), 0.0), (None, *nothing), ()
+    read = [array for array in (after.residual, grad) if array is not None]
+    of_read = iter(layout.strides[2:])
+    of_residual = nothing if after.residual is None else next(of_read)
+    of_grad = nothing if grad is None else next(of_read)
+    step = Fused(after.activation, after.residual is not None, grad is not None)
+    tag = (0.0,) * after.activation
+    return (
+        step,
+        (after.residual, *of_residual, tag, after.slope),
+        (grad, *of_grad),
+        tuple(read),
+    )
+
+
 def _normalize(kernel: Kernel) -> Callable[..., None]:
-    def run(x: Array, y: Array, layout: Layout, table: Array, eps: float) -> None:
+    def run(
+        x: Array,
+        y: Array,
+        layout: Layout,
+        table: Array,
+        eps: float,
+        after: Epilogue | None = None,
+        grad: Array | None = None,
+    ) -> None:
         view, strides = layout.view, layout.strides
-        streaming = is_streamed(layout, y, x, joined=is_joined(layout))
+        step, rest, of_grad, read = _fused(layout, after, grad)
+        streaming = is_streamed(layout, y, x, *read, joined=is_joined(layout))
+        to = table, eps, y, *strides[1], streaming
         params = table.dtype.type
-        _run(kernel, x, params, x, *view, *strides[0], table, eps, y, *strides[1], streaming)
+        _run(kernel, x, params, x, *view, *strides[0], *to, *rest, *of_grad, step=step)
 
     return run
 
 
 def _train_by_channel(
-    x: Array, y: Array, layout: Layout, freedom: float, eps: float, table: Table64
+    x: Array,
+    y: Array,
+    layout: Layout,
+    freedom: float,
+    eps: float,
+    table: Table64,
+    after: Epilogue | None = None,
 ) -> None:
-    kernel, (of_x, of_y) = channels_first.train_channels_first, layout.strides
-    streaming = is_streamed(layout, y, x, joined=are_neighbours(layout))
-    _run(kernel, x, None, x, *layout.view, *of_x, freedom, eps, table, y, *of_y, streaming)
+    kernel, strides = channels_first.train_channels_first, layout.strides
+    step, rest, _, read = _fused(layout, after)
+    streaming = is_streamed(layout, y, x, *read, joined=are_neighbours(layout))
+    to = freedom, eps, table, y, *strides[1], streaming
+    _run(kernel, x, None, x, *layout.view, *strides[0], *to, *rest, step=step)
 
 
 def _train_in_two_passes(
-    x: Array, y: Array, layout: Layout, freedom: float, eps: float, table: Table64
+    x: Array,
+    y: Array,
+    layout: Layout,
+    freedom: float,
+    eps: float,
+    table: Table64,
+    after: Epilogue | None = None,
 ) -> None:
     choose("moments", layout).run(x, layout, freedom, eps, table)
-    choose("normalize", layout).run(x, y, layout, table, eps)
+    choose("normalize", layout).run(x, y, layout, table, eps, after)
 
 
 def _write_gradient(
@@ -274,17 +323,37 @@ def collect_moments(x: Array, layout: Layout, freedom: float, eps: float, table:
     choose("moments", layout).run(x, layout, freedom, eps, table)
 
 
-def normalize(x: Array, y: Array, layout: Layout, table: Array, eps: float) -> None:
-    """Write y from x with the statistics in ``table``; ``layout`` describes (x, y)."""
-    choose("normalize", layout).run(x, y, layout, table, eps)
+def normalize(
+    x: Array,
+    y: Array,
+    layout: Layout,
+    table: Array,
+    eps: float,
+    after: Epilogue | None = None,
+    grad: Array | None = None,
+) -> None:
+    """Write y from x with the statistics in ``table``, and what comes ``after``.
+
+    With ``grad``, the gradient with respect to y, y becomes the one before the activation.
+    ``layout`` describes (x, y), then the residual and the gradient where they are given.
+    """
+    choose("normalize", layout).run(x, y, layout, table, eps, after, grad)
 
 
-def train(x: Array, y: Array, layout: Layout, freedom: float, eps: float, table: Table64) -> None:
+def train(
+    x: Array,
+    y: Array,
+    layout: Layout,
+    freedom: float,
+    eps: float,
+    table: Table64,
+    after: Epilogue | None = None,
+) -> None:
     """Write y, normalized with the statistics of x, and these to ``table``.
 
-    ``table`` holds gamma and beta.
+    ``table`` holds gamma and beta; ``layout`` is as for `normalize`.
     """
-    choose("train", layout).run(x, y, layout, freedom, eps, table)
+    choose("train", layout).run(x, y, layout, freedom, eps, table, after)
 
 
 def backward(

@@ -31,7 +31,7 @@ def explain(x: Any, op: str = "inference", *, axis: int = 1, out: Any = None) ->
 
     Parameters
     ----------
-    x : array_like of float32 or float64
+    x : array_like of float32, float64, float16 or bfloat16
         The input. Only its shape, dtype and place in memory matter.
     op : {"inference", "training", "moments", "backward"}, default "inference"
         The operation; "moments" is that of `batch_moments`, and "backward" the gradient of a
@@ -69,7 +69,7 @@ def explain(x: Any, op: str = "inference", *, axis: int = 1, out: Any = None) ->
     if not isinstance(op, str) or op not in _OPERATIONS:
         names = ", ".join(map(repr, _OPERATIONS))
         raise ValueError(f"op: expected one of {names}, got {op!r}")
-    values = _checks.array("x", x)
+    values = _checks.array("x", x, _checks.HALVES)
     index = _checks.axis(axis, values.ndim)
     target = None if out is None else _checks.out("out", out, values)
     if op == "moments" and target is not None:
@@ -92,6 +92,8 @@ def _why_not_plain(x: Array, op: str, out: Array | None, plan: _plain.Plan | Non
     """Return why it is not one call of a kernel that looks at its arguments itself, or None."""
     if plan is None:
         return "there is no plan for it" if _jit.is_enabled() else "NUMBA_DISABLE_JIT is set"
+    if x.itemsize < 4:
+        return f"x is of {x.dtype.name}"
     for name, array in (("x", x), ("out", out)):
         if array is None:
             continue

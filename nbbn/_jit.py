@@ -5,11 +5,11 @@ a function with ``prange`` loops. Nothing is compiled before it is needed: a ker
 dtype is compiled, or loaded from the disk cache, when it is first asked for.
 
 The signature of a kernel is read off its annotations: ``In``, ``Out`` (flat arrays of the dtype of
-``x``), ``PlainIn``, ``PlainOut`` (matrices as they come), ``Table`` (rows of numbers per channel, in
-the dtype of the parameters), ``Average`` (one such row, written to), ``OutTable``, ``In64``,
-``Table64``, ``OutTable64`` (float64), ``Int``, ``Float``, and ``If...`` (an integer, or None in half
-of the variants). Inputs are declared read-only, so that one compiled variant serves writable and
-read-only arrays.
+``x``; what is made of bytes is float32), ``PlainIn``, ``PlainOut`` (matrices as they come), ``Table``
+(rows of numbers per channel, in the dtype of the parameters), ``Average`` (one such row, written to),
+``OutTable``, ``In64``, ``Table64``, ``OutTable64`` (float64), ``Int``, ``Float``, ``Activation`` (a
+tuple), and ``If...`` (an integer or an array, or None in half of the variants). Inputs are declared
+read-only, so that one compiled variant serves writable and read-only arrays.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import functools
 import os
 import threading
 import types as python_types
-from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import llvmlite
 import numba
@@ -40,9 +40,9 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 _INSIDE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 In = Annotated[NDArray[Any], "x", 1, "read-only"]
-Out = Annotated[NDArray[Any], "x", 1, "writable"]
+Out = Annotated[NDArray[Any], "y", 1, "writable"]
 PlainIn = Annotated[NDArray[Any], "x", 2, "read-only", "any strides"]
-PlainOut = Annotated[NDArray[Any], "x", 2, "writable", "any strides"]
+PlainOut = Annotated[NDArray[Any], "y", 2, "writable", "any strides"]
 Average = Annotated[NDArray[Any], "params", 1, "writable"]
 In64 = Annotated[NDArray[np.float64], "float64", 1, "read-only"]
 Table = Annotated[NDArray[Any], "params", 2, "read-only"]
@@ -51,6 +51,11 @@ Table64 = Annotated[NDArray[np.float64], "float64", 2, "read-only"]
 OutTable64 = Annotated[NDArray[np.float64], "float64", 2, "writable"]
 Int = int
 Float = float
+# What only fused steps have: see `Fused`.
+IfResidual = Annotated[NDArray[Any] | None, "y", 1, "read-only"]
+IfGradient = Annotated[NDArray[Any] | None, "y", 1, "read-only", "gradient"]
+IfPlainResidual = Annotated[NDArray[Any] | None, "y", 2, "read-only", "any strides"]
+Activation = Annotated[tuple[float, ...], "activation"]
 IfSerial = Annotated[int | None, "serial"]
 IfParallel = Annotated[int | None, "parallel"]
 IfRuns = Annotated[int | None, "runs"]
@@ -96,6 +101,17 @@ if hasattr(os, "register_at_fork"):
     )
 
 
+class Fused(NamedTuple):
+    """What a variant of a kernel is compiled with, of all that may follow the affine map."""
+
+    activation: int = 0  # how many numbers its tuple has: see `nbbn.kernels.epilogue`
+    residual: bool = False
+    gradient: bool = False
+
+
+PLAIN = Fused()
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the compiler."""
     return {"numba": numba.__version__, "llvmlite": llvmlite.__version__}
@@ -125,7 +141,7 @@ class Kernel:
         self.name = function.__name__
         self.__doc__ = function.__doc__
         self.function = function
-        self._ready: dict[tuple[Any, Any, bool], Callable[..., Any]] = {}
+        self._ready: dict[tuple[Any, Any, bool, Fused], Callable[..., Any]] = {}
         self._lock = new_lock(self)
 
     # What only a call needs is made then, and not when the package is imported.
@@ -135,37 +151,62 @@ class Kernel:
         hints = get_type_hints(self.function, include_extras=True)
         return [hint for name, hint in hints.items() if name != "return"]
 
-    def variants(self, dtype: Any, parallel: bool) -> list[tuple[Any, Any, bool]]:
+    def variants(
+        self, dtype: Any, parallel: bool, fused: Sequence[Fused] = ()
+    ) -> list[tuple[Any, Any, bool, Fused]]:
         """Return the arguments of `prepare` for all that calls with ``x`` of ``dtype`` may need.
 
-        The parallel twin is among them only where ``parallel``.
+        The parallel twin is among them only where ``parallel``, fused steps only those given.
         """
         depends_on = {hint.__metadata__[0] for hint in self._arguments if hint not in _SCALARS}
         of_x = dtype if "x" in depends_on else np.float64
         of_params = (np.float32, np.float64) if "params" in depends_on else (None,)
         has_loops = "prange" in self.function.__code__.co_names
         twins = (False, True) if parallel and has_loops else (False,)
-        return [(of_x, params, twin) for params in of_params for twin in twins]
+        steps = [PLAIN, *(step for step in fused if self._can_be(step))]
+        return [
+            (of_x, params, twin, step) for params in of_params for twin in twins for step in steps
+        ]
 
-    def prepare(self, dtype: Any, params: Any, parallel: bool) -> None:
+    def _can_be(self, fused: Fused) -> bool:
+        wanted = {Activation, *([IfGradient] if fused.gradient else [])}
+        return all(hint in self._arguments for hint in wanted)
+
+    def prepare(self, dtype: Any, params: Any, parallel: bool, fused: Fused) -> None:
         """Compile the variant if it is not."""
-        self.variant(dtype, params, parallel)
+        self.variant(dtype, params, parallel, fused)
 
-    def variant(self, dtype: Any, params: Any, parallel: bool) -> Callable[..., Any]:
+    def variant(
+        self, dtype: Any, params: Any, parallel: bool, fused: Fused = PLAIN
+    ) -> Callable[..., Any]:
         """The twin for ``x`` of ``dtype`` and parameters of ``params``, compiled if it is not."""
-        found = self._ready.get((dtype, params, parallel))
-        return found if found is not None else self._compile(dtype, params, parallel)
+        found = self._ready.get((dtype, params, parallel, fused))
+        return found if found is not None else self._compile(dtype, params, parallel, fused)
 
-    def signature(self, dtype: Any, params: Any) -> tuple[types.Type, ...]:
+    def signature(self, dtype: Any, params: Any, fused: Fused = PLAIN) -> tuple[types.Type, ...]:
         """The numba types of the arguments."""
-        return tuple(_numba_type(hint, dtype, params) for hint in self._arguments)
+        special: dict[Any, types.Type] = {Activation: _tag(fused)}
+        if not fused.residual:
+            special[IfResidual] = types.none
+        if not fused.gradient:
+            special[IfGradient] = types.none
+        return tuple(
+            special[hint] if hint in special else _numba_type(hint, dtype, params)
+            for hint in self._arguments
+        )
 
-    def _compile(self, dtype: Any, params: Any, parallel: bool) -> Callable[..., Any]:
-        key = dtype, params, parallel
+    def _compile(self, dtype: Any, params: Any, parallel: bool, fused: Fused) -> Callable[..., Any]:
+        key = dtype, params, parallel, fused
         with self._lock:
             if key not in self._ready:
-                self._ready[key] = _compiled(self.function, parallel, self.signature(dtype, params))
+                signature = self.signature(dtype, params, fused)
+                self._ready[key] = _compiled(self.function, parallel, signature)
         return self._ready[key]
+
+
+def _tag(fused: Fused) -> types.Type:
+    """Return the type of the tuple that stands for an activation."""
+    return types.Tuple((types.float64,) * fused.activation)
 
 
 def kernel(function: Callable[..., Any]) -> Kernel:
@@ -199,28 +240,41 @@ class PlainKernel:
         self._ready: set[tuple[Any, ...]] = set()
         self._lock = new_lock(self)
 
-    def variants(self, dtype: Any, parallel: bool) -> list[tuple[Any, Any, bool, bool]]:
+    def variants(
+        self, dtype: Any, parallel: bool, fused: Sequence[Fused] = ()
+    ) -> list[tuple[Any, Any, bool, bool, Fused]]:
         """Return the arguments of `prepare` that calls with ``x`` of ``dtype`` may come with."""
+        if dtype not in (np.float32, np.float64):
+            return []
         hints = get_type_hints(self.function, include_extras=True).values()
         has_params = any("params" in getattr(hint, "__metadata__", ()) for hint in hints)
+        steps = [PLAIN]
+        if Activation in hints:
+            steps += [step for step in fused if not step.gradient]
         return [
-            (dtype, params, twin, columns)
+            (dtype, params, twin, columns, step)
             for params in ((np.float32, np.float64) if has_params else (np.float64,))
             for twin in ((False, True) if parallel else (False,))
             for columns in (False, True)
+            for step in steps
         ]
 
-    def prepare(self, dtype: Any, params: Any, parallel: bool, columns: bool) -> None:
+    def prepare(
+        self, dtype: Any, params: Any, parallel: bool, columns: bool, fused: Fused = PLAIN
+    ) -> None:
         """Compile the variant if it is not."""
-        key = dtype, params, parallel, columns
+        key = dtype, params, parallel, columns, fused
         left_out = {
             IfParallel if not parallel else IfSerial,
             IfColumns if not columns else IfRuns,
         }
         hints = get_type_hints(self.function, include_extras=True)
         hints.pop("return")
+        if not fused.residual:
+            left_out.add(IfPlainResidual)
+        special = dict.fromkeys(left_out, types.none) | {Activation: _tag(fused)}
         signature = tuple(
-            types.none if hint in left_out else _numba_type(hint, dtype, params)
+            special[hint] if hint in special else _numba_type(hint, dtype, params)
             for hint in hints.values()
         )
         with self._lock:
@@ -281,11 +335,11 @@ def _renamed(function: Callable[..., Any], suffix: str) -> Any:
 def _numba_type(hint: Any, dtype: Any, params: Any) -> types.Type:
     if hint in _SCALARS:
         return _SCALARS[hint]
-    which, ndim, access, *strides = hint.__metadata__
-    element = {"x": dtype, "params": params}.get(which, np.float64)
+    which, ndim, access, *rest = hint.__metadata__
+    element = {"x": dtype, "y": np.float32 if dtype == np.uint8 else dtype, "params": params}
     return types.Array(
-        types.float32 if element == np.float32 else types.float64,
+        numba.from_dtype(np.dtype(element.get(which, np.float64))),
         ndim,
-        "A" if strides else "C",
+        "A" if "any strides" in rest else "C",
         readonly=access == "read-only",
     )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _dispatch, _threads
-from nbbn._jit import PlainKernel, is_enabled
+from nbbn._jit import PLAIN, Fused, PlainKernel, is_enabled
 from nbbn._layout import Layout, describe
 from nbbn.kernels import plain
 from nbbn.kernels.table import STATISTICS_ROWS
@@ -76,18 +76,37 @@ def sample_step(size: int) -> int:
     return step
 
 
-def infer(x: Array, y: Array, table: Array, eps: float, plan: Plan) -> int:
+def infer(
+    x: Array,
+    y: Array,
+    table: Array,
+    eps: float,
+    plan: Plan,
+    residual: Array | None = None,
+    tag: tuple[float, ...] = (),
+    slope: float = 0.0,
+) -> int:
     """Write y; see `nbbn.kernels.plain.infer`."""
-    if plan.direct:
+    if not (x.dtype.isnative and y.dtype.isnative):  # see `_run`
+        return REFUSED
+    if plan.direct and (residual is None or residual.dtype.isnative):
+        rest = residual, tag, slope
         try:
-            token: int = plain.infer.call(x, y, table, eps, 0, plan.step, *plan.views[0])
+            token: int = plain.infer.call(x, y, table, eps, 0, plan.step, *rest, *plan.views[0])
         except TypeError:
-            return _run(plain.infer, plan, (x, y), table, eps, 0, plan.step)
+            return _run(plain.infer, plan, (x, y), table, eps, 0, plan.step, *rest)
         return token
     streaming = 0
+    read = (x,) if residual is None else (x, residual)
     if plan.parallel:
-        streaming = _dispatch.is_streamed(plan.layout, y, x, joined=True)
-    return _run(plain.infer, plan, (x, y), table, eps, streaming, plan.step)
+        streaming = _dispatch.is_streamed(plan.layout, y, *read, joined=True)
+    if residual is not None and len(plan.shape) != 2:
+        flattened = as_matrices(plan.shape, residual)
+        if flattened is None:
+            return REFUSED
+        residual = flattened[0]
+    rest = residual, tag, slope
+    return _run(plain.infer, plan, (x, y), table, eps, streaming, plan.step, *rest)
 
 
 def train(
@@ -147,7 +166,14 @@ def as_matrices(shape: tuple[int, ...], *arrays: Array) -> list[Array] | None:
 
 
 def _run(kernel: PlainKernel, plan: Plan, arrays: tuple[Array, ...], *rest: Any) -> int:
-    """Call the parallel variant where it pays and may be started now, else the serial one."""
+    """Call the parallel variant where it pays and may be started now, else the serial one.
+
+    numba looks a variant up by a fingerprint of the arguments that knows neither byte order nor
+    alignment: once it has seen a misaligned array, it takes one in foreign byte order for it.
+    """
+    for array in (*arrays, *rest):
+        if isinstance(array, np.ndarray) and not array.dtype.isnative:
+            return REFUSED
     given: Any = arrays
     if len(plan.shape) != 2:
         given = as_matrices(plan.shape, *arrays)
@@ -165,7 +191,7 @@ def _call(kernel: PlainKernel, view: View, given: Any, rest: Any) -> int:
     try:
         status: int = kernel.call(*given, *rest, *view)
     except TypeError:
-        if not _is_prepared(kernel, view, given, rest[0]):
+        if not _is_prepared(kernel, view, given, rest):
             return REFUSED
         try:
             status = kernel.call(*given, *rest, *view)
@@ -174,11 +200,19 @@ def _call(kernel: PlainKernel, view: View, given: Any, rest: Any) -> int:
     return status
 
 
-def _is_prepared(kernel: PlainKernel, view: View, arrays: tuple[Any, ...], params: Array) -> bool:
+def _is_prepared(
+    kernel: PlainKernel, view: View, arrays: tuple[Any, ...], rest: tuple[Any, ...]
+) -> bool:
     """Compile what a call needed; return whether the call is worth a second try."""
     first = arrays[0]
     dtype = first.dtype.type
-    for array in arrays:
+    fused = PLAIN
+    read: tuple[Any, ...] = ()
+    if kernel is plain.infer:
+        *_, residual, tag, _ = rest
+        fused = Fused(len(tag), residual is not None)
+        read = () if residual is None else (residual,)
+    for array in (*read, *arrays):
         if type(array) is not np.ndarray or array.dtype != first.dtype or array.ndim != 2:
             return False
         if not (array.flags.aligned and array.dtype.isnative):
@@ -186,5 +220,5 @@ def _is_prepared(kernel: PlainKernel, view: View, arrays: tuple[Any, ...], param
     if dtype not in _FLOATS or not (len(arrays) == 1 or arrays[-1].flags.writeable):
         return False
     parallel, columns = view[1] is not None, view[-1] is not None
-    kernel.prepare(dtype, params.dtype.type, parallel, columns)
+    kernel.prepare(dtype, rest[0].dtype.type, parallel, columns, fused)
     return True

@@ -128,10 +128,12 @@ def is_pooled(nbytes: int) -> bool:
     return _SMALLEST <= nbytes <= _pool.limit
 
 
-def empty_like(like: Array) -> Array:
+def empty_like(like: Array, dtype: np.dtype[Any] | None = None) -> Array:
     """Return an array of the shape, dtype and memory order of ``like``, large ones from the pool."""
-    if not is_pooled(like.nbytes) or like.dtype.hasobject:
-        return np.empty_like(like)
+    kind = like.dtype if dtype is None else dtype
+    nbytes = like.size * kind.itemsize
+    if not is_pooled(nbytes) or kind.hasobject:
+        return np.empty_like(like, dtype)
     order = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]))
-    dense = _pool.take(like.nbytes).view(like.dtype).reshape([like.shape[axis] for axis in order])
+    dense = _pool.take(nbytes).view(kind).reshape([like.shape[axis] for axis in order])
     return dense.transpose(np.argsort(order))

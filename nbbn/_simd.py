@@ -4,8 +4,9 @@ LLVM splits a sixteen-lane vector into what the processor has (one or two AVX-51
 AVX2, four of NEON), so the order of every addition, and with it every bit of a result, does not
 depend on the vectorizer or on the width of the registers.
 
-``load``, ``load_first``, ``store``, ``store_first`` and ``stream`` address a contiguous 1-d array by element and
-check no bounds: the kernels do their own arithmetic on indices. All other names are arithmetic on
+``load``, ``load_first``, ``value_at``, ``store``, ``store_first`` and ``stream`` address a contiguous 1-d
+array by element and check no bounds: the kernels do their own arithmetic on indices. They convert from
+and to what is computed with (`nbbn._formats`). All other names are arithmetic on
 vectors (``fma`` also on scalars). Under ``NUMBA_DISABLE_JIT`` the twins in ``_simd_python`` stand in.
 """
 
@@ -20,6 +21,8 @@ from numba import config, types
 from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from nbbn import _formats
 
 LANES = 16
 _LINE = 64  # bytes of a cache line
@@ -69,6 +72,11 @@ FLOAT64X16 = Vector(types.float64)
 _VECTOR = {types.float32: FLOAT32X16, types.float64: FLOAT64X16}
 
 
+def _vector_of(array: Any) -> Vector:
+    """The type of sixteen values of ``array`` in registers."""
+    return _VECTOR[_formats.computed(array.dtype)]
+
+
 class _Arithmetic(ConcreteTemplate):  # type: ignore[misc]
     cases = [signature(v, v, v) for v in (FLOAT32X16, FLOAT64X16)]
 
@@ -100,7 +108,11 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     """Address of element ``index`` of a 1-d array, as a pointer to a vector."""
     data = context.make_array(array_type)(context, builder, value=array).data
     element = builder.gep(data, [index])
-    return builder.bitcast(element, _llvm_vector(array_type.dtype).as_pointer())
+    return builder.bitcast(element, _stored_vector(array_type.dtype).as_pointer())
+
+
+def _stored_vector(dtype: types.Type) -> ir.VectorType:
+    return ir.VectorType(_formats.stored(dtype), LANES)
 
 
 def _itemsize(dtype: types.Type) -> int:
@@ -127,7 +139,10 @@ def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
 
 @_intrinsic
 def flat(typingctx: Any, array: Any) -> Any:
-    """The values of a contiguous array of any number of dimensions, as an array of one."""
+    """The values of a contiguous array of any number of dimensions, as an array of one; None of None."""
+    if array == types.none:
+        return types.none(array), lambda context, builder, sig, args: context.get_dummy_value()
+
     from numba.np.arrayobj import populate_array  # loads much that only compiling needs
 
     one = types.Array(array.dtype, 1, "C", readonly=not array.mutable)
@@ -155,9 +170,10 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], *args)
-        return builder.load(pointer, align=_itemsize(array.dtype))
+        found = builder.load(pointer, align=_itemsize(array.dtype))
+        return _formats.decode(builder, array.dtype, found)
 
-    return _VECTOR[array.dtype](array, types.intp), codegen
+    return _vector_of(array)(array, types.intp), codegen
 
 
 @_intrinsic
@@ -167,13 +183,41 @@ def load_first(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         mask = _first_lanes(builder, args[2])
-        vector = _llvm_vector(array.dtype)
-        name = f"llvm.masked.load.v{LANES}{_SUFFIX[array.dtype]}.p0"
+        vector = _stored_vector(array.dtype)
+        name = f"llvm.masked.load.v{LANES}{_formats.suffix(array.dtype)}.p0"
         function = _declare(builder, name, vector, [pointer.type, _INT32, mask.type, vector])
-        zeros = ir.Constant(vector, [0.0] * LANES)
-        return builder.call(function, [pointer, _INT32(_itemsize(array.dtype)), mask, zeros])
+        zeros = ir.Constant(vector, [0] * LANES)
+        found = builder.call(function, [pointer, _INT32(_itemsize(array.dtype)), mask, zeros])
+        return _formats.decode(builder, array.dtype, found)
 
-    return _VECTOR[array.dtype](array, types.intp, types.intp), codegen
+    return _vector_of(array)(array, types.intp, types.intp), codegen
+
+
+@_intrinsic
+def value_at(typingctx: Any, array: Any, index: Any) -> Any:
+    """The value at ``index``, as float64."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], *args)
+        pointer = builder.bitcast(pointer, _formats.stored(array.dtype).as_pointer())
+        stored = builder.load(pointer, align=_itemsize(array.dtype))
+        found = _formats.decode(builder, array.dtype, _splat(builder, stored))
+        first = builder.extract_element(found, _INT32(0))
+        if first.type == ir.DoubleType():
+            return first
+        return builder.fpext(first, ir.DoubleType())
+
+    return types.float64(array, types.intp), codegen
+
+
+@_intrinsic
+def working_dtype(typingctx: Any, array: Any) -> Any:
+    """The dtype that values of ``array`` are computed with, for ``np.empty``."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.DType(_formats.computed(array.dtype))(array), codegen
 
 
 @_intrinsic
@@ -200,10 +244,11 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
-        builder.store(args[2], pointer, align=_itemsize(array.dtype))
+        value = _formats.encode(builder, array.dtype, args[2])
+        builder.store(value, pointer, align=_itemsize(array.dtype))
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, _VECTOR[array.dtype]), codegen
+    return types.void(array, types.intp, _vector_of(array)), codegen
 
 
 @_intrinsic
@@ -213,38 +258,44 @@ def store_first(typingctx: Any, array: Any, index: Any, count: Any, value: Any) 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         mask = _first_lanes(builder, args[2])
-        vector = _llvm_vector(array.dtype)
-        name = f"llvm.masked.store.v{LANES}{_SUFFIX[array.dtype]}.p0"
+        vector = _stored_vector(array.dtype)
+        name = f"llvm.masked.store.v{LANES}{_formats.suffix(array.dtype)}.p0"
         arguments = [vector, pointer.type, _INT32, mask.type]
         function = _declare(builder, name, ir.VoidType(), arguments)
-        builder.call(function, [args[3], pointer, _INT32(_itemsize(array.dtype)), mask])
+        value = _formats.encode(builder, array.dtype, args[3])
+        builder.call(function, [value, pointer, _INT32(_itemsize(array.dtype)), mask])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.intp, _VECTOR[array.dtype]), codegen
+    return types.void(array, types.intp, types.intp, _vector_of(array)), codegen
 
 
 @_intrinsic
 def stream(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """Like `store`, past the cache; element ``index`` must stand at a multiple of 64 bytes."""
+    """Like `store`, past the cache; element ``index`` must stand where `to_line` leads.
+
+    That is at a multiple of 64 bytes, or of the vector's own size if that is less.
+    """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
-        written = builder.store(args[2], pointer, align=_LINE)
+        value = _formats.encode(builder, array.dtype, args[2])
+        written = builder.store(value, pointer, align=min(_LINE, LANES * _itemsize(array.dtype)))
         written.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, _VECTOR[array.dtype]), codegen
+    return types.void(array, types.intp, _vector_of(array)), codegen
 
 
 @_intrinsic
 def to_line(typingctx: Any, array: Any, index: Any) -> Any:
-    """How many elements stand between element ``index`` and the next multiple of 64 bytes."""
+    """How many elements stand between element ``index`` and where `stream` may write."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         number = args[1].type
         address = builder.ptrtoint(pointer, number)
-        rest = builder.and_(builder.neg(address), number(_LINE - 1))
+        unit = min(_LINE, LANES * _itemsize(array.dtype))
+        rest = builder.and_(builder.neg(address), number(unit - 1))
         return builder.udiv(rest, number(_itemsize(array.dtype)))
 
     return types.intp(array, types.intp), codegen
@@ -289,14 +340,14 @@ def widen(typingctx: Any, vector: Any) -> Any:
 
 @_intrinsic
 def narrow(typingctx: Any, array: Any, vector: Any) -> Any:
-    """The lanes of a float64 vector, rounded to the dtype of ``array``."""
+    """The lanes of a float64 vector, rounded to what ``array`` is computed with."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if array.dtype == types.float64:
             return args[1]
-        return builder.fptrunc(args[1], _llvm_vector(array.dtype))
+        return builder.fptrunc(args[1], _llvm_vector(types.float32))
 
-    return _VECTOR[array.dtype](array, FLOAT64X16), codegen
+    return _vector_of(array)(array, FLOAT64X16), codegen
 
 
 @_intrinsic
@@ -320,6 +371,28 @@ def not_below(typingctx: Any, vector: Any, limit: Any) -> Any:
         return builder.select(below, args[1], args[0])
 
     return vector(vector, vector), codegen
+
+
+@_intrinsic
+def not_above(typingctx: Any, vector: Any, limit: Any) -> Any:
+    """The lanes of ``vector``, those of ``limit`` where they are less; NaN stays."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        above = builder.fcmp_ordered(">", *args)
+        return builder.select(above, args[1], args[0])
+
+    return vector(vector, vector), codegen
+
+
+@_intrinsic
+def where_below(typingctx: Any, test: Any, limit: Any, a: Any, b: Any) -> Any:
+    """``a`` in the lanes where ``test < limit``, ``b`` in the others, NaN among them."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        test, limit, a, b = args
+        return builder.select(builder.fcmp_ordered("<", test, limit), a, b)
+
+    return a(test, test, a, a), codegen
 
 
 @_intrinsic
@@ -410,6 +483,7 @@ if config.DISABLE_JIT:
         load,
         load_first,
         narrow,
+        not_above,
         not_below,
         prefetch,
         splat,
@@ -419,6 +493,9 @@ if config.DISABLE_JIT:
         stream,
         to_line,
         total,
+        value_at,
+        where_below,
         where_finite,
         widen,
+        working_dtype,
     )

@@ -11,16 +11,48 @@ from numpy.typing import NDArray
 LANES = 16
 
 
+def working_dtype(array: NDArray[Any]) -> Any:
+    """The dtype that values of ``array`` are computed with."""
+    return np.float64 if array.dtype == np.float64 else np.float32
+
+
+def _decode(stored: NDArray[Any]) -> NDArray[Any]:
+    """What `nbbn._formats` does: arrays of bits as float32."""
+    if stored.dtype == np.uint16:
+        return stored.view(np.float16).astype(np.float32)
+    if stored.dtype == np.int16:
+        return (stored.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return stored.astype(working_dtype(stored))
+
+
+def _encode(dtype: np.dtype[Any], vector: NDArray[Any]) -> NDArray[Any]:
+    if dtype == np.uint16:
+        with np.errstate(all="ignore"):
+            return vector.astype(np.float16).view(np.uint16)
+    if dtype == np.int16:
+        bits = vector.view(np.uint32)
+        upper = bits >> np.uint32(16)
+        rounded = (bits + (upper & np.uint32(1)) + np.uint32(0x7FFF)) >> np.uint32(16)
+        found = np.where(np.isnan(vector), upper | np.uint32(0x40), rounded)
+        return found.astype(np.uint16).view(np.int16)
+    return vector
+
+
 def load(array: NDArray[Any], index: int) -> NDArray[Any]:
     """Sixteen values of ``array`` from ``index`` on."""
-    return array[index : index + LANES].copy()
+    return _decode(array[index : index + LANES])
 
 
 def load_first(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
     """The first ``count`` values from ``index`` on, zeros behind them."""
-    vector = np.zeros(LANES, array.dtype)
-    vector[:count] = array[index : index + count]
+    vector = np.zeros(LANES, working_dtype(array))
+    vector[:count] = _decode(array[index : index + count])
     return vector
+
+
+def value_at(array: NDArray[Any], index: int) -> float:
+    """The value at ``index``, as float64."""
+    return float(_decode(array[index : index + 1])[0])
 
 
 def prefetch(array: NDArray[Any], index: int) -> None:
@@ -29,12 +61,12 @@ def prefetch(array: NDArray[Any], index: int) -> None:
 
 def store(array: NDArray[Any], index: int, value: NDArray[Any]) -> None:
     """Write the lanes of ``value`` to ``array`` from ``index`` on."""
-    array[index : index + LANES] = value
+    array[index : index + LANES] = _encode(array.dtype, value)
 
 
 def store_first(array: NDArray[Any], index: int, count: int, value: NDArray[Any]) -> None:
     """Write the first ``count`` lanes of ``value``."""
-    array[index : index + count] = value[:count]
+    array[index : index + count] = _encode(array.dtype, value[:count])
 
 
 stream = store
@@ -60,9 +92,10 @@ def widen(vector: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def narrow(array: NDArray[Any], vector: NDArray[np.float64]) -> NDArray[Any]:
-    """The lanes, rounded to the dtype of ``array``."""
+    """The lanes, rounded to what ``array`` is computed with."""
     with np.errstate(all="ignore"):
-        return vector.astype(array.dtype)
+        found: NDArray[Any] = vector.astype(working_dtype(array))
+        return found
 
 
 def square_root(vector: NDArray[Any]) -> NDArray[Any]:
@@ -75,6 +108,18 @@ def square_root(vector: NDArray[Any]) -> NDArray[Any]:
 def not_below(vector: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
     """The lanes of ``vector``, those of ``limit`` where they are greater; NaN stays."""
     return np.where(vector < limit, limit, vector)
+
+
+def not_above(vector: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
+    """The lanes of ``vector``, those of ``limit`` where they are less; NaN stays."""
+    return np.where(vector > limit, limit, vector)
+
+
+def where_below(
+    test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]
+) -> NDArray[Any]:
+    """``a`` in the lanes where ``test < limit``, ``b`` in the others."""
+    return np.where(test < limit, a, b)
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _dispatch, _plain
-from nbbn._layout import Layout, describe, flat
+from nbbn._epilogue import Epilogue
+from nbbn._layout import Layout, describe
+from nbbn._layout import flat as flat_of
 from nbbn._pool import empty_like
 from nbbn.kernels import table as rows
 
@@ -64,6 +66,18 @@ class BatchStatistics:
         return self._row(rows.INV_STD)
 
 
+_BITS = {np.dtype(np.float16): np.uint16}  # what kernels see of it; see `nbbn._formats`
+
+
+def flat(array: Array) -> Array:
+    """Return the contiguous memory of ``array`` in the form that kernels take."""
+    memory = flat_of(array)
+    kind = array.dtype
+    if kind.itemsize == 2:  # float16, or bfloat16: not a type of numpy's own
+        return memory.view(_BITS.get(kind, np.int16))
+    return memory
+
+
 def _layout(index: int, *arrays: Array) -> Layout | None:
     """`describe`, remembered by shape and strides; None also for misaligned arrays."""
     first = arrays[0]
@@ -71,6 +85,8 @@ def _layout(index: int, *arrays: Array) -> Layout | None:
     for array in arrays:
         if not array.flags.aligned:
             return None
+        if array.itemsize != first.itemsize:
+            return _layout_in_items(index, arrays)
     try:
         return _layouts[key]
     except KeyError:
@@ -80,6 +96,16 @@ def _layout(index: int, *arrays: Array) -> Layout | None:
     found = describe(first.shape, index, first.itemsize, *[array.strides for array in arrays])
     _layouts[key] = found
     return found
+
+
+def _layout_in_items(index: int, arrays: tuple[Array, ...]) -> Layout | None:
+    """`_layout` of arrays whose items differ in size."""
+    strides = []
+    for array in arrays:
+        if any(stride % array.itemsize for stride in array.strides):
+            return None
+        strides.append(tuple(stride // array.itemsize for stride in array.strides))
+    return describe(arrays[0].shape, index, 1, *strides)
 
 
 def _certain(index: int, *arrays: Array) -> Layout:
@@ -93,6 +119,7 @@ def _certain(index: int, *arrays: Array) -> Layout:
 def _same_view(a: Array, b: Array) -> bool:
     return a is b or (
         a.strides == b.strides
+        and a.itemsize == b.itemsize
         and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
     )
 
@@ -117,19 +144,46 @@ def overlap(a: Array, b: Array) -> bool:
         return True
 
 
-def _views(x: Array, index: int, out: Array | None) -> tuple[Array, Array, Layout]:
-    """Return what to read for ``x``, what to write to (``out`` if possible), and their layout."""
-    if out is not None:
-        layout = _layout(index, x, out)
-        if layout is not None and _apart(out, x):
-            return x, out, layout
+def _copy_like(source: Array, array: Array) -> Array:
+    """Return a copy of ``array`` in the memory order of ``source``."""
+    copy = empty_like(source, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def _views(
+    x: Array, index: int, out: Array | None, *others: Array, dtype: np.dtype[Any] | None = None
+) -> tuple[Array, Array, tuple[Array, ...], Layout]:
+    """Return what to read for ``x`` and others, what to write to, and the layout of all of them.
+
+    That is ``out`` if possible, else a new array of ``dtype``, by default that of x. In the layout it
+    comes second.
+    """
     source = _readable(x, index)
-    if source is not x and out is not None:
-        layout = _layout(index, source, out)
+    read = tuple(
+        a if _layout(index, source, a) is not None else _copy_like(source, a) for a in others
+    )
+    if out is not None and all(_apart(out, a) for a in (source, *read)):
+        layout = _layout(index, source, out, *read)
         if layout is not None:
-            return source, out, layout
-    target = empty_like(source)
-    return source, target, _certain(index, source, target)
+            return source, out, read, layout
+    target = empty_like(source, dtype)
+    layout = _layout(index, source, target, *read)
+    if layout is None:
+        read = tuple(_copy_like(source, a) for a in others)
+        layout = _certain(index, source, target, *read)
+    return source, target, read, layout
+
+
+def _flat_epilogue(after: Epilogue | None, read: tuple[Array, ...]) -> Epilogue | None:
+    """Return ``after`` as kernels take it, with the residual as `_views` found it."""
+    if after is None or after.residual is None:
+        return after
+    return replace(after, residual=flat(read[0]))
+
+
+def _residual(after: Epilogue | None) -> tuple[Array, ...]:
+    return () if after is None or after.residual is None else (after.residual,)
 
 
 def _result(target: Array, out: Array | None) -> Array:
@@ -151,9 +205,10 @@ def statistics_rows(mean: Array, var: Array, gamma: Array | None, beta: Array | 
     return table
 
 
-def _plan(x: Array, index: int) -> _plain.Plan | None:
+def _plan(x: Array, index: int, after: Epilogue | None = None) -> _plain.Plan | None:
     """Return how to read a contiguous ``x``; None for others, which a kernel would refuse."""
-    return _plain.make_plan(x.shape, index) if x.flags.c_contiguous else None
+    plain = after is None and x.itemsize >= 4 and x.flags.c_contiguous
+    return _plain.make_plan(x.shape, index) if plain else None
 
 
 def moments_step(x: Array, index: int) -> BatchStatistics:
@@ -190,19 +245,47 @@ def update_running_rows(table: Array, batch: Table64, divisor: float, momentum: 
     _dispatch.move_averages(table, batch, divisor, momentum)
 
 
-def inference_step(x: Array, index: int, table: Array, eps: float, out: Array | None) -> Array:
+def inference_step(
+    x: Array,
+    index: int,
+    table: Array,
+    eps: float,
+    out: Array | None,
+    after: Epilogue | None = None,
+    dtype: np.dtype[Any] | None = None,
+) -> Array:
     """Normalize with the statistics in ``table``; write to ``out`` or a new array, return it."""
     if x.size == 0:
-        return np.empty_like(x) if out is None else out
-    plan = _plan(x, index)
+        return np.empty_like(x, dtype) if out is None else out
+    plan = _plan(x, index, after)
     if plan is not None:
         y = empty_like(x) if out is None else out
         if _plain.infer(x, y, table, eps, plan) != _plain.REFUSED:
             return y
         del y  # its memory may serve the general way
-    source, target, layout = _views(x, index, out)
-    _dispatch.normalize(flat(source), flat(target), layout, table, eps)
+    source, target, read, layout = _views(x, index, out, *_residual(after), dtype=dtype)
+    fused = _flat_epilogue(after, read)
+    _dispatch.normalize(flat(source), flat(target), layout, table, eps, fused)
     return _result(target, out)
+
+
+def activation_gradient_step(
+    grad_y: Array,
+    x: Array,
+    index: int,
+    table: Array,
+    eps: float,
+    after: Epilogue,
+    out: Array | None = None,
+) -> Array:
+    """Return the gradient before the activation, in ``out`` if it can be written to, or a new array."""
+    if x.size == 0:
+        return np.empty_like(x)
+    source, target, read, layout = _views(x, index, out, *_residual(after), grad_y)
+    fused = _flat_epilogue(after, read)
+    memory = flat(source), flat(target)
+    _dispatch.normalize(*memory, layout, table, eps, fused, flat(read[-1]))
+    return target
 
 
 def training_step(
@@ -213,6 +296,7 @@ def training_step(
     eps: float,
     correction: float,
     out: Array | None,
+    after: Epilogue | None = None,
 ) -> tuple[Array, BatchStatistics]:
     """Normalize with the statistics of ``x``, which is not empty; return y and the statistics."""
     channels = x.shape[index]
@@ -220,17 +304,18 @@ def training_step(
     params = np.empty((rows.NORMALIZE_ROWS, channels))
     params[rows.GAMMA] = 1.0 if gamma is None else gamma
     params[rows.BETA] = 0.0 if beta is None else beta
-    plan = _plan(x, index)
+    plan = _plan(x, index, after)
     if plan is not None:
         y = empty_like(x) if out is None else out
         token, table = _plain.train(x, y, params, count - correction, eps, plan)
         if token != _plain.REFUSED:
             return y, BatchStatistics(count, table)
         del y
-    source, target, layout = _views(x, index, out)
+    source, target, read, layout = _views(x, index, out, *_residual(after))
     table = _dispatch.statistics_table(channels)
     table[rows.GAMMA], table[rows.BETA] = params[rows.GAMMA], params[rows.BETA]
-    _dispatch.train(flat(source), flat(target), layout, count - correction, eps, table)
+    fused = _flat_epilogue(after, read)
+    _dispatch.train(flat(source), flat(target), layout, count - correction, eps, table, fused)
     return _result(target, out), BatchStatistics(count, table)
 
 

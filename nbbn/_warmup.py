@@ -9,37 +9,44 @@ from typing import Any
 import numpy as np
 
 from nbbn import _checks, _jit, _threads
-from nbbn._jit import Kernel, PlainKernel
+from nbbn._epilogue import ACTIVATIONS
+from nbbn._jit import PLAIN, Fused, Kernel, PlainKernel
 
 _KERNELS = "nbbn.kernels."
 _YARDSTICKS = "nbbn.kernels.yardsticks"  # for measuring only
+_MOMENTS = "collect_moments"
+_SEEN_AS = {"float16": np.uint16, "bfloat16": np.int16}  # by kernels: see nbbn._formats
 _INFERENCE = ("normalize", "infer")  # verbs that the kernels of an inference call are named after
 
 AnyKernel = Kernel | PlainKernel
 Variant = tuple[AnyKernel, tuple[Any, ...]]
 
 
-def warmup(dtypes: Any = ("float32",), training: bool = False) -> None:
+def warmup(dtypes: Any = ("float32",), training: bool = False, *, activations: Any = ()) -> None:
     """Compile what calls with these types need, or load it from the disk cache.
 
     Afterwards no inference call with such an ``x`` compiles anything, whatever its shape, its memory
-    layout, the number of threads, and the dtype of the parameters. After ``set_num_threads(1)``, only
+    layout, the number of threads, and the dtype of the parameters; with an activation or a residual, if
+    it is among ``activations``. After ``set_num_threads(1)``, only
     what one thread needs is provided.
 
     Parameters
     ----------
     dtypes : iterable of dtype, or one dtype, default ("float32",)
-        Of ``x``: float32, float64, or both. Parameters and running statistics of either dtype are
-        provided for.
+        Of ``x``: float32, float64, float16, bfloat16 or uint8. Parameters and running statistics of
+        float32 and float64 are provided for.
     training : bool, default False
         Whether to provide for training, `batch_moments`, running averages and gradients as well.
+    activations : iterable of str or None, default ()
+        Which fused steps to provide for: each of these activations (None: no activation), with and
+        without a residual.
 
     Raises
     ------
     TypeError
-        Where ``dtypes`` holds anything but float32 and float64, or ``training`` is not a bool.
+        Where ``dtypes`` or ``activations`` hold anything else, or ``training`` is not a bool.
     ValueError
-        Where ``dtypes`` is empty.
+        Where ``dtypes`` is empty, or an activation is not known.
 
     Notes
     -----
@@ -55,12 +62,13 @@ def warmup(dtypes: Any = ("float32",), training: bool = False) -> None:
     >>> import nbbn
     >>> nbbn.warmup(["float64"])
     """
-    prepare(variants(dtypes, training))
+    prepare(variants(dtypes, training, activations))
 
 
-def variants(dtypes: Any, training: Any) -> list[Variant]:
+def variants(dtypes: Any, training: Any, activations: Any = ()) -> list[Variant]:
     """Return what `warmup` with these arguments provides."""
     wanted = dict.fromkeys(_checked(dtypes))
+    steps = _fused_steps(activations, training)
     both = _checks.flag("training", training)
     if not _jit.is_enabled():
         return []
@@ -68,12 +76,30 @@ def variants(dtypes: Any, training: Any) -> list[Variant]:
     parallel = not _threads.is_told_serial() and _threads.has_usable_layer()
     found: dict[Variant, None] = {}
     for kernel in kernels():
-        if both or kernel.name.startswith(_INFERENCE):
-            for dtype in wanted:
-                found.update(
-                    dict.fromkeys((kernel, key) for key in kernel.variants(dtype, parallel))
-                )
+        for dtype in wanted:
+            if kernel.name.startswith(_INFERENCE) or (both and _learns(kernel, dtype)):
+                keys = kernel.variants(dtype, parallel, steps)
+                found.update(dict.fromkeys((kernel, key) for key in keys))
     return list(found)
+
+
+def _learns(kernel: AnyKernel, dtype: Any) -> bool:
+    """Whether the kernel is for ``x`` of this dtype: of bytes there are only moments."""
+    return dtype is not np.uint8 or kernel.name.startswith(_MOMENTS)
+
+
+def _fused_steps(activations: Any, training: Any) -> list[Fused]:
+    given = (activations,) if isinstance(activations, str) or activations is None else activations
+    names = [_checks.activation(name) for name in given]
+    codes = [0 if name is None else ACTIVATIONS[name] for name in names]
+    modes = (False, True) if training is True else (False,)
+    steps = [
+        Fused(code, residual, mode)
+        for code in codes
+        for residual in (False, True)
+        for mode in modes
+    ]
+    return [step for step in steps if step != PLAIN]
 
 
 def prepare(wanted: list[Variant], done: Callable[[], None] = lambda: None) -> None:
@@ -96,7 +122,7 @@ def kernels() -> list[AnyKernel]:
 def _checked(dtypes: Any) -> list[Any]:
     if isinstance(dtypes, (str, type, np.dtype)) or not isinstance(dtypes, Iterable):
         dtypes = (dtypes,)
-    found = [_checks.dtype("dtypes", dtype).type for dtype in dtypes]
+    found = [_checks.stored_dtype("dtypes", dtype) for dtype in dtypes]
     if not found:
-        raise ValueError("dtypes: expected float32, float64 or both, got none")
-    return found
+        raise ValueError(f"dtypes: expected some of {_checks.STORED}, got none")
+    return [_SEEN_AS.get(name) or np.dtype(name).type for name in found]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _checks
+from nbbn._epilogue import Epilogue, make
 from nbbn._steps import (
     backward_step,
     inference_step,
@@ -30,6 +31,9 @@ def normalize(
     *,
     eps: float = 1e-5,
     axis: int = 1,
+    residual: Any = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
     dtype: Any = None,
     out: Any = None,
 ) -> Array:
@@ -37,9 +41,11 @@ def normalize(
 
     .. math:: y = \frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \varepsilon}}\,\gamma + \beta
 
+    and, where they are given, ``activation(y + residual)``.
+
     Parameters
     ----------
-    x : array_like of float32 or float64
+    x : array_like of float32, float64, float16, bfloat16 or uint8
         Of any number of dimensions from 1 up and any memory layout; its size along ``axis`` is C.
     mean, var : array_like of float32 or float64, shape (C,)
         Statistics per channel.
@@ -49,10 +55,16 @@ def normalize(
         Added to ``var`` inside the square root; finite, >= 0.
     axis : int, default 1
         The channel axis; may be negative.
+    residual : array_like, optional
+        Added before the activation, in the same pass; of the shape and dtype of the result.
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+        Applied last, in the same pass; see `nbbn.BatchNorm`.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0; finite.
     dtype : dtype, optional
-        Of the result; only that of ``x``, which is the default.
+        Of the result: float32 for an ``x`` of uint8; else only that of ``x``, which is the default.
     out : ndarray, optional
-        Where to write, of the shape and dtype of ``x``; may be ``x`` itself.
+        Where to write, of the shape and dtype of the result; may be ``x`` or ``residual`` itself.
 
     Returns
     -------
@@ -88,11 +100,10 @@ def normalize(
            [ 0.],
            [ 1.]])
     """
-    values = _checks.array("x", x)
+    values = _checks.array("x", x, _checks.STORED)
     index = _checks.axis(axis, values.ndim)
     channels = values.shape[index]
-    if dtype is not None and _checks.dtype("dtype", dtype) != values.dtype:
-        raise ValueError(f"dtype: expected {values.dtype.name}, that of x, or None, got {dtype}")
+    kind = _checks.result_dtype(dtype, values.dtype)
     table = statistics_rows(
         _checks.per_channel("mean", mean, channels),
         _checks.per_channel("var", var, channels),
@@ -100,8 +111,9 @@ def normalize(
         _optional("beta", beta, channels),
     )
     epsilon = _checks.real("eps", eps, 0.0)
-    target = None if out is None else _checks.out("out", out, values)
-    y = inference_step(values, index, table, epsilon, target)
+    after = _after(activation, negative_slope, residual, values, kind)
+    target = None if out is None else _checks.out("out", out, values, kind)
+    y = inference_step(values, index, table, epsilon, target, after, kind)
     return y if out is None else _same(out)
 
 
@@ -118,6 +130,9 @@ def batch_norm(
     axis: int = 1,
     correction: float = 0,
     running_correction: float = 1,
+    residual: Any = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
     out: Any = None,
 ) -> Array:
     r"""Batch normalization, for training or for inference.
@@ -132,7 +147,7 @@ def batch_norm(
 
     Parameters
     ----------
-    x : array_like of float32 or float64
+    x : array_like of float32, float64, float16 or bfloat16
         Of any number of dimensions from 1 up and any memory layout; its size along ``axis`` is C.
     running_mean, running_var : ndarray of float32 or float64, shape (C,), or None
         In training updated in place; either may be None there. Read in inference.
@@ -151,6 +166,12 @@ def batch_norm(
     running_correction : float, default 1
         Degrees of freedom taken off in the variance that enters ``running_var``: unbiased by
         default, as in PyTorch; 0 is Keras's and ONNX's convention.
+    residual : array_like, optional
+        Added before the activation, in the same pass; of the shape and dtype of the result.
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+        Applied last, in the same pass; see `nbbn.BatchNorm`.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0; finite.
     out : ndarray, optional
         Where to write, of the shape and dtype of ``x``; may be ``x`` itself.
 
@@ -191,7 +212,7 @@ def batch_norm(
     >>> running_mean, running_var.round(6)
     (array([0.2]), array([1.166667]))
     """
-    values = _checks.array("x", x)
+    values = _checks.array("x", x, _checks.HALVES)
     index = _checks.axis(axis, values.ndim)
     channels = values.shape[index]
     gammas, betas = _optional("gamma", gamma, channels), _optional("beta", beta, channels)
@@ -199,6 +220,7 @@ def batch_norm(
     epsilon = _checks.real("eps", eps, 0.0)
     taken = _checks.real("correction", correction, 0.0)
     running_taken = _checks.real("running_correction", running_correction, 0.0)
+    after = _after(activation, negative_slope, residual, values, values.dtype)
     target = None if out is None else _checks.out("out", out, values)
     if not _checks.flag("training", training):
         for name, given in (("running_mean", running_mean), ("running_var", running_var)):
@@ -207,7 +229,7 @@ def batch_norm(
         mean = _checks.per_channel("running_mean", running_mean, channels)
         var = _checks.per_channel("running_var", running_var, channels)
         table = statistics_rows(mean, var, gammas, betas)
-        y = inference_step(values, index, table, epsilon, target)
+        y = inference_step(values, index, table, epsilon, target, after)
         return y if out is None else _same(out)
     means = _checks.running("running_mean", running_mean, channels)
     variances = _checks.running("running_var", running_var, channels)
@@ -216,7 +238,7 @@ def batch_norm(
     if values.size == 0:
         return np.empty_like(values) if out is None else _same(out)
     _checks.enough_values(values.size // channels, taken, running_taken)
-    y, statistics = training_step(values, index, gammas, betas, epsilon, taken, target)
+    y, statistics = training_step(values, index, gammas, betas, epsilon, taken, target, after)
     update_running(means, variances, statistics, weight, running_taken)
     return y if out is None else _same(out)
 
@@ -248,7 +270,7 @@ def batch_norm_backward(
     ----------
     grad_y : array_like
         Gradient with respect to y, of the shape and dtype of ``x``.
-    x : array_like of float32 or float64
+    x : array_like of float32, float64, float16 or bfloat16
         The input of the forward.
     mean, inv_std : array_like of float32 or float64, shape (C,)
         What the forward normalized with; ``inv_std = 1 / sqrt(var + eps)``.
@@ -298,7 +320,7 @@ def batch_norm_backward(
     >>> grad_gamma, grad_beta
     (array([0.]), array([1.]))
     """
-    values = _checks.array("x", x)
+    values = _checks.array("x", x, _checks.HALVES)
     index = _checks.axis(axis, values.ndim)
     channels = values.shape[index]
     gradient = _checks.gradient("grad_y", grad_y, values)
@@ -310,7 +332,7 @@ def batch_norm_backward(
     target = None if out is None else _checks.out("out", out, values)
     if through_statistics and values.size:
         _checks.enough_values(values.size // channels, taken, 0.0)
-    dtype = values.dtype if gammas is None else gammas.dtype
+    dtype = np.result_type(values.dtype, np.float32) if gammas is None else gammas.dtype
     vectors = means, inverse, gammas
     grad_x, grad_gamma, grad_beta = backward_step(
         gradient, values, index, *vectors, taken, through_statistics, target, dtype
@@ -320,6 +342,14 @@ def batch_norm_backward(
 
 def _optional(name: str, value: Any, channels: int) -> Array | None:
     return None if value is None else _checks.per_channel(name, value, channels)
+
+
+def _after(
+    activation: Any, negative_slope: Any, residual: Any, x: Array, dtype: np.dtype[Any]
+) -> Epilogue | None:
+    slope = _checks.real("negative_slope", negative_slope)
+    added = None if residual is None else _checks.gradient("residual", residual, x, dtype)
+    return make(_checks.activation(activation), slope, added)
 
 
 def _same(out: Any) -> Array:

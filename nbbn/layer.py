@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _checks, _plain, _storage
+from nbbn import _checks, _epilogue, _plain, _storage
+from nbbn._epilogue import Epilogue
 from nbbn._pool import empty_like
 from nbbn._steps import (
+    activation_gradient_step,
     backward_step,
     inference_step,
     moments_step,
@@ -21,6 +23,7 @@ from nbbn._steps import (
     update_running_rows,
 )
 from nbbn._threads import new_lock
+from nbbn.frozen import FrozenBatchNorm
 from nbbn.kernels import table as rows
 
 Array = NDArray[Any]
@@ -34,16 +37,21 @@ class _Forward(NamedTuple):
 
     x: Array
     training: bool
-    table: Array  # of the statistics, and gamma, that it normalized with
+    table: Array  # of the statistics, and gamma and beta, that it normalized with
     eps: float
     token: int | bytes  # of x, to notice an overwrite
     plan: _plain.Plan | None
+    after: Epilogue | None = None
+    residual_token: int | bytes = b""
 
 
 class BatchNorm:
     r"""Batch normalization of the activations of a layer, with learned scale and shift.
 
     .. math:: y = \frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \varepsilon}}\,\gamma + \beta
+
+    A residual may be added and an activation applied in the same pass over memory:
+    ``y = activation(batch_norm(x) + residual)``.
 
     In training mode mean and variance are those of the batch, per channel over all other axes, and
     the running statistics move towards them:
@@ -71,6 +79,11 @@ class BatchNorm:
     running_correction : float, default 1
         Degrees of freedom taken off in the variance that enters ``running_var`` (PyTorch 1; Keras
         and ONNX 0).
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+        Applied last. relu: ``max(v, 0)``; relu6: ``min(max(v, 0), 6)``; leaky_relu: ``v``, below 0
+        ``v * negative_slope``; hard_swish: ``v * min(max(v + 3, 0), 6) / 6``. As in PyTorch.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0; finite.
     on_nonfinite : {"propagate", "raise", "skip"}, default "propagate"
         What a training forward does where mean or variance of a channel are not finite: because of
         NaN or Inf in the batch, or because they overflow the dtype of the running statistics.
@@ -93,6 +106,8 @@ class BatchNorm:
         Of the last training forward; ``batch_var`` is the one that normalized.
     grad_gamma, grad_beta : ndarray or None, shape (C,)
         Set by `backward`.
+    grad_residual : ndarray or None
+        Set by `backward` where the forward had a residual: the gradient with respect to it.
     training : bool
         The mode; initially True.
 
@@ -133,6 +148,7 @@ class BatchNorm:
 
     grad_gamma: Array | None
     grad_beta: Array | None
+    grad_residual: Array | None
 
     def __init__(
         self,
@@ -146,6 +162,8 @@ class BatchNorm:
         track_running_stats: bool = True,
         correction: float = 0,
         running_correction: float = 1,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
         on_nonfinite: str = "propagate",
         dtype: Any = np.float32,
     ) -> None:
@@ -155,6 +173,8 @@ class BatchNorm:
         self.momentum = momentum
         self._correction = _checks.real("correction", correction, 0.0)
         self._running_correction = _checks.real("running_correction", running_correction, 0.0)
+        self._negative_slope = _checks.real("negative_slope", negative_slope)
+        self.activation = activation
         self.on_nonfinite = on_nonfinite
         self._dtype = _checks.dtype("dtype", dtype)
         # One table, so that inference takes a snapshot of all of it with one copy.
@@ -168,7 +188,7 @@ class BatchNorm:
         self.num_batches_tracked = 0
         self.training = True
         self._batch: Array | None = None
-        self.grad_gamma = self.grad_beta = None
+        self.grad_gamma = self.grad_beta = self.grad_residual = None
         self._last: _Forward | None = None
         most = max(self._correction, self._running_correction)
         self._too_few = max(1.0, most) if most > 0.0 else 0.0  # values a channel, to train with
@@ -223,6 +243,27 @@ class BatchNorm:
     @momentum.setter
     def momentum(self, value: float | None) -> None:
         self._momentum = None if value is None else _checks.real("momentum", value)
+
+    @property
+    def activation(self) -> str | None:
+        """What is applied last, or None."""
+        return self._activation
+
+    @activation.setter
+    def activation(self, value: str | None) -> None:
+        self._activation = _checks.activation(value)
+        self._tag = _epilogue.tag(self._activation)
+        self._after = _epilogue.make(self._activation, self._negative_slope, None)
+
+    @property
+    def negative_slope(self) -> float:
+        """Slope of "leaky_relu" below 0."""
+        return self._negative_slope
+
+    @negative_slope.setter
+    def negative_slope(self, value: float) -> None:
+        self._negative_slope = _checks.real("negative_slope", value)
+        self._after = _epilogue.make(self._activation, self._negative_slope, None)
 
     @property
     def on_nonfinite(self) -> str:
@@ -312,18 +353,22 @@ class BatchNorm:
         with self._lock, np.errstate(over="ignore"):
             self._table[_ROWS[name]] = found
 
-    def __call__(self, x: Any, *, training: bool | None = None, out: Any = None) -> Array:
+    def __call__(
+        self, x: Any, *, training: bool | None = None, residual: Any = None, out: Any = None
+    ) -> Array:
         """Normalize ``x``; in training also update the running statistics.
 
         Parameters
         ----------
-        x : array_like of float32 or float64
+        x : array_like of float32, float64, float16 or bfloat16
             With C entries along the channel axis; any memory layout.
         training : bool, optional
             The mode of this call; by default ``self.training``.
+        residual : array_like, optional
+            Added before the activation, in the same pass; of the shape and dtype of ``x``.
         out : ndarray, optional
-            Where to write, of the shape and dtype of ``x``; may be ``x`` itself (then there is no
-            `backward`).
+            Where to write, of the shape and dtype of ``x``; may be ``x`` or ``residual`` itself (then
+            there is no `backward`).
 
         Returns
         -------
@@ -352,25 +397,30 @@ class BatchNorm:
         >>> bn.num_batches_tracked
         1
         """
-        if type(x) is np.ndarray and (out is None or type(out) is np.ndarray):
+        plain = type(x) is np.ndarray and (out is None or type(out) is np.ndarray)
+        if plain and (residual is None or type(residual) is np.ndarray):
             try:
                 plan = self._plans[x.shape]
             except KeyError:
                 plan = self._plan(x.shape)
             if plan is not None:
                 mode = self._training if training is None else training
-                found = self._call_plain(x, mode, out, plan)
+                found = self._call_plain(x, mode, residual, out, plan)
                 if found is not None:
                     return found
-        values = _checks.array("x", x)
+        after = self._after
+        values = _checks.array("x", x, _checks.HALVES)
         index = _checks.axis(self._axis, values.ndim)
         _checks.channels(values, index, self._num_features)
         mode = self.training if training is None else _checks.flag("training", training)
+        if residual is not None:
+            added = _checks.gradient("residual", residual, values)
+            after = _epilogue.make(self._activation, self._negative_slope, added)
         target = None if out is None else _checks.out("out", out, values)
         if mode or self._running_mean is None:
-            y = self._train(values, index, target, mode)
+            y = self._train(values, index, target, mode, after)
         else:
-            y = self._infer(values, index, target)
+            y = self._infer(values, index, target, after)
         return y if out is None else out  # a subclass or a tensor too
 
     def _plan(self, shape: tuple[int, ...]) -> _plain.Plan | None:
@@ -383,18 +433,29 @@ class BatchNorm:
         plan = self._plans[shape] = _plain.make_plan(shape, index)
         return plan
 
-    def _call_plain(self, x: Array, training: Any, out: Any, plan: _plain.Plan) -> Array | None:
+    def _call_plain(
+        self, x: Array, training: Any, residual: Any, out: Any, plan: _plain.Plan
+    ) -> Array | None:
         """Forward of a plain array; None where the general way has to do it."""
+        if training is not False and not (residual is None and self._after is None):
+            return None
         y = empty_like(x) if out is None else out
         if training is False and self._running_mean is not None:
             eps = self._eps
             with self._lock:  # a snapshot: another thread may be training
                 table = self._table.copy()
-            token = _plain.infer(x, y, table, eps, plan)
+            after = self._after
+            of_residual: int | bytes = b""
+            if residual is not None:
+                after = _epilogue.make(self._activation, self._negative_slope, residual)
+                of_residual = self._residual_token(residual, out)
+            fused = residual, self._tag, self._negative_slope
+            token = _plain.infer(x, y, table, eps, plan, *fused)
             if token == _plain.REFUSED:
                 return None
             # As `_Forward(...)`, which would take 0.1 us more of the 3 that a small call takes.
-            last = tuple.__new__(_Forward, (x.view(), False, table, eps, token, None))
+            parts = x.view(), False, table, eps, token, None, after, of_residual
+            last = tuple.__new__(_Forward, parts)
             self._last = self._here.last = last
             return y
         count = x.size // self._num_features
@@ -412,27 +473,44 @@ class BatchNorm:
         self._learn(_Forward(x.view(), True, table, self._eps, token, plan), count, training)
         return y
 
-    def _infer(self, x: Array, index: int, out: Array | None) -> Array:
+    def _residual_token(self, residual: Array, out: Array | None) -> int | bytes:
+        """Return `_token` of the residual where backward will read it again."""
+        return b"" if self._activation is None else _token(residual, out)
+
+    def _tokens(
+        self, x: Array, out: Array | None, after: Epilogue | None
+    ) -> tuple[int | bytes, int | bytes]:
+        if after is None or after.residual is None:
+            return _token(x, out), b""
+        return _token(x, out), self._residual_token(after.residual, out)
+
+    def _infer(self, x: Array, index: int, out: Array | None, after: Epilogue | None) -> Array:
         with self._lock:  # a snapshot: another thread may be training
             table = self._table.copy()
-        token = _token(x, out)
-        y = inference_step(x, index, table, self._eps, out)
-        self._last = self._here.last = _Forward(x.view(), False, table, self._eps, token, None)
+        tokens = self._tokens(x, out, after)
+        y = inference_step(x, index, table, self._eps, out, after)
+        last = _Forward(x.view(), False, table, self._eps, tokens[0], None, after, tokens[1])
+        self._last = self._here.last = last
         return y
 
-    def _train(self, x: Array, index: int, out: Array | None, mode: bool) -> Array:
+    def _train(
+        self, x: Array, index: int, out: Array | None, mode: bool, after: Epilogue | None
+    ) -> Array:
         if x.size == 0:
             nothing = np.zeros((rows.STATISTICS_ROWS, self._num_features))
-            self._last = self._here.last = _Forward(x, True, nothing, self._eps, b"", None)
+            last = _Forward(x, True, nothing, self._eps, b"", None, after)
+            self._last = self._here.last = last
             return np.empty_like(x) if out is None else out
         count = x.size // self._num_features
         _checks.enough_values(count, self._correction, self._running_correction)
         if out is not None and self._on_nonfinite == "raise":
             self._accepts(moments_step(x, index).table, count)
-        token = _token(x, out)
+        tokens = self._tokens(x, out, after)
         gamma, beta = self._table[rows.GAMMA], self._table[rows.BETA]
-        y, statistics = training_step(x, index, gamma, beta, self._eps, self._correction, out)
-        self._learn(_Forward(x.view(), True, statistics.table, self._eps, token, None), count, mode)
+        y, found = training_step(x, index, gamma, beta, self._eps, self._correction, out, after)
+        table, eps = found.table, self._eps
+        last = _Forward(x.view(), True, table, eps, tokens[0], None, after, tokens[1])
+        self._learn(last, count, mode)
         return y
 
     def _learn(self, last: _Forward, count: int, mode: bool) -> None:
@@ -470,8 +548,9 @@ class BatchNorm:
         """Return the gradient of the last forward with respect to its input.
 
         That is the last one of the calling thread, or of any thread where this one made none.
-        Sets ``grad_gamma`` and ``grad_beta`` (None where there is no gamma or beta); does not
-        accumulate. After a training forward the gradient goes through the batch's statistics;
+        Sets ``grad_gamma`` and ``grad_beta`` (None where there is no gamma or beta), and
+        ``grad_residual`` where the forward had a residual (``grad_y`` itself where there is no
+        activation); does not accumulate. After a training forward the gradient goes through the batch's statistics;
         after an inference forward ``grad_x = grad_y * gamma * inv_std``.
 
         Parameters
@@ -523,6 +602,9 @@ class BatchNorm:
             )
         gradient = _checks.gradient("grad_y", grad_y, x)
         target = None if out is None else _checks.out("out", out, x)
+        grad_residual = None
+        if last.after is not None:
+            gradient, grad_residual = self._before_activation(last, last.after, gradient, target)
         if last.training:
             inv_std = last.table[rows.INV_STD]
         else:
@@ -542,7 +624,27 @@ class BatchNorm:
         )
         self.grad_gamma = None if self._gamma is None else grad_gamma
         self.grad_beta = None if self._beta is None else grad_beta
+        self.grad_residual = grad_residual
         return grad_x if out is None else out
+
+    def _before_activation(
+        self, last: _Forward, after: Epilogue, grad_y: Array, out: Array | None
+    ) -> tuple[Array, Array | None]:
+        """Return the gradient with respect to the activation's argument, and to the residual."""
+        residual = after.residual
+        if after.activation == 0:
+            # Shared with the user's grad_y, unless grad_x is about to be written over it.
+            shared = out is None or not overlap(out, grad_y)
+            return grad_y, grad_y if shared else grad_y.copy()
+        if residual is not None and not _is_unchanged(residual, last.residual_token):
+            raise RuntimeError(
+                "backward: expected the residual of the last forward unchanged, "
+                "but it was overwritten in place"
+            )
+        index = self._axis % last.x.ndim
+        target = out if residual is None else None
+        found = activation_gradient_step(grad_y, last.x, index, last.table, last.eps, after, target)
+        return found, None if residual is None else found
 
     def _backward_plain(
         self, last: _Forward, plan: _plain.Plan, grad_y: Array, out: Any
@@ -558,6 +660,7 @@ class BatchNorm:
             return None
         self.grad_gamma = None if self._gamma is None else gradients[0]
         self.grad_beta = None if self._beta is None else gradients[1]
+        self.grad_residual = None
         return grad_x
 
     def train(self, mode: bool = True) -> BatchNorm:
@@ -602,6 +705,44 @@ class BatchNorm:
         False
         """
         return self.train(False)
+
+    def freeze(self) -> FrozenBatchNorm:
+        """Return the inference form of the layer: a snapshot that does not change any more.
+
+        Returns
+        -------
+        FrozenBatchNorm
+            With the running statistics, parameters, axis and activation of this moment; its results
+            have the bits of this layer's in inference.
+
+        Raises
+        ------
+        ValueError
+            Where the layer has no running statistics.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> bn = nbbn.BatchNorm(3)
+        >>> frozen = bn.freeze()
+        >>> y = bn(np.arange(12, dtype=np.float32).reshape(4, 3))  # trains, after the snapshot
+        >>> frozen.center
+        array([0., 0., 0.])
+        """
+        if self._running_mean is None:
+            raise ValueError("freeze: expected a layer with running statistics, got one without")
+        with self._lock:
+            table = self._table.copy()
+        return FrozenBatchNorm.from_stats(
+            table[rows.MEAN],
+            table[rows.VAR],
+            table[rows.GAMMA],
+            table[rows.BETA],
+            self._eps,
+            axis=self._axis,
+            activation=self._activation,
+            negative_slope=self._negative_slope,
+        )
 
     def reset_running_stats(self) -> None:
         """Set running_mean to 0, running_var to 1 and num_batches_tracked to 0.
@@ -703,6 +844,8 @@ class BatchNorm:
             "track_running_stats": self.track_running_stats,
             "correction": self._correction,
             "running_correction": self._running_correction,
+            "activation": self._activation,
+            "negative_slope": self._negative_slope,
             "on_nonfinite": self._on_nonfinite,
             "dtype": self._dtype.name,
         }
@@ -815,6 +958,8 @@ _PRIVATE = frozenset(
         "_last",
         "_here",
         "_plans",
+        "_after",
+        "_tag",
     )
 )
 _DEFAULTS = BatchNorm(1)._options()

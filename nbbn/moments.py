@@ -339,7 +339,7 @@ def _vector(name: str, value: Any) -> Vector:
         if given.dtype.kind not in "fiu":
             raise TypeError(f"dtype {given.dtype}")
         vector: Vector = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # also what an object raises when it is asked for an array
         raise TypeError(f"{name}: expected real numbers of shape (C,), got {error}") from error
     if vector.ndim != 1 or vector.size == 0:
         raise ValueError(f"{name}: expected shape (C,), C >= 1, got {vector.shape}")
@@ -406,7 +406,7 @@ def batch_moments(x: Any, *, axis: int = 1) -> Moments:
     >>> nbbn.batch_moments(x)
     Moments(count=4, mean=array([ 2., 10.]), m2=array([8., 0.]))
     """
-    values = _checks.array("x", x)
+    values = _checks.array("x", x, _checks.STORED)
     index = _checks.axis(axis, values.ndim)
     if values.size == 0:
         if values.shape[index] == 0:

@@ -57,7 +57,7 @@ def shuffled_axes(x):
 
 
 def _inside(x, index, shape):
-    buffer = np.full(shape, 1e30, dtype=x.dtype)
+    buffer = np.full(shape, 1e30 if x.itemsize > 2 else 77, dtype=x.dtype)
     buffer[index] = x
     return buffer[index]
 

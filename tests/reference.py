@@ -117,6 +117,22 @@ def _affine(x, centred, mean, var, gamma, beta, axis, eps):
     return Forward(unchannels(y, shape, axis), unchannels(xhat, shape, axis), mean, var, inv_std)
 
 
+def activation(z, name, slope=0.01):
+    """The activation of z, and its derivative (0 where it has none, the left one for leaky_relu)."""
+    z = np.asarray(z, dtype=np.float64)
+    one, zero = np.ones_like(z), np.zeros_like(z)
+    if name == "relu":
+        return np.maximum(z, 0), np.where(z > 0, one, zero)
+    if name == "relu6":
+        return np.clip(z, 0, 6), np.where((z > 0) & (z < 6), one, zero)
+    if name == "leaky_relu":
+        return np.where(z < 0, slope * z, z), np.where(z > 0, one, slope)
+    if name == "hard_swish":
+        inner = np.where(z < 3, z / 3 + 0.5, one)
+        return z * np.clip(z + 3, 0, 6) / 6, np.where(z <= -3, zero, inner)
+    return z, one
+
+
 def ones_or(gamma, like):
     """gamma in float64, or 1 for every channel where there is none."""
     return np.ones(np.shape(like)) if gamma is None else np.asarray(gamma, dtype=np.float64)

@@ -46,26 +46,27 @@ class Seen:
 
 def spy(patch):
     seen = Seen()
-    infer_plain = _plain.infer
+    infer_plain, is_streamed = _plain.infer, _dispatch.is_streamed
     run, run_plain, enter_region = _dispatch._run, _plain._run, _threads.enter_region
 
-    def _run(kernel, x, params, *arguments):
+    def _run(kernel, x, params, *arguments, **keywords):
         seen.kernels.append(kernel.name)
-        if not kernel.name.startswith(("collect", "backward_reduce")):
-            seen.streaming = bool(arguments[-1])
-        run(kernel, x, params, *arguments)
+        run(kernel, x, params, *arguments, **keywords)
+
+    def decide(*arguments, **keywords):
+        seen.streaming = bool(is_streamed(*arguments, **keywords))
+        return int(seen.streaming)
 
     def run_of_plain(kernel, plan, arrays, *rest):
         status = run_plain(kernel, plan, arrays, *rest)
         if status != REFUSED:
             seen.plain = True
-            seen.streaming = kernel.name != "collect_moments" and bool(rest[-2])
             first = plan.layout.channels_first
             seen.kernels.append("channels_first" if first else "channels_last")
         return status
 
-    def infer(x, y, table, eps, plan):
-        status = infer_plain(x, y, table, eps, plan)
+    def infer(x, y, table, eps, plan, *fused):
+        status = infer_plain(x, y, table, eps, plan, *fused)
         if plan.direct and status != REFUSED:  # then it does without `_run`
             seen.plain = True
             first = plan.layout.channels_first
@@ -78,6 +79,7 @@ def spy(patch):
         return entered
 
     patch.setattr(_dispatch, "_run", _run)
+    patch.setattr(_dispatch, "is_streamed", decide)
     patch.setattr(_plain, "_run", run_of_plain)
     patch.setattr(_plain, "infer", infer)
     patch.setattr(_threads, "enter_region", enter)
@@ -146,6 +148,12 @@ def test_misaligned_x_is_copied():
     said = lines_of(nbbn.explain(x))[1]
     assert said["plain"] == "no, as x is not aligned"
     assert said["read"] == "a copy, as x is not aligned"
+
+
+def test_halves_take_the_general_way():
+    said = lines_of(nbbn.explain(np.zeros((40, 30), np.float16)))[1]
+    assert said["plain"] == "no, as x is of float16"
+    assert said["layout"].startswith("channels last")
 
 
 def test_why_serial(monkeypatch):

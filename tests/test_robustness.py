@@ -113,6 +113,8 @@ def test_subclasses_and_their_attributes_are_copied(clone):
         ("eps", 1j, TypeError),
         ("eps", np.complex128(1), TypeError),
         ("momentum", np.nan, ValueError),
+        ("activation", "gelu", ValueError),
+        ("negative_slope", np.inf, ValueError),
     ],
 )
 def test_attributes_are_checked(name, value, error):
@@ -373,5 +375,7 @@ def test_a_constant_overwritten_by_another_is_noticed():
 
 
 def test_large_object_arrays_get_the_usual_sentence():
-    with pytest.raises(TypeError, match="x: expected dtype float32 or float64, got object"):
+    with pytest.raises(
+        TypeError, match="x: expected dtype float32, float64, float16 or bfloat16, got object"
+    ):
         nbbn.BatchNorm(8)(np.ones((200_000, 8), object))

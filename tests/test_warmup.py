@@ -152,6 +152,45 @@ def test_one_dtype_may_stand_alone(dtypes, fresh):
 
 
 @needs_jit
+@pytest.mark.parametrize("activation", ["relu", None])
+def test_fused_steps_that_were_asked_for_are_provided(activation, fresh, no_compiler):
+    nbbn.warmup(training=True, activations=[activation])
+    no_compiler()
+    for shape in ((4, 3), (4, 3, 20)):
+        x = np.ones(shape, np.float32)
+        bn = nbbn.BatchNorm(3, activation=activation)
+        for residual in (None, x) if activation else (x,):
+            bn(x, training=False, residual=residual)
+            bn(x, residual=residual)
+            bn.backward(x)
+
+
+@needs_jit
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8"])
+def test_other_types_are_provided(dtype, fresh, no_compiler):
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    nbbn.warmup([dtype])
+    no_compiler()
+    one = np.ones(3, np.float32)
+    wanted = np.float32 if dtype == "uint8" else None
+    for shape in ((4, 3), (4, 3, 20)):
+        nbbn.normalize(np.ones(shape, kind), one, one, dtype=wanted)
+
+
+@pytest.mark.parametrize(
+    ("activations", "error", "message"),
+    [
+        (["gelu"], ValueError, "activation: expected 'relu', 'relu6', .* got 'gelu'"),
+        ([1], TypeError, "activation: expected 'relu', 'relu6', .* got 1"),
+    ],
+)
+def test_bad_activations(activations, error, message):
+    with pytest.raises(error, match=message):
+        nbbn.warmup(activations=activations)
+
+
+@needs_jit
 def test_any_thread_may_call_it(fresh, no_compiler):
     errors = []
 
@@ -177,8 +216,7 @@ def test_parallel_twins_are_left_out_where_they_never_run(fresh, monkeypatch):
     nbbn.warmup()
     ready = {key for kernel in _warmup.kernels() for key in kernel._ready}
     assert ready
-    parallel_at = {3: 2, 4: 2}  # where the keys of the two kinds of kernels tell it
-    assert not any(key[parallel_at[len(key)]] for key in ready)
+    assert not any(key[2] for key in ready)  # where the keys of both kinds of kernels tell it
 
 
 def test_no_kernel_is_forgotten():
@@ -191,12 +229,27 @@ def test_no_kernel_is_forgotten():
 @pytest.mark.parametrize(
     ("dtypes", "error", "message"),
     [
-        (["float16"], TypeError, "dtypes: expected float32 or float64, got float16"),
-        ("int64", TypeError, "dtypes: expected float32 or float64, got int64"),
-        (["nonsense"], TypeError, "dtypes: expected float32 or float64, got 'nonsense'"),
-        (None, TypeError, "dtypes: expected float32 or float64, got None"),
-        (3, TypeError, "dtypes: expected float32 or float64, got 3"),
-        ([], ValueError, "dtypes: expected float32, float64 or both, got none"),
+        (
+            "int64",
+            TypeError,
+            "dtypes: expected float32, float64, float16, bfloat16 or uint8, got int64",
+        ),
+        (
+            ["nonsense"],
+            TypeError,
+            "dtypes: expected float32, float64, float16, bfloat16 or uint8, got 'nonsense'",
+        ),
+        (
+            None,
+            TypeError,
+            "dtypes: expected float32, float64, float16, bfloat16 or uint8, got None",
+        ),
+        (3, TypeError, "dtypes: expected float32, float64, float16, bfloat16 or uint8, got 3"),
+        (
+            [],
+            ValueError,
+            "dtypes: expected some of float32, float64, float16, bfloat16 or uint8, got none",
+        ),
     ],
 )
 def test_bad_dtypes(dtypes, error, message):
@@ -224,24 +277,25 @@ def test_the_command(capsys):
 @needs_jit
 def test_options_of_the_command(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        _warmup, "variants", lambda dtypes, training: asked.append((dtypes, training)) or []
-    )
+    monkeypatch.setattr(_warmup, "variants", lambda *given: asked.append(given) or [])
     assert main(["warmup", "--dtype", "float64, float32", "--dtype", "f4", "--training"]) == 0
-    assert asked == [(["float64", "float32", "f4"], True)]
+    assert asked == [(["float64", "float32", "f4"], True, [])]
+    assert main(["warmup", "--activation", "relu,none"]) == 0
+    assert asked[1] == (["float32"], False, ["relu", None])
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (
-            ["--dtype", "float16"],
-            "nbbn warmup: error: --dtype: expected float32 or float64, got float16\n",
+            ["--dtype", "int8"],
+            "nbbn warmup: error: --dtype: expected float32, float64, float16, bfloat16 or uint8, got int8\n",
         ),
         (
             ["--dtype", "float32,"],
-            "nbbn warmup: error: --dtype: expected float32 or float64, got ''\n",
+            "nbbn warmup: error: --dtype: expected float32, float64, float16, bfloat16 or uint8, got ''\n",
         ),
+        (["--activation", "gelu"], "nbbn warmup: error: --activation: expected 'relu', 'relu6'"),
         (["--dtype"], "expected one argument"),
         (["--train"], "--train"),
         (["float32"], "float32"),

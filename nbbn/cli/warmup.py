@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import nbbn
@@ -38,7 +39,19 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "--dtype",
         action="append",
         metavar="NAME",
-        help="float32 (the default) or float64; several with commas, or by repeating the option",
+        help=(
+            "float32 (the default), float64, float16, bfloat16 or uint8; several with commas, or by "
+            "repeating the option"
+        ),
+    )
+    parser.add_argument(
+        "--activation",
+        action="append",
+        metavar="NAME",
+        help=(
+            "provide for steps fused with relu, relu6, leaky_relu or hard_swish, with and without a "
+            "residual (none: a residual alone); several as above"
+        ),
     )
     parser.add_argument(
         "--training",
@@ -48,24 +61,30 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run)
 
 
+def _words(texts: Iterable[str]) -> list[str]:
+    return [word.strip() for text in texts for word in text.split(",")]
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Compile, and print how much and where it is kept.
 
     Parameters
     ----------
     arguments
-        The parsed command line: ``dtype``, ``training``.
+        The parsed command line: ``dtype``, ``activation``, ``training``.
 
     Raises
     ------
     CommandError
-        For an unknown dtype.
+        For an unknown dtype or activation.
     """
-    names = [name.strip() for text in arguments.dtype or _DEFAULT for name in text.split(",")]
+    names = _words(arguments.dtype or _DEFAULT)
+    activations = [None if name == "none" else name for name in _words(arguments.activation or ())]
     try:
-        wanted = _warmup.variants(names, arguments.training)
+        wanted = _warmup.variants(names, arguments.training, activations)
     except (TypeError, ValueError) as error:
-        raise CommandError(str(error).replace("dtypes:", "--dtype:", 1)) from None
+        text = str(error).replace("dtypes:", "--dtype:", 1)
+        raise CommandError(text.replace("activation:", "--activation:", 1)) from None
     if not wanted:
         print("nothing to compile: NUMBA_DISABLE_JIT is set")
         return

@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbbn._jit import Float, In, Int, Out, OutTable64, Table, helper, kernel
+from nbbn._jit import (
+    Activation,
+    Float,
+    IfGradient,
+    IfResidual,
+    In,
+    Int,
+    Out,
+    OutTable64,
+    Table,
+    helper,
+    kernel,
+)
 from nbbn._simd import (
     LANES,
     fence,
@@ -28,9 +40,11 @@ from nbbn._simd import (
     store_first,
     to_line,
     total,
+    value_at,
     widen,
+    working_dtype,
 )
-from nbbn.kernels.epilogue import affine, inference_form
+from nbbn.kernels.epilogue import affine, finish, finish_first, inference_form
 from nbbn.kernels.table import M2, MEAN, MEAN_LOW
 from nbbn.kernels.vectors import put
 from nbbn.kernels.welford import (
@@ -112,7 +126,7 @@ def piece_moments(
 ) -> tuple[float, float, float]:
     """Return a reference ``k``, ``mean - k`` and ``m2`` of one piece."""
     n = float(rows * length)
-    k = finite_or(float(x[start]), 0.0)
+    k = finite_or(value_at(x, start), 0.0)
     s, q = sums_about(x, start, rows, row_stride, length, ahead, k)
     deviation, m2 = moments_from_sums(1.0 / n, s, q)
     if is_ill_conditioned(n, deviation, m2, worst_condition(x)):
@@ -203,24 +217,45 @@ def normalize_rows(
     scale: Any,
     shift: Any,
     streaming: int,
+    residual: Any,
+    r_start: int,
+    r_stride: int,
+    activation: Any,
+    slope: float,
+    grad: Any,
+    g_start: int,
+    g_stride: int,
 ) -> None:
-    """Write ``y = affine(x)`` for some rows of one channel."""
+    """Write ``y``, `finish` of ``affine(x)``, for some rows of one channel."""
     a, b, c = splat(center), splat(scale), splat(shift)
     for row in range(rows):
         i = x_start + row * x_stride
         j = y_start + row * y_stride
+        r = r_start + row * r_stride
+        g = g_start + row * g_stride
         stop = i + length
-        head = min(to_line(y, j), length) if streaming else 0
-        if head > 0:
-            store_first(y, j, head, affine(load_first(x, i, head), a, b, c))
-            i += head
-            j += head
+        n = min(to_line(y, j), length) if streaming else 0
+        if n > 0:
+            value = affine(load_first(x, i, n), a, b, c)
+            value = finish_first(y, n, value, residual, r, activation, slope, grad, g)
+            store_first(y, j, n, value)
+            i += n
+            j += n
+            r += n
+            g += n
         while i + LANES <= stop:
-            put(y, j, affine(load(x, i), a, b, c), streaming)
+            value = affine(load(x, i), a, b, c)
+            value = finish(y, value, residual, r, activation, slope, grad, g)
+            put(y, j, value, streaming)
             i += LANES
             j += LANES
+            r += LANES
+            g += LANES
         if i < stop:
-            store_first(y, j, stop - i, affine(load_first(x, i, stop - i), a, b, c))
+            n = stop - i
+            value = affine(load_first(x, i, n), a, b, c)
+            value = finish_first(y, n, value, residual, r, activation, slope, grad, g)
+            store_first(y, j, n, value)
 
 
 @helper
@@ -235,8 +270,16 @@ def normalize_joined_rows(
     length: int,
     form: Any,
     streaming: int,
+    residual: Any,
+    r: int,
+    activation: Any,
+    slope: float,
+    grad: Any,
+    g: int,
 ) -> None:
-    """Write ``y = affine(x)`` for rows without gaps between them, the first one of ``channel``.
+    """Write ``y``, `finish` of ``affine(x)``, for rows without gaps between them.
+
+    The first one belongs to ``channel``.
 
     A vector that spans two rows is computed with the coefficients of both. So there are no partial
     vectors between rows: of 49 or 196 values, they would be every fourth or every thirteenth.
@@ -244,29 +287,44 @@ def normalize_joined_rows(
     a, b, c = splat(form[0, channel]), splat(form[1, channel]), splat(form[2, channel])
     left = length  # values left of the current row
     stop = i + rows * length
-    head = min(to_line(y, j), length) if streaming else 0
-    if head > 0:
-        store_first(y, j, head, affine(load_first(x, i, head), a, b, c))
-        i += head
-        j += head
-        left -= head
+    n = min(to_line(y, j), length) if streaming else 0
+    if n > 0:
+        edge = affine(load_first(x, i, n), a, b, c)
+        edge = finish_first(y, n, edge, residual, r, activation, slope, grad, g)
+        store_first(y, j, n, edge)
+        i += n
+        j += n
+        r += n
+        g += n
+        left -= n
     while i + LANES <= stop:
         while left >= LANES and i + LANES <= stop:
-            put(y, j, affine(load(x, i), a, b, c), streaming)
+            whole = affine(load(x, i), a, b, c)
+            whole = finish(y, whole, residual, r, activation, slope, grad, g)
+            put(y, j, whole, streaming)
             i += LANES
             j += LANES
+            r += LANES
+            g += LANES
             left -= LANES
         if i + LANES <= stop:
             value = load(x, i)
             before = affine(value, a, b, c)
             channel = channel + 1 if channel + 1 < channels else 0
             a, b, c = splat(form[0, channel]), splat(form[1, channel]), splat(form[2, channel])
-            put(y, j, first_of(left, before, affine(value, a, b, c)), streaming)
+            both = first_of(left, before, affine(value, a, b, c))
+            both = finish(y, both, residual, r, activation, slope, grad, g)
+            put(y, j, both, streaming)
             i += LANES
             j += LANES
+            r += LANES
+            g += LANES
             left += length - LANES
     if i < stop:
-        store_first(y, j, stop - i, affine(load_first(x, i, stop - i), a, b, c))
+        n = stop - i
+        edge = affine(load_first(x, i, n), a, b, c)
+        edge = finish_first(y, n, edge, residual, r, activation, slope, grad, g)
+        store_first(y, j, n, edge)
     if streaming:
         fence()
 
@@ -285,15 +343,29 @@ def normalize_channels_first(
     y_outer_stride: Int,
     y_channel_stride: Int,
     streaming: Int,
+    residual: IfResidual,
+    r_outer_stride: Int,
+    r_channel_stride: Int,
+    activation: Activation,
+    slope: Float,
+    grad: IfGradient,
+    g_outer_stride: Int,
+    g_channel_stride: Int,
 ) -> None:
-    """Write ``y = (x - mean) / sqrt(var + eps) * gamma + beta``.
+    """Write ``y = activation((x - mean) / sqrt(var + eps) * gamma + beta + residual)``.
 
-    Reads x once, writes y once; y may be x. Parallel over the rows, long ones cut in segments.
+    Or, with ``grad``, what reaches the activation's argument of the gradient with respect to y.
+    Reads the inputs once, writes y once; y may be any of them. Parallel over the rows, long ones cut
+    in segments.
     """
-    form = np.empty((3, channels), x.dtype)
+    form = np.empty((3, channels), working_dtype(x))
     inference_form(table, 0, channels, eps, form)
     joined = inner >= LANES and joins(channels, inner, outer_stride, channel_stride)
     joined = joined and joins(channels, inner, y_outer_stride, y_channel_stride)
+    if residual is not None:
+        joined = joined and joins(channels, inner, r_outer_stride, r_channel_stride)
+    if grad is not None:
+        joined = joined and joins(channels, inner, g_outer_stride, g_channel_stride)
     segments, depth = segments_and_rows(inner)
     tasks = (outer * channels + depth - 1) // depth * segments
     for task in prange(tasks):
@@ -301,7 +373,24 @@ def normalize_channels_first(
         rows = min(depth, outer * channels - row)
         if joined and rows > 1:
             i, c = row * inner, row % channels
-            normalize_joined_rows(x, i, y, i, rows, c, channels, inner, form, streaming)
+            normalize_joined_rows(
+                x,
+                i,
+                y,
+                i,
+                rows,
+                c,
+                channels,
+                inner,
+                form,
+                streaming,
+                residual,
+                i,
+                activation,
+                slope,
+                grad,
+                i,
+            )
             continue
         o, c = row // channels, row % channels
         for _ in range(rows):
@@ -318,6 +407,14 @@ def normalize_channels_first(
                 form[1, c],
                 form[2, c],
                 streaming,
+                residual,
+                o * r_outer_stride + c * r_channel_stride + first,
+                0,
+                activation,
+                slope,
+                grad,
+                o * g_outer_stride + c * g_channel_stride + first,
+                0,
             )
             c += 1
             if c == channels:
@@ -369,6 +466,11 @@ def train_channels_first(
     y_outer_stride: Int,
     y_channel_stride: Int,
     streaming: Int,
+    residual: IfResidual,
+    r_outer_stride: Int,
+    r_channel_stride: Int,
+    activation: Activation,
+    slope: Float,
 ) -> None:
     """Write the statistics of each channel to ``table``, which holds gamma and beta, and ``y``.
 
@@ -376,10 +478,12 @@ def train_channels_first(
     known: where its values fit the cache, x is read from memory once and y written once. y may be x.
     Parallel over the groups.
     """
-    form = np.empty((3, channels), x.dtype)
+    form = np.empty((3, channels), working_dtype(x))
     group = channels_of_group(outer, channels, inner)
     together = group > 1 and inner >= LANES
     together = together and channel_stride == inner and y_channel_stride == inner
+    if residual is not None:
+        together = together and r_channel_stride == inner
     for task in prange((channels + group - 1) // group):
         first, stop = task * group, min(task * group + group, channels)
         for channel in range(first, stop):
@@ -400,6 +504,12 @@ def train_channels_first(
                     inner,
                     form,
                     streaming,
+                    residual,
+                    o * r_outer_stride + first * inner,
+                    activation,
+                    slope,
+                    None,
+                    0,
                 )
             continue
         for channel in range(first, stop):
@@ -416,6 +526,14 @@ def train_channels_first(
                 form[1, channel],
                 form[2, channel],
                 streaming,
+                residual,
+                channel * r_channel_stride,
+                r_outer_stride,
+                activation,
+                slope,
+                None,
+                0,
+                0,
             )
             if streaming:
                 fence()

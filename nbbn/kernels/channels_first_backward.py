@@ -22,6 +22,7 @@ from nbbn._simd import (
     to_line,
     total,
     widen,
+    working_dtype,
 )
 from nbbn.kernels.channels_first import (
     channels_of_group,
@@ -187,7 +188,7 @@ def backward_input_channels_first(
 
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over rows.
     """
-    form = np.empty((6, channels), x.dtype)
+    form = np.empty((6, channels), working_dtype(x))
     input_gradient_form(table, 0, channels, count, freedom, form)
     segments, depth = segments_and_rows(inner)
     tasks = (outer * channels + depth - 1) // depth * segments
@@ -333,7 +334,7 @@ def backward_channels_first(
     Where the two arrays' values of a channel fit the cache, each is read from memory once.
     grad_x may be either of them. Parallel over the groups.
     """
-    form = np.empty((6, channels), x.dtype)
+    form = np.empty((6, channels), working_dtype(x))
     group = channels_of_group(outer, channels, inner)
     joined = group > 1 and inner >= LANES and channel_stride == inner
     joined = joined and g_channel_stride == inner and out_channel_stride == inner

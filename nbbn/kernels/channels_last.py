@@ -16,7 +16,10 @@ from typing import Any
 from numba import prange
 
 from nbbn._jit import (
+    Activation,
     Float,
+    IfGradient,
+    IfResidual,
     In,
     Int,
     Out,
@@ -40,7 +43,7 @@ from nbbn._simd import (
     where_finite,
     widen,
 )
-from nbbn.kernels.epilogue import affine, inference_form
+from nbbn.kernels.epilogue import affine, finish, finish_first, inference_form
 from nbbn.kernels.table import M2, MEAN, MEAN_LOW
 from nbbn.kernels.vectors import aligned_rows, load_upto, put, store_upto
 from nbbn.kernels.welford import (
@@ -302,26 +305,45 @@ def normalize_row(
     shift: Any,
     j: int,
     streaming: int,
+    residual: Any,
+    r: int,
+    activation: Any,
+    slope: float,
+    grad: Any,
+    g: int,
 ) -> None:
-    """Write ``y = affine(x)`` for so many columns from i, k and (of the coefficients) j on."""
+    """Write ``y``, `finish` of ``affine(x)``, for so many columns.
+
+    They begin at i, k, r and g, those of the coefficients at j.
+    """
     stop = j + columns
     n = min(to_line(y, k), columns) if streaming else 0
     if n > 0:
         a, b, c = load_first(center, j, n), load_first(scale, j, n), load_first(shift, j, n)
-        store_first(y, k, n, affine(load_first(x, i, n), a, b, c))
+        value = affine(load_first(x, i, n), a, b, c)
+        value = finish_first(y, n, value, residual, r, activation, slope, grad, g)
+        store_first(y, k, n, value)
         i += n
         j += n
         k += n
+        r += n
+        g += n
     while j + LANES <= stop:
         a, b, c = load(center, j), load(scale, j), load(shift, j)
-        put(y, k, affine(load(x, i), a, b, c), streaming)
+        value = affine(load(x, i), a, b, c)
+        value = finish(y, value, residual, r, activation, slope, grad, g)
+        put(y, k, value, streaming)
         i += LANES
         j += LANES
         k += LANES
+        r += LANES
+        g += LANES
     if j < stop:
         n = stop - j
         a, b, c = load_first(center, j, n), load_first(scale, j, n), load_first(shift, j, n)
-        store_first(y, k, n, affine(load_first(x, i, n), a, b, c))
+        value = affine(load_first(x, i, n), a, b, c)
+        value = finish_first(y, n, value, residual, r, activation, slope, grad, g)
+        store_first(y, k, n, value)
 
 
 @inlined
@@ -353,8 +375,10 @@ def normalize_two_rows(
         j += 2 * LANES
         k += 2 * LANES
     if j < stop:
-        normalize_row(x, i, y, k, stop - j, center, scale, shift, j, 0)
-        normalize_row(x, i + x_stride, y, k + y_stride, stop - j, center, scale, shift, j, 0)
+        i2, k2, rest = i + x_stride, k + y_stride, (stop - j)
+        plain = None, 0, (), 0.0, None, 0
+        normalize_row(x, i, y, k, rest, center, scale, shift, j, 0, *plain)
+        normalize_row(x, i2, y, k2, rest, center, scale, shift, j, 0, *plain)
 
 
 @helper
@@ -370,26 +394,54 @@ def normalize_block(
     stop: int,
     form: Any,
     streaming: int,
+    residual: Any,
+    r_start: int,
+    r_stride: int,
+    activation: Any,
+    slope: float,
+    grad: Any,
+    g_start: int,
+    g_stride: int,
 ) -> None:
-    """Write ``y = affine(x)`` for some rows and the columns ``first`` to ``stop``.
+    """Write ``y``, `finish` of ``affine(x)``, for some rows and the columns ``first`` to ``stop``.
 
     Two rows side by side share the loads of the coefficients, 0.7 of the time for 512 rows of 256;
     but the processor reads less far ahead: 1.7 of the time for 65,536 rows.
     """
     center, scale, shift = form[0], form[1], form[2]
     width = stop - first
-    i, k = x_start + first, y_start + first
+    i, k, r, g = x_start + first, y_start + first, r_start + first, g_start + first
     row = 0
-    in_cache = x.size * x.itemsize <= SMALL
-    while in_cache and row + 2 <= rows:
-        normalize_two_rows(x, i, x_stride, y, k, y_stride, width, center, scale, shift, first)
-        i += 2 * x_stride
-        k += 2 * y_stride
-        row += 2
+    if residual is None and grad is None:
+        in_cache = x.size * x.itemsize <= SMALL and len(activation) == 0
+        while in_cache and row + 2 <= rows:
+            normalize_two_rows(x, i, x_stride, y, k, y_stride, width, center, scale, shift, first)
+            i += 2 * x_stride
+            k += 2 * y_stride
+            row += 2
     while row < rows:
-        normalize_row(x, i, y, k, width, center, scale, shift, first, streaming)
+        normalize_row(
+            x,
+            i,
+            y,
+            k,
+            width,
+            center,
+            scale,
+            shift,
+            first,
+            streaming,
+            residual,
+            r,
+            activation,
+            slope,
+            grad,
+            g,
+        )
         i += x_stride
         k += y_stride
+        r += r_stride
+        g += g_stride
         row += 1
     if streaming:
         fence()
@@ -409,17 +461,31 @@ def normalize_channels_last(
     y: Out,
     y_row_stride: Int,
     streaming: Int,
+    residual: IfResidual,
+    r_row_stride: Int,
+    activation: Activation,
+    slope: Float,
+    grad: IfGradient,
+    g_row_stride: Int,
 ) -> None:
-    """Write ``y = (x - mean) / sqrt(var + eps) * gamma + beta``.
+    """Write ``y = activation((x - mean) / sqrt(var + eps) * gamma + beta + residual)``.
 
-    Reads x once, writes y once; y may be x. Parallel over pieces of rows and tiles of columns.
+    Or, with ``grad``, what reaches the activation's argument of the gradient with respect to y.
+    Reads the inputs once, writes y once; y may be any of them. Parallel over pieces of rows and tiles
+    of columns.
     """
     width = channels * inner * repeats
     fold = 1
-    if row_stride == width and y_row_stride == width:
+    joined = row_stride == width and y_row_stride == width
+    if residual is not None:
+        joined = joined and r_row_stride == width
+    if grad is not None:
+        joined = joined and g_row_stride == width
+    if joined:
         fold = min(max(1, LONG_ROW // width), rows)
     repeats, columns = repeats * fold, width * fold
     depth, stride, y_stride = rows // fold, row_stride * fold, y_row_stride * fold
+    r_stride, g_stride = r_row_stride * fold, g_row_stride * fold
     left = rows % fold * width + tail
     form = aligned_rows(3, columns, x)
     inference_form(table, 0, channels, eps, form)
@@ -441,6 +507,34 @@ def normalize_channels_last(
             min(first + WIDE_TILE, columns),
             form,
             streaming,
+            residual,
+            row * r_stride,
+            r_stride,
+            activation,
+            slope,
+            grad,
+            row * g_stride,
+            g_stride,
         )
     if left > 0:
-        normalize_block(x, depth * stride, 0, y, depth * y_stride, 0, 1, 0, left, form, 0)
+        normalize_block(
+            x,
+            depth * stride,
+            0,
+            y,
+            depth * y_stride,
+            0,
+            1,
+            0,
+            left,
+            form,
+            0,
+            residual,
+            depth * r_stride,
+            0,
+            activation,
+            slope,
+            grad,
+            depth * g_stride,
+            0,
+        )

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from nbbn._jit import (
+    Activation,
     Float,
     IfColumns,
     IfParallel,
+    IfPlainResidual,
     IfRuns,
     IfSerial,
     In,
@@ -162,6 +164,9 @@ def infer(
     eps: Float,
     streaming: Int,
     step: Int,
+    residual: IfPlainResidual,
+    activation: Activation,
+    slope: Float,
     serial: IfSerial,
     parallel: IfParallel,
     runs: IfRuns,
@@ -171,22 +176,29 @@ def infer(
     repeats: IfColumns,
     tail: IfColumns,
 ) -> Int:
-    """Write y with the statistics in ``table``; return the checksum of x, `OVERWRITTEN` in place."""
+    """Write y with the statistics in ``table``; return the checksum of x, `OVERWRITTEN` in place.
+
+    ``y = activation(normalized x + residual)``, as in `nbbn.kernels.epilogue`.
+    """
     if not are_plain(x, y):
         return REFUSED
+    if residual is not None:  # noqa: SIM102 - alone, it is what numba removes
+        if not are_plain(residual, y):
+            return REFUSED
+    added = flat(residual)
     source, target = flat(x), flat(y)
     token = checksum(source, step) if x.ctypes.data != y.ctypes.data else OVERWRITTEN
     row = channels * inner
     if runs is not None:
         view = outer, channels, inner, row, inner
-        out = target, row, inner, streaming
+        out = target, row, inner, streaming, added, row, inner, activation, slope, None, 0, 0
         if serial is not None:
             _normalize_runs(source, *view, table, eps, *out)
         if parallel is not None:
             _normalize_runs_parallel(source, *view, table, eps, *out)
     if repeats is not None:
         columns = outer, channels, inner, repeats, tail, row * repeats
-        to = target, row * repeats, streaming
+        to = target, row * repeats, streaming, added, row * repeats, activation, slope, None, 0
         if serial is not None:
             _normalize_columns(source, *columns, table, eps, *to)
         if parallel is not None:
@@ -223,14 +235,14 @@ def train(
     row = channels * inner
     if runs is not None:
         view = outer, channels, inner, row, inner
-        out = target, row, inner, streaming
+        out = target, row, inner, streaming, None, 0, 0, (), 0.0
         if serial is not None:
             _train_runs(source, *view, freedom, eps, table, *out)
         if parallel is not None:
             _train_runs_parallel(source, *view, freedom, eps, table, *out)
     if repeats is not None:
         columns = outer, channels, inner, repeats, tail, row * repeats
-        to = target, row * repeats, streaming
+        to = target, row * repeats, streaming, None, 0, (), 0.0, None, 0
         if serial is not None:
             _moments_of_columns(source, *columns, freedom, eps, table)
             _normalize_columns(source, *columns, table, eps, *to)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nbbn._jit import helper, inlined
-from nbbn._simd import LANES, load, load_first, store, store_first, stream, to_line
+from nbbn._simd import LANES, load, load_first, store, store_first, stream, to_line, working_dtype
 
 
 @inlined
@@ -38,11 +38,11 @@ def put(array: Any, index: int, value: Any, streaming: int) -> None:
 
 @helper
 def aligned_rows(rows: int, columns: int, like: Any) -> Any:
-    """Return an empty array of the dtype of ``like`` whose rows begin at multiples of 64 bytes.
+    """Return an empty array of what ``like`` is computed with, whose rows begin at multiples of 64 bytes.
 
     A vector that spans two cache lines costs two loads.
     """
     stride = (columns + LANES - 1) // LANES * LANES
-    memory = np.empty(rows * stride + LANES, like.dtype)
+    memory = np.empty(rows * stride + LANES, working_dtype(like))
     first = to_line(memory, 0)
     return memory[first : first + rows * stride].reshape((rows, stride))

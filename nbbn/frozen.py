@@ -1,0 +1,271 @@
+"""The inference form of a layer: three numbers a channel that do not change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn import _checks, _epilogue, _plain
+from nbbn._pool import empty_like
+from nbbn._steps import inference_step, statistics_rows
+from nbbn.kernels import table as rows
+
+Array = NDArray[Any]
+
+_MOST_PLANS = 64  # shapes that a layer remembers
+
+
+class FrozenBatchNorm:
+    r"""Batch normalization with fixed statistics and parameters, for inference.
+
+    .. math:: y = \mathrm{activation}((x - \mathrm{center})\,\mathrm{scale} + \mathrm{shift}
+              + \mathrm{residual})
+
+    With ``center = mean``, ``scale = gamma / sqrt(var + eps)`` and ``shift = beta`` that is what a
+    layer computes in inference, with the same bits. It is a snapshot: nothing that happens to a layer
+    it was made from changes it, and any number of threads may call it.
+
+    Parameters
+    ----------
+    center, scale, shift : array_like of float32 or float64, shape (C,)
+        Copied.
+    axis : int, default 1
+        The channel axis of the input; may be negative.
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+        Applied last, in the same pass; see `nbbn.BatchNorm`.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0; finite.
+
+    Attributes
+    ----------
+    center, scale, shift : ndarray of float64, shape (C,)
+        Read-only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong type, shape or range; the message names it.
+
+    See Also
+    --------
+    nbbn.BatchNorm.freeze, nbbn.fold_conv, nbbn.fold_linear
+
+    Examples
+    --------
+    >>> import numpy as np, nbbn
+    >>> frozen = nbbn.FrozenBatchNorm(np.array([2.0]), np.array([3.0]), np.array([10.0]))
+    >>> frozen(np.array([[2.0], [0.0], [2.0], [4.0]])).ravel()
+    array([10.,  4., 10., 16.])
+    """
+
+    def __init__(
+        self,
+        center: Any,
+        scale: Any,
+        shift: Any,
+        *,
+        axis: int = 1,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+    ) -> None:
+        first = _checks.array("center", center)
+        if first.ndim != 1 or first.size == 0:
+            raise ValueError(f"center: expected one value a channel, got shape {first.shape}")
+        self._num_features = first.size
+        self._axis = _checks.integer("axis", axis)
+        self._activation = _checks.activation(activation)
+        self._negative_slope = _checks.real("negative_slope", negative_slope)
+        self._tag = _epilogue.tag(self._activation)
+        self._after = _epilogue.make(self._activation, self._negative_slope, None)
+        count = first.size
+        # As a table of statistics with variance 1: scale / sqrt(1 + 0) is scale.
+        self._table = statistics_rows(
+            _checks.per_channel("center", first, count).astype(np.float64),
+            np.ones(count),
+            _checks.per_channel("scale", scale, count),
+            _checks.per_channel("shift", shift, count),
+        )
+        self._table.flags.writeable = False
+        self._plans: dict[tuple[int, ...], _plain.Plan | None] = {}
+
+    @classmethod
+    def from_stats(
+        cls,
+        mean: Any,
+        var: Any,
+        gamma: Any = None,
+        beta: Any = None,
+        eps: float = 1e-5,
+        *,
+        axis: int = 1,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+    ) -> FrozenBatchNorm:
+        """Return the layer with these statistics and parameters.
+
+        Parameters
+        ----------
+        mean, var : array_like of float32 or float64, shape (C,)
+            Statistics per channel.
+        gamma, beta : array_like of float32 or float64, shape (C,), optional
+            Scale (default 1) and shift (default 0) per channel.
+        eps : float, default 1e-5
+            Added to ``var`` inside the square root; finite, >= 0.
+        axis, activation, negative_slope
+            As of the class.
+
+        Returns
+        -------
+        FrozenBatchNorm
+            With ``scale = gamma / sqrt(var + eps)``, in float64.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an argument of the wrong type, shape or range.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> nbbn.FrozenBatchNorm.from_stats(np.zeros(1), np.array([4.0]), eps=0.0).scale
+        array([0.5])
+        """
+        means = _checks.array("mean", mean)
+        if means.ndim != 1 or means.size == 0:
+            raise ValueError(f"mean: expected one value a channel, got shape {means.shape}")
+        count = means.size
+        variances = _checks.per_channel("var", var, count).astype(np.float64)
+        gammas = np.ones(count) if gamma is None else _checks.per_channel("gamma", gamma, count)
+        betas = np.zeros(count) if beta is None else _checks.per_channel("beta", beta, count)
+        epsilon = _checks.real("eps", eps, 0.0)
+        with np.errstate(all="ignore"):  # as the kernels: infinite or NaN, no warning
+            scale = gammas.astype(np.float64) / np.sqrt(variances + epsilon)
+        return cls(
+            means, scale, betas, axis=axis, activation=activation, negative_slope=negative_slope
+        )
+
+    @property
+    def num_features(self) -> int:
+        """Number of channels, C."""
+        return self._num_features
+
+    @property
+    def axis(self) -> int:
+        """The channel axis."""
+        return self._axis
+
+    @property
+    def activation(self) -> str | None:
+        """What is applied last, or None."""
+        return self._activation
+
+    @property
+    def negative_slope(self) -> float:
+        """Slope of "leaky_relu" below 0."""
+        return self._negative_slope
+
+    def _row(self, row: int) -> Array:
+        values: Array = self._table[row]
+        return values
+
+    @property
+    def center(self) -> Array:
+        """What is subtracted first."""
+        return self._row(rows.MEAN)
+
+    @property
+    def scale(self) -> Array:
+        """What the difference is multiplied by."""
+        return self._row(rows.GAMMA)
+
+    @property
+    def shift(self) -> Array:
+        """What is added then."""
+        return self._row(rows.BETA)
+
+    def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Array:
+        """Return ``activation((x - center) * scale + shift + residual)``.
+
+        Parameters
+        ----------
+        x : array_like of float32, float64, float16 or bfloat16
+            With C entries along the channel axis; any memory layout.
+        residual : array_like, optional
+            Added before the activation, in the same pass; of the shape and dtype of ``x``.
+        out : ndarray, optional
+            Where to write, of the shape and dtype of ``x``; may be ``x`` or ``residual`` itself.
+
+        Returns
+        -------
+        ndarray
+            ``out``, or a new array in the memory order of ``x``, in its dtype.
+
+        Raises
+        ------
+        TypeError
+            For any other dtype, and for masked arrays.
+        ValueError
+            For a wrong shape or ``out``. Nothing has been written then.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> frozen = nbbn.BatchNorm(3, eps=0.0, activation="relu").freeze()
+        >>> x = np.array([[-1.0, 0.0, 2.0]], np.float32)
+        >>> frozen(x)
+        array([[0., 0., 2.]], dtype=float32)
+        >>> frozen(x, residual=x, out=x) is x
+        True
+        """
+        plain = type(x) is np.ndarray and (out is None or type(out) is np.ndarray)
+        if plain and (residual is None or type(residual) is np.ndarray):
+            try:
+                plan = self._plans[x.shape]
+            except KeyError:
+                plan = self._plan(x.shape)
+            if plan is not None:
+                y: Array = empty_like(x) if out is None else out
+                fused = residual, self._tag, self._negative_slope
+                if _plain.infer(x, y, self._table, 0.0, plan, *fused) != _plain.REFUSED:
+                    return y
+                del y  # its memory may serve the general way
+        after = self._after
+        values = _checks.array("x", x, _checks.HALVES)
+        index = _checks.axis(self._axis, values.ndim)
+        _checks.channels(values, index, self._num_features)
+        if residual is not None:
+            added = _checks.gradient("residual", residual, values)
+            after = _epilogue.make(self._activation, self._negative_slope, added)
+        target = None if out is None else _checks.out("out", out, values)
+        found = inference_step(values, index, self._table, 0.0, target, after)
+        given: Array = found if out is None else out
+        return given
+
+    def _plan(self, shape: tuple[int, ...]) -> _plain.Plan | None:
+        """Remember how to read contiguous arrays of this shape; None for a wrong one."""
+        index = self._axis % len(shape) if shape else 0
+        if not -len(shape) <= self._axis < len(shape) or shape[index] != self._num_features:
+            return None
+        if len(self._plans) >= _MOST_PLANS:
+            self._plans.clear()
+        plan = self._plans[shape] = _plain.make_plan(shape, index)
+        return plan
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_plans"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._table = self._table.copy()
+        self._table.flags.writeable = False
+        self._plans = {}
+
+    def __repr__(self) -> str:
+        shown = [f"{self._num_features} channels", f"axis={self._axis}"]
+        if self._activation is not None:
+            shown.append(f"activation={self._activation!r}")
+        if self._activation == "leaky_relu":
+            shown.append(f"negative_slope={self._negative_slope!r}")
+        return f"<FrozenBatchNorm of {', '.join(shown)}>"

@@ -1,0 +1,184 @@
+"""What the formats share: arrays by name -> a checked layer."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn import _storage
+from nbbn.layer import BatchNorm
+
+Array = NDArray[Any]
+
+COUNTER = "num_batches_tracked"
+_RUNNING = ("running_mean", "running_var")
+# what the arrays are called -> the layer's attribute
+TORCH_NAMES = {"weight": "gamma", "bias": "beta", **{name: name for name in _RUNNING}}
+NBBN_NAMES = {name: name for name in TORCH_NAMES.values()}
+_MOST_SHOWN = 8  # keys in a message
+
+
+def required(module: str) -> Any:
+    """Return a module of a library that is named like nbbn's extra for it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        library = module.partition(".")[0]
+        raise ImportError(
+            f"{library}: expected it to be installed (pip install 'nbbn[{library}]'), got: {error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(argument: str, kind: str, source: Any) -> Iterator[None]:
+    """Turn whatever is wrong with the contents of a file into a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{argument}: expected {kind}, got {source!s}: {reason}") from error
+
+
+def instance(bn: Any) -> BatchNorm:
+    """Check that this is a layer of ours."""
+    if not isinstance(bn, BatchNorm):
+        raise TypeError(f"bn: expected a BatchNorm, got {type(bn).__name__}")
+    return bn
+
+
+def plain(name: str, value: Any) -> Array:
+    """Return an array, a torch tensor or a Keras variable as an ndarray."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain array, got a masked array")
+    is_tensor = hasattr(value, "detach")
+    if is_tensor and value.device.type != "cpu":
+        raise ValueError(
+            f"{name}: expected a tensor in the CPU's memory, got one on {value.device}"
+        )
+    try:
+        if is_tensor:
+            value = value.detach()
+            if str(value.dtype) == "torch.bfloat16":  # which NumPy does not know
+                value = value.float()
+        elif not hasattr(value, "__array__") and hasattr(value, "numpy"):
+            value = value.numpy()
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        reason = str(error).partition(". ")[0]
+        raise TypeError(f"{name}: expected an array, got {kind} ({reason})") from error
+
+
+def widened(name: str, value: Any) -> Array:
+    """Return ``value`` as float32 or float64; float16 and bfloat16 widen without loss."""
+    array = plain(name, value)
+    if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise TypeError(
+            f"{name}: expected dtype float16, bfloat16, float32 or float64, got {array.dtype.name}"
+        )
+    return array.astype(np.float64 if array.dtype.name == "float64" else np.float32)
+
+
+def from_bfloat16(bits: Array) -> Array:
+    """Return float32 values of bfloat16 bits: they are the upper half."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def make_layer(
+    values: Mapping[str, tuple[str, Any]],
+    *,
+    num_features: int | None = None,
+    number: Any = 0,
+    training: bool = True,
+    **options: Any,
+) -> BatchNorm:
+    """Return a layer that has what ``values`` has.
+
+    ``values`` maps attributes of the layer to the source's name for the array, and the array;
+    ``num_features`` is needed where it may be empty.
+    """
+    arrays = {key: widened(name, value) for key, (name, value) in values.items()}
+    for key, array in arrays.items():
+        if num_features is None and array.ndim == 1 and array.size:
+            num_features = array.size
+        if array.shape != (num_features,):
+            count = "C" if num_features is None else num_features
+            raise ValueError(
+                f"{values[key][0]}: expected shape ({count},), one value a channel, "
+                f"got {array.shape}"
+            )
+    bn = BatchNorm(
+        1 if num_features is None else num_features,
+        scale="gamma" in arrays,
+        center="beta" in arrays,
+        track_running_stats="running_mean" in arrays,
+        dtype=np.result_type(np.float32, *arrays.values()),
+        **options,
+    )
+    state: dict[str, Any] = {key: array.astype(bn.dtype) for key, array in arrays.items()}
+    bn.load_state_dict({**state, COUNTER: _storage.counter(plain(COUNTER, number))})
+    return bn.train(training)
+
+
+def select(
+    keys: Collection[str], prefix: str, tables: tuple[Mapping[str, str], ...]
+) -> tuple[dict[str, str], str | None]:
+    """Return attribute -> key, and the key of the counter, of the layer under ``prefix``.
+
+    The names under it have to be those of one of the ``tables``, and complete.
+    """
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a string, got {type(prefix).__name__}")
+    start = f"{prefix.removesuffix('.')}." if prefix else ""
+    names = {key.removeprefix(start) for key in keys if key.startswith(start)}
+    if not names:
+        raise ValueError(f"prefix: expected keys under {prefix!r}, got {_shown(keys)}")
+    table = max(tables, key=lambda each: len(names & each.keys()))
+    found = {table[name]: f"{start}{name}" for name in table if name in names}
+    extra = sorted(names - {*table, COUNTER})
+    present = _shown([f"{start}{name}" for name in names])
+    if extra:
+        raise ValueError(
+            f"{start}{extra[0]}: expected no key but {_quoted([*table, COUNTER])} under "
+            f"{prefix!r}, got {present}{_layers_in(keys)}"
+        )
+    needed = [name for name in _RUNNING if found.keys() & {*_RUNNING}]
+    if "bias" in names or not found:  # PyTorch has layers without a bias, none without a weight
+        needed.append("weight")
+    missing = [f"{start}{name}" for name in needed if name not in names]
+    if missing:
+        raise ValueError(f"{missing[0]}: expected this key, got {present}")
+    return found, f"{start}{COUNTER}" if COUNTER in names else None
+
+
+def _layers_in(keys: Collection[str]) -> str:
+    """Tell where there are layers, for who forgot the prefix."""
+    last = f".{_RUNNING[0]}"
+    prefixes = sorted(key.removesuffix(last) for key in keys if key.endswith(last))
+    return f"; prefixes of layers: {_shown(prefixes)}" if prefixes else ""
+
+
+def _quoted(names: Collection[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _shown(names: Collection[str]) -> str:
+    if not names:
+        return "none"
+    chosen = sorted(names)[:_MOST_SHOWN]
+    more = f" and {len(names) - len(chosen)} more" if len(names) > len(chosen) else ""
+    return _quoted(chosen) + more
+
+
+def complement(weight: float) -> float:
+    """Return ``1 - weight``: Keras and ONNX weigh the old value, nbbn the new one.
+
+    0.99 becomes 0.01, and not 0.010000000000000009: what is left of 1 is 0.99 to the last bit.
+    """
+    short = round(1.0 - weight, 15)
+    return short if 1.0 - short == weight else 1.0 - weight

@@ -1,0 +1,302 @@
+"""ONNX models: their BatchNormalization nodes."""
+
+from __future__ import annotations
+
+import os
+from collections import ChainMap
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn.interop import _layers
+from nbbn.layer import BatchNorm
+
+Array = NDArray[Any]
+
+_OPERATOR = "BatchNormalization"
+_DOMAINS = ("", "ai.onnx")
+# the inputs after X: ONNX's name -> the layer's attribute
+_INPUTS = {"scale": "gamma", "B": "beta", "mean": "running_mean", "var": "running_var"}
+_MOST_BYTES = 1 << 31  # protobuf has no larger messages
+_EPSILON, _MOMENTUM = float(np.float32(1e-5)), float(np.float32(0.9))  # as a file would hold them
+
+
+class _Type(NamedTuple):
+    """How the values of a tensor are kept."""
+
+    field: str  # where they are numbers
+    dtype: str  # of the raw bytes
+    name: str
+
+
+_TYPES = {
+    1: _Type("float_data", "<f4", "float32"),
+    10: _Type("int32_data", "<f2", "float16"),
+    11: _Type("double_data", "<f8", "float64"),
+    16: _Type("int32_data", "<u2", "bfloat16"),
+}
+
+
+@overload
+def from_onnx(path_or_model: Any, *, name: None = None) -> dict[str, BatchNorm]: ...
+
+
+@overload
+def from_onnx(path_or_model: Any, *, name: str) -> BatchNorm: ...
+
+
+def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, BatchNorm] | BatchNorm:
+    """Return the BatchNormalization nodes of an ONNX model.
+
+    ONNX's momentum is the weight of the old statistics, nbbn's that of the new ones: 0.9 becomes 0.1
+    (to the last bit of the float32 that the file holds; the same for epsilon). The variance enters
+    the running one without a correction (``running_correction=0``). float16 and bfloat16 widen
+    to float32. Needs onnx.
+
+    Parameters
+    ----------
+    path_or_model : str, path-like or onnx.ModelProto
+        The file, in ONNX's binary format, or the model.
+    name : str, optional
+        Which node to return; by default all.
+
+    Returns
+    -------
+    dict of str to BatchNorm, or BatchNorm
+        New layers by the name of the node, in the order of the file. A node goes by its first output
+        where it has no name or an earlier one has the same. A layer is in inference mode
+        unless the node is made for training.
+
+    Raises
+    ------
+    ImportError
+        Where onnx is not installed.
+    OSError
+        Where the file can't be read.
+    TypeError
+        Where ``path_or_model`` is neither a file's name nor a model.
+    ValueError
+        Where it is not an ONNX model, there is no node of that name, or a node's parameters are not
+        constants of the model (initializers or Constant nodes, directly or through Identity); the
+        message names node and input. Also for ``spatial=0`` (opset 8 and before).
+
+    Notes
+    -----
+    Nodes in the branches and bodies of If, Loop and Scan are included, those in a model's local
+    functions are not, as their parameters come from the caller. Of external data, only regular files in
+    the folder of the model's file are read: no absolute path, no "..", no link that leads
+    elsewhere. A model that is passed as an object has no folder: load its external data first.
+
+    Examples
+    --------
+    >>> import numpy as np, nbbn
+    >>> from onnx import helper, numpy_helper
+    >>> node = helper.make_node("BatchNormalization", ["x", "s", "b", "m", "v"], ["y"], name="bn1")
+    >>> graph = helper.make_graph([node], "network", [], [], initializer=[
+    ...     numpy_helper.from_array(np.ones(3, np.float32), name) for name in "sbmv"])
+    >>> layers = nbbn.interop.from_onnx(helper.make_model(graph))
+    >>> layers["bn1"].gamma, layers["bn1"].training
+    (array([1., 1., 1.], dtype=float32), False)
+    """
+    onnx = _layers.required("onnx")
+    if isinstance(path_or_model, onnx.ModelProto):
+        return _chosen(_nodes(path_or_model, None), name)
+    if not isinstance(path_or_model, str | os.PathLike):
+        raise TypeError(
+            "path_or_model: expected a file's name or an onnx.ModelProto, "
+            f"got {type(path_or_model).__name__}"
+        )
+    path = Path(path_or_model)
+    with path.open("rb") as file, _layers.reading("path_or_model", "an ONNX model", path):
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_BYTES:
+            raise ValueError(f"the file has more than {_MOST_BYTES} bytes")
+        layers = _nodes(onnx.ModelProto.FromString(file.read(size)), path.parent)
+    return _chosen(layers, name)
+
+
+def _chosen(layers: dict[str, BatchNorm], name: str | None) -> dict[str, BatchNorm] | BatchNorm:
+    if name is None:
+        return layers
+    if name not in layers:
+        raise ValueError(f"name: expected one of {[*layers]}, got {name!r}")
+    return layers[name]
+
+
+def _nodes(model: Any, folder: Path | None) -> dict[str, BatchNorm]:
+    """Return all layers of the model."""
+    if not model.HasField("graph"):
+        raise ValueError("model: expected a graph, got none")
+    # Models from before there were operator sets name none: that is the first.
+    opset = max((o.version for o in model.opset_import if o.domain in _DOMAINS), default=1)
+    layers: dict[str, BatchNorm] = {}
+    for node, scope in _walk(model.graph, ChainMap()):
+        first = node.output[0] if node.output else ""
+        name = first if not node.name or node.name in layers else node.name
+        if not name or name in layers:
+            raise ValueError(f"{_called(node)}: expected a name or an output of its own, got none")
+        try:
+            layers[name] = _layer(node, opset, scope, folder)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{_called(node)}: {error}") from error
+    return layers
+
+
+def _called(node: Any) -> str:
+    return f"node {node.name or next(iter(node.output), '')!r}"
+
+
+def _walk(graph: Any, outer: ChainMap[str, Any]) -> Iterator[tuple[Any, ChainMap[str, Any]]]:
+    """Yield the nodes of the graph and the graphs within, and what names mean to each.
+
+    A name means an initializer, the node that computes it or, for an input, None.
+    """
+    names: dict[str, Any] = {value.name: None for value in graph.input}
+    names |= {output: node for node in graph.node for output in node.output if output}
+    names |= {tensor.name: tensor for tensor in graph.initializer}
+    scope = outer.new_child(names)
+    for node in graph.node:
+        if node.op_type == _OPERATOR and node.domain in _DOMAINS:
+            yield node, scope
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _walk(inner, scope)
+
+
+def _layer(node: Any, opset: int, scope: ChainMap[str, Any], folder: Path | None) -> BatchNorm:
+    given = {attribute.name: attribute for attribute in node.attribute}
+    if "spatial" in given and given["spatial"].i == 0:
+        raise ValueError("expected spatial=1, statistics per channel, got spatial=0")
+    if len(node.input) != len(_INPUTS) + 1:
+        raise ValueError(f"expected 5 inputs, got {len(node.input)}")
+    values = {
+        attribute: _parameter(f"input {kind} ({name!r})", name, scope, folder)
+        for (kind, attribute), name in zip(_INPUTS.items(), node.input[1:], strict=True)
+    }
+    old = given["momentum"].f if "momentum" in given else _MOMENTUM
+    return _layers.make_layer(
+        values,
+        training=_is_training(node, given, opset),
+        eps=given["epsilon"].f if "epsilon" in given else _EPSILON,
+        momentum=_layers.complement(old),
+        running_correction=0,
+    )
+
+
+def _is_training(node: Any, given: dict[str, Any], opset: int) -> bool:
+    if opset >= 14:
+        return "training_mode" in given and given["training_mode"].i != 0
+    if opset >= 7:  # training was told by the outputs that it has
+        return any(node.output[1:])
+    return "is_test" not in given or given["is_test"].i == 0
+
+
+def _parameter(
+    label: str, name: str, scope: ChainMap[str, Any], folder: Path | None
+) -> tuple[str, Array]:
+    """Return the label and the values of an input."""
+    seen = set()
+    while (found := scope.get(name)) is not None and hasattr(found, "op_type"):
+        if found.op_type == "Identity" and found.input and name not in seen:
+            seen.add(name)
+            name = found.input[0]
+        elif found.op_type == "Constant":
+            return label, _constant(label, found, folder)
+        else:
+            raise ValueError(f"{label}: expected a constant, got the output of {found.op_type}")
+    if found is None:
+        source = "an input of the graph" if name in scope else "a name that nothing has"
+        raise ValueError(f"{label}: expected a constant, got {source}")
+    return label, _values(label, found, folder)
+
+
+def _constant(label: str, node: Any, folder: Path | None) -> Array:
+    for attribute in node.attribute:
+        if attribute.name == "value" and attribute.HasField("t"):
+            return _values(label, attribute.t, folder)
+        if attribute.name == "value_floats":
+            return np.array(attribute.floats, np.float32)
+    kinds = [attribute.name for attribute in node.attribute]
+    raise ValueError(f"{label}: expected a Constant with value or value_floats, got {kinds}")
+
+
+def _values(label: str, tensor: Any, folder: Path | None) -> Array:
+    """Return a tensor as an array; sizes are compared before memory is taken."""
+    kind = _TYPES.get(tensor.data_type)
+    if kind is None:
+        accepted = ", ".join(sorted(each.name for each in _TYPES.values()))
+        raise ValueError(f"{label}: expected {accepted}, got ONNX's type {tensor.data_type}")
+    shape = tuple(tensor.dims)
+    if len(shape) != 1 or shape[0] < 1:
+        raise ValueError(f"{label}: expected shape (C,), one value a channel, got {shape}")
+    dtype = np.dtype(kind.dtype)
+    if tensor.data_location == 1:
+        data = _external(label, tensor, shape[0] * dtype.itemsize, folder)
+    elif tensor.HasField("raw_data"):
+        data = tensor.raw_data
+    else:
+        return _typed(label, kind, getattr(tensor, kind.field), shape[0])
+    if len(data) != shape[0] * dtype.itemsize:
+        expected = f"{shape[0] * dtype.itemsize} bytes for shape {shape}"
+        raise ValueError(f"{label}: expected {expected}, got {len(data)}")
+    values = np.frombuffer(data, dtype)
+    return _layers.from_bfloat16(values) if kind.name == "bfloat16" else values
+
+
+def _typed(label: str, kind: _Type, numbers: Any, count: int) -> Array:
+    if len(numbers) != count:
+        raise ValueError(f"{label}: expected {count} values in {kind.field}, got {len(numbers)}")
+    if kind.field != "int32_data":
+        return np.array(numbers, kind.dtype)
+    bits = np.array(numbers, np.int64)  # 16 bits each
+    if bits.min() < 0 or bits.max() > np.iinfo(np.uint16).max:
+        raise ValueError(f"{label}: expected 16 bits a value in {kind.field}, got more")
+    half = bits.astype(np.uint16)
+    return _layers.from_bfloat16(half) if kind.name == "bfloat16" else half.view(np.float16)
+
+
+def _external(label: str, tensor: Any, length: int, folder: Path | None) -> bytes:
+    """Return the bytes that a file beside the model holds for the tensor."""
+    if folder is None:
+        raise ValueError(
+            f"{label}: expected the values in the model, got external data, which is read only beside "
+            "a model's file"
+        )
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    path = _beside(label, location, folder)
+    offset = _size(label, "offset", entries.get("offset", "0"))
+    given = _size(label, "length", entries.get("length", str(length)))
+    if given != length:
+        raise ValueError(f"{label}: expected {length} bytes of external data, got length {given}")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if offset + length > size:
+            raise ValueError(
+                f"{label}: expected {length} bytes from byte {offset} of {location!r}, "
+                f"which has {size}"
+            )
+        file.seek(offset)
+        return file.read(length)
+
+
+def _beside(label: str, location: str, folder: Path) -> Path:
+    """Return the file at ``location`` if it is one of the folder."""
+    root = folder.resolve()
+    paths = (PurePosixPath(location), PureWindowsPath(location))
+    leaves = any(path.anchor or ".." in path.parts for path in paths)
+    found = root if leaves or "\0" in location else (root / location).resolve()
+    if not location or not found.is_relative_to(root) or not found.is_file():
+        raise ValueError(
+            f"{label}: expected external data in a file of the model's folder, got {location!r}"
+        )
+    return found
+
+
+def _size(label: str, name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        raise ValueError(f"{label}: expected {name} to be a number of bytes, got {text[:40]!r}")
+    return int(text)

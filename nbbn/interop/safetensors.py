@@ -1,0 +1,173 @@
+"""Safetensors files: layers of nbbn, and of PyTorch networks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn import _storage
+from nbbn.interop import _layers
+from nbbn.layer import BatchNorm
+
+Array = NDArray[Any]
+
+_METADATA = "__metadata__"
+_OPTIONS = "nbbn.BatchNorm"
+_DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
+_FEATURES = 1 << 20  # what a layer without arrays may have: 32 MB at most
+
+
+def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
+    """Write configuration, parameters and running statistics to a safetensors file.
+
+    The arrays have the names of ``bn.state_dict()``; the configuration is in the file's metadata. The
+    file is written under another name in the same folder and renamed when it is whole. Needs
+    safetensors.
+
+    Parameters
+    ----------
+    bn : BatchNorm
+        The layer.
+    path : str or path-like
+        The file's name, used as it is.
+
+    Raises
+    ------
+    ImportError
+        Where safetensors is not installed.
+    OSError
+        Where it can't be written; a file that was there before is unchanged.
+    TypeError
+        Where ``bn`` is not a BatchNorm.
+
+    See Also
+    --------
+    load_safetensors : the way back.
+
+    Examples
+    --------
+    >>> import nbbn, os, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "bn.safetensors")
+    ...     nbbn.interop.save_safetensors(nbbn.BatchNorm(3, axis=-1, momentum=None), path)
+    ...     nbbn.interop.load_safetensors(path)
+    BatchNorm(3, axis=-1, momentum=None)
+    """
+    state = _layers.instance(bn).state_dict()
+    library = _layers.required("safetensors.numpy")
+    arrays = {**state, _layers.COUNTER: np.array(state[_layers.COUNTER], np.int64)}
+    options = {**bn._options(), "training": bn.training}
+    data = library.save(arrays, metadata={_OPTIONS: json.dumps(options)})
+    with _storage.replacing(path) as file:
+        file.write(data)
+
+
+def load_safetensors(path: str | os.PathLike[str], *, prefix: str = "") -> BatchNorm:
+    """Return a layer from a safetensors file.
+
+    The file may be one that `save_safetensors` wrote, or one with the arrays of a PyTorch network
+    (``weight, bias, running_mean, running_var, num_batches_tracked``) or of nbbn's (``gamma, beta,
+    ...``). Only the arrays of this layer are read, and sizes are checked before memory is taken. Needs
+    safetensors.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file's name.
+    prefix : str, optional
+        Where the layer stands in a network, as ``"layer1.0.bn1"``.
+
+    Returns
+    -------
+    BatchNorm
+        A new layer. One that `save_safetensors` wrote has its configuration and mode back; other
+        files hold neither, and `from_torch` says what they take.
+
+    Raises
+    ------
+    ImportError
+        Where safetensors is not installed.
+    OSError
+        Where the file can't be read.
+    ValueError
+        Where it is not such a file, or has not the arrays of one layer under the prefix.
+
+    See Also
+    --------
+    save_safetensors, from_torch
+
+    Examples
+    --------
+    >>> import numpy as np, nbbn, os, tempfile, safetensors.numpy
+    >>> arrays = {"bn1.running_mean": np.zeros(3), "bn1.running_var": np.ones(3)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "network.safetensors")
+    ...     safetensors.numpy.save_file(arrays, path)
+    ...     nbbn.interop.load_safetensors(path, prefix="bn1")
+    BatchNorm(3, scale=False, center=False, dtype='float64')
+    """
+    library = _layers.required("safetensors")
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        with _layers.reading("path", "a safetensors file with this layer", path):
+            with library.safe_open(path, framework="np"):
+                pass  # it has checked the header: offsets, shapes, nothing twice, nothing left over
+            return _load(_File(file, size), prefix)
+
+
+class _File:
+    """An open file; the values are read here, as the library's NumPy side knows no bfloat16."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size:
+            raise ValueError("the header is longer than the file")
+        header = json.loads(file.read(length))
+        self.metadata = header.pop(_METADATA, None) or {}
+        self.entries: dict[str, Any] = header
+        self.size = size
+        self._file = file
+        self._start = 8 + length
+
+    def read(self, name: str) -> Array:
+        """Return an array; bfloat16 widened to float32."""
+        entry = self.entries[name]
+        dtype = _DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise ValueError(
+                f"{name}: expected one of the types {[*_DTYPES]}, got {entry['dtype']}"
+            )
+        begin, end = entry["data_offsets"]
+        length = math.prod(entry["shape"]) * np.dtype(dtype).itemsize
+        if length != end - begin or self._start + end > self.size:
+            raise ValueError(f"{name}: expected {length} bytes within the file, got {end - begin}")
+        self._file.seek(self._start + begin)
+        values = np.frombuffer(self._file.read(length), dtype).reshape(entry["shape"])
+        return _layers.from_bfloat16(values) if entry["dtype"] == "BF16" else values
+
+
+def _load(file: _File, prefix: str) -> BatchNorm:
+    if not prefix and _OPTIONS in file.metadata:
+        return _load_own(file)
+    tables = (_layers.TORCH_NAMES, _layers.NBBN_NAMES)
+    found, counter = _layers.select(file.entries, prefix, tables)
+    values = {attribute: (name, file.read(name)) for attribute, name in found.items()}
+    return _layers.make_layer(values, number=0 if counter is None else file.read(counter))
+
+
+def _load_own(file: _File) -> BatchNorm:
+    options = json.loads(file.metadata[_OPTIONS])
+    training = options.pop("training")
+    shapes = [entry["shape"] for name, entry in file.entries.items() if name != _layers.COUNTER]
+    features = options["num_features"]  # the layer takes memory for that many
+    if any(shape != [features] for shape in shapes) or (not shapes and features > _FEATURES):
+        raise ValueError(f"num_features: expected that of the arrays, {shapes}, got {features!r}")
+    bn = BatchNorm(**options).train(training)
+    bn.load_state_dict({name: file.read(name) for name in file.entries})
+    return bn

@@ -1,0 +1,58 @@
+"""Other ways to compile: bits of strided arrays, moments and functions, where test_simd has those of plain layers."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from processes import run
+
+BITS = """
+    import hashlib
+    import numpy as np
+    import nbbn
+
+    nbbn.set_num_threads(2)
+    rng, digest = np.random.default_rng(0), hashlib.sha256()
+
+    def made(shape):
+        values = (rng.standard_normal(shape) * 2 + 50).astype(np.float32)
+        values[0, 0] *= 1000
+        return values
+
+    images, rows = made((7, 9, 5, 4)), made((6, 37))
+    arrays = [
+        images[::2, 1:],  # channels in runs of their own, read in place
+        rows[::-1, ::2],  # columns, by way of a copy
+    ]
+    for x in arrays:
+        channels = x.shape[1]
+        moments = nbbn.batch_moments(x) + nbbn.batch_moments(x[:2])
+        mean, var = np.zeros(channels), np.ones(channels)
+        gamma, beta = rng.standard_normal((2, channels)).astype(np.float32)
+        results = [moments.mean, moments.m2]
+        results += [nbbn.batch_norm(x, mean, var, gamma, beta, training=True), mean, var]
+        results += [nbbn.normalize(x, mean, var, gamma, beta)]
+        for training in (True, False):
+            results += nbbn.batch_norm_backward(x[::-1], x, mean, var, gamma, training=training)
+        for result in results:
+            digest.update(np.ascontiguousarray(result).tobytes())
+    print(digest.hexdigest(), len(arrays))
+"""
+ENVIRONMENTS = {
+    "default": {},
+    "generic": {"NUMBA_CPU_NAME": "generic"},
+    "bounds checked": {"NUMBA_BOUNDSCHECK": "1"},
+    "interpreted": {"NUMBA_DISABLE_JIT": "1"},
+}
+
+
+@pytest.fixture(scope="module")
+def bits():
+    """All at once, two at a time: most of it is compiling."""
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda own: run(BITS, env=own, timeout=600), ENVIRONMENTS.values())
+        return dict(zip(ENVIRONMENTS, found, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in ENVIRONMENTS if name != "default"])
+def test_the_same_bits_of_strided_arrays_and_functions(name, bits):
+    assert bits[name] == bits["default"]
