@@ -257,10 +257,11 @@ def inference_step(
     """Normalize with the statistics in ``table``; write to ``out`` or a new array, return it."""
     if x.size == 0:
         return np.empty_like(x, dtype) if out is None else out
-    plan = _plan(x, index, after)
+    plan = _plan(x, index)
     if plan is not None:
         y = empty_like(x) if out is None else out
-        if _plain.infer(x, y, table, eps, plan) != _plain.REFUSED:
+        fused = () if after is None else (after.residual, (0.0,) * after.activation, after.slope)
+        if _plain.infer(x, y, table, eps, plan, *fused) != _plain.REFUSED:
             return y
         del y  # its memory may serve the general way
     source, target, read, layout = _views(x, index, out, *_residual(after), dtype=dtype)
