@@ -23,12 +23,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--record",
         action="store_true",
-        help=f"the cases of docs/performance.md; about {recording.MINUTES} minutes on two cores",
+        help=f"the cases of docs/performance.md; about {recording.PAGE.minutes} minutes on two cores",
+    )
+    parser.add_argument(
+        "--set",
+        choices=("fused",),
+        help="fused: what docs/benchmarks.md shows of fused steps, half types and bytes; about "
+        f"{recording.FUSED_STEPS.minutes} minutes on two cores",
     )
     options = parser.parse_args(arguments)
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"argument --json: there is no directory {options.json.parent}")
-    selection = _recording(parser, options) if options.record else make_selection(options)
+    recorded = options.record or options.set is not None
+    selection = _recording(parser, options) if recorded else make_selection(options)
     results: list[Result] = []
     with Race(
         selection.implementations, rounds=selection.rounds, seconds=selection.seconds
@@ -45,23 +52,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _recording(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Selection:
-    """Return the cases of the page; other options may make them quicker, not other ones."""
+    """Return the cases of a page; other options may make them quicker, not other ones."""
+    if options.record and options.set is not None:
+        parser.error(f"argument --record: not together with --set {options.set}")
+    option = "--record" if options.record else "--set"
     allowed = {
         f"{DEST_PREFIX}{name}" for name in ("threads", "implementations", "rounds", "seconds")
     }
     given = vars(options)
     for name, value in given.items():
         if name.startswith(DEST_PREFIX) and name not in allowed and value:
-            parser.error(f"argument --record: not together with --{name.removeprefix(DEST_PREFIX)}")
+            parser.error(f"argument {option}: not together with --{name.removeprefix(DEST_PREFIX)}")
     chosen = make_selection(options)
-    cases = recording.recorded_cases(given[f"{DEST_PREFIX}threads"] or recording.THREADS)
+    preset = recording.PAGE if options.record else recording.FUSED_STEPS
+    cases = preset.cases(given[f"{DEST_PREFIX}threads"] or recording.THREADS)
     rounds, seconds = given[f"{DEST_PREFIX}rounds"], given[f"{DEST_PREFIX}seconds"]
-    print(f"{len(cases)} races, about {recording.MINUTES} minutes on two cores", file=sys.stderr)
+    print(f"{len(cases)} races, about {preset.minutes} minutes on two cores", file=sys.stderr)
     return Selection(
         cases,
         chosen.implementations,
-        recording.ROUNDS if rounds is None else rounds,
-        recording.SECONDS if seconds is None else seconds,
+        preset.rounds if rounds is None else rounds,
+        preset.seconds if seconds is None else seconds,
     )
 
 

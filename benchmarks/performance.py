@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import ROOT, keep, write_readme
-from nbbn._bench.cases import OPERATIONS, Case
+from nbbn._bench.cases import FUSED, OPERATIONS, Case
 from nbbn._bench.implementations import BASELINE, LIMITS
 from nbbn._bench.overview import behind, describe_run, format_ratio, timed_peers
 from nbbn._bench.race import Result
@@ -99,7 +99,7 @@ def run_of(record: dict[str, Any]) -> Run:
 
 
 def _bytes(case: Case) -> int:
-    return math.prod(case.shape) * int(case.dtype.removeprefix("float")) // 8
+    return math.prod(case.shape) * case.itemsize
 
 
 def _arrays(case: Case) -> int:
@@ -373,7 +373,8 @@ def startup_table(startup: dict[str, Any]) -> list[str]:
 def peer_tables(run: Run) -> list[str]:
     """Return, for each operation and storage, a table of shapes and libraries."""
     groups: dict[tuple[str, str], dict[Shape, dict[int, Result]]] = {}
-    for result in sorted(run.results, key=lambda r: OPERATIONS.index(r.case.operation)):
+    known = (*OPERATIONS, *FUSED)
+    for result in sorted(run.results, key=lambda r: known.index(r.case.operation)):
         case = result.case
         shapes = groups.setdefault((case.operation, case.storage), {})
         shapes.setdefault(case.shape, {})[case.threads] = result

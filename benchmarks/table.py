@@ -106,20 +106,25 @@ def table(record: dict[str, Any]) -> str:
 
 def with_table(text: str, record: dict[str, Any]) -> str:
     """Return the README's text with the table of ``record`` between the markers."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table(record)}\n{END}{after}"
+    return between_markers(text, BEGIN, table(record), END)
 
 
-def keep(file: Path | None) -> dict[str, Any]:
-    """Return the recorded run, after replacing it by that in ``file``, if given."""
+def between_markers(text: str, begin: str, block: str, end: str) -> str:
+    """Return ``text`` with ``block`` between the two markers."""
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{block}\n{end}{after}"
+
+
+def keep(file: Path | None, recorded: Path = RECORDED) -> dict[str, Any]:
+    """Return the run in ``recorded``, after replacing it by that in ``file``, if given."""
     if file is not None:
         record = condensed(json.loads(file.read_text("utf-8")))
         # A line an entry: what git shows of a new run can be read.
         head = json.dumps(record | {"results": []}, indent=1).removesuffix("[]\n}")
         entries = ",\n".join(f"  {json.dumps(entry)}" for entry in record["results"])
-        RECORDED.write_text(f"{head}[\n{entries}\n ]\n}}\n", "utf-8")
-    kept: dict[str, Any] = json.loads(RECORDED.read_text("utf-8"))
+        recorded.write_text(f"{head}[\n{entries}\n ]\n}}\n", "utf-8")
+    kept: dict[str, Any] = json.loads(recorded.read_text("utf-8"))
     return kept
 
 

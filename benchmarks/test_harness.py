@@ -8,22 +8,42 @@ import numpy as np
 import pytest
 
 from benchmarks.test_batch_norm import Replay
-from nbbn._bench.cases import DTYPES, LAYOUTS, OPERATIONS, VARIANTS, Case, list_cases
+from nbbn._bench.cases import (
+    DTYPES,
+    FUSED,
+    LAYOUTS,
+    OPERATIONS,
+    STORED,
+    VARIANTS,
+    Case,
+    list_cases,
+)
 from nbbn._bench.implementations import IMPLEMENTATIONS, LIMITS
-from nbbn._bench.problem import Problem, WrongResultError, check_outputs, make_problem
+from nbbn._bench.problem import (
+    TOLERANCE,
+    Problem,
+    WrongResultError,
+    check_outputs,
+    make_problem,
+)
 from nbbn._bench.race import Outcome, Race, Result, Worker, WorkerDiedError
 from nbbn._bench.report import as_json, format_seconds, from_json, summary_lines
 from nbbn._bench.shapes import expand_shapes, parse_shape
 
 CASES = list_cases(
-    operations=OPERATIONS,
+    operations=(*OPERATIONS, *FUSED),
     shapes=[(8, 20, 3, 5), (40, 6)],
     threads=[1],
-    dtypes=DTYPES,
+    dtypes=STORED,
     layouts=LAYOUTS,
     variants=VARIANTS,
 )
 CASE = Case("inference", (4, 3, 2), 1)
+
+
+def needs_bfloat16(case: Case) -> None:
+    if case.dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="it has bfloat16")
 
 
 def numpy_outputs(problem: Problem) -> dict[str, np.ndarray]:
@@ -35,11 +55,13 @@ def numpy_outputs(problem: Problem) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_right_outputs_pass_and_any_wrong_value_fails(case: Case) -> None:
+    needs_bfloat16(case)
     problem = make_problem(case)
     outputs = numpy_outputs(problem)
     check_outputs(problem, outputs)
     for name, array in outputs.items():
-        for wrong in (0.01, np.nan):
+        # Twice what is allowed for the largest value, which is below 25.
+        for wrong in (50 * TOLERANCE[case.dtype], np.nan):
             changed = array.copy()
             changed.flat[-1] += wrong
             with pytest.raises(WrongResultError, match=name):
@@ -141,6 +163,52 @@ def test_only_inference_is_repeated_in_place_and_moments_have_no_variants() -> N
     assert [case.operation for case in cases].count("moments") == 1
 
 
+def test_half_types_and_bytes_are_for_inference() -> None:
+    cases = list_cases(
+        operations=(*OPERATIONS, *FUSED),
+        shapes=[(8, 3)],
+        threads=[1],
+        dtypes=["float16", "uint8"],
+        variants=["out", "inplace"],
+    )
+    assert [(case.operation, case.dtype, case.variant) for case in cases] == [
+        ("inference", "float16", "out"),
+        ("inference", "float16", "inplace"),
+        ("inference", "uint8", "out"),
+        ("inference+relu", "float16", "out"),
+        ("inference+residual+relu", "float16", "out"),
+        ("inference+hard_swish", "float16", "out"),
+    ]
+    assert {case.params for case in cases} == {"float32"}
+    assert cases[0].storage == "float16 out"
+    problem = make_problem(cases[2])
+    assert (problem.x.dtype, problem.result_dtype) == (np.uint8, np.float32)
+
+
+def test_a_step_that_is_left_out_is_a_wrong_result() -> None:
+    for operation in FUSED:
+        problem = make_problem(Case(operation, (40, 6), 1))
+        plain = make_problem(Case(operation.partition("+")[0], (40, 6), 1))
+        with pytest.raises(WrongResultError, match="y is off"):
+            check_outputs(problem, numpy_outputs(plain))
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in IMPLEMENTATIONS if not IMPLEMENTATIONS[n].is_yardstick]
+)
+def test_fused_steps_and_small_types_are_right_everywhere(name: str) -> None:
+    cases = [
+        case
+        for case in CASES
+        if (case.steps or case.dtype not in DTYPES)
+        and case.dtype != "float64"
+        and case.variant == "out"
+    ]
+    with Race([name], rounds=1, seconds=0.0) as race:
+        outcomes = [race.run(case).outcomes[name] for case in cases]
+    assert [outcome.reason for outcome in outcomes if outcome.status == "failed"] == []
+
+
 def test_parameters_have_the_data_type_of_x_unless_told() -> None:
     assert Case("training", (8, 3), 1, "float64").params == "float64"
     mixed = replace(CASE, params="float64")
@@ -165,6 +233,7 @@ def test_in_place_the_values_stay_where_they_are() -> None:
 @pytest.mark.parametrize("case", [*CASES, Case("inference", (40, 3), 1, variant="inplace")])
 def test_yardsticks_do_what_they_say(name: str, case: Case) -> None:
     implementation = IMPLEMENTATIONS[name]
+    needs_bfloat16(case)
     if implementation.declines(case):
         return
     problem = make_problem(case)
@@ -178,7 +247,7 @@ def test_yardsticks_do_what_they_say(name: str, case: Case) -> None:
 
 
 def test_every_operation_has_a_yardstick() -> None:
-    for operation in OPERATIONS:
+    for operation in (*OPERATIONS, *FUSED):
         limit = IMPLEMENTATIONS[LIMITS[operation]]
         assert limit.is_yardstick and not limit.declines(replace(CASE, operation=operation))
 

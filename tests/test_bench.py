@@ -11,7 +11,7 @@ import pytest
 import nbbn
 from nbbn._bench import overview
 from nbbn._bench.cases import Case
-from nbbn._bench.options import make_selection
+from nbbn._bench.options import USUAL_FUSED, make_selection
 from nbbn._bench.race import Outcome, Race, Result
 from nbbn._bench.report import as_json, condensed, from_json
 from nbbn.cli import _build_parser, bench, main
@@ -123,9 +123,23 @@ def test_quick_is_a_part_of_all():
     assert len(quick.cases) < len(full.cases)
     assert len({case.threads for case in quick.cases}) == 1
     assert {case.operation for case in quick.cases} == {case.operation for case in full.cases}
+    fused = [case.shape for case in quick.cases if case.operation == USUAL_FUSED]
+    assert sorted(map(len, fused)) == [2, 4]  # a table and images
+    assert "add-affine" in quick.implementations
     assert set(quick.implementations) < set(full.implementations)
     assert {"nbbn", "numpy", "torch", "copy-affine", "two-trip"} <= set(quick.implementations)
     assert (quick.rounds, quick.seconds) < (full.rounds, full.seconds)
+
+
+def test_named_operations_are_measured_on_all_shapes():
+    options = ["--quick", "--operations", f"{USUAL_FUSED},moments", "--dtypes", "bfloat16,float32"]
+    cases = make_selection(_build_parser().parse_args(["bench", *options])).cases
+    fused, moments = (
+        [case for case in cases if case.operation == name] for name in (USUAL_FUSED, "moments")
+    )
+    assert {case.shape for case in fused} == {case.shape for case in moments}
+    assert {case.dtype for case in fused} == {"bfloat16", "float32"}
+    assert {case.dtype for case in moments} == {"float32"}
 
 
 # Errors
@@ -139,6 +153,7 @@ def test_quick_is_a_part_of_all():
         (["--threads", "0"], "not a positive whole number"),
         (["--implementations", "numpi"], "'numpi' is none of nbbn"),
         (["--operations", "sleep"], "'sleep' is none of inference"),
+        (["--dtypes", "float8"], "'float8' is none of float32"),
         (["--seconds", "-1"], "not a number of seconds"),
     ],
 )

@@ -1,6 +1,7 @@
 """docs/performance.md says what was recorded, and the targets are judged as they are written."""
 
 import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from nbbn._bench.cases import Case, is_defined
 from nbbn._bench.implementations import LIMITS
 from nbbn._bench.race import Outcome, Race, Result
-from nbbn._bench.recording import recorded_cases
+from nbbn._bench.recording import fused_cases, recorded_cases
 from nbbn._bench.report import as_json, condensed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +21,12 @@ IMAGE = (32, 64, 56, 56)
 def performance(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     return importlib.import_module("benchmarks.performance")
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.fused")
 
 
 def record(*races):
@@ -49,6 +56,48 @@ def test_the_page_is_that_of_the_recorded_run(performance):
     assert text == performance.page(recorded, performance.read_startup())
     assert performance.PICTURE.is_file()
     assert "\nperformance\n" in (ROOT / "docs" / "index.md").read_text("utf-8")
+
+
+def test_the_tables_of_fused_steps_are_those_of_their_recorded_run(fused):
+    recorded = json.loads(fused.RECORDED.read_text("utf-8"))
+    text = fused.PAGE.read_text("utf-8")
+    made = fused.between_markers(text, fused.BEGIN, fused.block(recorded), fused.END)
+    assert text == made
+    known = set(fused_cases())
+    assert {result.case for result in fused.run_of(recorded).results} == known
+    assert all(is_defined(case) for case in known)
+
+
+def test_a_new_run_of_fused_steps_is_kept_and_shown(fused, monkeypatch, tmp_path):
+    case = Case("inference+residual+relu", IMAGE, 1, "bfloat16", variant="out")
+    made = record((case, {"nbbn": 1.1, "add-affine": 1.0, "torch": 3.3}))
+    for name in ("RECORDED", "PAGE"):
+        monkeypatch.setattr(fused, name, tmp_path / name)
+    (tmp_path / "new.json").write_text(json.dumps(made), "utf-8")
+    fused.PAGE.write_text(f"before\n{fused.BEGIN}\nan older run\n{fused.END}\nafter\n", "utf-8")
+    assert fused.main([str(tmp_path / "new.json")]) == 0
+    text = fused.PAGE.read_text("utf-8")
+    assert text.startswith(f"before\n{fused.BEGIN}\na processor") and "older" not in text
+    assert text.endswith(f"{fused.END}\nafter\n")
+    assert "### Inference+residual+relu, bfloat16 out" in text
+    assert line(text, "32x64x56x56")[1:] == ["1.10 s", "1.10", "3.00"]
+    assert json.loads(fused.RECORDED.read_text("utf-8")) == made
+    assert fused.main([]) == 0  # the kept run again
+    assert fused.PAGE.read_text("utf-8") == text
+
+
+def test_the_page_copes_with_what_only_newer_runs_have(performance):
+    cases = [
+        Case("inference+residual+relu", IMAGE, 1, variant="out"),
+        Case("training+relu", IMAGE, 2),
+        Case("inference", IMAGE, 1, "bfloat16", variant="out"),
+        Case("inference", (32, 3, 224, 224), 1, "uint8"),
+    ]
+    made = record(*((case, {"nbbn": 1.0, LIMITS[case.operation]: 1.0}) for case in cases))
+    text = performance.page(made, None)
+    for heading in ("Inference, bfloat16 out", "Inference, uint8", "Training+relu"):
+        assert f"### {heading}\n" in text
+    assert line(text, "inference, `out=` or in place")[-1] == "-"  # targets are for float32
 
 
 def test_targets_are_judged_case_by_case(performance):

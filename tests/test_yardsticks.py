@@ -73,6 +73,43 @@ def test_writing(name, inputs, adds_sums, size, dtype, streaming, parallel):
     assert (y[used:] == -7).all()
 
 
+@pytest.mark.parametrize("streaming", [0, 1], ids=["plain", "streaming"])
+@pytest.mark.parametrize("size", SIZES)
+def test_copying_keeps_every_bit(size, streaming, parallel):
+    x, y = aligned(size, np.float32), aligned(size, np.float32)
+    # NaN with all sorts of bits, too: pairs of half types are copied like this
+    bits = np.random.default_rng(0).integers(0, 2**32, size, dtype=np.uint32)
+    x.view(np.uint32)[...] = bits
+    y[...] = -7
+    yardsticks.copy.variant(np.float32, None, parallel)(x, y, streaming)
+    used = size // 16 * 16
+    np.testing.assert_array_equal(y.view(np.uint32)[:used], bits[:used])
+    assert (y[used:] == -7).all()
+
+
+@pytest.mark.parametrize("streaming", [0, 1], ids=["plain", "streaming"])
+@pytest.mark.parametrize("size", SIZES)
+def test_bytes_become_float32(size, streaming, parallel):
+    x, y = aligned(size, np.uint8), aligned(size, np.float32)
+    x[...] = np.random.default_rng(0).integers(0, 256, size)
+    y[...] = -7
+    yardsticks.copy_affine.variant(np.uint8, None, parallel)(x, y, streaming)
+    used = size // 16 * 16
+    np.testing.assert_array_equal(y[:used], 0.75 * x[:used] + 0.25)
+    assert (y[used:] == -7).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_half_types_are_combined_as_float32(size, parallel):
+    a, b = (random(size, np.float16, seed) for seed in range(2))
+    y = aligned(size, np.float16)
+    bits = [array.view(np.uint16) for array in (a, b, y)]
+    yardsticks.combine.variant(np.uint16, None, parallel)(*bits, 0)
+    used = size // 16 * 16
+    expected = 0.75 * a[:used].astype(np.float32) + (b[:used].astype(np.float32) + np.float32(0.25))
+    np.testing.assert_allclose(y[:used], expected, rtol=2**-10)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_in_place(dtype, parallel):
     x = random(1000, dtype)

@@ -11,7 +11,18 @@ from typing import Any
 from nbbn._bench.shapes import Shape, format_shape
 
 OPERATIONS = ("inference", "moments", "training", "backward")
+FUSED = (
+    "inference+relu",
+    "inference+residual+relu",
+    "inference+hard_swish",
+    "training+relu",
+)
+"""Operations with what follows them in a network: a second array is added, an activation applied."""
+
 DTYPES = ("float32", "float64")
+STORED = (*DTYPES, "float16", "bfloat16", "uint8")
+"""Data types of x. Half types are computed with in float32; of bytes the result is float32."""
+
 LAYOUTS = ("channels-first", "channels-last")
 VARIANTS = ("fresh", "out", "inplace")
 
@@ -23,7 +34,7 @@ class Case:
     ``shape`` is always (batch, channels, ...). In the layout ``channels-last`` the memory is that
     of (batch, ..., channels). The variant ``fresh`` returns new arrays, ``out`` writes into arrays
     that are kept, ``inplace`` writes over x. ``params`` is the data type of gamma, beta and the
-    running statistics, by default that of x.
+    running statistics, by default that which x is computed with.
     """
 
     operation: str
@@ -36,7 +47,37 @@ class Case:
 
     def __post_init__(self) -> None:
         if not self.params:
-            object.__setattr__(self, "params", self.dtype)
+            object.__setattr__(self, "params", self.computed)
+
+    @property
+    def computed(self) -> str:
+        """The data type that x is computed with."""
+        return self.dtype if self.dtype in DTYPES else DTYPES[0]
+
+    @property
+    def base(self) -> str:
+        """The operation without what is fused with it."""
+        return self.operation.partition("+")[0]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What is fused with the operation."""
+        return tuple(self.operation.split("+")[1:])
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether a second array is added before the activation."""
+        return "residual" in self.steps
+
+    @property
+    def activation(self) -> str | None:
+        """What is applied last, if anything."""
+        return next((step for step in self.steps if step != "residual"), None)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value of x."""
+        return {"float64": 8, "float32": 4, "uint8": 1}.get(self.dtype, 2)
 
     @property
     def channels(self) -> int:
@@ -66,7 +107,7 @@ class Case:
         usual = Case(self.operation, self.shape, self.threads)
         names = ("dtype", "layout", "variant")
         parts = [getattr(self, n) for n in names if getattr(self, n) != getattr(usual, n)]
-        if self.params != self.dtype:
+        if self.params != self.computed:
             parts.append(f"{self.params} parameters")
         return " ".join(parts)
 
@@ -90,12 +131,17 @@ class Case:
 def is_defined(case: Case) -> bool:
     """Tell whether the operation exists.
 
-    One value a channel has no variance to train with, and only inference can write over its input
-    again and again.
+    One value a channel has no variance to train with, and only plain inference can write over its
+    input again and again. Half types are measured in inference only; of bytes nothing but plain
+    inference exists, and float32 does not fit in their place.
     """
-    if case.variant == "inplace" and case.operation != "inference":
+    if case.variant == "inplace" and (case.operation != "inference" or case.dtype == "uint8"):
         return False
-    return case.operation in ("inference", "moments") or math.prod(case.shape) > case.channels
+    if case.dtype not in DTYPES and case.base != "inference":
+        return False
+    if case.dtype == "uint8" and case.steps:
+        return False
+    return case.base in ("inference", "moments") or math.prod(case.shape) > case.channels
 
 
 def list_cases(

@@ -8,11 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbbn._bench import shapes
-from nbbn._bench.cases import DTYPES, LAYOUTS, OPERATIONS, VARIANTS, Case, list_cases
+from nbbn._bench.cases import (
+    DTYPES,
+    FUSED,
+    LAYOUTS,
+    OPERATIONS,
+    STORED,
+    VARIANTS,
+    Case,
+    list_cases,
+)
 from nbbn._bench.implementations import IMPLEMENTATIONS, QUICK
 from nbbn._bench.machine import usable_cores
 
 DEST_PREFIX = "race_"
+
+USUAL_FUSED = "inference+residual+relu"
+"""Where no operations are named, the one of `FUSED` that is measured: the end of a residual block."""
 
 # (rounds at most, seconds after which a race ends)
 THOROUGH = (15, 1.5)
@@ -37,14 +49,19 @@ def add_options(add: Callable[..., Any]) -> None:
 
     default_sets = ",".join(shapes.DEFAULT_SETS)
     known = ", ".join((*shapes.IMAGE_SETS, *shapes.SHAPE_SETS))
-    add_list("operations", _choices(OPERATIONS), f"of {', '.join(OPERATIONS)} (default: all)")
+    operations = (*OPERATIONS, *FUSED)
+    add_list(
+        "operations",
+        _choices(operations),
+        f"of {', '.join(operations)} (default: the first four and {USUAL_FUSED})",
+    )
     add_list("shapes", _shapes, f"32x64x56x56,... or sets: {known} (default: {default_sets})")
     add_list("batch", _counts, "batch sizes of the resnet50 set (default: 32)")
     add_list("threads", _counts, "thread counts (default: 1,2, as far as there are cores)")
-    add_list("dtypes", _choices(DTYPES), "of float32, float64 (default: float32)")
+    add_list("dtypes", _choices(STORED), f"of {', '.join(STORED)} (default: float32)")
     add_list("layouts", _choices(LAYOUTS), f"of {', '.join(LAYOUTS)} (default: channels-first)")
     add_list("variants", _choices(VARIANTS), "fresh outputs, out=, inplace (default: fresh)")
-    add_list("params", _choices(DTYPES), "data types of the parameters (default: that of x)")
+    add_list("params", _choices(DTYPES), "data types of the parameters (default: as computed with)")
     names = tuple(IMPLEMENTATIONS)
     add_list("implementations", _choices(names), f"of {', '.join(names)} (default: all)")
     add(
@@ -85,14 +102,26 @@ def make_selection(options: Any) -> Selection:
     usual_threads = tuple(count for count in (1, 2) if count <= usable_cores())
     if quick:  # the same libraries loaded again for another count would take half of the time
         usual_threads = usual_threads[-1:]
-    cases = list_cases(
-        operations=get("operations", OPERATIONS),
-        shapes=shapes.expand_shapes(sets, get("batch", shapes.DEFAULT_BATCHES)),
-        threads=get("threads", usual_threads),
-        dtypes=get("dtypes", DTYPES[:1]),
-        layouts=get("layouts", LAYOUTS[:1]),
-        variants=get("variants", VARIANTS[:1]),
-        params=get("params", ("",)),
+    expanded = shapes.expand_shapes(sets, get("batch", shapes.DEFAULT_BATCHES))
+    # A fused operation on fewer shapes: the whole of --quick has a minute.
+    fused_shapes = shapes.QUICK_FUSED if sets == ("quick",) else expanded
+    groups = {OPERATIONS: expanded, (USUAL_FUSED,): fused_shapes}
+    operations = get("operations", None)
+    if operations is not None:
+        groups = {operations: expanded}
+    cases = tuple(
+        case
+        for count in get("threads", usual_threads)  # slowest, so that workers are kept long
+        for names, chosen in groups.items()
+        for case in list_cases(
+            operations=names,
+            shapes=chosen,
+            threads=[count],
+            dtypes=get("dtypes", DTYPES[:1]),
+            layouts=get("layouts", LAYOUTS[:1]),
+            variants=get("variants", VARIANTS[:1]),
+            params=get("params", ("",)),
+        )
     )
     names = get("implementations", QUICK if quick else tuple(IMPLEMENTATIONS))
     return Selection(cases, names, get("rounds", rounds), get("seconds", seconds))

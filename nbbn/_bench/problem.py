@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,14 @@ EPS = 1e-5
 MOMENTUM = 0.125  # exact in float32, which is what ONNX keeps it in
 
 # Sums in float32 over 400,000 rows were seen to be off by 7e-5; a wrong formula is off by more.
-TOLERANCE = {"float32": 2e-4, "float64": 1e-12}
+# Half types may be rounded twice, by half a unit in the last place each: 2**-11 and 2**-8 at most.
+TOLERANCE = {
+    "float32": 2e-4,
+    "float64": 1e-12,
+    "float16": 1e-3,
+    "bfloat16": 8e-3,
+    "uint8": 2e-4,
+}
 
 # A prime number of random values is repeated: drawing 25 million anew takes longer than a race.
 RANDOM_VALUES = 1_048_573
@@ -33,12 +41,14 @@ class Problem:
     """The input of a case. Arrays have the case's data types, and C order in its layout.
 
     ``mean`` and ``inv_std`` (float64) are the batch's own, given to the backward pass;
-    ``grad_y`` is empty for the other operations. What writes over its input takes a copy of x.
+    ``grad_y`` is empty for the other operations, and ``residual`` for those that add none. What writes
+    over its input takes a copy of x.
     """
 
     case: Case
     x: Array
     grad_y: Array
+    residual: Array
     gamma: Array
     beta: Array
     running_mean: Array
@@ -46,11 +56,28 @@ class Problem:
     mean: Float64
     inv_std: Float64
 
+    @property
+    def second(self) -> Array:
+        """The other array of the size of x, empty where the operation has none."""
+        return self.grad_y if self.grad_y.size else self.residual
+
+    @property
+    def result_dtype(self) -> np.dtype[np.floating]:
+        """The data type of y."""
+        return np.dtype(self.case.computed) if self.case.dtype == "uint8" else self.x.dtype
+
+
+def dtype_of(name: str) -> np.dtype[np.floating]:
+    """Return the data type; that of bfloat16 is in ml_dtypes."""
+    if name == "bfloat16":
+        importlib.import_module("ml_dtypes")
+    return np.dtype(name)
+
 
 def make_problem(case: Case) -> Problem:
     """Return the input of ``case``: the same values in every process."""
     rng = np.random.default_rng(20150211)
-    dtype, params = np.dtype(case.dtype), np.dtype(case.params)
+    dtype, params = np.dtype(case.computed), np.dtype(case.params)
     channels = case.channels
     offset = rng.uniform(-1.0, 1.0, channels)
     spread = rng.uniform(0.5, 2.0, channels)
@@ -59,11 +86,20 @@ def make_problem(case: Case) -> Problem:
     if case.variant == "inplace":
         # The result is the next call's input: y = 2 mean - x keeps its distribution for ever.
         gamma, beta = -np.sqrt(running_var + EPS), running_mean
+    if case.dtype == "uint8":
+        # Levels of brightness and their usual statistics; nothing but these is applied to images.
+        offset, spread = 120.0 + 20.0 * offset, 40.0 * spread
+        running_mean, running_var = offset, spread**2
+        gamma, beta = np.ones(channels), np.zeros(channels)
     x = _tile(rng, case)
     x *= along_channels(spread.astype(dtype), x, case.axis)
     x += along_channels(offset.astype(dtype), x, case.axis)
+    if case.dtype == "uint8":
+        np.clip(x, 0, 255, out=x)
+    x = x.astype(dtype_of(case.dtype), copy=False)
     mean, inv_std = np.zeros(channels), np.ones(channels)
     grad_y: Array = np.empty(0, dtype)
+    residual = _tile(rng, case).astype(x.dtype, copy=False) if case.has_residual else grad_y
     if case.operation == "backward":
         grad_y = _tile(rng, case)
         for block, values in _channel_blocks(x, case.axis):
@@ -73,6 +109,7 @@ def make_problem(case: Case) -> Problem:
         case=case,
         x=x,
         grad_y=grad_y,
+        residual=residual,
         gamma=gamma.astype(params),
         beta=beta.astype(params),
         running_mean=running_mean.astype(params),
@@ -100,8 +137,8 @@ def check_outputs(problem: Problem, outputs: dict[str, Array]) -> None:
     case = problem.case
     expected_names: set[str] = set()
     for block, values in _channel_blocks(problem.x, case.axis):
-        grad = _take(problem.grad_y, block, case.axis) if problem.grad_y.size else values
-        expected = _FORMULAS[case.operation](problem, block, values, grad)
+        second = _take(problem.second, block, case.axis) if problem.second.size else None
+        expected = _FORMULAS[case.base](problem, block, values, second)
         expected_names |= set(expected)
         for name, reference in expected.items():
             if name not in outputs:
@@ -114,7 +151,7 @@ def check_outputs(problem: Problem, outputs: dict[str, Array]) -> None:
 
 
 def _tile(rng: np.random.Generator, case: Case) -> Array:
-    random = rng.standard_normal(RANDOM_VALUES).astype(case.dtype)
+    random = rng.standard_normal(RANDOM_VALUES).astype(case.computed)
     return np.resize(random, case.memory_shape)
 
 
@@ -140,10 +177,9 @@ def _take_like(output: Array, problem: Problem, block: slice, reference: Float64
         if output.shape != (problem.case.channels,):
             raise WrongResultError(f"a vector of shape {output.shape}")
         return output[block].astype(np.float64)
-    if output.shape != problem.x.shape or output.dtype != problem.x.dtype:
-        raise WrongResultError(
-            f"{output.dtype} {output.shape} for {problem.x.dtype} {problem.x.shape}"
-        )
+    dtype = problem.result_dtype
+    if output.shape != problem.x.shape or output.dtype != dtype:
+        raise WrongResultError(f"{output.dtype} {output.shape} for {dtype} {problem.x.shape}")
     return _take(output, block, problem.case.axis)
 
 
@@ -159,26 +195,32 @@ def _column(vector: Array, block: slice) -> Float64:
     return vector[block].astype(np.float64)[:, None]
 
 
-def _infer(p: Problem, block: slice, x: Float64, _: Float64) -> dict[str, Float64]:
-    """Return ``y = (x - running_mean) / sqrt(running_var + eps) * gamma + beta``."""
+def _finish(p: Problem, block: slice, xhat: Float64, residual: Float64 | None) -> Float64:
+    """Return ``activation(xhat * gamma + beta + residual)``."""
+    y = xhat * _column(p.gamma, block) + _column(p.beta, block)
+    return _ACTIVATIONS[p.case.activation](y if residual is None else y + residual)
+
+
+def _infer(p: Problem, block: slice, x: Float64, residual: Float64 | None) -> dict[str, Float64]:
+    """Return y with ``xhat = (x - running_mean) / sqrt(running_var + eps)``."""
     inv_std = 1.0 / np.sqrt(_column(p.running_var, block) + EPS)
-    y = (x - _column(p.running_mean, block)) * inv_std
-    return {"y": y * _column(p.gamma, block) + _column(p.beta, block)}
+    xhat = (x - _column(p.running_mean, block)) * inv_std
+    return {"y": _finish(p, block, xhat, residual)}
 
 
-def _train(p: Problem, block: slice, x: Float64, _: Float64) -> dict[str, Float64]:
-    """Return ``y = (x - mean) / sqrt(var + eps) * gamma + beta``, moving averages after a step."""
+def _train(p: Problem, block: slice, x: Float64, residual: Float64 | None) -> dict[str, Float64]:
+    """Return y with ``xhat = (x - mean) / sqrt(var + eps)``, moving averages after a step."""
     mean, var = x.mean(axis=1), x.var(axis=1)
-    y = (x - mean[:, None]) / np.sqrt(var + EPS)[:, None]
+    xhat = (x - mean[:, None]) / np.sqrt(var + EPS)[:, None]
     sample_var = var * (x.shape[1] / (x.shape[1] - 1))
     return {
-        "y": y * _column(p.gamma, block) + _column(p.beta, block),
+        "y": _finish(p, block, xhat, residual),
         "running_mean": (1 - MOMENTUM) * p.running_mean[block] + MOMENTUM * mean,
         "running_var": (1 - MOMENTUM) * p.running_var[block] + MOMENTUM * sample_var,
     }
 
 
-def _collect(_: Problem, __: slice, x: Float64, ___: Float64) -> dict[str, Float64]:
+def _collect(_: Problem, __: slice, x: Float64, ___: None) -> dict[str, Float64]:
     """Return mean and variance of the batch."""
     return {"mean": x.mean(axis=1), "var": x.var(axis=1)}
 
@@ -193,7 +235,13 @@ def _differentiate(p: Problem, block: slice, x: Float64, grad_y: Float64) -> dic
     return {"grad_x": grad_x, "grad_gamma": grad_gamma, "grad_beta": grad_beta}
 
 
-_FORMULAS = {
+_ACTIVATIONS: dict[str | None, Callable[[Float64], Float64]] = {
+    None: lambda v: v,
+    "relu": lambda v: np.maximum(v, 0.0),
+    "hard_swish": lambda v: v * np.clip(v + 3.0, 0.0, 6.0) / 6.0,
+}
+
+_FORMULAS: dict[str, Callable[..., dict[str, Float64]]] = {
     "inference": _infer,
     "moments": _collect,
     "training": _train,

@@ -1,16 +1,28 @@
-"""The cases of ``docs/performance.md``: what ``python -m benchmarks.compare --record`` runs."""
+"""The cases that the pages show: those of ``docs/performance.md``, and those of fused steps.
+
+``python -m benchmarks.compare --record`` runs the first, ``--set fused`` the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from nbbn._bench.cases import OPERATIONS, Case, list_cases
+from nbbn._bench.cases import FUSED, LAYOUTS, OPERATIONS, Case, list_cases
 from nbbn._bench.shapes import FEATURES, ODD, Shape
 
 THREADS = (1, 2)
-ROUNDS, SECONDS = 15, 0.25
-"""Rounds at most; a race ends after five and this time."""
-MINUTES = 18
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Cases to record, rounds at most, the seconds after which a race ends, and how long it takes."""
+
+    cases: Callable[[Iterable[int]], tuple[Case, ...]]
+    rounds: int
+    seconds: float
+    minutes: int
+
 
 # Of the images of ResNet-50 one of each size; the largest at batch 32 would take a third of the time.
 _IMAGES: tuple[Shape, ...] = (
@@ -69,3 +81,63 @@ def recorded_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
             operations=["inference"], shapes=_IN_PLACE, threads=[count], variants=["inplace"]
         )
     return tuple(dict.fromkeys(cases))
+
+
+# Six of ResNet-50's images, each alone and 32 at a time: from inside a core's cache to past all of them.
+_FUSED_IMAGES: tuple[Shape, ...] = tuple(
+    (batch, *image)
+    for batch in (1, 32)
+    for image in (
+        (64, 56, 56),
+        (256, 56, 56),
+        (128, 28, 28),
+        (512, 28, 28),
+        (1024, 14, 14),
+        (2048, 7, 7),
+    )
+)
+_FUSED_TABLES: tuple[Shape, ...] = ((128, 256), (1024, 1024), (65536, 256))
+_FUSED_FEW: tuple[Shape, ...] = (
+    (1, 256, 56, 56),
+    (32, 64, 56, 56),
+    (32, 1024, 14, 14),
+    (1024, 1024),
+)
+_PHOTOS: tuple[Shape, ...] = ((1, 3, 224, 224), (32, 3, 224, 224))
+
+
+def fused_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
+    """Return the cases of fused steps, half types and bytes, the thread count slowest.
+
+    With memory to write to, as the yardsticks have it.
+    """
+    usual, few = FUSED[:2], FUSED[2:]
+    cases: list[Case] = []
+    for count in threads:
+        cases += list_cases(
+            operations=usual,
+            shapes=(*_FUSED_IMAGES, *_FUSED_TABLES),
+            threads=[count],
+            variants=["out"],
+        )
+        cases += list_cases(operations=few, shapes=_FUSED_FEW, threads=[count], variants=["out"])
+        cases += list_cases(
+            operations=["inference", "inference+residual+relu"],
+            shapes=_FUSED_FEW,
+            threads=[count],
+            dtypes=["bfloat16", "float16"],
+            variants=["out"],
+        )
+        cases += list_cases(
+            operations=["inference"],
+            shapes=_PHOTOS,
+            threads=[count],
+            dtypes=["uint8"],
+            layouts=LAYOUTS,
+            variants=["out"],
+        )
+    return tuple(dict.fromkeys(cases))
+
+
+PAGE = Preset(recorded_cases, rounds=15, seconds=0.25, minutes=18)
+FUSED_STEPS = Preset(fused_cases, rounds=9, seconds=0.12, minutes=4)

@@ -89,7 +89,7 @@ def condensed(record: dict[str, Any]) -> dict[str, Any]:
     entries = []
     for result in from_json(record):
         case = result.case.to_dict()
-        if result.case.params == result.case.dtype:
+        if result.case.params == result.case.computed:
             del case["params"]
         case = {name: value for name, value in case.items() if value != usual[name]}
         for name, outcome in result.outcomes.items():

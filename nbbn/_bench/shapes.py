@@ -42,6 +42,9 @@ ODD: tuple[Shape, ...] = (
 QUICK: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 256, 14, 14), (32, 2048, 7, 7), (128, 256))
 """A sample of the others for ``--quick``: larger than a core's cache, inside it, 7x7, a table."""
 
+QUICK_FUSED: tuple[Shape, ...] = ((32, 256, 14, 14), (128, 256))
+"""Of these the ones that a fused operation is measured on, too: images and a table."""
+
 DEFAULT_BATCHES: tuple[int, ...] = (32,)
 
 IMAGE_SETS: dict[str, tuple[Shape, ...]] = {"resnet50": RESNET50_IMAGES}

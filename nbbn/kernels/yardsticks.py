@@ -11,7 +11,7 @@ from typing import Any
 from numba import prange
 
 from nbbn._jit import In, Int, Out, helper, kernel
-from nbbn._simd import LANES, fence, fma, load, splat, total
+from nbbn._simd import LANES, fence, fma, load, narrow, splat, total, widen
 from nbbn.kernels.vectors import put
 
 STRIDE = 1 << 14  # values of a piece: three float32 arrays of 64 KB stay in a core's cache
@@ -63,7 +63,7 @@ def _read_two_pieces(a: Any, b: Any, start: int, stop: int) -> Any:
 @helper
 def _affine_piece(x: Any, y: Any, start: int, stop: int, shift: Any, streaming: int) -> None:
     """Write ``y = 0.75 * x + shift``."""
-    a, b = splat(x.dtype.type(0.75)), splat(shift)
+    a, b = narrow(y, splat(0.75)), narrow(y, widen(splat(shift)))
     i = start
     while i + 4 * LANES <= stop:
         put(y, i, fma(load(x, i), a, b), streaming)
@@ -83,7 +83,7 @@ def _combine_piece(
     a: Any, b: Any, y: Any, start: int, stop: int, shift: Any, streaming: int
 ) -> None:
     """Write ``y = 0.75 * a + b + shift``."""
-    c, d = splat(a.dtype.type(0.75)), splat(shift)
+    c, d = narrow(y, splat(0.75)), narrow(y, widen(splat(shift)))
     i = start
     while i + 2 * LANES <= stop:
         put(y, i, fma(load(a, i), c, load(b, i) + d), streaming)
@@ -96,12 +96,36 @@ def _combine_piece(
         fence()
 
 
+@helper
+def _copy_piece(x: Any, y: Any, start: int, stop: int, streaming: int) -> None:
+    """Write ``y = x``."""
+    i = start
+    while i + 4 * LANES <= stop:
+        put(y, i, load(x, i), streaming)
+        put(y, i + LANES, load(x, i + LANES), streaming)
+        put(y, i + 2 * LANES, load(x, i + 2 * LANES), streaming)
+        put(y, i + 3 * LANES, load(x, i + 3 * LANES), streaming)
+        i += 4 * LANES
+    while i + LANES <= stop:
+        put(y, i, load(x, i), streaming)
+        i += LANES
+    if streaming:
+        fence()
+
+
+@kernel
+def copy(x: In, y: Out, streaming: Int) -> None:
+    """Read x, write y, bit by bit: the limit of inference of half types, seen as float32."""
+    for piece in prange((x.size + STRIDE - 1) // STRIDE):
+        _copy_piece(x, y, piece * STRIDE, min(piece * STRIDE + STRIDE, x.size), streaming)
+
+
 @kernel
 def copy_affine(x: In, y: Out, streaming: Int) -> None:
-    """Read x, write y: the limit of inference."""
+    """Read x, write y: the limit of inference; of bytes, float32 is written."""
     for piece in prange((x.size + STRIDE - 1) // STRIDE):
         start, stop = piece * STRIDE, min(piece * STRIDE + STRIDE, x.size)
-        _affine_piece(x, y, start, stop, x.dtype.type(0.25), streaming)
+        _affine_piece(x, y, start, stop, 0.25, streaming)
 
 
 @kernel
@@ -120,10 +144,10 @@ def read_two(a: In, b: In, sums: Out) -> None:
 
 @kernel
 def combine(a: In, b: In, y: Out, streaming: Int) -> None:
-    """Read two arrays, write one: the second trip of backward."""
+    """Read two arrays, write one: the second trip of backward, and the limit with a residual."""
     for piece in prange((a.size + STRIDE - 1) // STRIDE):
         start, stop = piece * STRIDE, min(piece * STRIDE + STRIDE, a.size)
-        _combine_piece(a, b, y, start, stop, a.dtype.type(0.25), streaming)
+        _combine_piece(a, b, y, start, stop, 0.25, streaming)
 
 
 @kernel

@@ -15,7 +15,14 @@ from nbbn._bench.implementations.with_onnxruntime import OnnxRuntime
 from nbbn._bench.implementations.with_openvino import OpenVino
 from nbbn._bench.implementations.with_sklearn import ScikitLearn
 from nbbn._bench.implementations.with_torch import Torch
-from nbbn._bench.implementations.yardsticks import BareKernel, CopyAffine, OneTrip, Read, TwoTrip
+from nbbn._bench.implementations.yardsticks import (
+    AddAffine,
+    BareKernel,
+    CopyAffine,
+    OneTrip,
+    Read,
+    TwoTrip,
+)
 
 __all__ = [
     "BASELINE",
@@ -35,6 +42,10 @@ LIMITS = {
     "moments": Read.name,
     "training": TwoTrip.name,
     "backward": TwoTrip.name,
+    "inference+relu": CopyAffine.name,
+    "inference+residual+relu": AddAffine.name,
+    "inference+hard_swish": CopyAffine.name,
+    "training+relu": TwoTrip.name,
 }
 """The yardstick of each operation, which every time is a multiple of."""
 
@@ -49,6 +60,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         OpenVino(),
         ScikitLearn(),
         CopyAffine(),
+        AddAffine(),
         Read(),
         TwoTrip(),
         OneTrip(),

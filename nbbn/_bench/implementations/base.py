@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nbbn._bench.cases import Case
+from nbbn._bench.cases import DTYPES, Case
 from nbbn._bench.problem import EPS, Array, Problem, along_channels, check_outputs
 
 Outputs = dict[str, Array]
@@ -37,12 +37,19 @@ class Prepared:
 
 
 class Implementation(ABC):
-    """Something that can be measured: a method ``prepare_OPERATION`` for each that it has."""
+    """Something that can be measured: a method ``prepare_OPERATION`` for each that it has.
+
+    A fused operation is prepared by the method of its base, where ``has_fused`` says that it heeds
+    the case's activation and residual.
+    """
 
     name: ClassVar[str]
     module: ClassVar[str]
     is_yardstick: ClassVar[bool] = False
     """Whether it shows what the machine allows, and is nothing to be ahead of."""
+    dtypes: ClassVar[tuple[str, ...]] = DTYPES
+    """The data types of x that it takes."""
+    has_fused: ClassVar[bool] = False
 
     def missing(self) -> str | None:
         """Return why it cannot be measured here, or None."""
@@ -64,8 +71,12 @@ class Implementation(ABC):
 
     def declines(self, case: Case) -> str | None:
         """Return why it cannot do this case, or None; asked before it is loaded."""
-        if not hasattr(self, f"prepare_{case.operation}"):
+        if not hasattr(self, f"prepare_{case.base}") or (case.steps and not self.has_fused):
             return f"{self.name} has no {case.operation}"
+        if case.dtype not in self.dtypes:
+            return f"{self.name} is not measured on {case.dtype}"
+        if case.dtype == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
+            return "ml_dtypes, which has bfloat16, is not installed"
         return None
 
     def prepare(self, problem: Problem) -> Prepared:
@@ -76,7 +87,7 @@ class Implementation(ABC):
         UnsupportedError
             If the library turns out to be unable.
         """
-        prepared: Prepared = getattr(self, f"prepare_{problem.case.operation}")(problem)
+        prepared: Prepared = getattr(self, f"prepare_{problem.case.base}")(problem)
         return prepared
 
     def verify(self, problem: Problem, prepared: Prepared, result: Any) -> None:
@@ -90,8 +101,8 @@ class Implementation(ABC):
         return f"{self.name} has no {case.variant} for {case.operation}"
 
     def declines_params(self, case: Case) -> str | None:
-        """Return a reason unless the parameters have the data type of x."""
-        if case.params == case.dtype:
+        """Return a reason unless the parameters have the data type that x is computed with."""
+        if case.params == case.computed:
             return None
         return f"{self.name} takes parameters of the data type of x only"
 
@@ -102,7 +113,7 @@ def input_and_out(problem: Problem) -> tuple[Array, Array | None]:
     if variant == "inplace":
         x = x.copy()
         return x, x
-    return x, np.empty_like(x) if variant == "out" else None
+    return x, np.empty(x.shape, problem.result_dtype) if variant == "out" else None
 
 
 def with_out(function: Callable[..., Any], out: Array | None, *args: Any) -> Callable[[], Any]:
@@ -117,11 +128,11 @@ def reduced_axes(problem: Problem) -> tuple[int, ...]:
 
 
 def scale_and_shift(problem: Problem) -> tuple[Array, Array]:
-    """Return the two factors of inference, in the data type of x, shaped to broadcast with it."""
+    """Return the two factors of inference, in what x is computed with, shaped to broadcast with it."""
     p = problem
     scale = p.gamma / np.sqrt(p.running_var.astype(np.float64) + EPS)
     shift = p.beta - p.running_mean * scale
-    factors = (v.astype(p.x.dtype) for v in (scale, shift))
+    factors = (v.astype(p.case.computed) for v in (scale, shift))
     first, second = (along_channels(v, p.x, p.case.axis) for v in factors)
     return first, second
 

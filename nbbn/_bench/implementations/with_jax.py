@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nbbn._bench.cases import STORED
 from nbbn._bench.implementations.base import (
     Implementation,
     Prepared,
@@ -18,7 +19,7 @@ from nbbn._bench.implementations.base import (
     reduced_axes,
     scale_and_shift,
 )
-from nbbn._bench.problem import EPS, MOMENTUM, Problem, along_channels
+from nbbn._bench.problem import EPS, MOMENTUM, Array, Problem, along_channels
 
 
 class Jax(Implementation):
@@ -30,6 +31,8 @@ class Jax(Implementation):
 
     name = "jax"
     module = "jax"
+    dtypes = STORED
+    has_fused = True
 
     def load(self, threads: int) -> None:
         """Import jax, which makes as many threads as the process may use cores."""
@@ -82,9 +85,23 @@ class Jax(Implementation):
 
     def prepare_inference(self, problem: Problem) -> Prepared:
         """``x * scale + shift``, with scale and shift computed beforehand."""
-        arguments = self._on_device(problem.x, *scale_and_shift(problem))
-        call = self._call(problem, lambda x, scale, shift: x * scale + shift, *arguments)
+        p = problem
+
+        def infer(x: Any, scale: Any, shift: Any, *residual: Any) -> Any:
+            # Both are of the data type that is computed with.
+            return self._finish(p, x.astype(scale.dtype) * scale + shift, *residual)
+
+        call = self._call(p, infer, *self._on_device(p.x, *scale_and_shift(p), *_residual(p)))
         return Prepared(call, lambda y: named_y(np.asarray(y)))
+
+    def _finish(self, problem: Problem, y: Any, *residual: Any) -> Any:
+        """Add the residual, apply the activation, round to the data type of the result."""
+        nn, activation = self.library.nn, problem.case.activation
+        for array in residual:
+            y = y + array.astype(y.dtype)
+        if activation is not None:
+            y = self.library.numpy.maximum(y, 0) if activation == "relu" else nn.hard_swish(y)
+        return y.astype(problem.result_dtype)
 
     def prepare_moments(self, problem: Problem) -> Prepared:
         """The mean, and the mean of the squares less its square."""
@@ -102,7 +119,7 @@ class Jax(Implementation):
         def train(x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any) -> Any:
             mean, var = _moments(x, axes)
             scale = (gamma / jnp.sqrt(var + EPS)).astype(dtype)
-            y = (x - mean) * scale + beta.astype(dtype)
+            y = self._finish(p, (x - mean) * scale + beta.astype(dtype))
             new_mean = (1 - MOMENTUM) * running_mean + MOMENTUM * mean
             return y, new_mean, (1 - MOMENTUM) * running_var + MOMENTUM * unbias * var
 
@@ -137,6 +154,10 @@ class Jax(Implementation):
                 np.asarray(grads[0]), *(np.asarray(v).ravel() for v in grads[1:])
             ),
         )
+
+
+def _residual(problem: Problem) -> tuple[Array, ...]:
+    return (problem.residual,) if problem.case.has_residual else ()
 
 
 def _moments(x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ import importlib
 from functools import partial
 from typing import Any
 
+from nbbn._bench.cases import STORED
 from nbbn._bench.implementations.base import (
     Implementation,
     Prepared,
@@ -24,6 +25,8 @@ class Nbbn(Implementation):
 
     name = "nbbn"
     module = "nbbn"
+    dtypes = STORED
+    has_fused = True
 
     def load(self, threads: int) -> None:
         """Import nbbn, and keep it from asking how many cores there are."""
@@ -42,7 +45,12 @@ class Nbbn(Implementation):
     def _layer(self, problem: Problem) -> Any:
         case = problem.case
         layer = self.library.BatchNorm(
-            case.channels, axis=case.axis, eps=EPS, momentum=MOMENTUM, dtype=problem.gamma.dtype
+            case.channels,
+            axis=case.axis,
+            eps=EPS,
+            momentum=MOMENTUM,
+            dtype=problem.gamma.dtype,
+            activation=case.activation,
         )
         layer.gamma[...], layer.beta[...] = problem.gamma, problem.beta
         layer.running_mean[...] = problem.running_mean
@@ -50,9 +58,19 @@ class Nbbn(Implementation):
         return layer
 
     def prepare_inference(self, problem: Problem) -> Prepared:
-        """``layer(x)`` after ``layer.eval()``."""
-        x, out = input_and_out(problem)
-        return Prepared(with_out(self._layer(problem).eval(), out, x), named_y)
+        """``layer(x)`` after ``layer.eval()``; for bytes ``normalize``."""
+        p = problem
+        x, out = input_and_out(p)
+        if p.case.dtype == "uint8":
+            normalize = partial(
+                self.library.normalize, eps=EPS, axis=p.case.axis, dtype=p.result_dtype
+            )
+            return Prepared(with_out(normalize, out, x, p.running_mean, p.running_var), named_y)
+        return Prepared(with_out(self._with_residual(p, self._layer(p).eval()), out, x), named_y)
+
+    @staticmethod
+    def _with_residual(problem: Problem, layer: Any) -> Any:
+        return partial(layer, residual=problem.residual) if problem.case.has_residual else layer
 
     def prepare_moments(self, problem: Problem) -> Prepared:
         """``batch_moments``."""
@@ -64,7 +82,7 @@ class Nbbn(Implementation):
         layer = self._layer(problem).train()
         x, out = input_and_out(problem)
         return Prepared(
-            with_out(layer, out, x),
+            with_out(self._with_residual(problem, layer), out, x),
             lambda y: named_training(y, layer.running_mean, layer.running_var),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nbbn._bench.cases import DTYPES, STORED
 from nbbn._bench.implementations.base import (
     Implementation,
     Prepared,
@@ -19,18 +20,51 @@ from nbbn._bench.problem import EPS, MOMENTUM, Array, Problem, along_channels
 
 
 class NumPy(Implementation):
-    """Whole-array expressions in the data type of ``x``."""
+    """Whole-array expressions in the data type of ``x``; half types and bytes become float32 first."""
 
     name = "numpy"
     module = "numpy"
+    dtypes = STORED
+    has_fused = True
 
     def prepare_inference(self, problem: Problem) -> Prepared:
         """``x * scale + shift``, with scale and shift computed beforehand."""
         scale, shift = scale_and_shift(problem)
         x, out = input_and_out(problem)
+        if problem.case.dtype not in DTYPES:
+            return self._converted(problem, x, out)
+        if problem.case.steps:
+            return Prepared(lambda: _finish(problem, _affine(x, scale, shift, out)), named_y)
         if out is None:
             return Prepared(lambda: x * scale + shift, named_y)
         return Prepared(lambda: _affine(x, scale, shift, out), named_y)
+
+    @staticmethod
+    def _converted(problem: Problem, x: Array, out: Array | None) -> Prepared:
+        """Convert, compute in place, and convert back where y is of a half type."""
+        scale, shift = scale_and_shift(problem)
+
+        def finish(wide: Array) -> Array:
+            wide *= scale
+            wide += shift
+            return _finish(problem, wide)
+
+        def infer() -> Array:
+            y = finish(x.astype(scale.dtype))
+            return y.astype(problem.result_dtype, copy=False)
+
+        if out is None:
+            return Prepared(infer, named_y)
+        kept = out if out.dtype == scale.dtype else np.empty(x.shape, scale.dtype)
+
+        def infer_into() -> Array:
+            np.copyto(kept, x)
+            finish(kept)
+            if kept is not out:
+                np.copyto(out, kept, casting="same_kind")
+            return out
+
+        return Prepared(infer_into, named_y)
 
     def prepare_moments(self, problem: Problem) -> Prepared:
         """``mean`` and ``var``."""
@@ -55,7 +89,7 @@ class NumPy(Implementation):
             mean_[...] = (1 - MOMENTUM) * mean_ + MOMENTUM * mean
             var_[...] = (1 - MOMENTUM) * var_ + MOMENTUM * unbias * var
             y: Array = x * scale + shift if out is None else _affine(x, scale, shift, out)
-            return y
+            return _finish(p, y)
 
         return Prepared(train, lambda y: named_training(y, mean_.ravel(), var_.ravel()))
 
@@ -84,7 +118,22 @@ class NumPy(Implementation):
         return Prepared(differentiate, lambda grads: named_backward(*grads))
 
 
-def _affine(x: Array, scale: Array, shift: Array, out: Array) -> Array:
-    np.multiply(x, scale, out=out)
-    np.add(out, shift, out=out)
-    return out
+def _affine(x: Array, scale: Array, shift: Array, out: Array | None) -> Array:
+    y: Array = np.multiply(x, scale, out=out)
+    y += shift
+    return y
+
+
+def _finish(problem: Problem, y: Array) -> Array:
+    """Add the residual and apply the activation, in place."""
+    case = problem.case
+    if case.has_residual:
+        y += problem.residual
+    if case.activation == "relu":
+        np.maximum(y, 0, out=y)
+    elif case.activation == "hard_swish":
+        part = y + y.dtype.type(3.0)
+        np.clip(part, 0, 6, out=part)
+        part *= y.dtype.type(1 / 6)
+        y *= part
+    return y

@@ -1,4 +1,4 @@
-"""ONNX Runtime: a model of one BatchNormalization node, built in memory."""
+"""ONNX Runtime: a model of a BatchNormalization node and what follows it, built in memory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,22 @@ _OPSET, _IR = 15, 8  # the last version of the operator, and the file format of 
 _PARAMETERS = ("gamma", "beta", "running_mean", "running_var")
 _TRAINED = ("y", "new_mean", "new_var")
 
+_Nodes = tuple[tuple[str, tuple[str, ...]], ...]
+_STEPS: dict[tuple[str, ...], _Nodes] = {
+    (): (),
+    ("relu",): (("Relu", ()),),
+    ("residual", "relu"): (("Add", ("residual",)), ("Relu", ())),
+    ("hard_swish",): (("HardSwish", ()),),
+}
+"""The nodes that follow: their operators, and their inputs besides what came before."""
+
 
 class OnnxRuntime(Implementation):
     """A session on the CPU; with ``out``, input and output are bound to the NumPy memory."""
 
     name = "onnxruntime"
     module = "onnxruntime"
+    has_fused = True
 
     def missing(self) -> str | None:
         """Return what is not installed: onnx writes the model."""
@@ -69,22 +79,23 @@ class OnnxRuntime(Implementation):
     def _calls(self, problem: Problem, names: tuple[str, ...]) -> tuple[Any, Any]:
         """Return the call, and what makes the list of output arrays of its result."""
         session = self._session(problem, names)
-        x = problem.x
+        x, given = problem.x, _inputs(problem)
         if problem.case.variant == "fresh":
-            return partial(session.run, None, {"x": x}), list
+            return partial(session.run, None, given), list
         shapes = [x.shape, *[(problem.case.channels,)] * (len(names) - 1)]
         arrays = [np.empty(shape, x.dtype) for shape in shapes]
-        binding, kept = session.io_binding(), (x, *arrays)
-        binding.bind_cpu_input("x", x)
+        binding, kept = session.io_binding(), (given, arrays)
+        for name, array in given.items():
+            binding.bind_cpu_input(name, array)
         for name, array in zip(names, arrays, strict=True):
             pointer = array.ctypes.data
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, pointer)
 
-        def call() -> tuple[Array, ...]:
+        def call() -> list[Array]:
             session.run_with_iobinding(binding)
-            return kept  # the binding itself keeps no array alive
+            return kept[1]  # the binding itself keeps no array alive
 
-        return call, lambda found: found[1:]
+        return call, list
 
     def _session(self, problem: Problem, names: tuple[str, ...]) -> Any:
         options = self.library.SessionOptions()
@@ -100,19 +111,26 @@ class OnnxRuntime(Implementation):
         to_tensor = importlib.import_module("onnx.numpy_helper").from_array
         p = problem
         element = helper.np_dtype_to_tensor_dtype(p.x.dtype)
+        steps = _STEPS[p.case.steps]
+        between = [f"after_{number}" for number in range(len(steps))]
+        values = [*between, names[0]]
         node = helper.make_node(
             "BatchNormalization",
             ["x", *_PARAMETERS],
-            list(names),
+            [values[0], *names[1:]],
             epsilon=EPS,
             momentum=1 - MOMENTUM,  # ONNX's is the weight of the old value
             training_mode=int(len(names) > 1),
         )
+        following = [
+            helper.make_node(kind, [before, *more], [after])
+            for (kind, more), before, after in zip(steps, between, values[1:], strict=True)
+        ]
         shapes = [p.x.shape, *[(p.case.channels,)] * (len(names) - 1)]
         graph = helper.make_graph(
-            [node],
+            [node, *following],
             "batch_norm",
-            [helper.make_tensor_value_info("x", element, p.x.shape)],
+            [helper.make_tensor_value_info(name, element, p.x.shape) for name in _inputs(p)],
             [
                 helper.make_tensor_value_info(name, element, shape)
                 for name, shape in zip(names, shapes, strict=True)
@@ -121,3 +139,9 @@ class OnnxRuntime(Implementation):
         )
         opset = helper.make_opsetid("", _OPSET)
         return helper.make_model(graph, opset_imports=[opset], ir_version=_IR)
+
+
+def _inputs(problem: Problem) -> dict[str, Array]:
+    """Return the inputs of the model."""
+    found = {"x": problem.x}
+    return found | {"residual": problem.residual} if problem.case.has_residual else found

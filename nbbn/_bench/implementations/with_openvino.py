@@ -1,4 +1,4 @@
-"""OpenVINO: a compiled model of a multiplication and an addition."""
+"""OpenVINO: a compiled model of a multiplication, an addition and what follows them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nbbn._bench.cases import Case
+from nbbn._bench.cases import STORED, Case
 from nbbn._bench.implementations.base import (
     Implementation,
     Prepared,
@@ -27,6 +27,8 @@ class OpenVino(Implementation):
 
     name = "openvino"
     module = "openvino"
+    dtypes = STORED
+    has_fused = True
 
     def load(self, threads: int) -> None:
         """Import the library; a compiled model takes its threads from its properties."""
@@ -36,19 +38,21 @@ class OpenVino(Implementation):
     def declines(self, case: Case) -> str | None:
         """Return why it cannot do this case."""
         declined = super().declines(case) or self.declines_variant(case, "fresh", "out")
-        if declined is None and case.dtype != "float32":
+        if declined is None and case.dtype not in ("float32", "uint8"):
             return "OpenVINO computes in float32 on a CPU"
         return declined
 
     def prepare_inference(self, problem: Problem) -> Prepared:
         """``request.infer``."""
-        request, x = self._request(problem), problem.x
-        if problem.case.variant == "fresh":
-            infer = partial(request.infer, {0: x}, share_inputs=True)
+        request, p = self._request(problem), problem
+        given = [p.x, p.residual] if p.case.has_residual else [p.x]
+        if p.case.variant == "fresh":
+            infer = partial(request.infer, dict(enumerate(given)), share_inputs=True)
             return Prepared(infer, lambda found: named_y(found[0]))
-        y = np.empty_like(x)
-        kept = (x, y)  # the tensors may not keep what they share alive
-        request.set_input_tensor(0, self.library.Tensor(x, shared_memory=True))
+        y = np.empty(p.x.shape, p.result_dtype)
+        kept = (given, y)  # the tensors may not keep what they share alive
+        for number, array in enumerate(given):
+            request.set_input_tensor(number, self.library.Tensor(array, shared_memory=True))
         request.set_output_tensor(0, self.library.Tensor(y, shared_memory=True))
 
         def call() -> Array:
@@ -60,15 +64,23 @@ class OpenVino(Implementation):
     def _request(self, problem: Problem) -> Any:
         ov = self.library
         operators = importlib.import_module("openvino.opset13")
-        x = operators.parameter(problem.x.shape, problem.x.dtype)
+        case = problem.case
+        inputs = [operators.parameter(problem.x.shape, problem.x.dtype)]
         scale, shift = (operators.constant(v) for v in scale_and_shift(problem))
+        x = operators.convert(inputs[0], "f32") if case.dtype == "uint8" else inputs[0]
         y = operators.add(operators.multiply(x, scale), shift)
+        if case.has_residual:
+            inputs.append(operators.parameter(problem.x.shape, problem.x.dtype))
+            y = operators.add(y, inputs[1])
+        if case.activation is not None:
+            activate = {"relu": operators.relu, "hard_swish": operators.hswish}
+            y = activate[case.activation](y)
         properties = {
             "INFERENCE_NUM_THREADS": self._threads,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        compiled = ov.Core().compile_model(ov.Model([y], [x], "affine"), "CPU", properties)
+        compiled = ov.Core().compile_model(ov.Model([y], inputs, "affine"), "CPU", properties)
         actual = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         if actual != self._threads:
             raise UnsupportedError(f"OpenVINO takes {actual} threads, not {self._threads}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from nbbn._bench.cases import Case
+from nbbn._bench.cases import STORED, Case
 from nbbn._bench.implementations.base import (
     Implementation,
     Prepared,
@@ -15,8 +16,10 @@ from nbbn._bench.implementations.base import (
     named_moments,
     named_training,
     named_y,
+    scale_and_shift,
 )
 from nbbn._bench.problem import EPS, MOMENTUM, Array, Problem
+from nbbn._bench.timer import fastest
 
 
 class Torch(Implementation):
@@ -24,6 +27,8 @@ class Torch(Implementation):
 
     name = "torch"
     module = "torch"
+    dtypes = STORED
+    has_fused = True
 
     def load(self, threads: int) -> None:
         """Import torch, and leave its recording of gradients for good."""
@@ -49,11 +54,16 @@ class Torch(Implementation):
         return self._view(p, p.x), *copies
 
     def _view(self, problem: Problem, array: Array) -> Any:
-        return self.library.from_numpy(np.moveaxis(array, problem.case.axis, 1))
+        moved = np.moveaxis(array, problem.case.axis, 1)
+        if problem.case.dtype == "bfloat16":  # which NumPy's own types do not have
+            return self.library.from_numpy(moved.view(np.int16)).view(self.library.bfloat16)
+        return self.library.from_numpy(moved)
 
-    @staticmethod
-    def _array(problem: Problem, tensor: Any) -> Array:
-        array: Array = tensor.numpy()
+    def _array(self, problem: Problem, tensor: Any) -> Array:
+        if tensor.dtype == self.library.bfloat16:
+            array: Array = tensor.view(self.library.int16).numpy().view(problem.x.dtype)
+        else:
+            array = tensor.numpy()
         return np.moveaxis(array, 1, problem.case.axis) if array.ndim > 1 else array
 
     def _forward(self, problem: Problem, tensors: tuple[Any, ...], training: bool) -> Any:
@@ -68,14 +78,46 @@ class Torch(Implementation):
             torch.ops.aten.native_batch_norm.out,
             *(x, weight, bias, mean, var, training, MOMENTUM, EPS),
             out=torch.empty_like(x),
-            save_mean=torch.empty(saved, dtype=x.dtype),
-            save_invstd=torch.empty(saved, dtype=x.dtype),
+            save_mean=torch.empty(saved, dtype=weight.dtype),
+            save_invstd=torch.empty(saved, dtype=weight.dtype),
         )
+
+    def _finished(self, problem: Problem, call: Callable[[], Any]) -> Callable[[], Any]:
+        """Add the residual and apply the activation to what ``call`` returns, in place."""
+        case, activation = problem.case, problem.case.activation
+        if not case.steps:
+            return call
+        hard_swish = partial(self.library.nn.functional.hardswish, inplace=True)
+        activate = {"relu": self.library.relu_, "hard_swish": hard_swish}[str(activation)]
+        if not case.has_residual:
+            return lambda: activate(_first(call()))
+        residual = self._view(problem, problem.residual)
+        return lambda: activate(_first(call()).add_(residual))
 
     def prepare_inference(self, problem: Problem) -> Prepared:
         """``torch.nn.functional.batch_norm``, or the ``.out`` overload beneath it."""
+        if problem.case.dtype == "uint8":
+            return self._of_bytes(problem)
         call = self._forward(problem, self._tensors(problem), training=False)
-        return Prepared(call, lambda y: named_y(self._array(problem, _first(y))))
+        finished = self._finished(problem, call)
+        return Prepared(finished, lambda y: named_y(self._array(problem, _first(y))))
+
+    def _of_bytes(self, problem: Problem) -> Prepared:
+        """The quickest of two ways: which one it is depends on the layout."""
+        torch, p = self.library, problem
+        x = torch.from_numpy(p.x)
+        scale, shift = (torch.from_numpy(v) for v in scale_and_shift(p))
+        out = torch.empty(x.shape) if p.case.variant == "out" else None
+
+        def wide() -> Any:
+            return x.to(torch.float32) if out is None else out.copy_(x)
+
+        ways = {
+            "mul_, add_": lambda: wide().mul_(scale).add_(shift),
+            "addcmul": lambda: torch.addcmul(shift, wide(), scale, out=out),
+        }
+        name = fastest(ways)
+        return Prepared(ways[name], lambda y: named_y(y.numpy()), name)
 
     def prepare_moments(self, problem: Problem) -> Prepared:
         """``torch.var_mean``."""
@@ -88,7 +130,7 @@ class Torch(Implementation):
         """The function of inference with ``training=True``."""
         tensors = self._tensors(problem)
         mean, var = tensors[3].numpy(), tensors[4].numpy()
-        call = self._forward(problem, tensors, training=True)
+        call = self._finished(problem, self._forward(problem, tensors, training=True))
         return Prepared(call, lambda y: named_training(self._array(problem, _first(y)), mean, var))
 
     def prepare_backward(self, problem: Problem) -> Prepared:

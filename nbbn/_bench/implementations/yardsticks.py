@@ -1,7 +1,8 @@
 """What memory allows, and what a call costs at least: nothing to be ahead of.
 
 The loops of `nbbn.kernels.yardsticks` run on flat arrays of the size and data type of x, which begin
-at a multiple of 64 bytes. Of plain and streaming stores, serial and parallel, the fastest is taken.
+at a multiple of 64 bytes; what follows in a fused operation costs no bytes but those of a residual.
+Of plain and streaming stores, serial and parallel, the fastest is taken.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nbbn._bench.cases import Case
+from nbbn._bench.cases import DTYPES, STORED, Case
 from nbbn._bench.implementations.base import (
     Implementation,
     Outputs,
@@ -28,6 +29,7 @@ from nbbn._bench.timer import fastest
 
 _LINE = 64  # bytes
 _LANES = 16  # what is left over of a size that is no multiple is not touched
+_SEEN_AS = {"float16": np.uint16, "bfloat16": np.int16}  # by kernels: see nbbn._formats
 _SMALL_CALL = 1 << 16  # values: beyond, the call itself is lost in the noise of the loop
 
 # (whether parallel, whether past the cache) -> the call
@@ -48,6 +50,7 @@ class Yardstick(Implementation):
 
     module = "nbbn"
     is_yardstick = True
+    has_fused = True
 
     def load(self, threads: int) -> None:
         """Import the kernels; numba takes its threads from the environment."""
@@ -62,7 +65,7 @@ class Yardstick(Implementation):
     def verify(self, problem: Problem, prepared: Prepared, result: Any) -> None:
         """Compare with the same arithmetic in NumPy."""
         found = prepared.outputs(result)
-        expected = getattr(self, f"expect_{problem.case.operation}")(problem)
+        expected = getattr(self, f"expect_{problem.case.base}")(problem)
         for name, values in expected.items():
             error = float(np.max(np.abs(found[name][: values.size] - values), initial=0.0))
             scale = max(1.0, float(np.max(np.abs(values), initial=0.0)))
@@ -71,7 +74,7 @@ class Yardstick(Implementation):
 
     def _kernel(self, name: str, problem: Problem, parallel: bool) -> Callable[..., Any]:
         compiled: Callable[..., Any] = getattr(self.kernels, name).variant(
-            problem.x.dtype.type, None, parallel
+            _SEEN_AS.get(problem.case.dtype, problem.x.dtype.type), None, parallel
         )
         return compiled
 
@@ -105,7 +108,9 @@ def _copy(x: Array) -> Array:
 
 
 def _affine(x: Array) -> Array:
-    y: Array = x.ravel()[: _used(x)] * x.dtype.type(0.75) + x.dtype.type(0.25)
+    used = x.ravel()[: _used(x)]
+    working = np.result_type(used, np.float32).type
+    y: Array = used * working(0.75) + working(0.25)
     return y
 
 
@@ -125,17 +130,29 @@ def _choose(
 
 
 class CopyAffine(Yardstick):
-    """Read x, write y: the limit of inference."""
+    """Read x, write y: the limit of inference without a residual."""
 
     name = "copy-affine"
+    dtypes = STORED
+
+    def declines(self, case: Case) -> str | None:
+        """Return why it cannot do this case."""
+        if case.has_residual:
+            return f"{self.name} reads one array"
+        return super().declines(case)
 
     def prepare_inference(self, problem: Problem) -> Prepared:
-        """``y = 0.75 x + 0.25``, over x where the case is in place."""
+        """``y = 0.75 x + 0.25``, over x where the case is in place; ``y = x`` for half types."""
         p = problem
         x = _copy(p.x)
-        y = x if p.case.variant == "inplace" else aligned(x.size, x.dtype)
+        y = x if p.case.variant == "inplace" else aligned(x.size, p.result_dtype)
 
         def make(parallel: bool, streaming: int) -> Callable[[], Any]:
+            if p.case.dtype in _SEEN_AS:  # two values as one, bit by bit
+                pairs = (array[: x.size // 2 * 2].view(np.float32) for array in (x, y))
+                return partial(
+                    self.kernels.copy.variant(np.float32, None, parallel), *pairs, streaming
+                )
             return partial(self._kernel("copy_affine", p, parallel), x, y, streaming)
 
         def reset() -> None:
@@ -145,8 +162,43 @@ class CopyAffine(Yardstick):
         return _choose(p, make, {"y": y}, reset)
 
     def expect_inference(self, problem: Problem) -> Outputs:
-        """``0.75 x + 0.25``."""
+        """``0.75 x + 0.25``, or x."""
+        if problem.case.dtype in _SEEN_AS:
+            used = problem.x.size // (2 * _LANES) * 2 * _LANES
+            return {"y": problem.x.ravel()[:used].astype(np.float64)}
         return {"y": _affine(problem.x)}
+
+
+class AddAffine(Yardstick):
+    """Read x and the residual, write y: the limit of inference with a residual."""
+
+    name = "add-affine"
+    dtypes = (*DTYPES, *_SEEN_AS)
+
+    def declines(self, case: Case) -> str | None:
+        """Return why it cannot do this case."""
+        if not case.has_residual:
+            return f"{self.name} reads two arrays"
+        return super().declines(case)
+
+    def prepare_inference(self, problem: Problem) -> Prepared:
+        """``y = 0.75 x + residual + 0.25``."""
+        p = problem
+        x, residual, y = _copy(p.x), _copy(p.residual), aligned(p.x.size, p.x.dtype)
+        seen = _SEEN_AS.get(p.case.dtype, p.x.dtype)
+        arrays = tuple(array.view(seen) for array in (x, residual, y))
+
+        def make(parallel: bool, streaming: int) -> Callable[[], Any]:
+            return partial(self._kernel("combine", p, parallel), *arrays, streaming)
+
+        return _choose(p, make, {"y": y}, lambda: y.fill(np.nan))
+
+    def expect_inference(self, problem: Problem) -> Outputs:
+        """``0.75 x + residual + 0.25``."""
+        x, residual = (
+            a.ravel()[: _used(a)].astype(np.float64) for a in (problem.x, problem.residual)
+        )
+        return {"y": 0.75 * x + residual + 0.25}
 
 
 class Read(Yardstick):
@@ -284,6 +336,9 @@ def _bare_call(problem: Problem, x: Array, y: Array) -> Callable[[], Any]:
     table = steps.statistics_rows(p.running_mean, p.running_var, p.gamma, p.beta)
     kernel = kernels.normalize_channels_last.variant(x.dtype.type, table.dtype.type, False)
     of_x, of_y = layout.strides
+    nothing_follows = (None, 0, (), 0.0, None, 0)
     return partial(
-        kernel, *(layout_of.flat(x), *layout.view, *of_x, table, EPS, layout_of.flat(y), *of_y, 0)
+        kernel,
+        *(layout_of.flat(x), *layout.view, *of_x, table, EPS, layout_of.flat(y), *of_y, 0),
+        *nothing_follows,
     )
