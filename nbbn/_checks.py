@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from typing import Any
@@ -26,7 +27,12 @@ STORED = "float32, float64, float16, bfloat16 or uint8"  # what is only read
 
 def _is_among(dtype: np.dtype[Any], accepted: str) -> bool:
     # bfloat16 is a type of the package ml_dtypes, which is not needed to see that this is it.
-    return dtype.isnative and dtype.name in accepted.replace(",", "").split()
+    return dtype.isnative and dtype.name in _names(accepted)
+
+
+@functools.cache
+def _names(accepted: str) -> frozenset[str]:
+    return frozenset(accepted.replace(",", "").split())
 
 
 def array(name: str, value: Any, accepted: str = FLOATS) -> Array:
@@ -133,16 +139,18 @@ def gradient(name: str, value: Any, like: Array, dtype: np.dtype[Any] | None = N
     """Return ``value`` as an array of the shape and dtype of ``like`` to read from."""
     found = array(name, value, HALVES)
     wanted = like.dtype if dtype is None else dtype
+    if found.shape != like.shape:
+        raise ValueError(f"{name}: expected shape {like.shape}, that of x, got {found.shape}")
     if found.dtype is not wanted and found.dtype != wanted:
         whose = "that of x" if dtype is None or dtype == like.dtype else "that of the result"
         raise TypeError(f"{name}: expected dtype {wanted.name}, {whose}, got {found.dtype.name}")
-    if found.shape != like.shape:
-        raise ValueError(f"{name}: expected shape {like.shape}, that of x, got {found.shape}")
     return found
 
 
 def _shares(found: Array, value: Any) -> bool:
     """Whether ``found`` is the memory of ``value`` and not a copy made on the way."""
+    if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
+        return True  # from_dlpack makes no copy
     again = np.asarray(value)
     return bool(again.ctypes.data == found.ctypes.data)
 
@@ -229,7 +237,7 @@ def stored_dtype(name: str, value: Any) -> str:
         found = value if value == "bfloat16" else np.dtype(value).name
     except TypeError:
         found = repr(value)
-    if value is None or found not in STORED.replace(",", "").split():
+    if value is None or found not in _names(STORED):
         raise TypeError(f"{name}: expected {STORED}, got {value if value is None else found}")
     return str(found)
 
@@ -247,12 +255,12 @@ def result_dtype(value: Any, of_x: np.dtype[Any]) -> np.dtype[Any]:
     if value is None:
         return of_x
     try:
-        same = np.dtype(value) == of_x
+        found = np.dtype(value)
     except TypeError:
-        same = False
-    if not same:
-        dtype("dtype", value)
-        raise ValueError(f"dtype: expected {of_x.name}, that of x, or None, got {value}")
+        raise TypeError(f"dtype: expected {of_x.name}, that of x, or None, got {value!r}") from None
+    if found != of_x:
+        kind = ValueError if _is_among(found, HALVES) else TypeError
+        raise kind(f"dtype: expected {of_x.name}, that of x, or None, got {_name(found)}")
     return of_x
 
 

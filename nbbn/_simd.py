@@ -44,13 +44,10 @@ def cpu_name() -> str:
 
 def simd_bits() -> int:
     """Return the width of the vector registers that kernels are compiled for."""
-    if config.CPU_NAME or config.CPU_FEATURES is not None:
-        features = set((config.CPU_FEATURES or "").split(","))
-    else:
-        features = {f"+{name}" for name, has in llvm.get_host_cpu_features().items() if has}
-    if "+avx512f" in features:
+    features = _formats.cpu_features()
+    if "avx512f" in features:
         return 512
-    return 256 if "+avx2" in features else 128
+    return 256 if "avx2" in features else 128
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -396,6 +393,17 @@ def where_below(typingctx: Any, test: Any, limit: Any, a: Any, b: Any) -> Any:
 
 
 @_intrinsic
+def where_at_most(typingctx: Any, test: Any, limit: Any, a: Any, b: Any) -> Any:
+    """``a`` in the lanes where ``test <= limit``, ``b`` in the others, NaN among them."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        test, limit, a, b = args
+        return builder.select(builder.fcmp_ordered("<=", test, limit), a, b)
+
+    return a(test, test, a, a), codegen
+
+
+@_intrinsic
 def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` with one rounding, of scalars or of vectors."""
 
@@ -494,6 +502,7 @@ if config.DISABLE_JIT:
         to_line,
         total,
         value_at,
+        where_at_most,
         where_below,
         where_finite,
         widen,

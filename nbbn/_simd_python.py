@@ -122,6 +122,13 @@ def where_below(
     return np.where(test < limit, a, b)
 
 
+def where_at_most(
+    test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]
+) -> NDArray[Any]:
+    """``a`` in the lanes where ``test <= limit``, ``b`` in the others."""
+    return np.where(test <= limit, a, b)
+
+
 def fma(a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` with one rounding."""
     if isinstance(a, np.ndarray):

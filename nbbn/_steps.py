@@ -81,25 +81,25 @@ def flat(array: Array) -> Array:
 def _layout(index: int, *arrays: Array) -> Layout | None:
     """`describe`, remembered by shape and strides; None also for misaligned arrays."""
     first = arrays[0]
-    key = (first.shape, index, first.itemsize, *[array.strides for array in arrays])
+    key: tuple[Any, ...] = first.shape, index, first.itemsize
+    key = (*key, *[array.strides for array in arrays])
     for array in arrays:
         if not array.flags.aligned:
             return None
         if array.itemsize != first.itemsize:
-            return _layout_in_items(index, arrays)
+            key = (*key, array.itemsize)
     try:
         return _layouts[key]
     except KeyError:
         pass
     if len(_layouts) >= _MOST_LAYOUTS:
         _layouts.clear()
-    found = describe(first.shape, index, first.itemsize, *[array.strides for array in arrays])
-    _layouts[key] = found
+    found = _layouts[key] = _layout_in_items(index, arrays)
     return found
 
 
 def _layout_in_items(index: int, arrays: tuple[Array, ...]) -> Layout | None:
-    """`_layout` of arrays whose items differ in size."""
+    """`describe`, with strides in items, as those may differ in size."""
     strides = []
     for array in arrays:
         if any(stride % array.itemsize for stride in array.strides):
@@ -260,8 +260,8 @@ def inference_step(
     plan = _plan(x, index)
     if plan is not None:
         y = empty_like(x) if out is None else out
-        fused = () if after is None else (after.residual, (0.0,) * after.activation, after.slope)
-        if _plain.infer(x, y, table, eps, plan, *fused) != _plain.REFUSED:
+        rest = () if after is None else (after.residual, (0.0,) * after.activation, after.slope)
+        if _plain.infer(x, y, table, eps, plan, *rest) != _plain.REFUSED:
             return y
         del y  # its memory may serve the general way
     source, target, read, layout = _views(x, index, out, *_residual(after), dtype=dtype)

@@ -211,7 +211,9 @@ def _vector(values: Any) -> Vector:
 def _rounded(name: str, exact: Array, dtype: np.dtype[Any]) -> Array:
     """Return ``exact`` in ``dtype``, in C order, with 0 for what would be subnormal."""
     with np.errstate(all="ignore"):
-        found: Array = exact.astype(dtype, order="C")
+        found: Array = (_to_odd(exact) if dtype.name == "bfloat16" else exact).astype(
+            dtype, order="C"
+        )
         values = found.astype(np.float64)
         lost = np.isinf(values) & np.isfinite(exact)
     if lost.any():
@@ -221,6 +223,19 @@ def _rounded(name: str, exact: Array, dtype: np.dtype[Any]) -> Array:
         )
     found[np.abs(values) < _SMALLEST_NORMAL[dtype.name]] = 0
     return found
+
+
+def _to_odd(exact: Array) -> Array:
+    """Return float64 as float32, where that is inexact with an odd last bit.
+
+    ml_dtypes goes to bfloat16 by way of float32. What is rounded to odd first is then rounded as if it
+    were once (S. Boldo, G. Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    near: Array = exact.astype(np.float32)
+    inexact = np.isfinite(near) & (near != exact)
+    even = near.view(np.uint32) & 1 == 0
+    towards = np.where(exact > near, np.float32(np.inf), np.float32(-np.inf))
+    return np.where(inexact & even, np.nextafter(near, towards), near)
 
 
 def _floats(name: str, value: Any) -> Array:

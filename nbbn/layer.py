@@ -415,7 +415,7 @@ class BatchNorm:
         mode = self.training if training is None else _checks.flag("training", training)
         if residual is not None:
             added = _checks.gradient("residual", residual, values)
-            after = _epilogue.make(self._activation, self._negative_slope, added)
+            after = _epilogue.make(self._activation, self._negative_slope, added.view())
         target = None if out is None else _checks.out("out", out, values)
         if mode or self._running_mean is None:
             y = self._train(values, index, target, mode, after)
@@ -447,7 +447,7 @@ class BatchNorm:
             after = self._after
             of_residual: int | bytes = b""
             if residual is not None:
-                after = _epilogue.make(self._activation, self._negative_slope, residual)
+                after = _epilogue.make(self._activation, self._negative_slope, residual.view())
                 of_residual = self._residual_token(residual, out)
             fused = residual, self._tag, self._negative_slope
             token = _plain.infer(x, y, table, eps, plan, *fused)
@@ -558,7 +558,7 @@ class BatchNorm:
         grad_y : array_like
             Gradient with respect to y, of the shape and dtype of the input.
         out : ndarray, optional
-            Where to write; may be ``grad_y``.
+            Where to write; may be ``grad_y``, or the input of the forward.
 
         Returns
         -------
@@ -642,7 +642,9 @@ class BatchNorm:
                 "but it was overwritten in place"
             )
         index = self._axis % last.x.ndim
-        target = out if residual is None else None
+        # Not into x, which is read again for the sums.
+        direct = residual is None and out is not None and not overlap(out, last.x)
+        target = out if direct else None
         found = activation_gradient_step(grad_y, last.x, index, last.table, last.eps, after, target)
         return found, None if residual is None else found
 

@@ -10,6 +10,9 @@ compiled, and what is wrong with shapes makes the results NaN.
 Arrays are C-contiguous and of three dimensions, ``(outer, C, inner)``. Of images ``(N, C, H, W)``, say
 ``x.reshape(N, C, H * W)``; of channels that come last, ``(..., C)``, say ``x.reshape(-1, C, 1)``.
 
+They may be called from Python, too, to try them out: not with misaligned arrays or in foreign byte order,
+which numba does not tell from others there.
+
 Compiled code keeps a copy of what it calls: where your functions are compiled with ``cache=True``, remove
 the files of that cache (in ``__pycache__``) after an upgrade of nbbn, as numba does not notice it.
 

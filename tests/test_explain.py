@@ -153,7 +153,7 @@ def test_misaligned_x_is_copied():
 def test_halves_take_the_general_way():
     said = lines_of(nbbn.explain(np.zeros((40, 30), np.float16)))[1]
     assert said["plain"] == "no, as x is of float16"
-    assert said["layout"].startswith("channels last")
+    assert said["layout"].startswith("columns, a matrix of 40 rows and 30 columns")
 
 
 def test_why_serial(monkeypatch):
@@ -216,5 +216,7 @@ def test_errors(arguments, options, error, message):
 
 
 def test_wrong_dtype():
-    with pytest.raises(TypeError, match="x: expected dtype float32 or float64, got int64"):
+    with pytest.raises(
+        TypeError, match="x: expected dtype float32, float64, float16 or bfloat16, got int64"
+    ):
         nbbn.explain(np.ones((4, 3), np.int64))

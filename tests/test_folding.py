@@ -330,3 +330,15 @@ def test_what_was_folded_does_not_change_with_the_layer():
     assert_same_bits(folded, before[0])
     assert_same_bits(offset, before[1])
     assert eps_of(folded.dtype) < np.abs(folded - fold_linear(weight, None, bn)[0]).max()
+
+
+def test_bfloat16_is_rounded_once():
+    """Just above the middle of two values: by way of float32, which drops the rest, it would be a tie."""
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: no bfloat16")
+    rng = np.random.default_rng(0)
+    middle = 1 + (2 * rng.integers(0, 127, 50) + 1) * 2.0**-8
+    exact = middle + rng.choice([-1, 1], 50) * 2.0**-40
+    frozen = nbbn.FrozenBatchNorm(np.zeros(50), exact, np.zeros(50))
+    folded, _ = nbbn.fold_linear(np.ones((50, 1), ml_dtypes.bfloat16), None, frozen)
+    nearest = np.round(exact * 2**7) / 2**7  # seven bits behind the point, and no tie
+    np.testing.assert_array_equal(folded[:, 0].astype(np.float64), nearest)

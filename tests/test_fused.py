@@ -1,5 +1,7 @@
 """Activation and residual in the same pass: against the oracle, finite differences, torch; overlaps and errors."""
 
+import warnings
+
 import cases
 import numpy as np
 import pytest
@@ -246,6 +248,39 @@ def test_backward_into_the_gradient_itself(activation):
     assert bn.grad_residual is None
 
 
+@by_activation
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("half", [False, True])
+def test_backward_into_the_memory_of_the_input(activation, training, half):
+    dtype = np.float16 if half else np.float32
+    for shape in ((8, 5), (4, 5, 6, 6), (3, 5, 2)):
+        grad_y = data(shape, dtype, seed=2)
+        for view in (lambda a: a, lambda a: a[::-1]):
+            for residual in (None, data(shape, dtype, seed=3)):
+                memory = data(shape, dtype)
+                bn = layer(5, 1, activation)
+                bn(view(memory), training=training, residual=residual)
+                expected = bn.backward(grad_y), bn.grad_gamma, bn.grad_beta, bn.grad_residual
+                grad_x = bn.backward(grad_y, out=memory)
+                found = grad_x, bn.grad_gamma, bn.grad_beta, bn.grad_residual
+                for one, other in zip(found, expected, strict=True):
+                    if other is not None:
+                        assert_same_bits(one, other)
+
+
+def test_a_residual_reshaped_after_the_forward_is_still_the_one_of_backward():
+    x, residual, grad_y = data((8, 4)), data((8, 4), seed=1), data((8, 4), seed=2)
+    bn = layer(4, 1, "relu")
+    for training in (True, False):
+        added = residual.copy()
+        bn(x, training=training, residual=added)
+        expected = bn.backward(grad_y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            added.shape = (4, 8)
+        assert_same_bits(bn.backward(grad_y), expected)
+
+
 @pytest.mark.parametrize("which", ["x", "residual"])
 def test_an_overwritten_input_is_noticed(which):
     arrays = {"x": data((6, 5)), "residual": data((6, 5), seed=1)}
@@ -269,6 +304,15 @@ def test_nan_and_infinities(activation):
         x, np.zeros(1), np.ones(1), eps=0.0, activation=activation, negative_slope=SLOPE
     )
     np.testing.assert_allclose(y, expected, rtol=1e-6)
+    bn = layer(1, 1, activation)
+    bn.running_mean[:], bn.running_var[:], bn.eps, bn.gamma[:], bn.beta[:] = 0, 1, 0, 1, 0
+    bn(x, training=False)
+    grad_x = bn.backward(np.ones_like(x))
+    through = {"relu6": 0.0, "leaky_relu": SLOPE}.get(activation, 1.0)
+    np.testing.assert_allclose(grad_x[0, 0], through, rtol=1e-6)  # as in PyTorch
+    np.testing.assert_allclose(
+        grad_x[3:], reference.activation(x[3:], activation, SLOPE)[1], rtol=1e-6
+    )
 
 
 def test_nothing_is_computed_of_nothing():

@@ -71,10 +71,10 @@ def test_layers_without_gamma_or_beta(scale, center):
             assert_same_bits(ours, theirs)
 
 
-@pytest.mark.parametrize("axis", [1, -1, [3], (1,)])
+@pytest.mark.parametrize("axis", [1, -1, [3], (1,), np.int64(2)])
 def test_the_layer_has_its_own_axis_and_options(axis):
     bn = from_keras(stand_in(axis=axis, momentum=0.75, epsilon=0.5), axis=2)
-    assert bn.axis == (axis if isinstance(axis, int) else axis[0])
+    assert bn.axis == (axis[0] if isinstance(axis, (list, tuple)) else axis)
     assert (bn.momentum, bn.eps, bn.running_correction) == (0.25, 0.5, 0)
 
 

@@ -266,7 +266,6 @@ REFUSED = {
     "more than 16 bits": (model(initializers=tensors(s=with_numbers(10, [70000] * 5))), "16 bits"),
     "less than 0": (model(initializers=tensors(s=with_numbers(16, [-1] * 5))), "16 bits"),
     "without a name": (model([node("", y=())]), "expected a name or an output"),
-    "the same output": (model([node(""), node("")]), "expected a name or an output"),
 }  # fmt: skip
 
 
@@ -420,3 +419,7 @@ def test_a_huge_size_of_external_data_takes_no_memory(folder):
     path.write_bytes(model(initializers=tensors(s=made)).SerializeToString())
     with pytest.raises(ValueError, match="which has 32"):
         from_onnx(path)
+
+
+def test_nodes_that_share_their_name_and_output_are_numbered():
+    assert list(from_onnx(model([node(""), node(""), node("")]))) == ["y", "y#2", "y#3"]

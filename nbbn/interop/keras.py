@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,8 +109,8 @@ def _layer(values: dict[str, tuple[str, Any]], axis: int, epsilon: Any, momentum
 
 def _one_axis(axis: Any) -> Any:
     """Return the channel axis; Keras 2 keeps a list of them."""
-    if isinstance(axis, int):
-        return axis
+    if hasattr(axis, "__index__"):
+        return operator.index(axis)
     axes = list(axis)
     if len(axes) != 1:
         raise ValueError(f"obj: expected a layer with one axis, got {axes}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import ChainMap
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, overload
 
@@ -67,8 +68,8 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
     -------
     dict of str to BatchNorm, or BatchNorm
         New layers by the name of the node, in the order of the file. A node goes by its first output
-        where it has no name or an earlier one has the same. A layer is in inference mode
-        unless the node is made for training.
+        where it has no name or an earlier one has the same, and with "#2" and so on behind it where
+        that is taken, too. A layer is in inference mode unless the node is made for training.
 
     Raises
     ------
@@ -136,8 +137,10 @@ def _nodes(model: Any, folder: Path | None) -> dict[str, BatchNorm]:
     for node, scope in _walk(model.graph, ChainMap()):
         first = node.output[0] if node.output else ""
         name = first if not node.name or node.name in layers else node.name
-        if not name or name in layers:
-            raise ValueError(f"{_called(node)}: expected a name or an output of its own, got none")
+        if not name:
+            raise ValueError(f"{_called(node)}: expected a name or an output, got none")
+        if name in layers:  # the branches of an If may share theirs
+            name = next(f"{name}#{k}" for k in count(2) if f"{name}#{k}" not in layers)
         try:
             layers[name] = _layer(node, opset, scope, folder)
         except (TypeError, ValueError) as error:

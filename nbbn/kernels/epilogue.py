@@ -24,6 +24,7 @@ from nbbn._simd import (
     not_below,
     splat,
     square_root,
+    where_at_most,
     where_below,
     where_finite,
     widen,
@@ -74,12 +75,13 @@ def activated(y: Any, value: Any, activation: Any, slope: float) -> Any:
 def activation_gradient(y: Any, value: Any, grad: Any, activation: Any, slope: float) -> Any:
     """Return ``grad`` times the derivative of `activated` at ``value``.
 
-    Where there is none: that of the left at 0, and 0 at 6 (relu6) and at -3 (hard swish).
+    Where there is none: that of the left at 0, and 0 at 6 (relu6) and at -3 (hard swish). At NaN as in
+    PyTorch: ``grad`` goes through relu, times the slope through leaky relu, and not through relu6.
     """
     zero, six = narrow(y, splat(0.0)), narrow(y, splat(6.0))
     kind = len(activation)
     if kind == RELU:
-        return where_below(zero, value, grad, zero)
+        return where_at_most(value, zero, zero, grad)
     if kind == RELU6:
         return where_below(value, six, where_below(zero, value, grad, zero), zero)
     if kind == LEAKY_RELU:
@@ -88,7 +90,7 @@ def activation_gradient(y: Any, value: Any, grad: Any, activation: Any, slope: f
         three = narrow(y, splat(3.0))
         inner = grad * fma(value, narrow(y, splat(1.0 / 3.0)), narrow(y, splat(0.5)))
         inner = where_below(value, three, inner, grad)
-        return where_below(zero - three, value, inner, zero)
+        return where_at_most(value, zero - three, zero, inner)
     return grad
 
 
