@@ -20,6 +20,7 @@ FLOATS = "float32 or float64"
 _ACTIVATIONS = ("relu", "relu6", "leaky_relu", "hard_swish")  # keys of nbbn._epilogue.ACTIVATIONS
 
 
+_MOST = 1 << 40
 _LARGEST = 1.7976931348623157e308  # of float64
 HALVES = "float32, float64, float16 or bfloat16"  # what is normalized, and its gradients
 STORED = "float32, float64, float16, bfloat16 or uint8"  # what is only read
@@ -214,6 +215,8 @@ def positive_integer(name: str, value: Any) -> int:
     number = operator.index(value)
     if number < 1:
         raise ValueError(f"{name}: expected an integer >= 1, got {number}")
+    if number > _MOST:
+        raise ValueError(f"{name}: expected an integer from 1 to {_MOST}, got {number}")
     return number
 
 

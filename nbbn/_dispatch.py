@@ -381,10 +381,12 @@ def move_average(average: Array, batch: Array, divisor: float, momentum: float) 
         average[...] = target
 
 
-def move_averages(table: Array, batch: Table64, divisor: float, momentum: float) -> None:
-    """Update the running mean and variance in ``table``; see the kernel."""
+def move_averages(
+    table: Array, batch: Table64, divisor: float, momentum: float, counter: Array
+) -> None:
+    """Update the running mean and variance in ``table``, and the counter; see the kernel."""
     update = running.move_averages.variant(np.float64, table.dtype.type, False)
-    update(table, batch, divisor, momentum)
+    update(table, batch, divisor, momentum, counter)
 
 
 def statistics_table(channels: int) -> Table64:

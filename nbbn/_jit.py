@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 import types as python_types
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple, get_type_hints
@@ -27,6 +28,7 @@ import numpy as np
 from llvmlite.binding import ffi
 from numba import config, njit, types
 from numba.core.compiler_lock import global_compiler_lock
+from numba.np.ufunc import parallel as numba_parallel
 from numpy.typing import NDArray
 
 from nbbn._cache import DiskCache
@@ -43,6 +45,7 @@ In = Annotated[NDArray[Any], "x", 1, "read-only"]
 Out = Annotated[NDArray[Any], "y", 1, "writable"]
 PlainIn = Annotated[NDArray[Any], "x", 2, "read-only", "any strides"]
 PlainOut = Annotated[NDArray[Any], "y", 2, "writable", "any strides"]
+Counter = Annotated[NDArray[np.int64], "int64", 1, "writable"]
 Average = Annotated[NDArray[Any], "params", 1, "writable"]
 In64 = Annotated[NDArray[np.float64], "float64", 1, "read-only"]
 Table = Annotated[NDArray[Any], "params", 2, "read-only"]
@@ -68,11 +71,12 @@ _SCALARS: dict[Any, types.Type] = {
 }
 
 
-# What compiling needs for itself: numba's lock, then that of LLVM.
+# What compiling and loading a threading layer need for themselves: numba's two locks, then LLVM's.
 _COMPILER_LOCKS: tuple[Any, ...] = tuple(
     lock
     for lock in (
         getattr(global_compiler_lock, "_lock", None),
+        getattr(numba_parallel, "_backend_init_thread_lock", None),
         getattr(getattr(ffi.lib, "_lock", None), "_lock", None),
     )
     if hasattr(lock, "acquire")
@@ -86,7 +90,11 @@ def _before_fork() -> None:
 
     The child has no such thread: it would wait for its locks for ever, on what that left half done.
     """
-    _held.locks = [lock for lock in _COMPILER_LOCKS if lock.acquire(timeout=_PATIENCE)]
+    until = time.monotonic() + _PATIENCE
+    _held.locks = []
+    for lock in _COMPILER_LOCKS:
+        if lock.acquire(timeout=max(0.0, until - time.monotonic())):
+            _held.locks.append(lock)
 
 
 def _after_fork() -> None:
@@ -307,9 +315,32 @@ def _compiled(
     """
     dispatcher = _dispatcher(function, parallel)
     if is_enabled():
-        dispatcher.compile(signature)
+        _uninterrupted(lambda: dispatcher.compile(signature))
         dispatcher.disable_compile()
     return dispatcher
+
+
+def _uninterrupted(work: Callable[[], Any]) -> None:
+    """Do it where no signal handler can raise in its midst, which only the main thread's can.
+
+    numba's registries, filled half-way, would fail every later compilation in the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        work()
+        return
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="nbbn-compile")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _dispatcher(function: Callable[..., Any], parallel: bool) -> Any:
@@ -336,7 +367,12 @@ def _numba_type(hint: Any, dtype: Any, params: Any) -> types.Type:
     if hint in _SCALARS:
         return _SCALARS[hint]
     which, ndim, access, *rest = hint.__metadata__
-    element = {"x": dtype, "y": np.float32 if dtype == np.uint8 else dtype, "params": params}
+    element = {
+        "x": dtype,
+        "y": np.float32 if dtype == np.uint8 else dtype,
+        "params": params,
+        "int64": np.int64,
+    }
     return types.Array(
         numba.from_dtype(np.dtype(element.get(which, np.float64))),
         ndim,

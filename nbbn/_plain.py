@@ -187,12 +187,12 @@ def _run(kernel: PlainKernel, plan: Plan, arrays: tuple[Array, ...], *rest: Any)
         given = as_matrices(plan.shape, *arrays)
         if given is None:
             return REFUSED
-    parallel = plan.parallel and _threads.enter_region()
+    claim = _threads.enter_region() if plan.parallel else None
     try:
-        return _call(kernel, plan.views[parallel], given, rest)
+        return _call(kernel, plan.views[claim is not None], given, rest)
     finally:
-        if parallel:
-            _threads.leave_region()
+        if claim is not None:
+            _threads.leave_region(claim)
 
 
 def _call(kernel: PlainKernel, view: View, given: Any, rest: Any) -> int:

@@ -240,9 +240,11 @@ def update_running(
         _dispatch.move_average(running_var, batch.m2, divisor, momentum)
 
 
-def update_running_rows(table: Array, batch: Table64, divisor: float, momentum: float) -> None:
+def update_running_rows(
+    table: Array, batch: Table64, divisor: float, momentum: float, counter: Array
+) -> None:
     """`update_running` of the rows of a layer's table; see `nbbn._dispatch.move_averages`."""
-    _dispatch.move_averages(table, batch, divisor, momentum)
+    _dispatch.move_averages(table, batch, divisor, momentum, counter)
 
 
 def inference_step(
@@ -377,7 +379,7 @@ def backward_step(
         )
         pair = replace(layout, strides=layout.strides[1:])
         _dispatch.normalize(flat_grad, flat_target, pair, scale, 0.0)
-    products = table[rows.SUM_GRAD_DEVIATION] * table[rows.GRAD_INV_STD]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = table[rows.SUM_GRAD_DEVIATION] * table[rows.GRAD_INV_STD]
         gradients = products.astype(dtype), table[rows.SUM_GRAD].astype(dtype)
     return _result(target, out), *gradients

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -119,7 +120,8 @@ class StateFile:
         # be as large. A layer may have none to hold, so up to a million, a few MB, are believed.
         features = found.get("num_features")
         claimed = max((member.file_size for member in self._archive.infolist()), default=0)
-        most = max(min(claimed, self._size), _FEW_FEATURES)
+        itemsize = 8 if found.get("dtype") == "float64" else 4
+        most = max(min(claimed, self._size) // itemsize, _FEW_FEATURES)
         if not isinstance(features, int) or features > most:
             raise ValueError(f"num_features: expected what the file can hold, got {features!r}")
         return found
@@ -180,6 +182,10 @@ def _read_header(name: str, member: Any) -> tuple[tuple[int, ...], np.dtype[Any]
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[StateFile]:
     """Open a file that `save` wrote; whatever is wrong with its contents is a ValueError."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe or a device may have no end
+        raise ValueError(
+            f"path: expected an .npz file that save wrote, got {path!s}, no regular file"
+        )
     with Path(path).open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:

@@ -20,21 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import numba
+
+# numba would load it in the middle of the first call: a fork in another thread meanwhile, and the
+# child waits for the lock of that import for ever.
+import numpy.ma  # noqa: F401
 from numba.np.ufunc import parallel as numba_parallel
 
 from nbbn._machine import UNLIMITED, cpu_quota
 
 MOST_TEAMS = 8  # calling threads alive that may own a team of OpenMP threads
 
-_region = threading.Lock()
+_region: dict[int, weakref.ref[Claim]] = {}  # 0: who may start parallel regions now
 _here: ContextVar[int] = ContextVar("nbbn_num_threads", default=0)
 _everywhere = 0  # set_num_threads; 0: not set
 _default = 0
 _usable = False
 _layer_problem: str | None = None
-_before = 0  # numba's number of threads, while a region is entered
 _unusable_after_fork: str | None = None  # why a forked process starts no region
-_owners: weakref.WeakSet[Any] = weakref.WeakSet()
+_owners: dict[int, weakref.ref[Any]] = {}  # by identity: users' classes have their own equality
 _mine = threading.local()  # .team: that of the calling thread; goes when the thread ends
 _teams: weakref.WeakSet[_Team] = weakref.WeakSet()
 
@@ -164,41 +167,63 @@ def _checked(n: Any) -> int:
 
 def run_parallel(call: Callable[[], None]) -> bool:
     """Make a call that starts a parallel region, if one may start now; return whether it did."""
-    if not enter_region():
+    claim = enter_region()
+    if claim is None:
         return False
     try:
         call()
     finally:
-        leave_region()
+        leave_region(claim)
     return True
 
 
-def enter_region() -> bool:
+class Claim:
+    """The right to start parallel regions, as long as somebody holds it.
+
+    A lock would stay locked where a signal handler raises between two lines (a timeout, Ctrl-C): of
+    11,343 such interruptions 31 left it so. This one goes when nothing refers to it any more.
+    """
+
+    __slots__ = ("__weakref__", "before")
+
+    before: int  # numba's number of threads for the calling thread
+
+
+def _vanished(reference: weakref.ref[Claim]) -> None:
+    if _region.get(0) is reference:
+        _region.pop(0, None)
+
+
+def enter_region() -> Claim | None:
     """Take the right to start parallel regions, and set numba's threads; `leave_region` ends it."""
-    global _before
     threads = get_num_threads()
-    if why_serial(threads) is not None or not _region.acquire(blocking=False):
-        return False
+    if why_serial(threads) is not None:
+        return None
+    claim = Claim()
+    reference = weakref.ref(claim, _vanished)
+    # Atomic: the first one's reference stays until it is taken away.
+    if _region.setdefault(0, reference) is not reference:
+        return None
     try:
         if has_usable_layer() and _has_team():
-            _before = numba.get_num_threads()  # of the calling thread: put back afterwards
-            if _before != threads:
+            claim.before = numba.get_num_threads()
+            if claim.before != threads:
                 numba.set_num_threads(threads)
-            return True
+            return claim
     except BaseException:
-        _region.release()
+        _vanished(reference)
         raise
-    _region.release()
-    return False
+    _vanished(reference)
+    return None
 
 
-def leave_region() -> None:
+def leave_region(claim: Claim) -> None:
     """Give back what `enter_region` took."""
     try:
-        if numba.get_num_threads() != _before:
-            numba.set_num_threads(_before)
+        if numba.get_num_threads() != claim.before:
+            numba.set_num_threads(claim.before)
     finally:
-        _region.release()
+        _region.pop(0, None)
 
 
 def why_serial(threads: int) -> str | None:
@@ -272,16 +297,19 @@ def new_lock(owner: Any) -> Any:
 
     A thread that holds it may take it again: a signal handler may call nbbn in the middle of a call.
     """
-    _owners.add(owner)
+    key = id(owner)
+    _owners[key] = weakref.ref(owner, lambda _: _owners.pop(key, None))
     return threading.RLock()
 
 
 def _after_fork_in_child() -> None:
-    global _region, _default, _unusable_after_fork
-    _region = threading.Lock()
+    global _default, _unusable_after_fork
+    _region.clear()
     _default = 0  # the child may be given other CPUs
-    for owner in _owners:
-        owner._lock = threading.RLock()
+    for reference in list(_owners.values()):
+        owner = reference()
+        if owner is not None:
+            owner._lock = threading.RLock()
     if numba_parallel._is_initialized:
         _unusable_after_fork = "the process was forked from one that had threads"
     elif _unusable_after_fork is None and _has_openmp():

@@ -185,7 +185,7 @@ class BatchNorm:
         self._beta = self._table[rows.BETA] if _checks.flag("center", center) else None
         self._running_mean = self._table[rows.MEAN] if tracked else None
         self._running_var = self._table[rows.VAR] if tracked else None
-        self.num_batches_tracked = 0
+        self._counter = np.zeros(1, np.int64)
         self.training = True
         self._batch: Array | None = None
         self.grad_gamma = self.grad_beta = self.grad_residual = None
@@ -286,11 +286,11 @@ class BatchNorm:
     @property
     def num_batches_tracked(self) -> int:
         """Number of training batches that entered the running statistics."""
-        return self._num_batches_tracked
+        return int(self._counter[0])
 
     @num_batches_tracked.setter
     def num_batches_tracked(self, value: int) -> None:
-        self._num_batches_tracked = _storage.counter(value)
+        self._counter[0] = _storage.counter(value)
 
     def _of_batch(self, row: int) -> Array | None:
         return None if self._batch is None else self._batch[row].copy()
@@ -539,10 +539,10 @@ class BatchNorm:
         return False
 
     def _track(self, table: Array, count: int) -> None:
-        number = self._num_batches_tracked + 1
+        number = self.num_batches_tracked + 1
         momentum = 1.0 / number if self._momentum is None else self._momentum
-        update_running_rows(self._table, table, count - self._running_correction, momentum)
-        self._num_batches_tracked = number
+        divisor = count - self._running_correction
+        update_running_rows(self._table, table, divisor, momentum, self._counter)
 
     def backward(self, grad_y: Any, *, out: Any = None) -> Array:
         """Return the gradient of the last forward with respect to its input.
@@ -761,7 +761,7 @@ class BatchNorm:
         with self._lock:
             self._table[rows.MEAN] = 0.0
             self._table[rows.VAR] = 1.0
-            self._num_batches_tracked = 0
+            self._counter[0] = 0
 
     def reset_parameters(self) -> None:
         """Reset the running statistics, and set gamma to 1 and beta to 0.
@@ -804,7 +804,7 @@ class BatchNorm:
         """
         with self._lock:
             state: dict[str, Any] = {name: a.copy() for name, a in self._arrays().items()}
-            state["num_batches_tracked"] = self._num_batches_tracked
+            state["num_batches_tracked"] = self.num_batches_tracked
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -833,7 +833,7 @@ class BatchNorm:
         with self._lock:
             for name, array in arrays.items():
                 array[...] = found[name]
-            self._num_batches_tracked = number
+            self._counter[0] = number
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -952,6 +952,7 @@ _ROWS = {
 _PRIVATE = frozenset(
     (
         "_table",
+        "_counter",
         "_gamma",
         "_beta",
         "_running_mean",

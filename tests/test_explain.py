@@ -75,7 +75,7 @@ def spy(patch):
 
     def enter():
         entered = enter_region()
-        seen.parallel = seen.parallel or entered
+        seen.parallel = seen.parallel or entered is not None
         return entered
 
     patch.setattr(_dispatch, "_run", _run)

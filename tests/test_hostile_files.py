@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import struct
 import tracemalloc
@@ -292,3 +293,27 @@ def test_flipped_bits_give_the_saved_layer_or_a_value_error(saved):
                 refused += 1
     assert refused > 400
     assert [str(warning.message) for warning in caught] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(saved):
+    saved.unlink()
+    os.mkfifo(saved)
+    with pytest.raises(ValueError, match=r"^path: expected .*layer\.npz.*no regular file"):
+        nbbn.BatchNorm.load(saved)
+
+
+def test_a_layer_larger_than_its_file_takes_no_memory(saved):
+    """Twenty million channels would take hundreds of megabytes; the members claim 20 MB."""
+    members = members_of(saved)
+    options = json.loads(str(np.load(io.BytesIO(members["options.npy"]))))
+    text = io.BytesIO()
+    np.save(text, np.array(json.dumps({**options, "num_features": 20_000_000})))
+    write(
+        saved, {**members, "options.npy": text.getvalue(), "gamma.npy": bytes(20_000_000)}.items()
+    )
+    tracemalloc.start()
+    assert_refused(saved)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60_000_000

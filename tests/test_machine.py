@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import threading
 import numba
 import numpy as np
 import pytest
+from processes import run
 
 import nbbn
 from nbbn import _machine, _threads
@@ -197,3 +199,116 @@ def test_a_signal_handler_may_call_the_layer_that_is_being_called():
     caller.start()
     caller.join(60)
     assert len(results) == 2
+
+
+INTERRUPTED = """
+import signal, threading, time
+import numpy as np, nbbn
+from nbbn import _threads
+
+class TimeUp(Exception): pass
+
+def stop(*_): raise TimeUp
+
+signal.signal(signal.SIGALRM, stop)
+nbbn.set_num_threads(2)
+bn = nbbn.BatchNorm(6, momentum=None)
+small, large = np.ones((8, 6), np.float32), np.ones((40000, 6), np.float32)
+small[::2] = 3
+rng, interrupted = np.random.default_rng(0), 0
+
+def once(x):
+    global interrupted
+    before = bn.state_dict()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 3e-5 if x is small else 3e-4))
+        bn(x)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except TimeUp:
+        interrupted += 1
+    number = bn.num_batches_tracked - before["num_batches_tracked"]
+    changed = not np.array_equal(bn.running_mean, before["running_mean"])
+    assert number in (0, 1)
+    assert number == changed or before["num_batches_tracked"] > 0, (number, changed)
+
+bn(small), bn(large)  # compiled
+for k in range(3000):
+    bn.reset_running_stats()
+    once(small if k % 3 else large)
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert _threads._region == {}, "the right to start regions was not given back"
+print(interrupted > 100)
+"""
+
+FIRST = """
+import signal, sys
+import numpy as np, nbbn
+
+class TimeUp(Exception): pass
+
+def stop(*_): raise TimeUp
+
+signal.signal(signal.SIGALRM, stop)
+x = np.ones((8, 6), np.float32)
+for delay in (0.2, 0.6, 1.0):
+    signal.setitimer(signal.ITIMER_REAL, delay)
+    try:
+        nbbn.batch_moments(x) if delay < 0.5 else nbbn.BatchNorm(6)(x)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except TimeUp:
+        pass
+nbbn.batch_moments(x)
+print(nbbn.BatchNorm(6)(x).sum())
+"""
+
+needs_alarm = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")
+
+
+@needs_alarm
+def test_a_handler_that_raises_leaves_the_layer_before_or_after_the_call():
+    assert run(INTERRUPTED) == ["True"]
+
+
+@needs_alarm
+def test_a_handler_that_raises_while_something_is_compiled_breaks_nothing():
+    assert run(FIRST, env={"NBBN_CACHE_DIR": ""}) == ["0.0"]
+
+
+LAUNCH = """
+import os, signal, threading, time, warnings
+import numpy as np, nbbn
+
+nbbn.set_num_threads(2)
+x = np.ones((500, 500))
+thread = threading.Thread(target=lambda: nbbn.batch_moments(x))
+thread.start()
+time.sleep(float(__import__("sys").argv[1]))
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    nbbn.batch_moments(x)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+@pytest.mark.parametrize("delay", ["0.0005", "0.001", "0.002", "0.004"])
+def test_a_fork_while_the_threading_layer_is_loaded_does_not_hang_the_child(delay):
+    assert run(LAUNCH, delay) == ["0"]
+
+
+class Equal(nbbn.BatchNorm):
+    """All are equal, and none can be hashed."""
+
+    def __eq__(self, other):
+        return isinstance(other, Equal)
+
+
+def test_subclasses_may_define_equality():
+    bn = Equal(3)
+    assert bn(np.ones((4, 3), np.float32)).shape == (4, 3)
+    assert sum(reference() is bn for reference in _threads._owners.values()) == 1
