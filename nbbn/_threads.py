@@ -304,6 +304,8 @@ def new_lock(owner: Any) -> Any:
 
 def _after_fork_in_child() -> None:
     global _default, _unusable_after_fork
+    if _region and _unusable_after_fork is None:  # also: a thread that is setting threads up
+        _unusable_after_fork = "the process was forked in the middle of a parallel call"
     _region.clear()
     _default = 0  # the child may be given other CPUs
     for reference in list(_owners.values()):
