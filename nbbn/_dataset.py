@@ -70,34 +70,42 @@ class Fitted:
             return self._tables[key]
         except KeyError:
             pass
-        with np.errstate(all="ignore"):  # as the kernels: infinite or NaN, no warning
-            table = None if not key[1] and self._is_wide() else self._make(*key)
+        variances, table = self.variances(), None
+        if key[1] or not self._is_wide(variances):
+            make = self._inverse if inverse else self._forward
+            table = make(variances, key[1])
         self._tables[key] = table
         return table
 
-    def _is_wide(self) -> bool:
-        scale, mean = self.divisors(), np.abs(self.moments.mean)
-        outside = (scale * _WIDE < 1.0) | (scale > _WIDE) | (mean > _WIDE)
+    def _is_wide(self, variances: Vector) -> bool:
+        mean = np.abs(self.moments.mean)
+        outside = (variances < _WIDE**-2) | (variances > _WIDE**2) | (mean > _WIDE)
+        if not outside.any():
+            return False
         # Where they are infinite or NaN, so is the result; other features keep their bits.
-        return bool((outside & np.isfinite(scale + mean)).any())
+        return bool((outside & np.isfinite(variances) & np.isfinite(mean)).any())
 
-    def _make(self, inverse: bool, double: bool) -> Array:
+    def _forward(self, variances: Vector, _: bool) -> Array:
         table = np.zeros((rows.NORMALIZE_ROWS, self.features))
-        mean, low = self.moments.mean, self.moments._mean_low
-        if not inverse:
-            if self.with_mean:
-                table[rows.MEAN], table[rows.MEAN_LOW] = mean, low
-            table[rows.VAR] = self.variances()
-            table[rows.GAMMA] = 1.0
-            return table
+        if self.with_mean:
+            table[rows.MEAN] = self.moments.mean
+            table[rows.MEAN_LOW] = self.moments._mean_low
+        table[rows.VAR] = variances
+        table[rows.GAMMA] = 1.0
+        return table
+
+    def _inverse(self, variances: Vector, double: bool) -> Array:
+        table = np.zeros((rows.NORMALIZE_ROWS, self.features))
         table[rows.VAR] = 1.0
-        table[rows.GAMMA] = scale = self.divisors()
+        table[rows.GAMMA] = scale = np.sqrt(variances)
         if self.with_mean:
             # y * scale + mean = (y + rest / scale) * scale + rounded: the large term is exact.
-            rounded = mean if double else mean.astype(np.float32).astype(np.float64)
-            rest = (mean - rounded) + low
+            mean, low = self.moments.mean, self.moments._mean_low
+            with np.errstate(all="ignore"):  # as the kernels: infinite or NaN, no warning
+                rounded = mean if double else mean.astype(np.float32).astype(np.float64)
+                rest = (mean - rounded) + low
+                table[rows.MEAN] = np.where(np.isfinite(rest), -rest / scale, 0.0)
             table[rows.BETA] = rounded
-            table[rows.MEAN] = np.where(np.isfinite(rest), -rest / scale, 0.0)
         return table
 
     def mapped_plain(self, x: Array, inverse: bool, out: Array | None) -> Array | None:

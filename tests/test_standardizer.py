@@ -97,7 +97,7 @@ def test_the_mean_or_the_deviation_alone(with_mean, with_std, shape):
     np.testing.assert_allclose(scaler.inverse_transform(y), x, rtol=1e-13)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, 1e3, 1e6, -1e6])
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 1e3, 2.0**15, 2.0**19, 1e6, -1e6])
 @pytest.mark.parametrize("shape", [(200, 3), (3000, 17)])
 def test_float32_with_a_large_mean(ratio, shape):
     x = cases.values(shape, loc=ratio, scale=1.0)
@@ -285,7 +285,9 @@ def test_statistics_of_one_type_serve_another():
     assert_within(scaler.transform(narrow), exact, 8 * eps_of(np.float32) * np.abs(exact))
     y = scaler.transform(narrow)
     back = y.astype(np.float64) * scaler.scale_ + scaler.mean_
-    assert_within(scaler.inverse_transform(y), back, eps_of(np.float32) * np.abs(back))
+    half = eps_of(np.float32) / 2
+    bound = half * (np.abs(back) + 4 * np.abs(back - scaler.mean_))
+    assert_within(scaler.inverse_transform(y), back, bound)
 
 
 def test_lists_of_floats_and_other_arrays_are_read():
@@ -325,8 +327,9 @@ def test_wrong_data(method, x, error, sentence):
 def test_another_number_of_features(method):
     scaler = nbbn.Standardizer().fit(X)
     sentence = r"^X: expected 3 features along axis 1, got shape \(8, 2\)$"
-    with pytest.raises(ValueError, match=sentence):
-        getattr(scaler, method)(X[:, :2])
+    for layout in (np.ascontiguousarray, cases.strided):
+        with pytest.raises(ValueError, match=sentence):
+            getattr(scaler, method)(layout(X[:, :2]))
     assert_same_statistics(scaler, nbbn.Standardizer().fit(X))
 
 
@@ -400,7 +403,8 @@ def test_parameters_count_from_the_next_fit_on():
     scaler = nbbn.Standardizer().fit(X)
     expected = scaler.transform(X)
     scaler.set_params(with_mean=False, axis=0)
-    assert_same_bits(scaler.transform(X), expected)
+    for x in (X, cases.strided(X)):
+        assert_same_bits(scaler.transform(x), expected)
     assert scaler.fit(X).n_features_in_ == 8
 
 
@@ -431,9 +435,9 @@ def test_statistics_cannot_be_torn():
     assert_same_statistics(scaler, nbbn.Standardizer().fit(X))
 
 
-@pytest.mark.parametrize("shape", [(40, 3), (2, 20, 3)])
+@pytest.mark.parametrize("shape", [(4, 3000), (2, 2, 3000)])
 def test_a_transform_beside_a_fit_sees_statistics_of_one_moment(shape):
-    """The two data sets have the same transformed values: any mixture of their statistics has others."""
+    """A mixture of the statistics of the two data sets would give values that neither gives."""
     near = cases.values(shape, np.float64, loc=0.0, scale=1.0)
     sets = {3.0: near, 1e9: near * 1024 + 2.0**30}
     scaler = nbbn.Standardizer().fit(near)
