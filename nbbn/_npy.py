@@ -93,6 +93,8 @@ class NpyFile:
             self.header = read_header(self.path, file)
         except Exception as error:
             raise NpyError(f"{self.path}: expected an .npy file ({error})") from error
+        if self.header.dtype.hasobject:
+            raise NpyError(f"{self.path}: expected numbers, got Python objects")
         self._start = file.tell()
         expected = self._start + self.header.nbytes
         if self._state[0] != expected:
@@ -154,6 +156,7 @@ class NpyOutput:
 
     def __init__(self, file: BinaryIO, header: Header) -> None:
         self._file = file
+        self._itemsize = header.dtype.itemsize
         fields = {
             "descr": npy.dtype_to_descr(header.dtype),
             "fortran_order": header.fortran_order,
@@ -169,14 +172,19 @@ class NpyOutput:
     def write(self, first: int, values: Array) -> None:
         """Write contiguous ``values`` from number ``first`` on."""
         memory = _bytes(values)
-        begin = place = self._start + first * values.itemsize
+        place = self._start + first * values.itemsize
         while memory:
             done = self._write_at(memory, place)
             memory, place = memory[done:], place + done
+
+    def finish(self, first: int, count: int) -> None:
+        """Let the system begin to write these values to the disk: less is left for the end."""
         if hasattr(os, "posix_fadvise"):
-            # The system starts to write these pages to the disk, and keeps them: they are dirty.
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(self._file.fileno(), begin, place - begin, os.POSIX_FADV_DONTNEED)
+            place = self._start + first * self._itemsize
+            length = count * self._itemsize
+            with contextlib.suppress(OSError):  # not every file system can
+                # Pages on their way to the disk are kept in memory.
+                os.posix_fadvise(self._file.fileno(), place, length, os.POSIX_FADV_DONTNEED)
 
     def _write_at(self, memory: memoryview, place: int) -> int:
         if hasattr(os, "pwritev"):

@@ -141,6 +141,8 @@ def _read(source: NpyFile, block: Block, values: Array) -> None:
 def _write(target: NpyOutput, block: Block, values: Array) -> None:
     for number, run in enumerate(values.reshape(block.runs, -1)):
         target.write(block.first + number * block.step, run)
+    if block.runs == 1:
+        target.finish(block.first, block.size)
 
 
 def _for_each(
