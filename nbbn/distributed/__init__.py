@@ -1,0 +1,8 @@
+"""Past one array and one machine: statistics of dask arrays.
+
+Importing this imports none of the libraries: they are used where their objects are handed in.
+"""
+
+from nbbn.distributed.dask import dask_moments, dask_normalize
+
+__all__ = ["dask_moments", "dask_normalize"]
