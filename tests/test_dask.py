@@ -76,13 +76,6 @@ def test_moments_are_those_of_the_whole(chunks, axis):
     assert_moments(dask_moments(da.from_array(a, chunks=chunks), axis=axis), a, axis)
 
 
-def test_moments_do_not_depend_on_settings_of_dask():
-    x = da.from_array(cases.values((60, 6, 20), np.float64), chunks=(1, 6, 1))
-    found = dask_moments(x)
-    with dask.config.set(split_every=3, scheduler="synchronous"):
-        assert_same_moments(dask_moments(x), found)
-
-
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint8, "bfloat16"])
 def test_moments_and_normalizing_of_every_type(dtype):
     if dtype == "bfloat16":
