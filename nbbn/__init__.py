@@ -6,6 +6,7 @@ from nbbn._explain import explain
 from nbbn._threads import get_num_threads, num_threads, set_num_threads
 from nbbn._version import __version__
 from nbbn._warmup import warmup
+from nbbn.calibration import calibrate
 from nbbn.folding import fold_conv, fold_linear
 from nbbn.frozen import FrozenBatchNorm
 from nbbn.functional import batch_norm, batch_norm_backward, normalize
@@ -20,6 +21,7 @@ __all__ = [
     "batch_moments",
     "batch_norm",
     "batch_norm_backward",
+    "calibrate",
     "config",
     "distributed",
     "explain",

@@ -85,6 +85,54 @@ def channels(x: Array, index: int, expected: int) -> None:
         raise ValueError(f"x: expected {expected} channels along axis {index}, got shape {x.shape}")
 
 
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    own = shape[::-1]
+    return len(own) <= len(to) and all(
+        size in (1, wanted) for size, wanted in zip(own, to[::-1], strict=False)
+    )
+
+
+def per_position(name: str, value: Any, shape: tuple[int, ...], index: int) -> Array:
+    """Return what is given for each place in x, whatever the channel: of x's axes without the channel's.
+
+    Sizes may be 1. With as many dimensions as x it has size 1 along the channel axis. With fewer it
+    stands for the last of the other axes or, if it does not fit these, for the last of all axes.
+    """
+    found: Array = value if type(value) is np.ndarray else _as_ndarray(name, value, "bool")
+    others = shape[:index] + shape[index + 1 :]
+    readings = [found.shape]
+    if found.ndim <= len(shape):
+        full = (1,) * (len(shape) - found.ndim) + found.shape
+        if full[index] == 1:
+            readings.append(full[:index] + full[index + 1 :])
+    for reading in readings:
+        if _broadcasts(reading, others):
+            return found.reshape((1,) * (len(others) - len(reading)) + reading)
+    raise ValueError(
+        f"{name}: expected a shape that broadcasts to {others}, the axes of x other than the channel "
+        f"axis, or to {shape} with size 1 along axis {index}, got {found.shape}"
+    )
+
+
+def mask(value: Any, shape: tuple[int, ...], index: int) -> Array:
+    """Return a mask, booleans as in `per_position`."""
+    found = per_position("mask", value, shape, index)
+    if found.dtype != np.bool_:
+        raise TypeError(f"mask: expected dtype bool, got {_name(found.dtype)}")
+    return found
+
+
+def weights(value: Any, shape: tuple[int, ...], index: int) -> Array:
+    """Return weights, float64 as in `per_position`."""
+    found = per_position("weights", value, shape, index)
+    if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8:
+        raise TypeError(f"weights: expected dtype {FLOATS} or integers, got {_name(found.dtype)}")
+    exact = found.astype(np.float64)
+    if not (np.isfinite(exact) & (exact >= 0.0)).all():
+        raise ValueError("weights: expected finite numbers >= 0, got others")
+    return exact
+
+
 def per_channel(name: str, value: Any, count: int) -> Array:
     """Return ``value`` as an array of shape ``(count,)`` to read from."""
     found = array(name, value)
@@ -274,11 +322,13 @@ def apart(name: str, value: Array | None, others: dict[str, Array | None]) -> No
             raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
 
 
-def enough_values(count: int, correction: float, running_correction: float) -> None:
+def enough_values(
+    count: float, correction: float, running_correction: float, name: str = "x"
+) -> None:
     """Check that the variances of ``count`` values a channel are defined."""
     most = max(correction, running_correction)
     if count <= most or (count == 1 and most > 0):
         raise ValueError(
-            f"x: expected more than {max(1, math.floor(most))} values per channel for a correction "
-            f"of {most:g}, got {count}"
+            f"{name}: expected more than {max(1, math.floor(most))} values per channel for a correction "
+            f"of {most:g}, got {count:g}"
         )

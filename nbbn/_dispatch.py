@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nbbn import _machine, _threads
 from nbbn._epilogue import Epilogue
 from nbbn._jit import PLAIN, Fused, Kernel
-from nbbn._layout import Layout
+from nbbn._layout import Layout, unfolded
 from nbbn.kernels import (
     channels_first,
     channels_first_backward,
@@ -129,11 +129,23 @@ def _any(layout: Layout) -> str | None:
 
 
 def _moments(kernel: Kernel) -> Callable[..., None]:
-    def run(x: Array, layout: Layout, freedom: float, eps: float, table: Table64) -> None:
+    def run(
+        x: Array,
+        layout: Layout,
+        freedom: float,
+        eps: float,
+        table: Table64,
+        weights: Array | None = None,
+    ) -> None:
         view, strides = layout.view, layout.strides
-        _run(kernel, x, None, x, *view, *strides[0], freedom, eps, table)
+        step = _weighted(PLAIN, weights)
+        _run(kernel, x, None, x, *view, *strides[0], freedom, eps, table, weights, step=step)
 
     return run
+
+
+def _weighted(step: Fused, weights: Array | None) -> Fused:
+    return step if weights is None else step._replace(weights=weights.dtype.type)
 
 
 def _fused(
@@ -150,11 +162,10 @@ def _fused(
     of_read = iter(layout.strides[2:])
     of_residual = nothing if after.residual is None else next(of_read)
     of_grad = nothing if grad is None else next(of_read)
-    step = Fused(after.activation, after.residual is not None, grad is not None)
-    tag = (0.0,) * after.activation
+    step = Fused(len(after.tag), after.residual is not None, grad is not None)
     return (
         step,
-        (after.residual, *of_residual, tag, after.slope),
+        (after.residual, *of_residual, after.tag, after.slope),
         (grad, *of_grad),
         tuple(read),
     )
@@ -188,12 +199,14 @@ def _train_by_channel(
     eps: float,
     table: Table64,
     after: Epilogue | None = None,
+    weights: Array | None = None,
 ) -> None:
     kernel, strides = channels_first.train_channels_first, layout.strides
     step, rest, _, read = _fused(layout, after)
     streaming = is_streamed(layout, y, x, *read, joined=are_neighbours(layout))
     to = freedom, eps, table, y, *strides[1], streaming
-    _run(kernel, x, None, x, *layout.view, *strides[0], *to, *rest, step=step)
+    step = _weighted(step, weights)
+    _run(kernel, x, None, x, *layout.view, *strides[0], *to, *rest, weights, step=step)
 
 
 def _train_in_two_passes(
@@ -204,8 +217,9 @@ def _train_in_two_passes(
     eps: float,
     table: Table64,
     after: Epilogue | None = None,
+    weights: Array | None = None,
 ) -> None:
-    choose("moments", layout).run(x, layout, freedom, eps, table)
+    collect_moments(x, layout, freedom, eps, table, weights)
     choose("normalize", layout).run(x, y, layout, table, eps, after)
 
 
@@ -215,8 +229,10 @@ def _write_gradient(
     x: Array,
     grad_x: Array,
     layout: Layout,
+    count: float,
     freedom: float,
     table: Table64,
+    mask: Array | None,
     joined: bool = False,
 ) -> None:
     of_x, of_grad, of_out = layout.strides
@@ -229,35 +245,53 @@ def _write_gradient(
         x,
         *layout.view,
         *of_x,
-        float(layout.count),
+        count,
         freedom,
         table,
         grad_x,
         *of_out,
         is_streamed(layout, grad_x, x, grad_y, joined=joined),
+        mask,
+        step=_weighted(PLAIN, mask),
     )
 
 
 def _backward_by_channel(
-    grad_y: Array, x: Array, grad_x: Array, layout: Layout, freedom: float, table: Table64
+    grad_y: Array,
+    x: Array,
+    grad_x: Array,
+    layout: Layout,
+    count: float,
+    freedom: float,
+    table: Table64,
+    mask: Array | None,
 ) -> None:
     kernel = channels_first_backward.backward_channels_first
-    joined = are_neighbours(layout)
-    _write_gradient(kernel, grad_y, x, grad_x, layout, freedom, table, joined)
+    joined = mask is None and are_neighbours(layout)
+    _write_gradient(kernel, grad_y, x, grad_x, layout, count, freedom, table, mask, joined)
 
 
 def _backward_in_two_passes(
-    grad_y: Array, x: Array, grad_x: Array, layout: Layout, freedom: float, table: Table64
+    grad_y: Array,
+    x: Array,
+    grad_x: Array,
+    layout: Layout,
+    count: float,
+    freedom: float,
+    table: Table64,
+    mask: Array | None,
 ) -> None:
-    choose("gradient sums", layout).run(grad_y, x, layout, table)
-    kernel = _INPUT_GRADIENT[layout.channels_first]
-    _write_gradient(kernel, grad_y, x, grad_x, layout, freedom, table)
+    gradient_sums(grad_y, x, layout, table, mask)
+    input_gradient(grad_y, x, grad_x, layout, count, freedom, table, mask)
 
 
 def _gradient_sums(kernel: Kernel) -> Callable[..., None]:
-    def run(grad_y: Array, x: Array, layout: Layout, table: Table64) -> None:
-        view, (of_x, of_grad, _) = layout.view, layout.strides
-        _run(kernel, x, None, grad_y, *of_grad, x, *view, *of_x, table)
+    def run(
+        grad_y: Array, x: Array, layout: Layout, table: Table64, mask: Array | None = None
+    ) -> None:
+        view, (of_x, of_grad, *_) = layout.view, layout.strides
+        step = _weighted(PLAIN, mask)
+        _run(kernel, x, None, grad_y, *of_grad, x, *view, *of_x, table, mask, step=step)
 
     return run
 
@@ -318,9 +352,22 @@ def explain(operation: str, layout: Layout) -> list[str]:
     return lines
 
 
-def collect_moments(x: Array, layout: Layout, freedom: float, eps: float, table: Table64) -> None:
-    """Write the statistics of flat ``x`` to ``table`` (rows: `nbbn.kernels.table`)."""
-    choose("moments", layout).run(x, layout, freedom, eps, table)
+def collect_moments(
+    x: Array,
+    layout: Layout,
+    freedom: float,
+    eps: float,
+    table: Table64,
+    weights: Array | None = None,
+) -> None:
+    """Write the statistics of flat ``x`` to ``table`` (rows: `nbbn.kernels.table`).
+
+    ``weights`` (float64, or uint8 of 0 and 1) stand as the values of one channel do in ``layout``, without
+    gaps; here and below.
+    """
+    if weights is not None:
+        layout = unfolded(layout)
+    choose("moments", layout).run(x, layout, freedom, eps, table, weights)
 
 
 def normalize(
@@ -348,27 +395,60 @@ def train(
     eps: float,
     table: Table64,
     after: Epilogue | None = None,
+    weights: Array | None = None,
 ) -> None:
     """Write y, normalized with the statistics of x, and these to ``table``.
 
     ``table`` holds gamma and beta; ``layout`` is as for `normalize`.
     """
-    choose("train", layout).run(x, y, layout, freedom, eps, table, after)
+    choose("train", layout).run(x, y, layout, freedom, eps, table, after, weights)
 
 
 def backward(
-    grad_y: Array, x: Array, grad_x: Array, layout: Layout, freedom: float, table: Table64
+    grad_y: Array,
+    x: Array,
+    grad_x: Array,
+    layout: Layout,
+    count: float,
+    freedom: float,
+    table: Table64,
+    mask: Array | None = None,
 ) -> None:
     """Write grad_x, differentiated through the batch's statistics, and the sums to ``table``.
 
-    ``layout`` describes (x, grad_y, grad_x); ``table`` holds mean, inv_std and gamma.
+    ``layout`` describes (x, grad_y, grad_x); ``table`` holds mean, inv_std and gamma; ``count`` is the
+    number of values a channel whose statistics these are.
     """
-    choose("backward", layout).run(grad_y, x, grad_x, layout, freedom, table)
+    if mask is not None:
+        layout = unfolded(layout)
+    rest = layout, count, freedom, table, mask
+    choose("backward", layout).run(grad_y, x, grad_x, *rest)
 
 
-def gradient_sums(grad_y: Array, x: Array, layout: Layout, table: Table64) -> None:
-    """Write only the sums of `backward` to ``table``."""
-    choose("gradient sums", layout).run(grad_y, x, layout, table)
+def gradient_sums(
+    grad_y: Array, x: Array, layout: Layout, table: Table64, mask: Array | None = None
+) -> None:
+    """Write only the sums of `backward` to ``table``; ``layout`` may describe (x, grad_y)."""
+    if mask is not None:
+        layout = unfolded(layout)
+    choose("gradient sums", layout).run(grad_y, x, layout, table, mask)
+
+
+def input_gradient(
+    grad_y: Array,
+    x: Array,
+    grad_x: Array,
+    layout: Layout,
+    count: float,
+    freedom: float,
+    table: Table64,
+    mask: Array | None = None,
+) -> None:
+    """Write only grad_x of `backward`, from the sums in ``table``."""
+    if mask is not None:
+        layout = unfolded(layout)
+    kernel = _INPUT_GRADIENT[layout.channels_first]
+    _write_gradient(kernel, grad_y, x, grad_x, layout, count, freedom, table, mask)
 
 
 def move_average(average: Array, batch: Array, divisor: float, momentum: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ ACTIVATIONS = {
 class Epilogue:
     """``y = activation(affine(x) + residual)``."""
 
-    activation: int  # as in `nbbn.kernels.epilogue`
+    tag: tuple[float, ...]  # as `tag` returns it
     slope: float  # of leaky relu, below 0
     residual: Array | None
 
@@ -37,5 +37,9 @@ def make(activation: str | None, slope: float, residual: Array | None) -> Epilog
     """Return the epilogue; None where there is nothing to do."""
     if activation is None and residual is None:
         return None
-    code = epilogue.NONE if activation is None else ACTIVATIONS[activation]
-    return Epilogue(code, slope, residual)
+    return Epilogue(tag(activation), slope, residual)
+
+
+def for_backward(after: Epilogue | None) -> Epilogue | None:
+    """Return what backward needs of it: a residual only where an activation follows."""
+    return after if after is None or after.tag else replace(after, residual=None)

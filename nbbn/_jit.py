@@ -57,6 +57,7 @@ Float = float
 # What only fused steps have: see `Fused`.
 IfResidual = Annotated[NDArray[Any] | None, "y", 1, "read-only"]
 IfGradient = Annotated[NDArray[Any] | None, "y", 1, "read-only", "gradient"]
+IfWeights = Annotated[NDArray[Any] | None, "weights", 1, "read-only"]
 IfPlainResidual = Annotated[NDArray[Any] | None, "y", 2, "read-only", "any strides"]
 Activation = Annotated[tuple[float, ...], "activation"]
 IfSerial = Annotated[int | None, "serial"]
@@ -110,11 +111,12 @@ if hasattr(os, "register_at_fork"):
 
 
 class Fused(NamedTuple):
-    """What a variant of a kernel is compiled with, of all that may follow the affine map."""
+    """What a variant of a kernel is compiled with, of all that may be absent."""
 
     activation: int = 0  # how many numbers its tuple has: see `nbbn.kernels.epilogue`
     residual: bool = False
     gradient: bool = False
+    weights: Any = None  # their dtype: uint8 (a mask) or float64
 
 
 PLAIN = Fused()
@@ -140,6 +142,25 @@ def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Like ``helper``, and always inlined by LLVM: for a few operations on vectors."""
     compiled: Callable[..., Any] = njit(forceinline=True, **_INSIDE, **_OPTIONS)(function)
     return compiled
+
+
+# For functions that users' compiled code calls. What is not said here, numba takes from the function that
+# calls first: fastmath, of all.
+_ENTRY: dict[str, Any] = {
+    "error_model": "numpy",
+    "fastmath": False,
+    "forceinline": False,
+    "no_cfunc_wrapper": True,
+}
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` for calls from users' compiled code, and from Python."""
+    if not is_enabled():
+        return np.errstate(all="ignore")(function)  # as compiled code: NaN and Inf, no warning
+    dispatcher = njit(**_ENTRY)(function)
+    dispatcher._cache = DiskCache(function, _ENTRY)
+    return dispatcher
 
 
 class Kernel:
@@ -198,8 +219,10 @@ class Kernel:
             special[IfResidual] = types.none
         if not fused.gradient:
             special[IfGradient] = types.none
+        if fused.weights is None:
+            special[IfWeights] = types.none
         return tuple(
-            special[hint] if hint in special else _numba_type(hint, dtype, params)
+            special[hint] if hint in special else _numba_type(hint, dtype, params, fused.weights)
             for hint in self._arguments
         )
 
@@ -363,7 +386,7 @@ def _renamed(function: Callable[..., Any], suffix: str) -> Any:
     return twin
 
 
-def _numba_type(hint: Any, dtype: Any, params: Any) -> types.Type:
+def _numba_type(hint: Any, dtype: Any, params: Any, weights: Any = None) -> types.Type:
     if hint in _SCALARS:
         return _SCALARS[hint]
     which, ndim, access, *rest = hint.__metadata__
@@ -372,6 +395,7 @@ def _numba_type(hint: Any, dtype: Any, params: Any) -> types.Type:
         "y": np.float32 if dtype == np.uint8 else dtype,
         "params": params,
         "int64": np.int64,
+        "weights": weights,
     }
     return types.Array(
         numba.from_dtype(np.dtype(element.get(which, np.float64))),

@@ -52,6 +52,20 @@ class Layout:
         return self.outer, self.channels, self.inner, self.repeats, self.tail
 
 
+def unfolded(layout: Layout) -> Layout:
+    """Return ``layout`` such that the values of a run or row, and they alone, share their place in a mask."""
+    if layout.channels_first:
+        return layout
+    channels, inner, repeats = layout.channels, layout.inner, layout.repeats
+    rows = layout.outer * repeats + layout.tail // (channels * inner)
+    strides = [row // repeats for (row,) in layout.strides]
+    if inner == 1:
+        pairs: tuple[Strides, ...] = tuple((row,) for row in strides)
+    else:
+        pairs = tuple((row, inner) for row in strides)
+    return Layout(inner > 1, channels, layout.count, inner, rows, 1, 0, pairs)
+
+
 def describe(shape: tuple[int, ...], axis: int, itemsize: int, *strides: Strides) -> Layout | None:
     """Return the layout of arrays of ``shape`` with these ``strides`` (bytes), or None.
 

@@ -26,6 +26,7 @@ View = tuple[int | None, ...]
 REFUSED = plain.REFUSED
 OVERWRITTEN = plain.OVERWRITTEN  # as a token: x was, by its own y
 ANY = -1  # as a token: x need not be looked at
+_MOST_PLANS = 64  # shapes that a layer remembers
 _ALL = 4096  # values up to which a checksum is taken of all of them
 _SAMPLES = 256  # ... and of how many of more, about
 _FLOATS = (np.float32, np.float64)
@@ -64,6 +65,24 @@ def make_plan(shape: tuple[int, ...], index: int) -> Plan | None:
     parallel = _dispatch.is_large(size)
     direct = len(shape) == 2 and not parallel
     return Plan(shape, layout.channels, layout, sample_step(size), parallel, direct, views)
+
+
+class Plans(dict[tuple[int, ...], Plan | None]):
+    """How a layer reads contiguous arrays, by their shape: made when first asked for."""
+
+    def __init__(self, num_features: int, axis: int) -> None:
+        super().__init__()
+        self._num_features, self._axis = num_features, axis
+
+    def __missing__(self, shape: tuple[int, ...]) -> Plan | None:
+        """Remember the plan for ``shape``; None for a wrong one."""
+        index = self._axis % len(shape) if shape else 0
+        if not -len(shape) <= self._axis < len(shape) or shape[index] != self._num_features:
+            return None
+        if len(self) >= _MOST_PLANS:
+            self.clear()
+        plan = self[shape] = make_plan(shape, index)
+        return plan
 
 
 @functools.lru_cache(maxsize=1024)

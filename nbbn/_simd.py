@@ -161,13 +161,27 @@ def flat(typingctx: Any, array: Any) -> Any:
     return one(array), codegen
 
 
+def load_vector(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any = None
+) -> Any:
+    """Sixteen values as they are stored, or the first ``count`` of them and zeros."""
+    pointer = _pointer(context, builder, array_type, array, index)
+    dtype = array_type.dtype
+    if count is None:
+        return builder.load(pointer, align=_itemsize(dtype))
+    mask, vector = _first_lanes(builder, count), _stored_vector(dtype)
+    name = f"llvm.masked.load.v{LANES}{_formats.suffix(dtype)}.p0"
+    function = _declare(builder, name, vector, [pointer.type, _INT32, mask.type, vector])
+    zeros = ir.Constant(vector, [0] * LANES)
+    return builder.call(function, [pointer, _INT32(_itemsize(dtype)), mask, zeros])
+
+
 @_intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
     """Sixteen values of ``array`` from ``index`` on."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig.args[0], *args)
-        found = builder.load(pointer, align=_itemsize(array.dtype))
+        found = load_vector(context, builder, array, *args)
         return _formats.decode(builder, array.dtype, found)
 
     return _vector_of(array)(array, types.intp), codegen
@@ -178,13 +192,7 @@ def load_first(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
     """The first ``count`` (at most sixteen) values from ``index`` on, zeros behind them."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
-        mask = _first_lanes(builder, args[2])
-        vector = _stored_vector(array.dtype)
-        name = f"llvm.masked.load.v{LANES}{_formats.suffix(array.dtype)}.p0"
-        function = _declare(builder, name, vector, [pointer.type, _INT32, mask.type, vector])
-        zeros = ir.Constant(vector, [0] * LANES)
-        found = builder.call(function, [pointer, _INT32(_itemsize(array.dtype)), mask, zeros])
+        found = load_vector(context, builder, array, *args)
         return _formats.decode(builder, array.dtype, found)
 
     return _vector_of(array)(array, types.intp, types.intp), codegen
@@ -486,6 +494,7 @@ if config.DISABLE_JIT:
         any_greater,
         fence,
         first_of,
+        flat,
         fma,
         keep_first,
         load,

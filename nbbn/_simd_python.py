@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 LANES = 16
 
 
+def flat(array: NDArray[Any]) -> NDArray[Any]:
+    """The values of a contiguous array."""
+    return np.ravel(array)
+
+
 def working_dtype(array: NDArray[Any]) -> Any:
     """The dtype that values of ``array`` are computed with."""
     return np.float64 if array.dtype == np.float64 else np.float32
@@ -187,3 +192,42 @@ def total(vector: NDArray[Any]) -> Any:
         half = value.size // 2
         value = value[:half] + value[half:]
     return value[0]
+
+
+def load_weights(weights: NDArray[Any] | None, index: int) -> NDArray[Any] | None:
+    """Sixteen weights from ``index`` on; None of None, here and below."""
+    return None if weights is None else weights[index : index + LANES]
+
+
+def load_weights_first(weights: NDArray[Any] | None, index: int, count: int) -> NDArray[Any] | None:
+    """The first ``count`` weights from ``index`` on, zeros behind them."""
+    if weights is None:
+        return None
+    vector = np.zeros(LANES, weights.dtype)
+    vector[:count] = weights[index : index + count]
+    return vector
+
+
+def splat_weight(weights: NDArray[Any] | None, index: int) -> NDArray[Any] | None:
+    """A vector with one weight in every lane."""
+    return None if weights is None else np.full(LANES, weights[index])
+
+
+def where_counted(weight: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """``a`` in the lanes whose weight is not 0, ``b`` in the others."""
+    return np.where(weight != 0, a, b)
+
+
+def all_count(weight: NDArray[Any]) -> bool:
+    """Whether no lane has weight 0."""
+    return bool(np.all(weight != 0))
+
+
+def numbers_only(weights: NDArray[Any] | None) -> NDArray[Any] | None:
+    """The weights where they are numbers; None of a mask, and of None."""
+    return None if weights is None or weights.dtype == np.uint8 else weights
+
+
+def times_weight(weight: NDArray[Any], vector: NDArray[Any]) -> NDArray[Any]:
+    """``vector`` times the weights; a mask multiplies by 1."""
+    return vector if weight.dtype == np.uint8 else weight * vector

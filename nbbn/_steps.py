@@ -17,6 +17,7 @@ from nbbn._epilogue import Epilogue
 from nbbn._layout import Layout, describe
 from nbbn._layout import flat as flat_of
 from nbbn._pool import empty_like
+from nbbn._weights import Weights
 from nbbn.kernels import table as rows
 
 Array = NDArray[Any]
@@ -33,7 +34,7 @@ _layouts: dict[Any, Layout | None] = {}
 class BatchStatistics:
     """Statistics of one batch, per channel, float64: the rows of ``table``."""
 
-    count: int
+    count: float  # number of values a channel, or the sum of their weights
     table: Table64
 
     def _row(self, row: int) -> Vector64:
@@ -211,9 +212,13 @@ def _plan(x: Array, index: int, after: Epilogue | None = None) -> _plain.Plan | 
     return _plain.make_plan(x.shape, index) if plain else None
 
 
-def moments_step(x: Array, index: int) -> BatchStatistics:
-    """Return the statistics of ``x``, which is not empty."""
-    plan = _plan(x, index)
+def _in_order(weights: Weights | None, source: Array, index: int) -> Array | None:
+    return None if weights is None else weights.in_order(source, index)
+
+
+def moments_step(x: Array, index: int, weights: Weights | None = None) -> BatchStatistics:
+    """Return the statistics of ``x``, which is not empty; nor is the sum of the weights 0."""
+    plan = _plan(x, index) if weights is None else None
     if plan is not None:
         found = _plain.moments(x, plan)
         if found is not None:
@@ -221,8 +226,10 @@ def moments_step(x: Array, index: int) -> BatchStatistics:
     source = _readable(x, index)
     layout = _certain(index, source)
     table = _dispatch.statistics_table(layout.channels)
-    _dispatch.collect_moments(flat(source), layout, float(layout.count), 0.0, table)
-    return BatchStatistics(layout.count, table)
+    count = float(layout.count if weights is None else weights.total)
+    flat_weights = _in_order(weights, source, index)
+    _dispatch.collect_moments(flat(source), layout, count, 0.0, table, flat_weights)
+    return BatchStatistics(count, table)
 
 
 def update_running(
@@ -262,7 +269,7 @@ def inference_step(
     plan = _plan(x, index)
     if plan is not None:
         y = empty_like(x) if out is None else out
-        rest = () if after is None else (after.residual, (0.0,) * after.activation, after.slope)
+        rest = () if after is None else (after.residual, after.tag, after.slope)
         if _plain.infer(x, y, table, eps, plan, *rest) != _plain.REFUSED:
             return y
         del y  # its memory may serve the general way
@@ -300,14 +307,15 @@ def training_step(
     correction: float,
     out: Array | None,
     after: Epilogue | None = None,
+    weights: Weights | None = None,
 ) -> tuple[Array, BatchStatistics]:
     """Normalize with the statistics of ``x``, which is not empty; return y and the statistics."""
     channels = x.shape[index]
-    count = x.size // channels
+    count = x.size // channels if weights is None else weights.total
     params = np.empty((rows.NORMALIZE_ROWS, channels))
     params[rows.GAMMA] = 1.0 if gamma is None else gamma
     params[rows.BETA] = 0.0 if beta is None else beta
-    plan = _plan(x, index, after)
+    plan = _plan(x, index, after) if weights is None else None
     if plan is not None:
         y = empty_like(x) if out is None else out
         token, table = _plain.train(x, y, params, count - correction, eps, plan)
@@ -317,8 +325,8 @@ def training_step(
     source, target, read, layout = _views(x, index, out, *_residual(after))
     table = _dispatch.statistics_table(channels)
     table[rows.GAMMA], table[rows.BETA] = params[rows.GAMMA], params[rows.BETA]
-    fused = _flat_epilogue(after, read)
-    _dispatch.train(flat(source), flat(target), layout, count - correction, eps, table, fused)
+    rest = _flat_epilogue(after, read), _in_order(weights, source, index)
+    _dispatch.train(flat(source), flat(target), layout, count - correction, eps, table, *rest)
     return _result(target, out), BatchStatistics(count, table)
 
 
@@ -333,13 +341,14 @@ def backward_step(
     training: bool,
     out: Array | None,
     dtype: np.dtype[Any],
+    mask: Weights | None = None,
 ) -> tuple[Array, Array, Array]:
     """Return grad_x, and grad_gamma and grad_beta in ``dtype``."""
     channels = x.shape[index]
     if x.size == 0:
         zeros = np.zeros(channels, dtype)
         return (np.empty_like(x) if out is None else out), zeros, zeros.copy()
-    plan = _plan(x, index) if training else None
+    plan = _plan(x, index) if training and mask is None else None
     if plan is not None:
         statistics = np.empty((rows.STATISTICS_ROWS, channels))
         statistics[rows.MEAN], statistics[rows.INV_STD] = mean, inv_std
@@ -367,11 +376,13 @@ def backward_step(
         target = empty_like(source)
         layout = _certain(index, source, grad, target)
     flat_grad, flat_target = flat(grad), flat(target)
+    flat_mask = _in_order(mask, source, index)
     if training:
-        freedom = layout.count - correction
-        _dispatch.backward(flat_grad, flat(source), flat_target, layout, freedom, table)
+        count = float(layout.count if mask is None else mask.total)
+        rest = layout, count, count - correction, table, flat_mask
+        _dispatch.backward(flat_grad, flat(source), flat_target, *rest)
     else:
-        _dispatch.gradient_sums(flat_grad, flat(source), layout, table)
+        _dispatch.gradient_sums(flat_grad, flat(source), layout, table, flat_mask)
         # With given statistics the step is affine: grad_x = grad_y * (gamma * inv_std).
         zeros, ones = np.zeros(channels), np.ones(channels)
         scale = statistics_rows(

@@ -23,7 +23,7 @@ Array = NDArray[Any]
 _COUNTER = "num_batches_tracked"
 _OPTIONS = "options"
 _MOST_OPTIONS = 1 << 16  # bytes
-_FEW_FEATURES = 1 << 20
+FEW_FEATURES = 1 << 20
 _HEADER = re.compile(
     r"\{'descr': '(?P<dtype>[<|=][fiuU][0-9]{1,7})', 'fortran_order': False, "
     r"'shape': \((?:(?P<size>[0-9]{1,15}),)?\), \} *\n"
@@ -121,7 +121,7 @@ class StateFile:
         features = found.get("num_features")
         claimed = max((member.file_size for member in self._archive.infolist()), default=0)
         itemsize = 8 if found.get("dtype") == "float64" else 4
-        most = max(min(claimed, self._size) // itemsize, _FEW_FEATURES)
+        most = max(min(claimed, self._size) // itemsize, FEW_FEATURES)
         if not isinstance(features, int) or features > most:
             raise ValueError(f"num_features: expected what the file can hold, got {features!r}")
         return found

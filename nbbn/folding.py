@@ -192,16 +192,11 @@ def _inference_form(bn: Any) -> tuple[Vector, Vector, Vector]:
         if not all(hasattr(bn, name) for name in ("center", "scale", "shift")):
             raise TypeError(f"bn: expected a BatchNorm or FrozenBatchNorm, got {type(bn).__name__}")
         return _vector(bn.center), _vector(bn.scale), _vector(bn.shift)
-    state = bn.state_dict()  # of one moment, where another thread trains the layer
-    if "running_mean" not in state:
+    if not bn.track_running_stats:
         raise ValueError(
             "bn: expected a layer with running statistics, got track_running_stats=False"
         )
-    gamma = _vector(state.get("gamma", np.ones(bn.num_features)))
-    beta = _vector(state.get("beta", np.zeros(bn.num_features)))
-    with np.errstate(all="ignore"):
-        scale = gamma / np.sqrt(_vector(state["running_var"]) + bn.eps)
-    return _vector(state["running_mean"]), scale, beta
+    return _inference_form(bn.freeze())
 
 
 def _vector(values: Any) -> Vector:

@@ -14,8 +14,6 @@ from nbbn.kernels import table as rows
 
 Array = NDArray[Any]
 
-_MOST_PLANS = 64  # shapes that a layer remembers
-
 
 class FrozenBatchNorm:
     r"""Batch normalization with fixed statistics and parameters, for inference.
@@ -88,7 +86,7 @@ class FrozenBatchNorm:
             _checks.per_channel("shift", shift, count),
         )
         self._table.flags.writeable = False
-        self._plans: dict[tuple[int, ...], _plain.Plan | None] = {}
+        self._plans = _plain.Plans(self._num_features, self._axis)
 
     @classmethod
     def from_stats(
@@ -221,10 +219,7 @@ class FrozenBatchNorm:
         """
         plain = type(x) is np.ndarray and (out is None or type(out) is np.ndarray)
         if plain and (residual is None or type(residual) is np.ndarray):
-            try:
-                plan = self._plans[x.shape]
-            except KeyError:
-                plan = self._plan(x.shape)
+            plan = self._plans[x.shape]
             if plan is not None:
                 y: Array = empty_like(x) if out is None else out
                 fused = residual, self._tag, self._negative_slope
@@ -243,16 +238,6 @@ class FrozenBatchNorm:
         given: Array = found if out is None else out
         return given
 
-    def _plan(self, shape: tuple[int, ...]) -> _plain.Plan | None:
-        """Remember how to read contiguous arrays of this shape; None for a wrong one."""
-        index = self._axis % len(shape) if shape else 0
-        if not -len(shape) <= self._axis < len(shape) or shape[index] != self._num_features:
-            return None
-        if len(self._plans) >= _MOST_PLANS:
-            self._plans.clear()
-        plan = self._plans[shape] = _plain.make_plan(shape, index)
-        return plan
-
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_plans"}
 
@@ -260,7 +245,7 @@ class FrozenBatchNorm:
         vars(self).update(state)
         self._table = self._table.copy()
         self._table.flags.writeable = False
-        self._plans = {}
+        self._plans = _plain.Plans(self._num_features, self._axis)
 
     def __repr__(self) -> str:
         shown = [f"{self._num_features} channels", f"axis={self._axis}"]

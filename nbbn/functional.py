@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _checks
+from nbbn import _checks, _weights
 from nbbn._epilogue import Epilogue, make
 from nbbn._steps import (
     backward_step,
@@ -130,6 +130,7 @@ def batch_norm(
     axis: int = 1,
     correction: float = 0,
     running_correction: float = 1,
+    mask: Any = None,
     residual: Any = None,
     activation: str | None = None,
     negative_slope: float = 0.01,
@@ -166,6 +167,10 @@ def batch_norm(
     running_correction : float, default 1
         Degrees of freedom taken off in the variance that enters ``running_var``: unbiased by
         default, as in PyTorch; 0 is Keras's and ONNX's convention.
+    mask : array_like of bool, optional
+        True where a value enters the batch's statistics, as in `batch_moments`. Every output is computed.
+        Where all are masked, the running statistics are used (mean 0 and variance 1 in place of None) and
+        nothing is updated.
     residual : array_like, optional
         Added before the activation, in the same pass; of the shape and dtype of the result.
     activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
@@ -220,6 +225,7 @@ def batch_norm(
     epsilon = _checks.real("eps", eps, 0.0)
     taken = _checks.real("correction", correction, 0.0)
     running_taken = _checks.real("running_correction", running_correction, 0.0)
+    weights = _weights.of_mask(mask, values.shape, index)
     after = _after(activation, negative_slope, residual, values, values.dtype)
     target = None if out is None else _checks.out("out", out, values)
     if not _checks.flag("training", training):
@@ -237,8 +243,16 @@ def batch_norm(
     _checks.apart("running_var", variances, {"out": target})
     if values.size == 0:
         return np.empty_like(values) if out is None else _same(out)
-    _checks.enough_values(values.size // channels, taken, running_taken)
-    y, statistics = training_step(values, index, gammas, betas, epsilon, taken, target, after)
+    if weights is not None and weights.total == 0.0:
+        mean = np.zeros(channels) if means is None else means
+        var = np.ones(channels) if variances is None else variances
+        table = statistics_rows(mean, var, gammas, betas)
+        y = inference_step(values, index, table, epsilon, target, after)
+        return y if out is None else _same(out)
+    count = values.size // channels if weights is None else weights.total
+    _checks.enough_values(count, taken, running_taken, "x" if weights is None else "mask")
+    rest = target, after, weights
+    y, statistics = training_step(values, index, gammas, betas, epsilon, taken, *rest)
     update_running(means, variances, statistics, weight, running_taken)
     return y if out is None else _same(out)
 
@@ -252,6 +266,7 @@ def batch_norm_backward(
     *,
     axis: int = 1,
     training: bool = True,
+    mask: Any = None,
     correction: float = 0,
     out: Any = None,
 ) -> tuple[Array, Array, Array]:
@@ -264,7 +279,8 @@ def batch_norm_backward(
     .. math:: \mathrm{grad}_x = \gamma\,\mathrm{inv\_std}\left(\mathrm{grad}_y
               - \frac{g_\beta}{n} - \frac{\hat x\,g_\gamma}{n - \mathrm{correction}}\right),
 
-    in inference :math:`\mathrm{grad}_x = \mathrm{grad}_y\,\gamma\,\mathrm{inv\_std}`.
+    in inference, and for values that a mask kept out of the statistics,
+    :math:`\mathrm{grad}_x = \mathrm{grad}_y\,\gamma\,\mathrm{inv\_std}`.
 
     Parameters
     ----------
@@ -280,6 +296,10 @@ def batch_norm_backward(
         The channel axis; may be negative.
     training : bool, default True
         Whether mean and inv_std are functions of ``x`` (batch statistics) or given (running ones).
+    mask : array_like of bool, optional
+        That of the forward, as in `batch_moments`: ``n`` is the number of values that count, while
+        :math:`g_\beta` and :math:`g_\gamma` are sums over all outputs, masked ones too. Only where a masked
+        value is NaN or infinite, its ``grad_y`` enters no sum.
     correction : float, default 0
         That of the forward.
     out : ndarray, optional
@@ -330,12 +350,16 @@ def batch_norm_backward(
     through_statistics = _checks.flag("training", training)
     taken = _checks.real("correction", correction, 0.0)
     target = None if out is None else _checks.out("out", out, values)
+    weights = _weights.of_mask(mask, values.shape, index)
+    if weights is not None and weights.total == 0.0:
+        through_statistics = False  # there were none
     if through_statistics and values.size:
-        _checks.enough_values(values.size // channels, taken, 0.0)
+        count = values.size // channels if weights is None else weights.total
+        _checks.enough_values(count, taken, 0.0, "x" if weights is None else "mask")
     dtype = np.result_type(values.dtype, np.float32) if gammas is None else gammas.dtype
     vectors = means, inverse, gammas
     grad_x, grad_gamma, grad_beta = backward_step(
-        gradient, values, index, *vectors, taken, through_statistics, target, dtype
+        gradient, values, index, *vectors, taken, through_statistics, target, dtype, weights
     )
     return (grad_x if out is None else _same(out)), grad_gamma, grad_beta
 

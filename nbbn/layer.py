@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _checks, _epilogue, _plain, _storage
+from nbbn import _checks, _epilogue, _plain, _storage, _weights
 from nbbn._epilogue import Epilogue
 from nbbn._pool import empty_like
 from nbbn._steps import (
+    BatchStatistics,
     activation_gradient_step,
     backward_step,
     inference_step,
@@ -23,12 +24,13 @@ from nbbn._steps import (
     update_running_rows,
 )
 from nbbn._threads import new_lock
+from nbbn._weights import Weights
 from nbbn.frozen import FrozenBatchNorm
 from nbbn.kernels import table as rows
+from nbbn.moments import Moments, of_statistics
 
 Array = NDArray[Any]
 
-_MOST_PLANS = 64  # shapes that a layer remembers
 _ON_NONFINITE = ("propagate", "raise", "skip")
 
 
@@ -43,6 +45,7 @@ class _Forward(NamedTuple):
     plan: _plain.Plan | None
     after: Epilogue | None = None
     residual_token: int | bytes = b""
+    weights: Weights | None = None
 
 
 class BatchNorm:
@@ -192,9 +195,11 @@ class BatchNorm:
         self._last: _Forward | None = None
         most = max(self._correction, self._running_correction)
         self._too_few = max(1.0, most) if most > 0.0 else 0.0  # values a channel, to train with
-        self._plans: dict[tuple[int, ...], _plain.Plan | None] = {}
+        self._plans = _plain.Plans(self._num_features, self._axis)
         self._here = threading.local()  # .last: the last forward of this thread
         self._lock = new_lock(self)
+        self._collected: Moments | None = None  # inside `nbbn.calibrate`
+        self._num_collected = 0  # batches
 
     @property
     def num_features(self) -> int:
@@ -354,7 +359,13 @@ class BatchNorm:
             self._table[_ROWS[name]] = found
 
     def __call__(
-        self, x: Any, *, training: bool | None = None, residual: Any = None, out: Any = None
+        self,
+        x: Any,
+        *,
+        training: bool | None = None,
+        mask: Any = None,
+        residual: Any = None,
+        out: Any = None,
     ) -> Array:
         """Normalize ``x``; in training also update the running statistics.
 
@@ -364,6 +375,11 @@ class BatchNorm:
             With C entries along the channel axis; any memory layout.
         training : bool, optional
             The mode of this call; by default ``self.training``.
+        mask : array_like of bool, optional
+            True where a value enters the batch's statistics, in all channels: of the shape of ``x`` with
+            size 1 along the channel axis, or of the shape of ``x`` without the channel axis; either may
+            be broadcast. What is masked may be NaN. Every output is computed. Where all are masked, the
+            running statistics are used (or mean 0 and variance 1) and nothing changes.
         residual : array_like, optional
             Added before the activation, in the same pass; of the shape and dtype of ``x``.
         out : ndarray, optional
@@ -396,13 +412,18 @@ class BatchNorm:
         array([0., 0., 0.], dtype=float32)
         >>> bn.num_batches_tracked
         1
+
+        Of the second of two sequences, of three steps, only the first one counts:
+
+        >>> steps = np.arange(18, dtype=np.float32).reshape(2, 3, 3)
+        >>> bn = nbbn.BatchNorm(3, axis=-1)
+        >>> y = bn(steps, mask=np.array([[True, True, True], [True, False, False]]))
+        >>> bn.batch_mean
+        array([4.5, 5.5, 6.5])
         """
-        plain = type(x) is np.ndarray and (out is None or type(out) is np.ndarray)
+        plain = mask is None and type(x) is np.ndarray and (out is None or type(out) is np.ndarray)
         if plain and (residual is None or type(residual) is np.ndarray):
-            try:
-                plan = self._plans[x.shape]
-            except KeyError:
-                plan = self._plan(x.shape)
+            plan = self._plans[x.shape]
             if plan is not None:
                 mode = self._training if training is None else training
                 found = self._call_plain(x, mode, residual, out, plan)
@@ -412,26 +433,17 @@ class BatchNorm:
         values = _checks.array("x", x, _checks.HALVES)
         index = _checks.axis(self._axis, values.ndim)
         _checks.channels(values, index, self._num_features)
+        weights = _weights.of_mask(mask, values.shape, index)
         mode = self.training if training is None else _checks.flag("training", training)
         if residual is not None:
             added = _checks.gradient("residual", residual, values)
             after = _epilogue.make(self._activation, self._negative_slope, added.view())
         target = None if out is None else _checks.out("out", out, values)
         if mode or self._running_mean is None:
-            y = self._train(values, index, target, mode, after)
+            y = self._train(values, index, target, mode, after, weights)
         else:
-            y = self._infer(values, index, target, after)
+            y = self._infer(values, index, target, after, weights)
         return y if out is None else out  # a subclass or a tensor too
-
-    def _plan(self, shape: tuple[int, ...]) -> _plain.Plan | None:
-        """Remember how to read contiguous arrays of this shape; None for a wrong one."""
-        index = self._axis % len(shape) if shape else 0
-        if not -len(shape) <= self._axis < len(shape) or shape[index] != self._num_features:
-            return None
-        if len(self._plans) >= _MOST_PLANS:
-            self._plans.clear()
-        plan = self._plans[shape] = _plain.make_plan(shape, index)
-        return plan
 
     def _call_plain(
         self, x: Array, training: Any, residual: Any, out: Any, plan: _plain.Plan
@@ -447,14 +459,15 @@ class BatchNorm:
             after = self._after
             of_residual: int | bytes = b""
             if residual is not None:
-                after = _epilogue.make(self._activation, self._negative_slope, residual.view())
+                added = residual.view() if self._tag else None
+                after = Epilogue(self._tag, self._negative_slope, added)
                 of_residual = self._residual_token(residual, out)
             fused = residual, self._tag, self._negative_slope
             token = _plain.infer(x, y, table, eps, plan, *fused)
             if token == _plain.REFUSED:
                 return None
             # As `_Forward(...)`, which would take 0.1 us more of the 3 that a small call takes.
-            parts = x.view(), False, table, eps, token, None, after, of_residual
+            parts = x.view(), False, table, eps, token, None, after, of_residual, None
             last = tuple.__new__(_Forward, parts)
             self._last = self._here.last = last
             return y
@@ -484,45 +497,92 @@ class BatchNorm:
             return _token(x, out), b""
         return _token(x, out), self._residual_token(after.residual, out)
 
-    def _infer(self, x: Array, index: int, out: Array | None, after: Epilogue | None) -> Array:
+    def _infer(
+        self,
+        x: Array,
+        index: int,
+        out: Array | None,
+        after: Epilogue | None,
+        weights: Weights | None,
+    ) -> Array:
         with self._lock:  # a snapshot: another thread may be training
             table = self._table.copy()
         tokens = self._tokens(x, out, after)
         y = inference_step(x, index, table, self._eps, out, after)
-        last = _Forward(x.view(), False, table, self._eps, tokens[0], None, after, tokens[1])
+        kept = _epilogue.for_backward(after)
+        last = _Forward(
+            x.view(), False, table, self._eps, tokens[0], None, kept, tokens[1], weights
+        )
         self._last = self._here.last = last
         return y
 
     def _train(
-        self, x: Array, index: int, out: Array | None, mode: bool, after: Epilogue | None
+        self,
+        x: Array,
+        index: int,
+        out: Array | None,
+        mode: bool,
+        after: Epilogue | None,
+        weights: Weights | None,
     ) -> Array:
         if x.size == 0:
             nothing = np.zeros((rows.STATISTICS_ROWS, self._num_features))
-            last = _Forward(x, True, nothing, self._eps, b"", None, after)
+            last = _Forward(x, True, nothing, self._eps, b"", None, _epilogue.for_backward(after))
             self._last = self._here.last = last
             return np.empty_like(x) if out is None else out
-        count = x.size // self._num_features
-        _checks.enough_values(count, self._correction, self._running_correction)
+        if weights is not None and weights.total == 0.0:
+            return self._infer(x, index, out, after, weights)
+        count = x.size // self._num_features if weights is None else weights.total
+        name = "x" if weights is None else "mask"
+        _checks.enough_values(count, self._correction, self._running_correction, name)
         if out is not None and self._on_nonfinite == "raise":
-            self._accepts(moments_step(x, index).table, count)
+            self._accepts(moments_step(x, index, weights).table, count)
         tokens = self._tokens(x, out, after)
         gamma, beta = self._table[rows.GAMMA], self._table[rows.BETA]
-        y, found = training_step(x, index, gamma, beta, self._eps, self._correction, out, after)
-        table, eps = found.table, self._eps
-        last = _Forward(x.view(), True, table, eps, tokens[0], None, after, tokens[1])
+        options = self._eps, self._correction, out, after, weights
+        y, found = training_step(x, index, gamma, beta, *options)
+        kept = _epilogue.for_backward(after)
+        parts = found.table, self._eps, tokens[0], None, kept, tokens[1], weights
+        last = _Forward(x.view(), True, *parts)
         self._learn(last, count, mode)
         return y
 
-    def _learn(self, last: _Forward, count: int, mode: bool) -> None:
+    def _learn(self, last: _Forward, count: float, mode: bool) -> None:
         """Keep what a training forward of ``count`` values a channel found."""
         accepted = self._on_nonfinite == "propagate" or self._accepts(last.table, count)
         self._last = self._here.last = last
         with self._lock:
             self._batch = last.table
             if accepted and mode and self._running_mean is not None:
-                self._track(last.table, count)
+                if self._collected is None:
+                    self._track(last.table, count)
+                else:
+                    batch = of_statistics(BatchStatistics(count, last.table.copy()))
+                    self._collected = self._collected.merge(batch)
+                    self._num_collected += 1
 
-    def _accepts(self, table: Array, count: int) -> bool:
+    def _begin_collecting(self) -> None:
+        """Collect moments from now on, and leave the running statistics alone; see `nbbn.calibrate`."""
+        with self._lock:
+            if self._collected is not None:
+                raise ValueError(f"layers: expected none twice at a time, got {self!r} again")
+            self._collected, self._num_collected = Moments.empty(self._num_features), 0
+
+    def _end_collecting(self) -> tuple[Moments, int]:
+        """Return the moments of all the data since `_begin_collecting`, and the number of batches."""
+        with self._lock:
+            found, number = self._collected, self._num_collected
+            self._collected, self._num_collected = None, 0
+        return found or Moments.empty(self._num_features), number
+
+    def _set_population(self, moments: Moments, batches: int) -> None:
+        """Make these the running statistics."""
+        var = moments.var(self._running_correction)
+        with self._lock, np.errstate(over="ignore"):
+            self._table[rows.MEAN], self._table[rows.VAR] = moments.mean, var
+            self._counter[0] = batches
+
+    def _accepts(self, table: Array, count: float) -> bool:
         """Whether the statistics are finite, also as running ones; with "raise" they must be."""
         with np.errstate(over="ignore"):
             mean = table[rows.MEAN].astype(self._dtype)
@@ -538,7 +598,7 @@ class BatchNorm:
             )
         return False
 
-    def _track(self, table: Array, count: int) -> None:
+    def _track(self, table: Array, count: float) -> None:
         number = self.num_batches_tracked + 1
         momentum = 1.0 / number if self._momentum is None else self._momentum
         divisor = count - self._running_correction
@@ -550,8 +610,9 @@ class BatchNorm:
         That is the last one of the calling thread, or of any thread where this one made none.
         Sets ``grad_gamma`` and ``grad_beta`` (None where there is no gamma or beta), and
         ``grad_residual`` where the forward had a residual (``grad_y`` itself where there is no
-        activation); does not accumulate. After a training forward the gradient goes through the batch's statistics;
-        after an inference forward ``grad_x = grad_y * gamma * inv_std``.
+        activation); does not accumulate. After a training forward the gradient goes through the batch's
+        statistics, where a mask let a value into them; after an inference forward
+        ``grad_x = grad_y * gamma * inv_std``.
 
         Parameters
         ----------
@@ -621,6 +682,7 @@ class BatchNorm:
             last.training,
             target,
             self._dtype,
+            last.weights,
         )
         self.grad_gamma = None if self._gamma is None else grad_gamma
         self.grad_beta = None if self._beta is None else grad_beta
@@ -632,7 +694,7 @@ class BatchNorm:
     ) -> tuple[Array, Array | None]:
         """Return the gradient with respect to the activation's argument, and to the residual."""
         residual = after.residual
-        if after.activation == 0:
+        if not after.tag:
             # Shared with the user's grad_y, unless grad_x is about to be written over it.
             shared = out is None or not overlap(out, grad_y)
             return grad_y, grad_y if shared else grad_y.copy()
@@ -963,6 +1025,8 @@ _PRIVATE = frozenset(
         "_plans",
         "_after",
         "_tag",
+        "_collected",
+        "_num_collected",
     )
 )
 _DEFAULTS = BatchNorm(1)._options()

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _checks
-from nbbn._steps import moments_step
+from nbbn import _checks, _weights
+from nbbn._steps import BatchStatistics, moments_step
 
 Vector = NDArray[np.float64]
 
@@ -188,7 +188,7 @@ class Moments:
             raise ValueError("batches: expected at least one batch, got none")
         return found
 
-    def update(self, x: Any, axis: int = 1) -> Moments:
+    def update(self, x: Any, axis: int = 1, mask: Any = None) -> Moments:
         """Return the moments of the data so far and ``x`` together; a new value.
 
         Parameters
@@ -197,6 +197,8 @@ class Moments:
             As in `batch_moments`.
         axis : int, default 1
             The channel axis of ``x``.
+        mask : array_like of bool, optional
+            True where a value counts, as in `batch_moments`.
 
         Returns
         -------
@@ -214,7 +216,7 @@ class Moments:
         >>> nbbn.Moments.empty(1).update(np.array([[2.0], [4.0]])).mean
         array([3.])
         """
-        return self.merge(batch_moments(x, axis=axis))
+        return self.merge(batch_moments(x, axis=axis, mask=mask))
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both data sets together; ``a + b`` is the same.
@@ -360,30 +362,48 @@ def _add_to_pair(high: Vector, low: Vector, value: Vector) -> tuple[Vector, Vect
     return total, np.where(np.isfinite(error), error, 0.0)
 
 
-def batch_moments(x: Any, *, axis: int = 1) -> Moments:
+def of_statistics(found: BatchStatistics) -> Moments:
+    """Return the moments that `nbbn._steps` found; its table is read-only from then on."""
+    found.table.flags.writeable = False  # and with it every row that is taken from now on
+    rows = found.mean, found.mean_low, found.m2, np.zeros(found.m2.size)
+    return Moments._restore(float(found.count), *rows)
+
+
+def batch_moments(x: Any, *, axis: int = 1, mask: Any = None, weights: Any = None) -> Moments:
     r"""Return count, mean and m2 of each channel of ``x``, in one pass over its memory.
 
-    .. math:: \bar x_c = \frac1n \sum_i x_{ic}, \qquad M_{2,c} = \sum_i (x_{ic} - \bar x_c)^2
+    .. math:: n = \sum_i w_i, \qquad \bar x_c = \frac1n \sum_i w_i x_{ic}, \qquad
+              M_{2,c} = \sum_i w_i (x_{ic} - \bar x_c)^2
+
+    with weights of 1, or 0 where masked, unless they are given.
 
     Parameters
     ----------
-    x : array_like of float32 or float64
+    x : array_like of float32, float64, float16, bfloat16 or uint8
         Of any number of dimensions from 1 up and any memory layout.
     axis : int, default 1
         The channel axis; statistics are taken over all the others. May be negative.
+    mask : array_like of bool, optional
+        True where a value counts, in all channels: of the shape of ``x`` with size 1 along the channel
+        axis, or of the shape of ``x`` without the channel axis; either may be broadcast. What is masked
+        may be NaN.
+    weights : array_like of real numbers, optional
+        Weight of each value, finite and >= 0, in shapes as ``mask``; where it is 0, the value may be NaN.
 
     Returns
     -------
     Moments
         float64, whatever the dtype of ``x``: as accurate as sums in float64 about a value of the
-        data, blocked and merged. An empty ``x`` gives count 0.
+        data, blocked and merged. ``count`` is the number of values per channel that count, or the sum
+        of their weights. An empty ``x``, and one that is masked everywhere, give count 0.
 
     Raises
     ------
     TypeError
         For any other dtype, and for masked arrays.
     ValueError
-        Where ``axis`` is out of range, or there are no channels.
+        Where ``axis`` is out of range, there are no channels, a shape does not fit, or a weight is negative
+        or not finite.
 
     See Also
     --------
@@ -405,14 +425,19 @@ def batch_moments(x: Any, *, axis: int = 1) -> Moments:
     >>> x = np.array([[2.0, 10.0], [0.0, 10.0], [2.0, 10.0], [4.0, 10.0]])
     >>> nbbn.batch_moments(x)
     Moments(count=4, mean=array([ 2., 10.]), m2=array([8., 0.]))
+
+    Two sequences of three steps and two channels, the second one padded:
+
+    >>> steps = np.array([[[2.0, 1], [0, 1], [2, 1]], [[4, 1], [np.nan, 1], [0, 1]]])
+    >>> mask = np.array([[True, True, True], [True, False, False]])
+    >>> nbbn.batch_moments(steps, axis=-1, mask=mask)
+    Moments(count=4, mean=array([2., 1.]), m2=array([8., 0.]))
     """
     values = _checks.array("x", x, _checks.STORED)
     index = _checks.axis(axis, values.ndim)
-    if values.size == 0:
-        if values.shape[index] == 0:
-            raise ValueError(f"x: expected at least one channel, got shape {values.shape}")
+    if values.shape[index] == 0:
+        raise ValueError(f"x: expected at least one channel, got shape {values.shape}")
+    found = _weights.make(mask, weights, values.shape, index)
+    if values.size == 0 or (found is not None and found.total == 0.0):
         return Moments.empty(values.shape[index])
-    found = moments_step(values, index)
-    found.table.flags.writeable = False  # and with it every row that is taken from now on
-    rows = found.mean, found.mean_low, found.m2, np.zeros(found.m2.size)
-    return Moments._restore(float(found.count), *rows)
+    return of_statistics(moments_step(values, index, found))

@@ -48,12 +48,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numba import njit, typeof, types
+from numba import typeof, types
 from numba.extending import overload
 
-from nbbn._cache import DiskCache
-from nbbn._jit import helper, is_enabled
+from nbbn._jit import entry, helper
 from nbbn._layout import SMALL_INNER
 from nbbn._simd import LANES, flat
 from nbbn.kernels.samples import (
@@ -69,25 +67,6 @@ from nbbn.kernels.samples import (
 __all__ = ["moments", "normalize"]
 
 _FEW_VALUES = 1 << 12  # coefficients are read where they stand
-
-# What is not said here, numba takes from the function that calls first: fastmath, of all.
-_OPTIONS: dict[str, Any] = {
-    "error_model": "numpy",
-    "fastmath": False,
-    "forceinline": False,
-    "no_cfunc_wrapper": True,
-}
-
-_flat = flat if is_enabled() else np.ravel
-
-
-def _entry(function: Callable[..., Any]) -> Any:
-    """Compile ``function`` for calls from compiled code, and from Python."""
-    if not is_enabled():
-        return np.errstate(all="ignore")(function)  # as compiled code: NaN and Inf, no warning
-    dispatcher = njit(**_OPTIONS)(function)
-    dispatcher._cache = DiskCache(function, _OPTIONS)
-    return dispatcher
 
 
 def _check_array(name: str, given: types.Type, ndim: int, dtypes: str, written: bool) -> None:
@@ -147,7 +126,7 @@ def _fill(array: Any, value: float) -> None:
         array[i] = value
 
 
-@_entry
+@entry
 def normalize(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
     r"""Write ``out3 = (x3 - center) * scale + shift``, for each channel with its own numbers.
 
@@ -189,7 +168,7 @@ def normalize(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
     """
     _check_normalize(x3, center, scale, shift, out3)
     outer, channels, inner = x3.shape
-    x, y = _flat(x3), _flat(out3)
+    x, y = flat(x3), flat(out3)
     fits = center.size == channels and scale.size == channels and shift.size == channels
     if not fits or out3.shape != x3.shape:
         _fill(y, math.nan)
@@ -207,7 +186,7 @@ def normalize(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
         normalize_columns(x, outer, channels, inner, center, scale, shift, y)
 
 
-@_entry
+@entry
 def moments(x3: Any, mean: Any, m2: Any) -> float:
     r"""Write the mean and the sum of squared deviations of each channel; return the count.
 
@@ -273,7 +252,7 @@ def moments(x3: Any, mean: Any, m2: Any) -> float:
         _fill(mean, 0.0)
         _fill(m2, 0.0)
         return 0.0
-    x = _flat(x3)
+    x = flat(x3)
     if channels == 1:
         outer, inner = 1, count
     if count == 1:

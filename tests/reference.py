@@ -96,6 +96,66 @@ def exact_moments(values):
     return count, summed / count, sum(v * v for v in numbers) - summed * summed / count
 
 
+def weighted_moments(x, weights, axis=1):
+    """count = sum(w), mean = sum(w x) / count, m2 = sum(w (x - mean)^2), per channel.
+
+    `weights` has the shape of x without the channel axis; values of weight 0 are left out.
+    """
+    w = np.asarray(weights, dtype=np.float64).reshape(-1)
+    rows, w = channels(x, axis)[:, w > 0], w[w > 0]
+    count = total(w)
+    mean, m2 = np.zeros(len(rows)), np.zeros(len(rows))
+    for c, values in enumerate(rows):
+        high = total(w * values) / count
+        low = total(w * (values - high)) / count
+        mean[c] = high + low
+        m2[c] = total(w * ((values - high) - low) ** 2)
+    return count, mean, m2
+
+
+def masked_deviations(x, mask, axis=1):
+    """x - mean for every value, as (C, n), and the mean (C,), which is that of the values that count."""
+    rows, where = channels(x, axis), np.asarray(mask).reshape(-1)
+    centred, mean = np.empty_like(rows), np.zeros(rows.shape[0])
+    for c, values in enumerate(rows):
+        high, low = split_mean(values[where])
+        centred[c], mean[c] = (values - high) - low, high + low
+    return centred, mean
+
+
+def masked_training(x, mask, gamma=None, beta=None, *, axis=1, eps=1e-5, correction=0):
+    """`training` with the mean and variance of the values where mask is True; y is computed everywhere."""
+    where = np.asarray(mask).reshape(-1)
+    centred, mean = masked_deviations(x, mask, axis)
+    m2 = np.array([total(row * row) for row in centred[:, where]])
+    var = m2 / (np.count_nonzero(where) - correction)
+    return _affine(x, centred, mean, var, gamma, beta, axis, eps)
+
+
+def masked_backward(grad_y, x, mask, gamma=None, *, axis=1, eps=1e-5, correction=0):
+    """`backward`, where only the n values that count are in mean and var, but every output has a gradient.
+
+    The sums over dy are over all outputs. What does not count has only the direct term, dy gamma s. The
+    outputs of NaN or Inf that do not count are left out of the sums.
+    """
+    where = np.asarray(mask).reshape(-1)
+    centred, mean = masked_deviations(x, mask, axis)
+    dy = channels(grad_y, axis)
+    n = np.count_nonzero(where)
+    var = np.array([total(row * row) for row in centred[:, where]]) / (n - correction)
+    s = 1.0 / np.sqrt(var + eps)
+    g = ones_or(gamma, mean)
+    left_out = ~where & ~np.isfinite(centred)
+    counted_dy, centred = np.where(left_out, 0.0, dy), np.where(left_out, 0.0, centred)
+    sum_dy = np.array([total(row) for row in counted_dy])
+    sum_dy_d = np.array([total(row) for row in counted_dy * centred])
+    direct = (g * s)[:, None] * dy
+    through_mean = (g * s * sum_dy / n)[:, None]
+    through_var = (g * s**3 * sum_dy_d / (n - correction))[:, None] * centred
+    grad_x = direct - np.where(where, through_mean + through_var, 0.0)
+    return Gradients(unchannels(grad_x, np.shape(x), axis), sum_dy_d * s, sum_dy)
+
+
 def training(x, gamma=None, beta=None, *, axis=1, eps=1e-5, correction=0):
     """y = (x - mean) / sqrt(m2 / (n - correction) + eps) * gamma + beta."""
     centred, mean = deviations(x, axis)

@@ -33,6 +33,11 @@ BITS = """
         results += [nbbn.normalize(x, mean, var, gamma, beta)]
         for training in (True, False):
             results += nbbn.batch_norm_backward(x[::-1], x, mean, var, gamma, training=training)
+        mask = rng.random((len(x), *x.shape[2:])) < 0.7
+        weighted = nbbn.batch_moments(x, weights=mask * rng.random(mask.shape))
+        results += [weighted.mean, weighted.m2]
+        bn = nbbn.BatchNorm(channels)
+        results += [bn(x, mask=mask), bn.backward(x[::-1]), bn.grad_gamma, bn.running_var]
         for result in results:
             digest.update(np.ascontiguousarray(result).tobytes())
     print(digest.hexdigest(), len(arrays))

@@ -20,7 +20,6 @@ Array = NDArray[Any]
 _METADATA = "__metadata__"
 _OPTIONS = "nbbn.BatchNorm"
 _DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
-_FEATURES = 1 << 20  # what a layer without arrays may have: 32 MB at most
 
 
 def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
@@ -166,7 +165,9 @@ def _load_own(file: _File) -> BatchNorm:
     training = options.pop("training")
     shapes = [entry["shape"] for name, entry in file.entries.items() if name != _layers.COUNTER]
     features = options["num_features"]  # the layer takes memory for that many
-    if any(shape != [features] for shape in shapes) or (not shapes and features > _FEATURES):
+    if any(shape != [features] for shape in shapes) or (
+        not shapes and features > _storage.FEW_FEATURES
+    ):
         raise ValueError(f"num_features: expected that of the arrays, {shapes}, got {features!r}")
     bn = BatchNorm(**options).train(training)
     bn.load_state_dict({name: file.read(name) for name in file.entries})

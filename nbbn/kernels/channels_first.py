@@ -19,6 +19,7 @@ from nbbn._jit import (
     Float,
     IfGradient,
     IfResidual,
+    IfWeights,
     In,
     Int,
     Out,
@@ -54,6 +55,9 @@ from nbbn.kernels.welford import (
     is_ill_conditioned,
     merge_weights,
     moments_from_sums,
+    weigh,
+    weighed,
+    weight_of,
     worst_condition,
 )
 
@@ -85,53 +89,108 @@ def piece_of_channel(piece: int, outer: int, inner: int) -> tuple[int, int, int,
 
 @helper
 def sums_about(
-    x: Any, start: int, rows: int, row_stride: int, length: int, ahead: int, k: float
+    x: Any,
+    start: int,
+    rows: int,
+    row_stride: int,
+    length: int,
+    ahead: int,
+    k: float,
+    weights: Any,
+    at: int,
 ) -> tuple[float, float]:
-    """Return ``sum(x - k)`` and ``sum((x - k)**2)`` over some rows, in float64.
+    """Return ``sum(w * (x - k))`` and ``sum(w * (x - k)**2)`` over some rows, in float64.
 
-    What stands ``ahead`` of each value, the next channel of the same sample, is asked for.
+    The weights stand without gaps from ``at`` on; without them w is 1. What stands ``ahead`` of each
+    value, the next channel of the same sample, is asked for.
     """
     shift = splat(k)
     s0 = s1 = q0 = q1 = splat(0.0)
     for row in range(rows):
         i = start + row * row_stride
+        j = at + row * length
         stop = i + length
         while i + 2 * LANES <= stop:
             prefetch(x, i + ahead)
             prefetch(x, i + ahead + LANES)
-            d0 = widen(load(x, i)) - shift
-            d1 = widen(load(x, i + LANES)) - shift
-            s0 = s0 + d0
-            s1 = s1 + d1
-            q0 = fma(d0, d0, q0)
-            q1 = fma(d1, d1, q1)
+            d0, w0 = weighed(widen(load(x, i)) - shift, weight_of(weights, j, LANES))
+            d1, w1 = weighed(
+                widen(load(x, i + LANES)) - shift, weight_of(weights, j + LANES, LANES)
+            )
+            s0 = s0 + w0
+            s1 = s1 + w1
+            q0 = fma(w0, d0, q0)
+            q1 = fma(w1, d1, q1)
             i += 2 * LANES
+            j += 2 * LANES
         if i + LANES <= stop:
             prefetch(x, i + ahead)
-            d0 = widen(load(x, i)) - shift
-            s0 = s0 + d0
-            q0 = fma(d0, d0, q0)
+            d0, w0 = weighed(widen(load(x, i)) - shift, weight_of(weights, j, LANES))
+            s0 = s0 + w0
+            q0 = fma(w0, d0, q0)
             i += LANES
+            j += LANES
         if i < stop:
             prefetch(x, i + ahead)
             d1 = keep_first(widen(load_first(x, i, stop - i)) - shift, stop - i)
-            s1 = s1 + d1
-            q1 = fma(d1, d1, q1)
+            d1, w1 = weighed(d1, weight_of(weights, j, stop - i))
+            s1 = s1 + w1
+            q1 = fma(w1, d1, q1)
     return total(s0 + s1), total(q0 + q1)
 
 
 @helper
+def weigh_pieces(weights: Any, outer: int, inner: int) -> Any:
+    """Return the sum of the weights of each piece, and which of its values is the first with one."""
+    if weights is None:
+        return np.empty((0, 2))
+    pieces = pieces_of_channel(outer, inner)
+    found = np.empty((pieces, 2))
+    for piece in range(pieces):
+        row, rows, first, length = piece_of_channel(piece, outer, inner)
+        start = row * inner + first
+        weight, lead = weigh(weights, start, start + rows * length)
+        found[piece, 0], found[piece, 1] = weight, float(lead - start)
+    return found
+
+
+@helper
+def weight_of_piece(weights: Any, piece_weights: Any, piece: int, outer: int, inner: int) -> float:
+    """Return the number of values of a piece, or the sum of their weights."""
+    if weights is None:
+        _, rows, _, length = piece_of_channel(piece, outer, inner)
+        return float(rows * length)
+    return float(piece_weights[piece, 0])
+
+
+@helper
 def piece_moments(
-    x: Any, start: int, rows: int, row_stride: int, length: int, ahead: int
+    x: Any,
+    at: int,
+    piece: int,
+    outer: int,
+    inner: int,
+    row_stride: int,
+    ahead: int,
+    weights: Any,
+    piece_weights: Any,
 ) -> tuple[float, float, float]:
-    """Return a reference ``k``, ``mean - k`` and ``m2`` of one piece."""
-    n = float(rows * length)
-    k = finite_or(value_at(x, start), 0.0)
-    s, q = sums_about(x, start, rows, row_stride, length, ahead, k)
+    """Return a reference ``k``, ``mean - k`` and ``m2`` of one piece of the channel that begins at ``at``."""
+    row, rows, first, length = piece_of_channel(piece, outer, inner)
+    start, w = at + row * row_stride + first, row * inner + first
+    n = weight_of_piece(weights, piece_weights, piece, outer, inner)
+    lead = start
+    if weights is not None:
+        if n == 0.0:
+            return 0.0, 0.0, 0.0
+        skipped = int(piece_weights[piece, 1])
+        lead = start + skipped // length * row_stride + skipped % length
+    k = finite_or(value_at(x, lead), 0.0)
+    s, q = sums_about(x, start, rows, row_stride, length, ahead, k, weights, w)
     deviation, m2 = moments_from_sums(1.0 / n, s, q)
     if is_ill_conditioned(n, deviation, m2, worst_condition(x)):
         nearer = k + deviation
-        s, q = sums_about(x, start, rows, row_stride, length, 0, nearer)
+        s, q = sums_about(x, start, rows, row_stride, length, 0, nearer, weights, w)
         deviation, m2 = moments_from_sums(1.0 / n, s, q)
         k = nearer  # and not the outlier that k was: the deviation keeps its digits
     return k, deviation, m2
@@ -139,23 +198,29 @@ def piece_moments(
 
 @helper
 def merge_pieces(
-    partial: Any, at: int, pieces: int, outer: int, inner: int
+    partial: Any, at: int, pieces: int, outer: int, inner: int, weights: Any, piece_weights: Any
 ) -> tuple[float, float, float]:
     """Return reference, ``mean - reference`` and ``m2`` of a channel from those of its pieces."""
     reference, mean, m2 = partial[at, 0], partial[at, 1], partial[at, 2]
     if pieces == 1:
         return reference, mean, m2
-    _, rows, _, length = piece_of_channel(0, outer, inner)
-    count = float(rows * length)
+    count = weight_of_piece(weights, piece_weights, 0, outer, inner)
     for piece in range(1, pieces):
-        _, rows, _, length = piece_of_channel(piece, outer, inner)
-        share, weight = merge_weights(count, float(rows * length))
+        more = weight_of_piece(weights, piece_weights, piece, outer, inner)
+        if weights is not None:
+            if more == 0.0:
+                continue
+            if count == 0.0:
+                reference, mean = partial[at + piece, 0], partial[at + piece, 1]
+                m2, count = partial[at + piece, 2], more
+                continue
+        share, weight = merge_weights(count, more)
         piece_mean = (partial[at + piece, 0] - reference) + partial[at + piece, 1]
         delta = piece_mean - mean
         # Between infinities there is no difference, but there is a mean.
         mean = mean + delta * share if math.isfinite(delta) else mean + piece_mean
         m2 += partial[at + piece, 2] + delta * delta * weight
-        count += float(rows * length)
+        count += more
     return reference, mean, m2
 
 
@@ -170,23 +235,26 @@ def collect_moments_channels_first(
     freedom: Float,
     eps: Float,
     table: OutTable64,
+    weights: IfWeights,
 ) -> None:
     """Write the statistics of each channel to ``table``; ``freedom`` is ``n - correction``.
 
-    Reads x once. Parallel over the pieces of all channels.
+    With ``weights``, (outer, inner) without gaps, n is their sum. Reads x once. Parallel over the pieces
+    of all channels.
     """
     pieces = pieces_of_channel(outer, inner)
+    piece_weights = weigh_pieces(weights, outer, inner)
     partial = np.empty((channels * pieces, 3))
     for task in prange(channels * pieces):
-        channel = task // pieces
-        row, rows, first, length = piece_of_channel(task % pieces, outer, inner)
-        start = row * outer_stride + channel * channel_stride + first
-        moments = piece_moments(x, start, rows, outer_stride, length, channel_stride)
+        at, piece = task // pieces * channel_stride, task % pieces
+        moments = piece_moments(
+            x, at, piece, outer, inner, outer_stride, channel_stride, weights, piece_weights
+        )
         partial[task, 0], partial[task, 1], partial[task, 2] = moments
     references, deviations, sums = table[MEAN], table[MEAN_LOW], table[M2]
     for channel in range(channels):
         references[channel], deviations[channel], sums[channel] = merge_pieces(
-            partial, channel * pieces, pieces, outer, inner
+            partial, channel * pieces, pieces, outer, inner, weights, piece_weights
         )
     finish_moments(table, 0, channels, freedom, eps)
 
@@ -436,19 +504,25 @@ def channels_of_group(outer: int, channels: int, inner: int) -> int:
 
 @helper
 def channel_moments(
-    x: Any, outer: int, inner: int, outer_stride: int, channel_stride: int, channel: int
+    x: Any,
+    outer: int,
+    inner: int,
+    outer_stride: int,
+    channel_stride: int,
+    channel: int,
+    weights: Any,
+    piece_weights: Any,
 ) -> Any:
     """Return reference, ``mean - reference`` and ``m2`` of a channel."""
-    start, pieces = channel * channel_stride, pieces_of_channel(outer, inner)
+    at, pieces = channel * channel_stride, pieces_of_channel(outer, inner)
+    view = outer, inner, outer_stride, channel_stride
     if pieces == 1:
-        return piece_moments(x, start, outer, outer_stride, inner, channel_stride)
+        return piece_moments(x, at, 0, *view, weights, piece_weights)
     partial = np.empty((pieces, 3))
     for piece in range(pieces):
-        row, rows, first, length = piece_of_channel(piece, outer, inner)
-        at = start + row * outer_stride + first
-        moments = piece_moments(x, at, rows, outer_stride, length, channel_stride)
+        moments = piece_moments(x, at, piece, *view, weights, piece_weights)
         partial[piece, 0], partial[piece, 1], partial[piece, 2] = moments
-    return merge_pieces(partial, 0, pieces, outer, inner)
+    return merge_pieces(partial, 0, pieces, outer, inner, weights, piece_weights)
 
 
 @kernel
@@ -471,6 +545,7 @@ def train_channels_first(
     r_channel_stride: Int,
     activation: Activation,
     slope: Float,
+    weights: IfWeights,
 ) -> None:
     """Write the statistics of each channel to ``table``, which holds gamma and beta, and ``y``.
 
@@ -478,6 +553,7 @@ def train_channels_first(
     known: where its values fit the cache, x is read from memory once and y written once. y may be x.
     Parallel over the groups.
     """
+    piece_weights = weigh_pieces(weights, outer, inner)
     form = np.empty((3, channels), working_dtype(x))
     group = channels_of_group(outer, channels, inner)
     together = group > 1 and inner >= LANES
@@ -487,7 +563,9 @@ def train_channels_first(
     for task in prange((channels + group - 1) // group):
         first, stop = task * group, min(task * group + group, channels)
         for channel in range(first, stop):
-            moments = channel_moments(x, outer, inner, outer_stride, channel_stride, channel)
+            moments = channel_moments(
+                x, outer, inner, outer_stride, channel_stride, channel, weights, piece_weights
+            )
             table[MEAN, channel], table[MEAN_LOW, channel], table[M2, channel] = moments
         finish_moments(table, first, stop, freedom, eps)
         inference_form(table, first, stop, eps, form)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbbn._jit import Float, In, Int, Out, OutTable64, Table64, helper, kernel
+from nbbn._jit import Float, IfWeights, In, Int, Out, OutTable64, Table64, helper, kernel
 from nbbn._simd import (
     LANES,
     fence,
@@ -30,10 +30,10 @@ from nbbn.kernels.channels_first import (
     pieces_of_channel,
     segments_and_rows,
 )
-from nbbn.kernels.epilogue import input_gradient, input_gradient_form
+from nbbn.kernels.epilogue import harmless, input_gradient, input_gradient_form, of_counted
 from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
 from nbbn.kernels.vectors import put
-from nbbn.kernels.welford import PIECE
+from nbbn.kernels.welford import PIECE, weight_of
 
 
 @helper
@@ -49,31 +49,38 @@ def gradient_sums(
     g_ahead: int,
     ahead: int,
     mean: float,
+    mask: Any,
+    at: int,
 ) -> tuple[float, float]:
     """Return ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` over some rows, in float64.
 
-    What stands ``g_ahead`` and ``ahead`` of each value, the next channel, is asked for.
+    The mask stands without gaps from ``at`` on. What stands ``g_ahead`` and ``ahead`` of each value, the
+    next channel, is asked for.
     """
     shift = splat(mean)
     s = h = splat(0.0)
     for row in range(rows):
         i = x_start + row * x_stride
         j = g_start + row * g_stride
+        m = at + row * length
         stop = i + length
         while i + LANES <= stop:
             prefetch(grad_y, j + g_ahead)
             prefetch(x, i + ahead)
-            g = widen(load(grad_y, j))
+            d = widen(load(x, i)) - shift
+            g, d = harmless(widen(load(grad_y, j)), d, weight_of(mask, m, LANES))
             s = s + g
-            h = fma(g, widen(load(x, i)) - shift, h)
+            h = fma(g, d, h)
             i += LANES
             j += LANES
+            m += LANES
         if i < stop:
+            n = stop - i
             prefetch(grad_y, j + g_ahead)
             prefetch(x, i + ahead)
-            g = widen(load_first(grad_y, j, stop - i))
+            d = keep_first(widen(load_first(x, i, n)) - shift, n)
+            g, d = harmless(widen(load_first(grad_y, j, n)), d, weight_of(mask, m, n))
             s = s + g
-            d = keep_first(widen(load_first(x, i, stop - i)) - shift, stop - i)
             h = fma(g, d, h)
     return total(s), total(h)
 
@@ -90,10 +97,12 @@ def backward_reduce_channels_first(
     outer_stride: Int,
     channel_stride: Int,
     table: OutTable64,
+    mask: IfWeights,
 ) -> None:
     """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``table``.
 
-    Reads both arrays once. Parallel over the pieces of all channels, added in order.
+    Where ``mask`` is 0, (outer, inner) without gaps, x may be NaN. Reads both arrays once. Parallel over
+    the pieces of all channels, added in order.
     """
     pieces = pieces_of_channel(outer, inner)
     partial = np.empty((channels * pieces, 2))
@@ -112,6 +121,8 @@ def backward_reduce_channels_first(
             g_channel_stride,
             channel_stride,
             table[GRAD_MEAN, channel],
+            mask,
+            row * inner + first,
         )
     for channel in range(channels):
         s = h = 0.0
@@ -137,32 +148,41 @@ def input_gradient_rows(
     form: Any,
     column: int,
     streaming: int,
+    mask: Any,
+    at: int,
 ) -> None:
-    """Write ``grad_x`` for some rows of one channel."""
+    """Write ``grad_x`` for some rows of one channel; their mask stands without gaps from ``at`` on."""
     a, b, c = splat(form[0, column]), splat(form[1, column]), splat(form[2, column])
     d, e, f = splat(form[3, column]), splat(form[4, column]), splat(form[5, column])
     for row in range(rows):
         i = x_start + row * x_stride
         j = g_start + row * g_stride
         k = out_start + row * out_stride
+        m = at + row * length
         stop = i + length
         n = min(to_line(grad_x, k), length) if streaming else 0
         if n > 0:
-            g, value = load_first(grad_y, j, n), load_first(x, i, n)
-            store_first(grad_x, k, n, input_gradient(g, value, a, b, c, d, e, f))
+            g = load_first(grad_y, j, n)
+            value = input_gradient(g, load_first(x, i, n), a, b, c, d, e, f)
+            store_first(grad_x, k, n, of_counted(weight_of(mask, m, n), value, g, b))
             i += n
             j += n
             k += n
+            m += n
         while i + LANES <= stop:
-            g, value = load(grad_y, j), load(x, i)
-            put(grad_x, k, input_gradient(g, value, a, b, c, d, e, f), streaming)
+            g = load(grad_y, j)
+            value = input_gradient(g, load(x, i), a, b, c, d, e, f)
+            value = of_counted(weight_of(mask, m, LANES), value, g, b)
+            put(grad_x, k, value, streaming)
             i += LANES
             j += LANES
             k += LANES
+            m += LANES
         if i < stop:
             n = stop - i
-            g, value = load_first(grad_y, j, n), load_first(x, i, n)
-            store_first(grad_x, k, n, input_gradient(g, value, a, b, c, d, e, f))
+            g = load_first(grad_y, j, n)
+            value = input_gradient(g, load_first(x, i, n), a, b, c, d, e, f)
+            store_first(grad_x, k, n, of_counted(weight_of(mask, m, n), value, g, b))
 
 
 @kernel
@@ -183,8 +203,9 @@ def backward_input_channels_first(
     out_outer_stride: Int,
     out_channel_stride: Int,
     streaming: Int,
+    mask: IfWeights,
 ) -> None:
-    """Write ``grad_x`` from the sums in ``table``.
+    """Write ``grad_x`` from the sums in ``table``; where ``mask`` is 0, ``grad_y * gamma * inv_std``.
 
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over rows.
     """
@@ -211,6 +232,8 @@ def backward_input_channels_first(
                 form,
                 c,
                 streaming,
+                mask,
+                o * inner + first,
             )
             c += 1
             if c == channels:
@@ -287,6 +310,7 @@ def sums_of_channel(
     channel_stride: int,
     channel: int,
     table: Any,
+    mask: Any,
 ) -> None:
     """Write the two sums of a channel to ``table``."""
     s = h = 0.0
@@ -304,6 +328,8 @@ def sums_of_channel(
             g_channel_stride,
             channel_stride,
             table[GRAD_MEAN, channel],
+            mask,
+            row * inner + first,
         )
         s += piece_s
         h += piece_h
@@ -328,6 +354,7 @@ def backward_channels_first(
     out_outer_stride: Int,
     out_channel_stride: Int,
     streaming: Int,
+    mask: IfWeights,
 ) -> None:
     """Write the sums and ``grad_x``, one channel (of small images, one group) after the other.
 
@@ -338,6 +365,8 @@ def backward_channels_first(
     group = channels_of_group(outer, channels, inner)
     joined = group > 1 and inner >= LANES and channel_stride == inner
     joined = joined and g_channel_stride == inner and out_channel_stride == inner
+    if mask is not None:
+        joined = False
     for task in prange((channels + group - 1) // group):
         first, stop = task * group, min(task * group + group, channels)
         for channel in range(first, stop):
@@ -352,6 +381,7 @@ def backward_channels_first(
                 channel_stride,
                 channel,
                 table,
+                mask,
             )
         input_gradient_form(table, first, stop, count, freedom, form)
         if joined:
@@ -386,6 +416,8 @@ def backward_channels_first(
                     form,
                     channel,
                     streaming,
+                    mask,
+                    0,
                 )
         if streaming:
             fence()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import prange
 
 from nbbn._jit import (
@@ -20,6 +21,7 @@ from nbbn._jit import (
     Float,
     IfGradient,
     IfResidual,
+    IfWeights,
     In,
     Int,
     Out,
@@ -40,9 +42,11 @@ from nbbn._simd import (
     store,
     store_first,
     to_line,
+    value_at,
     where_finite,
     widen,
 )
+from nbbn._simd_weights import numbers_only
 from nbbn.kernels.epilogue import affine, finish, finish_first, inference_form
 from nbbn.kernels.table import M2, MEAN, MEAN_LOW
 from nbbn.kernels.vectors import aligned_rows, load_upto, put, store_upto
@@ -51,6 +55,9 @@ from nbbn.kernels.welford import (
     finish_moments,
     merge_weights,
     moments_from_sums,
+    weigh,
+    weighed,
+    weight_of_row,
     worst_condition,
 )
 
@@ -79,23 +86,61 @@ def reference_of(x: Any, index: int, count: int) -> Any:
 
 
 @inlined
+def row_of(weights: Any, counted: Any, entry: int) -> int:
+    """Return the row that the list of those that count has there; without weights, ``entry`` itself."""
+    if weights is None:
+        return entry
+    return int(counted[entry])
+
+
+@helper
+def counted_rows(weights: Any, row: int, rows: int) -> Any:
+    """Return a list of the rows of a piece that have a weight, and their number."""
+    if weights is None:
+        return np.empty(0, np.int32), rows
+    listed = np.empty(rows, np.int32)
+    number = 0
+    for k in range(rows):
+        listed[number] = k
+        number += value_at(weights, row + k) != 0.0
+    return listed, number
+
+
+@inlined
 def strip_sums(
-    x: Any, start: int, rows: int, row_stride: int, lanes: int, k: Any, s: Any, q: Any
+    x: Any,
+    start: int,
+    rows: int,
+    row_stride: int,
+    lanes: int,
+    k: Any,
+    s: Any,
+    q: Any,
+    weights: Any,
+    at: int,
+    counted: Any,
+    first: int,
 ) -> Any:
-    """Return ``s + sum(x - k)`` and ``q + sum((x - k)**2)`` of up to sixteen columns."""
-    i = start
+    """Return ``s + sum(w * (x - k))`` and ``q + sum(w * (x - k)**2)`` of up to sixteen columns.
+
+    ``start`` is that of a piece. Its rows are those that ``counted`` lists from ``first`` on, and their
+    weights w, those of the piece, stand from ``at`` on; without weights, those from ``first`` on, and w is 1.
+    """
+    numbers = numbers_only(weights)  # what a mask lets in has weight 1
     if lanes >= LANES:
-        for _ in range(rows):
-            d = widen(load(x, i)) - k
-            s = s + d
-            q = fma(d, d, q)
-            i += row_stride
+        for entry in range(first, first + rows):
+            row = row_of(weights, counted, entry)
+            d = widen(load(x, start + row * row_stride)) - k
+            d, w = weighed(d, weight_of_row(numbers, at + row))
+            s = s + w
+            q = fma(w, d, q)
     else:
-        for _ in range(rows):
-            d = widen(load_first(x, i, lanes)) - k
-            s = s + d
-            q = fma(d, d, q)
-            i += row_stride
+        for entry in range(first, first + rows):
+            row = row_of(weights, counted, entry)
+            d = widen(load_first(x, start + row * row_stride, lanes)) - k
+            d, w = weighed(d, weight_of_row(numbers, at + row))
+            s = s + w
+            q = fma(w, d, q)
     return s, q
 
 
@@ -123,37 +168,46 @@ def piece_of_columns(
     deviation: Any,
     m2: Any,
     at: int,
+    weights: Any,
+    row: int,
+    weight: float,
 ) -> None:
     """Write reference, ``mean - reference`` and m2 of the columns ``first`` to ``stop``.
 
-    ``start`` is where the piece's first row stands in x, ``at`` where its results go.
+    ``start`` is where the piece's first row stands in x, ``at`` where its results go; ``row`` where its
+    weights begin, and ``weight`` their sum (or the number of rows).
     """
     zero = splat(0.0)
+    counted, number = counted_rows(weights, row, rows)
+    lead = start + row_of(weights, counted, 0) * row_stride
     for j in range(first, stop):
         deviation[at + j] = m2[at + j] = 0.0
-    for group in range(0, rows, GROUP):
-        depth = min(GROUP, rows - group)
+    for group in range(0, number, GROUP):
+        depth = min(GROUP, number - group)
         coming, column = start + (group + GROUP) * row_stride, first
+        if weights is not None:
+            coming = start + counted[min(group + GROUP, number - 1)] * row_stride
         for j in range(first, stop, LANES):
             column = prefetch_row(x, coming + column, column)
             if column >= stop:
                 coming, column = coming + row_stride, first
             n = stop - j
-            k = reference_of(x, start + j, n)
+            k = reference_of(x, lead + j, n)
             s, q = load_upto(deviation, at + j, n), load_upto(m2, at + j, n)
-            s, q = strip_sums(x, start + group * row_stride + j, depth, row_stride, n, k, s, q)
+            chosen = weights, row, counted, group
+            s, q = strip_sums(x, start + j, depth, row_stride, n, k, s, q, *chosen)
             store_upto(deviation, at + j, n, s)
             store_upto(m2, at + j, n, q)
-    count = float(rows)
-    share, limit = splat(1.0 / count), worst_condition(x)
+    share, limit = splat(1.0 / weight), worst_condition(x)
     for j in range(first, stop, LANES):
         n = stop - j
-        k = reference_of(x, start + j, n)
+        k = reference_of(x, lead + j, n)
         s, q = load_upto(deviation, at + j, n), load_upto(m2, at + j, n)
         mean, squares = moments_from_sums(share, s, q)
-        if any_ill_conditioned(count, mean, squares, limit):
+        if any_ill_conditioned(weight, mean, squares, limit):
             k = where_finite(k + mean, k + mean, k)  # where it is not, the sums stay as they are
-            s, q = strip_sums(x, start + j, rows, row_stride, n, k, zero, zero)
+            chosen = weights, row, counted, 0
+            s, q = strip_sums(x, start + j, number, row_stride, n, k, zero, zero, *chosen)
             mean, squares = moments_from_sums(share, s, q)
         store_upto(reference, at + j, n, k)
         store_upto(deviation, at + j, n, mean)
@@ -217,6 +271,19 @@ def channel_of_columns(
     return base, mean, total
 
 
+@helper
+def weigh_pieces_of_rows(weights: Any, rows: int, depth: int) -> Any:
+    """Return the sum of the weights of each piece of rows, or their number."""
+    pieces = (rows + depth - 1) // depth
+    found = np.empty(pieces)
+    for piece in range(pieces):
+        row, more = piece * depth, min(depth, rows - piece * depth)
+        found[piece] = float(more)
+        if weights is not None:
+            found[piece], _ = weigh(weights, row, row + more)
+    return found
+
+
 @kernel
 def collect_moments_channels_last(
     x: In,
@@ -229,14 +296,17 @@ def collect_moments_channels_last(
     freedom: Float,
     eps: Float,
     table: OutTable64,
+    weights: IfWeights,
 ) -> None:
     """Write the statistics of each channel to ``table``; ``freedom`` is ``n - correction``.
 
-    Reads x once. Parallel over pieces of rows and tiles of columns.
+    With ``weights``, one a row (then no row holds several), n is their sum. Reads x once. Parallel over
+    pieces of rows and tiles of columns.
     """
     width = channels * inner * repeats
     depth = rows_of_piece(width)
     pieces = (rows + depth - 1) // depth
+    piece_weights = weigh_pieces_of_rows(weights, rows, depth)
     tiles = (width + TILE - 1) // TILE
     bases = aligned_rows(pieces + 1, width, table).reshape(-1)
     means = aligned_rows(pieces + 1, width, table).reshape(-1)
@@ -245,26 +315,34 @@ def collect_moments_channels_last(
     for task in prange(pieces * tiles):
         piece, first = task // tiles, task % tiles * TILE
         row = piece * depth
-        piece_of_columns(
-            x,
-            row * row_stride,
-            min(depth, rows - row),
-            row_stride,
-            first,
-            min(first + TILE, width),
-            bases,
-            means,
-            squares,
-            piece * stride,
-        )
-    for piece in range(1, pieces):
-        row = piece * depth
-        count, more = float(row), float(min(depth, rows - row))
-        merge_columns(bases, means, squares, 0, piece * stride, count, more, width)
+        if piece_weights[piece] > 0.0:
+            piece_of_columns(
+                x,
+                row * row_stride,
+                min(depth, rows - row),
+                row_stride,
+                first,
+                min(first + TILE, width),
+                bases,
+                means,
+                squares,
+                piece * stride,
+                weights,
+                row,
+                piece_weights[piece],
+            )
+    into, count = 0, 0.0
+    for piece in range(pieces):
+        more = piece_weights[piece]
+        if count == 0.0:
+            into = piece * stride  # the first with any weight
+        elif more > 0.0:
+            merge_columns(bases, means, squares, into, piece * stride, count, more, width)
+        count += more
     if tail > 0:
-        at = pieces * stride
-        piece_of_columns(x, rows * row_stride, 1, row_stride, 0, tail, bases, means, squares, at)
-        merge_columns(bases, means, squares, 0, at, float(rows), 1.0, tail)
+        at, last = pieces * stride, rows * row_stride
+        piece_of_columns(x, last, 1, row_stride, 0, tail, bases, means, squares, at, None, 0, 1.0)
+        merge_columns(bases, means, squares, into, at, count, 1.0, tail)
     references, deviations, sums = table[MEAN], table[MEAN_LOW], table[M2]
     if width > channels:
         for channel in range(channels):
@@ -272,8 +350,9 @@ def collect_moments_channels_last(
                 bases, means, squares, channel, channels, inner, width, rows, tail
             )
     else:
-        references[:], deviations[:] = bases[:channels], means[:channels]
-        sums[:] = squares[:channels]
+        end = into + channels
+        references[:], deviations[:] = bases[into:end], means[into:end]
+        sums[:] = squares[into:end]
     finish_moments(table, 0, channels, freedom, eps)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from numba import prange
 
-from nbbn._jit import Float, In, Int, Out, OutTable64, Table64, helper, inlined, kernel
+from nbbn._jit import Float, IfWeights, In, Int, Out, OutTable64, Table64, helper, inlined, kernel
 from nbbn._simd import (
     LANES,
     fence,
@@ -28,9 +28,10 @@ from nbbn.kernels.channels_last import (
     rows_of_piece,
     spread,
 )
-from nbbn.kernels.epilogue import input_gradient, input_gradient_form
+from nbbn.kernels.epilogue import harmless, input_gradient, input_gradient_form, of_counted
 from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
 from nbbn.kernels.vectors import aligned_rows, load_upto, put, store_upto
+from nbbn.kernels.welford import weight_of_row
 
 
 @inlined
@@ -46,20 +47,28 @@ def strip_gradient_sums(
     k: Any,
     s: Any,
     h: Any,
+    mask: Any,
+    at: int,
 ) -> Any:
-    """Return ``s + sum(grad_y)`` and ``h + sum(grad_y * (x - k))`` of up to sixteen columns."""
+    """Return ``s + sum(grad_y)`` and ``h + sum(grad_y * (x - k))`` of up to sixteen columns.
+
+    The mask of the rows stands from ``at`` on.
+    """
     if lanes >= LANES:
-        for _ in range(rows):
-            g = widen(load(grad_y, j))
+        for row in range(rows):
+            w = weight_of_row(mask, at + row)
+            g, d = harmless(widen(load(grad_y, j)), widen(load(x, i)) - k, w)
             s = s + g
-            h = fma(g, widen(load(x, i)) - k, h)
+            h = fma(g, d, h)
             i += x_stride
             j += g_stride
     else:
-        for _ in range(rows):
-            g = widen(load_first(grad_y, j, lanes))
+        for row in range(rows):
+            w = weight_of_row(mask, at + row)
+            d = widen(load_first(x, i, lanes)) - k
+            g, d = harmless(widen(load_first(grad_y, j, lanes)), d, w)
             s = s + g
-            h = fma(g, widen(load_first(x, i, lanes)) - k, h)
+            h = fma(g, d, h)
             i += x_stride
             j += g_stride
     return s, h
@@ -80,8 +89,13 @@ def gradient_sums_of_columns(
     sums: Any,
     products: Any,
     at: int,
+    mask: Any,
+    row: int,
 ) -> None:
-    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of the columns, in float64."""
+    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of the columns, in float64.
+
+    The mask of the rows stands from ``row`` on.
+    """
     for j in range(first, stop):
         sums[at + j] = products[at + j] = 0.0
     for group in range(0, rows, GROUP):
@@ -97,8 +111,9 @@ def gradient_sums_of_columns(
             n = stop - j
             k = load_upto(mean, j, n)
             s, h = load_upto(sums, at + j, n), load_upto(products, at + j, n)
+            j_row, i_row, m = g_row + j, x_row + j, row + group
             s, h = strip_gradient_sums(
-                grad_y, g_row + j, g_stride, x, x_row + j, x_stride, depth, n, k, s, h
+                grad_y, j_row, g_stride, x, i_row, x_stride, depth, n, k, s, h, mask, m
             )
             store_upto(sums, at + j, n, s)
             store_upto(products, at + j, n, h)
@@ -131,10 +146,12 @@ def backward_reduce_channels_last(
     tail: Int,
     row_stride: Int,
     table: OutTable64,
+    mask: IfWeights,
 ) -> None:
     """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``table``.
 
-    Reads both arrays once. Parallel over pieces of rows and tiles of columns, added in order.
+    Where ``mask`` is 0, one number a row (then no row holds several), x may be NaN. Reads both arrays
+    once. Parallel over pieces of rows and tiles of columns, added in order.
     """
     means = aligned_rows(1, channels * inner * repeats, table)
     for channel in range(channels):
@@ -165,6 +182,8 @@ def backward_reduce_channels_last(
             sums,
             products,
             piece * stride,
+            mask,
+            row,
         )
     if tail > 0:
         gradient_sums_of_columns(
@@ -181,6 +200,8 @@ def backward_reduce_channels_last(
             sums,
             products,
             pieces * stride,
+            None,
+            0,
         )
     all_sums, all_products = table[SUM_GRAD], table[SUM_GRAD_DEVIATION]
     all_sums[:] = 0.0
@@ -203,14 +224,20 @@ def input_gradient_row(
     form: Any,
     column: int,
     streaming: int,
+    mask: Any,
+    row: int,
 ) -> None:
-    """Write ``grad_x`` for so many columns from j, i, k and (of the coefficients) ``column`` on."""
+    """Write ``grad_x`` for so many columns from j, i, k and (of the coefficients) ``column`` on.
+
+    The mask of the row stands at ``row``.
+    """
     grad_center, scale, center = form[0], form[1], form[2]
     inv_std, slope, rest = form[3], form[4], form[5]
     stop = column + columns
     n = min(to_line(grad_x, k), columns) if streaming else 0
+    w = weight_of_row(mask, row)
     if n > 0:
-        store_first(grad_x, k, n, input_gradient_at(form, column, n, grad_y, j, x, i))
+        store_first(grad_x, k, n, input_gradient_at(form, column, n, grad_y, j, x, i, w))
         i += n
         j += n
         k += n
@@ -218,23 +245,29 @@ def input_gradient_row(
     while column + LANES <= stop:
         a, b, c = load(grad_center, column), load(scale, column), load(center, column)
         d, e, f = load(inv_std, column), load(slope, column), load(rest, column)
-        put(grad_x, k, input_gradient(load(grad_y, j), load(x, i), a, b, c, d, e, f), streaming)
+        g = load(grad_y, j)
+        value = input_gradient(g, load(x, i), a, b, c, d, e, f)
+        put(grad_x, k, of_counted(w, value, g, b), streaming)
         i += LANES
         j += LANES
         k += LANES
         column += LANES
     if column < stop:
         n = stop - column
-        store_first(grad_x, k, n, input_gradient_at(form, column, n, grad_y, j, x, i))
+        store_first(grad_x, k, n, input_gradient_at(form, column, n, grad_y, j, x, i, w))
 
 
 @inlined
-def input_gradient_at(form: Any, column: int, n: int, grad_y: Any, j: int, x: Any, i: int) -> Any:
+def input_gradient_at(
+    form: Any, column: int, n: int, grad_y: Any, j: int, x: Any, i: int, weight: Any
+) -> Any:
     """Return ``grad_x`` at ``n`` columns of one row, from j, i and ``column`` on."""
     a, b = load_first(form[0], column, n), load_first(form[1], column, n)
     c, d = load_first(form[2], column, n), load_first(form[3], column, n)
     e, f = load_first(form[4], column, n), load_first(form[5], column, n)
-    return input_gradient(load_first(grad_y, j, n), load_first(x, i, n), a, b, c, d, e, f)
+    g = load_first(grad_y, j, n)
+    value = input_gradient(g, load_first(x, i, n), a, b, c, d, e, f)
+    return of_counted(weight, value, g, b)
 
 
 @inlined
@@ -269,8 +302,8 @@ def input_gradient_two_rows(
         column += LANES
     if column < stop:
         n = stop - column
-        upper = input_gradient_at(form, column, n, grad_y, j, x, i)
-        lower = input_gradient_at(form, column, n, grad_y, j + g_stride, x, i + x_stride)
+        upper = input_gradient_at(form, column, n, grad_y, j, x, i, None)
+        lower = input_gradient_at(form, column, n, grad_y, j + g_stride, x, i + x_stride, None)
         store_first(grad_x, k, n, upper)
         store_first(grad_x, k + out_stride, n, lower)
 
@@ -291,25 +324,30 @@ def input_gradient_block(
     stop: int,
     form: Any,
     streaming: int,
+    mask: Any,
+    at: int,
 ) -> None:
-    """Write ``grad_x`` for some rows and the columns ``first`` to ``stop``.
+    """Write ``grad_x`` for some rows, whose mask stands from ``at`` on, and the columns ``first`` to ``stop``.
 
     Rows side by side or one after the other: see `nbbn.kernels.channels_last.normalize_block`.
     """
     j, i, k = g_start + first, x_start + first, out_start + first
     width = stop - first
     row = 0
-    in_cache = x.size * x.itemsize <= SMALL
-    while in_cache and row + 2 <= rows:
-        input_gradient_two_rows(
-            grad_y, j, g_stride, x, i, x_stride, grad_x, k, out_stride, width, form, first
-        )
-        j += 2 * g_stride
-        i += 2 * x_stride
-        k += 2 * out_stride
-        row += 2
+    if mask is None:
+        in_cache = x.size * x.itemsize <= SMALL
+        while in_cache and row + 2 <= rows:
+            input_gradient_two_rows(
+                grad_y, j, g_stride, x, i, x_stride, grad_x, k, out_stride, width, form, first
+            )
+            j += 2 * g_stride
+            i += 2 * x_stride
+            k += 2 * out_stride
+            row += 2
     while row < rows:
-        input_gradient_row(grad_y, j, x, i, grad_x, k, width, form, first, streaming)
+        input_gradient_row(
+            grad_y, j, x, i, grad_x, k, width, form, first, streaming, mask, at + row
+        )
         j += g_stride
         i += x_stride
         k += out_stride
@@ -335,15 +373,18 @@ def backward_input_channels_last(
     grad_x: Out,
     out_row_stride: Int,
     streaming: Int,
+    mask: IfWeights,
 ) -> None:
-    """Write ``grad_x`` from the sums in ``table``.
+    """Write ``grad_x`` from the sums in ``table``; where ``mask`` is 0, ``grad_y * gamma * inv_std``.
 
+    The mask has one number a row; then no row holds several.
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over pieces
     of rows and tiles of columns.
     """
     width = channels * inner * repeats
     fold = 1
-    if row_stride == width and g_row_stride == width and out_row_stride == width:
+    joined = row_stride == width and g_row_stride == width and out_row_stride == width
+    if mask is None and joined:
         fold = min(max(1, LONG_ROW // width), rows)
     repeats, columns = repeats * fold, width * fold
     depth, left = rows // fold, rows % fold * width + tail
@@ -371,6 +412,8 @@ def backward_input_channels_last(
             min(first + WIDE_TILE, columns),
             form,
             streaming,
+            mask,
+            row,
         )
     if left > 0:
         input_gradient_block(
@@ -387,5 +430,7 @@ def backward_input_channels_last(
             0,
             left,
             form,
+            0,
+            None,
             0,
         )

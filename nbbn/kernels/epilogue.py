@@ -29,6 +29,7 @@ from nbbn._simd import (
     where_finite,
     widen,
 )
+from nbbn._simd_weights import all_count, where_counted
 from nbbn.kernels.table import (
     BETA,
     GAMMA,
@@ -161,6 +162,41 @@ def input_gradient(
     return fma(grad_y - grad_center, scale, fma((x - center) * inv_std, slope, rest))
 
 
+@inlined
+def harmless(grad_y: Any, deviation: Any, weight: Any) -> tuple[Any, Any]:
+    """Return both, or zeros where a masked value is not finite: its output is no one's result."""
+    if weight is None:
+        return grad_y, deviation
+    zero = splat(0.0)
+    if not all_count(weight):
+        grad_y = where_counted(weight, grad_y, where_finite(deviation, grad_y, zero))
+        deviation = where_counted(weight, deviation, where_finite(deviation, deviation, zero))
+    return grad_y, deviation
+
+
+@inlined
+def of_counted(weight: Any, through_statistics: Any, grad_y: Any, scale: Any) -> Any:
+    """Return the gradient of values that entered the statistics; of masked ones ``grad_y * scale``."""
+    if weight is None:
+        return through_statistics
+    return where_counted(weight, through_statistics, grad_y * scale)
+
+
+@inlined
+def store_form(form: Any, c: int, count: int, mean: Any, low: Any, scale: Any, shift: Any) -> None:
+    """Write center, scale and shift of up to sixteen channels, in the dtype of ``form``.
+
+    Of ``mean + low``, center is what is rounded to that dtype; the shift makes up for the rest.
+    """
+    centers, scales, shifts = form[0], form[1], form[2]
+    center, factor = narrow(form, mean + low), narrow(form, scale)
+    rest = (mean - widen(center)) + low
+    rest = where_finite(rest, rest, splat(0.0))  # none of an infinite mean, or NaN
+    store_upto(centers, c, count, center)
+    store_upto(scales, c, count, factor)
+    store_upto(shifts, c, count, narrow(form, shift - rest * widen(factor)))
+
+
 @helper
 def inference_form(table: Any, first: int, stop: int, eps: float, form: Any) -> None:
     """Write ``center, scale, shift`` of some channels to their columns of ``form``.
@@ -170,20 +206,12 @@ def inference_form(table: Any, first: int, stop: int, eps: float, form: Any) -> 
     """
     means, lows, variances = table[MEAN], table[MEAN_LOW], table[VAR]
     gammas, betas = table[GAMMA], table[BETA]
-    centers, scales, shifts = form[0], form[1], form[2]
     for c in range(first, stop, LANES):
         n = stop - c
         mean, low = widen(load_upto(means, c, n)), widen(load_upto(lows, c, n))
-        variance = widen(load_upto(variances, c, n))
-        center = narrow(centers, mean + low)
-        std = square_root(variance + splat(eps))
-        scale = narrow(scales, widen(load_upto(gammas, c, n)) / std)
-        rest = (mean - widen(center)) + low
-        rest = where_finite(rest, rest, splat(0.0))  # none of an infinite mean, or NaN
-        shift = widen(load_upto(betas, c, n)) - rest * widen(scale)
-        store_upto(centers, c, n, center)
-        store_upto(scales, c, n, scale)
-        store_upto(shifts, c, n, narrow(shifts, shift))
+        std = square_root(widen(load_upto(variances, c, n)) + splat(eps))
+        scale = widen(load_upto(gammas, c, n)) / std
+        store_form(form, c, n, mean, low, scale, widen(load_upto(betas, c, n)))
 
 
 @helper

@@ -235,7 +235,7 @@ def train(
     row = channels * inner
     if runs is not None:
         view = outer, channels, inner, row, inner
-        out = target, row, inner, streaming, None, 0, 0, (), 0.0
+        out = target, row, inner, streaming, None, 0, 0, (), 0.0, None
         if serial is not None:
             _train_runs(source, *view, freedom, eps, table, *out)
         if parallel is not None:
@@ -244,10 +244,10 @@ def train(
         columns = outer, channels, inner, repeats, tail, row * repeats
         to = target, row * repeats, streaming, None, 0, (), 0.0, None, 0
         if serial is not None:
-            _moments_of_columns(source, *columns, freedom, eps, table)
+            _moments_of_columns(source, *columns, freedom, eps, table, None)
             _normalize_columns(source, *columns, table, eps, *to)
         if parallel is not None:
-            _moments_of_columns_parallel(source, *columns, freedom, eps, table)
+            _moments_of_columns_parallel(source, *columns, freedom, eps, table, None)
             _normalize_columns_parallel(source, *columns, table, eps, *to)
     return token
 
@@ -273,15 +273,15 @@ def collect_moments(
     if runs is not None:
         view = outer, channels, inner, row, inner
         if serial is not None:
-            _moments_of_runs(source, *view, freedom, 0.0, table)
+            _moments_of_runs(source, *view, freedom, 0.0, table, None)
         if parallel is not None:
-            _moments_of_runs_parallel(source, *view, freedom, 0.0, table)
+            _moments_of_runs_parallel(source, *view, freedom, 0.0, table, None)
     if repeats is not None:
         columns = outer, channels, inner, repeats, tail, row * repeats
         if serial is not None:
-            _moments_of_columns(source, *columns, freedom, 0.0, table)
+            _moments_of_columns(source, *columns, freedom, 0.0, table, None)
         if parallel is not None:
-            _moments_of_columns_parallel(source, *columns, freedom, 0.0, table)
+            _moments_of_columns_parallel(source, *columns, freedom, 0.0, table, None)
     return 0
 
 
@@ -321,7 +321,7 @@ def differentiate(
     count, row = float(x.size // channels), channels * inner
     if runs is not None:
         view = outer, channels, inner, row, inner, count, freedom
-        out = target, row, inner, streaming
+        out = target, row, inner, streaming, None
         if serial is not None:
             _backward_runs(grad, row, inner, source, *view, sums, *out)
         if parallel is not None:
@@ -329,12 +329,12 @@ def differentiate(
     if repeats is not None:
         row *= repeats
         columns = outer, channels, inner, repeats, tail, row
-        to = target, row, streaming
+        to = target, row, streaming, None
         if serial is not None:
-            _sums_of_columns(grad, row, source, *columns, sums)
+            _sums_of_columns(grad, row, source, *columns, sums, None)
             _gradient_of_columns(grad, row, source, *columns, count, freedom, sums, *to)
         if parallel is not None:
-            _sums_of_columns_parallel(grad, row, source, *columns, sums)
+            _sums_of_columns_parallel(grad, row, source, *columns, sums, None)
             _gradient_of_columns_parallel(grad, row, source, *columns, count, freedom, sums, *to)
     for c in range(channels):
         gradients[0, c] = sums[SUM_GRAD_DEVIATION, c] * sums[GRAD_INV_STD, c]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nbbn._jit import helper
-from nbbn._simd import LANES, narrow, not_below, splat, where_finite, widen
+from nbbn._simd import LANES, narrow, not_below, splat, widen
 from nbbn.kernels.channels_first import (
     channel_moments,
     normalize_joined_rows,
@@ -33,7 +33,7 @@ from nbbn.kernels.channels_last import (
     spread,
     strip_sums,
 )
-from nbbn.kernels.epilogue import affine
+from nbbn.kernels.epilogue import affine, store_form
 from nbbn.kernels.vectors import aligned_rows, load_upto, store_upto
 from nbbn.kernels.welford import PIECE, moments_from_sums
 
@@ -43,17 +43,11 @@ _FULL_WIDTH = 128  # columns: eight vectors
 
 @helper
 def write_form(center: Any, scale: Any, shift: Any, form: Any) -> None:
-    """Write the coefficients, in the dtype of ``form``; shift makes up for the rounding of center."""
-    centers, scales, shifts = form[0], form[1], form[2]
+    """Write the coefficients, in the dtype of ``form``."""
     for c in range(0, center.size, LANES):
         n = center.size - c
-        exact = widen(load_upto(center, c, n))
-        rounded, factor = narrow(form, exact), narrow(form, widen(load_upto(scale, c, n)))
-        rest = (exact - widen(rounded)) * widen(factor)
-        rest = where_finite(rest, rest, splat(0.0))  # none of infinities, or NaN
-        store_upto(centers, c, n, rounded)
-        store_upto(scales, c, n, factor)
-        store_upto(shifts, c, n, narrow(form, widen(load_upto(shift, c, n)) - rest))
+        mean, factor = widen(load_upto(center, c, n)), widen(load_upto(scale, c, n))
+        store_form(form, c, n, mean, splat(0.0), factor, widen(load_upto(shift, c, n)))
 
 
 @helper
@@ -130,7 +124,7 @@ def moments_of_few_rows(x: Any, rows: int, columns: int, mean: Any, m2: Any) -> 
     for j in range(0, columns, LANES):
         n = columns - j
         k = reference_of(x, j, n)
-        s, q = strip_sums(x, j, rows, columns, n, k, zero, zero)
+        s, q = strip_sums(x, j, rows, columns, n, k, zero, zero, None, 0, None, 0)
         deviation, squares = moments_from_sums(share, s, q)
         store_upto(mean, j, n, k + deviation)
         store_upto(m2, j, n, not_below(squares, zero))
@@ -142,9 +136,11 @@ def moments_of_runs(x: Any, outer: int, channels: int, inner: int, mean: Any, m2
     row = channels * inner
     for c in range(channels):
         if outer * inner <= PIECE:
-            k, deviation, squares = piece_moments(x, c * inner, outer, row, inner, inner)
+            k, deviation, squares = piece_moments(
+                x, c * inner, 0, outer, inner, row, inner, None, None
+            )
         else:
-            k, deviation, squares = channel_moments(x, outer, inner, row, inner, c)
+            k, deviation, squares = channel_moments(x, outer, inner, row, inner, c, None, None)
         mean[c] = k + deviation
         m2[c] = 0.0 if squares < 0.0 else squares
 
@@ -166,11 +162,13 @@ def moments_of_columns(x: Any, rows: int, channels: int, inner: int, mean: Any, 
         for first in range(0, width, TILE):
             stop = min(first + TILE, width)
             start = row * width
-            piece_of_columns(x, start, more, width, first, stop, bases, means, squares, at)
+            results = bases, means, squares, at
+            piece_of_columns(x, start, more, width, first, stop, *results, None, 0, float(more))
         if row:
             merge_columns(bases, means, squares, 0, at, float(row), float(more), width)
     if tail > 0:
-        piece_of_columns(x, rows * width, 1, width, 0, tail, bases, means, squares, spare)
+        results = bases, means, squares, spare
+        piece_of_columns(x, rows * width, 1, width, 0, tail, *results, None, 0, 1.0)
         merge_columns(bases, means, squares, 0, spare, float(rows), 1.0, tail)
     for c in range(channels):
         if width > channels:

@@ -20,7 +20,23 @@ import math
 from typing import Any
 
 from nbbn._jit import helper, inlined
-from nbbn._simd import LANES, any_greater, not_below, splat, where_finite
+from nbbn._simd import (
+    LANES,
+    any_greater,
+    not_below,
+    splat,
+    total,
+    value_at,
+    where_finite,
+    widen,
+)
+from nbbn._simd_weights import (
+    load_weights,
+    load_weights_first,
+    splat_weight,
+    times_weight,
+    where_counted,
+)
 from nbbn.kernels.table import INV_STD, M2, MEAN, MEAN_LOW, VAR
 from nbbn.kernels.vectors import load_upto, store_upto
 
@@ -71,6 +87,41 @@ def merge_weights(count_a: float, count_b: float) -> tuple[float, float]:
     """
     share = count_b / (count_a + count_b)
     return share, count_a * share
+
+
+@inlined
+def weight_of(weights: Any, at: int, count: int) -> Any:
+    """Return the weights of up to sixteen values; None without weights."""
+    if count >= LANES:
+        return load_weights(weights, at)
+    return load_weights_first(weights, at, count)
+
+
+@inlined
+def weight_of_row(weights: Any, row: int) -> Any:
+    """Return the weight that the values of a row have in common; None without weights."""
+    return splat_weight(weights, row)
+
+
+@inlined
+def weighed(deviation: Any, weight: Any) -> tuple[Any, Any]:
+    """Return the deviation, 0 where it has no weight (NaN, too), and weight times deviation."""
+    if weight is None:
+        return deviation, deviation
+    counted = where_counted(weight, deviation, splat(0.0))
+    return counted, times_weight(weight, counted)
+
+
+@helper
+def weigh(weights: Any, start: int, stop: int) -> tuple[float, int]:
+    """Return the sum of some weights, and the index of the first that is not 0 (-1: there is none)."""
+    found = splat(0.0)
+    for i in range(start, stop, LANES):
+        found = found + widen(load_upto(weights, i, stop - i))
+    lead = start
+    while lead < stop and value_at(weights, lead) == 0.0:
+        lead += 1
+    return total(found), lead if lead < stop else -1
 
 
 @inlined
