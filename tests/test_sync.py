@@ -53,9 +53,7 @@ def step(bn, x, grad_y, **arguments):
 
 def steps_of_workers(sizes, x, grad_y, mask=None, residual=None, **options):
     """What each worker has after a step with its share."""
-    given = list(
-        zip(*[shares(array, sizes) for array in (x, grad_y, mask, residual)], strict=True)
-    )
+    given = list(zip(*[shares(array, sizes) for array in (x, grad_y, mask, residual)], strict=True))
 
     def work(comm):
         mine, grad, masked, added = given[comm.rank]
@@ -340,7 +338,7 @@ def test_too_few_values_in_all_are_too_few_for_each():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("policy", ["raise", "skip", "propagate"])
 def test_a_value_of_one_worker_that_is_not_finite(policy, value):
-    x, grad_y = arrays(dtype=np.float32)
+    x, _ = arrays(dtype=np.float32)
     x[9, 1, 2] = value
     one = layer(3, on_nonfinite=policy)
     before = snapshot(one)

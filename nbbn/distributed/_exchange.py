@@ -39,7 +39,7 @@ class Gathered(NamedTuple):
 class Statistics(NamedTuple):
     """Moments of all workers together: the mean is ``mean + mean_low``."""
 
-    count: float
+    number: float  # of values a channel
     mean: Vector
     mean_low: Vector
     m2: Vector

@@ -155,7 +155,7 @@ class SyncBatchNorm(BatchNorm):
         --------
         See the class, and the guide for programs on several workers.
         """
-        given = dict(training=training, mask=mask, residual=residual, out=out)
+        given = {"training": training, "mask": mask, "residual": residual, "out": out}
         mode = training if isinstance(training, (bool, np.bool_)) else self.training
         if self._running_mean is not None and not mode:
             return super().__call__(x, **given)
@@ -184,17 +184,17 @@ class SyncBatchNorm(BatchNorm):
         found = moments_step(x, index, weights).table if local else none
         sent = found[rows.MEAN], found[rows.MEAN_LOW], found[rows.M2]
         total = merged(self._connected().exchange(FORWARD, local, *sent))
-        if not total.count:
+        if not total.number:
             return self._infer(x, index, out, after, weights)
         corrections = self._correction, self._running_correction
-        _checks.enough_values(total.count, *corrections, "x of all workers")
+        _checks.enough_values(total.number, *corrections, "x of all workers")
         table = self._statistics(total)
         if self._on_nonfinite == "raise":
-            self._accepts(table, total.count)
+            self._accepts(table, total.number)
         inference_step(x, index, table, self._eps, y, after)
         kept = _epilogue.for_backward(after)
-        parts = table, self._eps, tokens[0], None, kept, tokens[1], weights, total.count
-        self._learn(_Forward(x.view(), True, *parts), total.count, mode)
+        parts = table, self._eps, tokens[0], None, kept, tokens[1], weights, total.number
+        self._learn(_Forward(x.view(), True, *parts), total.number, mode)
         return y
 
     def _statistics(self, total: Statistics) -> Array:
@@ -202,7 +202,7 @@ class SyncBatchNorm(BatchNorm):
         table = np.empty((rows.STATISTICS_ROWS, self._num_features))
         table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2] = total[1:]
         table[rows.GAMMA], table[rows.BETA] = self._table[rows.GAMMA], self._table[rows.BETA]
-        table[rows.VAR] = total.m2 / (total.count - self._correction)
+        table[rows.VAR] = total.m2 / (total.number - self._correction)
         with np.errstate(divide="ignore", invalid="ignore"):
             table[rows.INV_STD] = 1.0 / np.sqrt(table[rows.VAR] + self._eps)
         return table
@@ -262,10 +262,10 @@ class SyncBatchNorm(BatchNorm):
         sums = slice(rows.SUM_GRAD, rows.SUM_GRAD_DEVIATION + 1)
         if x.size:
             gradient_sums_step(grad_y, x, index, table, weights)
-        gathered = self._connected().exchange(BACKWARD, last.count, *table[sums])
+        gathered = self._connected().exchange(BACKWARD, last.total, *table[sums])
         table[sums] = gathered.rows[:, :2].sum(axis=0)
         if x.size:
-            rest = last.count, self._correction, grad_x, weights
+            rest = last.total, self._correction, grad_x, weights
             input_gradient_step(grad_y, x, index, table, *rest)
         return grad_x, *parameter_gradients(table, self._dtype)
 

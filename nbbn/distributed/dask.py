@@ -217,8 +217,6 @@ def _moments_of_block(x: Any, mask: Any = None, *, axis: int) -> Moments | None:
     if not x.shape[axis]:
         return None
     with num_threads(1):
-        if mask is None:
-            return batch_moments(x, axis=axis)
         return batch_moments(x, axis=axis, mask=mask)
 
 
@@ -285,29 +283,20 @@ def _aligned(mask: Any, x: Any, index: int) -> Any:
     """
     import dask.array as da
 
-    given: Any = mask if _is_dask(mask) else np.asarray(mask)
-    if given.dtype != np.bool_:
-        raise TypeError(f"mask: expected dtype bool, got {given.dtype}")
-    if np.isnan(x.shape).any() or np.isnan(given.shape).any():
-        raise ValueError(
-            f"x, mask: expected known chunk sizes, got shapes {x.shape} and {given.shape} "
-            "(compute_chunk_sizes finds them)"
-        )
-    found: Any = given
-    if given.ndim < x.ndim:
-        found = found[(None,) * (x.ndim - 1 - given.ndim)]
-        found = found[(slice(None),) * index + (None,)]
-    expected = tuple(1 if k == index else size for k, size in enumerate(x.shape))
-    fits = found.ndim == x.ndim and all(
-        size in (1, wanted) for size, wanted in zip(found.shape, expected, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"mask: expected shape {expected}, or that without the channel axis, or one that "
-            f"broadcasts to it, got {given.shape}"
-        )
+    for name, array in (("x", x), ("mask", mask)):
+        if _is_dask(array) and np.isnan(array.shape).any():
+            raise ValueError(
+                f"{name}: expected known chunk sizes, as there is a mask, got shape {array.shape} "
+                "(compute_chunk_sizes finds them)"
+            )
+    like = mask
+    if _is_dask(mask):
+        like = np.broadcast_to(np.empty((), mask.dtype), mask.shape)  # all that a check looks at
+    known = _checks.mask(like, x.shape, index)
+    given: Any = mask if _is_dask(mask) else known
+    found = given.reshape((*known.shape[:index], 1, *known.shape[index:]))
     chunks = tuple(
         of_x if size == wanted and k != index else (size,)
-        for k, (size, wanted, of_x) in enumerate(zip(found.shape, expected, x.chunks, strict=True))
+        for k, (size, wanted, of_x) in enumerate(zip(found.shape, x.shape, x.chunks, strict=True))
     )
     return found.rechunk(chunks) if _is_dask(found) else da.from_array(found, chunks=chunks)
