@@ -1,6 +1,6 @@
 """Batch normalization for NumPy on a CPU: exact, fast, and safe inside a server."""
 
-from nbbn import interop, nopython
+from nbbn import distributed, interop, nopython
 from nbbn._config import config, show_config
 from nbbn._explain import explain
 from nbbn._threads import get_num_threads, num_threads, set_num_threads
@@ -25,6 +25,7 @@ __all__ = [
     "batch_norm_backward",
     "calibrate",
     "config",
+    "distributed",
     "explain",
     "fold_conv",
     "fold_linear",

@@ -390,7 +390,42 @@ def backward_step(
         )
         pair = replace(layout, strides=layout.strides[1:])
         _dispatch.normalize(flat_grad, flat_target, pair, scale, 0.0)
+    return _result(target, out), *parameter_gradients(table, dtype)
+
+
+def parameter_gradients(table: Table64, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Return grad_gamma and grad_beta from the sums in ``table``."""
     with np.errstate(over="ignore", invalid="ignore"):
         products = table[rows.SUM_GRAD_DEVIATION] * table[rows.GRAD_INV_STD]
-        gradients = products.astype(dtype), table[rows.SUM_GRAD].astype(dtype)
-    return _result(target, out), *gradients
+        return products.astype(dtype), table[rows.SUM_GRAD].astype(dtype)
+
+
+def gradient_sums_step(
+    grad_y: Array, x: Array, index: int, table: Table64, mask: Weights | None = None
+) -> None:
+    """Write the sums of a backward to ``table``, which holds the mean; ``x`` is not empty."""
+    source = _readable(x, index)
+    grad = grad_y if _layout(index, source, grad_y) is not None else _copy_like(source, grad_y)
+    layout = _certain(index, source, grad)
+    flat_mask = _in_order(mask, source, index)
+    _dispatch.gradient_sums(flat(grad), flat(source), layout, table, flat_mask)
+
+
+def input_gradient_step(
+    grad_y: Array,
+    x: Array,
+    index: int,
+    table: Table64,
+    count: float,
+    correction: float,
+    out: Array,
+    mask: Weights | None = None,
+) -> Array:
+    """Write grad_x to ``out`` from the sums in ``table``, which are of ``count`` values."""
+    source, target, read, layout = _views(x, index, out, grad_y)
+    first, second, third = layout.strides
+    layout = replace(layout, strides=(first, third, second))
+    flat_mask = _in_order(mask, source, index)
+    rest = layout, count, count - correction, table, flat_mask
+    _dispatch.input_gradient(flat(read[0]), flat(source), flat(target), *rest)
+    return _result(target, out)

@@ -76,17 +76,18 @@ def environment(**changes):
     return {name: value for name, value in variables.items() if value is not None}
 
 
-def run(script, *arguments, env=None, timeout=120):
+def run(script, *arguments, env=None, timeout=120, launcher=(), fails=False):
     """The words that a script prints; what hangs or fails, fails the test with all its output.
 
     The script is a file, as processes that do not fork import it again; ``env`` changes variables
-    of its environment, None takes one away.
+    of its environment, None takes one away. A ``launcher`` is the command that starts Python, and one
+    that ``fails`` is expected to, without hanging.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "script.py")
         path.write_text(textwrap.dedent(script))
         process = subprocess.Popen(
-            [sys.executable, str(path), *arguments],
+            [*launcher, sys.executable, str(path), *arguments],
             cwd=folder,
             env=environment(**(env or {})),
             stdout=subprocess.PIPE,
@@ -107,7 +108,7 @@ def run(script, *arguments, env=None, timeout=120):
             what = f"nothing for {timeout} s: it hangs"
         finally:
             _end(process, "SIGKILL")  # and whoever it left behind
-    if process.returncode or what.endswith("hangs"):
+    if bool(process.returncode) != fails or what.endswith("hangs"):
         pytest.fail(f"{what}\n--- stdout\n{out}\n--- stderr\n{err}")
     return out.split()
 

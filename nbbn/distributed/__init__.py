@@ -1,0 +1,9 @@
+"""Past one array and one machine: statistics of dask arrays, synchronized training.
+
+Importing this imports none of the libraries: they are used where their objects are handed in.
+"""
+
+from nbbn.distributed.batch_norm import SyncBatchNorm
+from nbbn.distributed.dask import dask_moments, dask_normalize
+
+__all__ = ["SyncBatchNorm", "dask_moments", "dask_normalize"]
