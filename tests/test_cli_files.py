@@ -146,16 +146,26 @@ def test_the_input_may_be_replaced(tmp_path, small_blocks):
     assert made["x.npy"] == made["y.npy"] != x.tobytes()
 
 
-def test_an_empty_array_stays_one(tmp_path, capsys):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.uint8])
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 0, 4)])
+def test_an_array_without_values_stays_one(tmp_path, shape, dtype):
+    np.save(tmp_path / "in.npy", np.empty(shape, dtype))
+    channels = shape[-1] or 1
+    np.savez(tmp_path / "s.npz", mean=np.zeros(channels), var=np.ones(channels))
+    for options in ((), ("--stats", tmp_path / "s.npz"))[: 1 + (shape[-1] > 0)]:
+        succeed("normalize", tmp_path / "in.npy", tmp_path / "out.npy", *options)
+        y = np.load(tmp_path / "out.npy")
+        assert y.shape == shape
+        assert y.dtype == (np.float32 if dtype == np.uint8 else dtype)
+
+
+def test_an_array_without_values_has_no_statistics(tmp_path, capsys):
     np.save(tmp_path / "in.npy", np.empty((0, 3), np.uint8))
-    succeed("normalize", tmp_path / "in.npy", tmp_path / "out.npy")
-    y = np.load(tmp_path / "out.npy")
-    assert (y.shape, y.dtype) == ((0, 3), np.float32)
     for command in (["moments"], ["normalize", tmp_path / "o.npy"]):
         name, *more = command
         line = fail(capsys, name, tmp_path / "in.npy", *more, "--save-stats", tmp_path / "s.npz")
         assert line.endswith("in.npy: expected at least one value, got shape (0, 3)")
-    assert sorted(contents(tmp_path)) == ["in.npy", "out.npy"]
+    assert sorted(contents(tmp_path)) == ["in.npy"]
 
 
 # --- bad input ---
@@ -239,6 +249,11 @@ def not_stats(tmp_path):
     return "--stats", tmp_path / "not.npz"
 
 
+def link_to_input(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "in.npy")
+    return "--save-stats", tmp_path / "link"
+
+
 BAD_ARGUMENTS = {
     "an axis that is not there": (lambda t: ("--axis", 2), "--axis: expected from -2 to 1 for 2-d x, got 2"),
     "no number": (lambda t: ("--axis", "x"), "--axis: invalid int value: 'x'"),
@@ -247,7 +262,8 @@ BAD_ARGUMENTS = {
     "no file": (lambda t: ("--stats", t / "none"), "--stats: cannot read .*none: No such file"),
     "both": (lambda t: ("--stats", "a", "--save-stats", "b"), "not allowed with"),
     "saved over the input": (lambda t: ("--save-stats", t / "in.npy"), "--save-stats: expected a file of its own"),
-    "saved over the output": (lambda t: ("--save-stats", t / "." / "out.npy"), "a file of its own"),
+    "saved over the output": (lambda t: ("--save-stats", t / "out.npy"), "a file of its own"),
+    "saved over it by a link": (link_to_input, "--save-stats: expected a file of its own"),
     "saved nowhere": (lambda t: ("--save-stats", t / "no" / "s"), "--save-stats: cannot write .*No such file"),
 }  # fmt: skip
 
@@ -333,12 +349,14 @@ def test_a_disk_that_is_full_in_the_middle(kept, tmp_path, capsys, monkeypatch, 
 
 @linux
 @pytest.mark.parametrize("limit", [0, 100, 3000, 6127])
-def test_a_limit_on_the_size_of_files_is_one_sentence(limit, tmp_path):
+def test_a_limit_on_the_size_of_files_is_one_sentence_before_the_work(limit, tmp_path):
     save(tmp_path / "in.npy")  # 6128 bytes
     before = contents(tmp_path)
     script = """
     import resource, sys
+    from nbbn import _stream
     from nbbn.cli import main
+    _stream.batch_moments = None
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
     print(main(["normalize", *sys.argv[2:]]))
     """

@@ -75,23 +75,34 @@ def run(arguments: argparse.Namespace) -> None:
         check_file(path, _OUTPUT)
         _arrays.check_statistics_file(arguments.save_stats, arguments.input, path)
         check_room(path, _OUTPUT, _stream.normalized(source.header).nbytes)
-        found: Moments | None = None
-        statistics: _stream.Statistics | None = None
-        if arguments.stats is not None:
-            statistics = _given(arguments.stats, source, axis)
-        elif source.header.size or arguments.save_stats is not None:
-            found = _arrays.moments(source, axis, "1/2 statistics")
-            statistics = _stream.Statistics.of(found)
-        label = "1/1 normalizing" if found is None else "2/2 normalizing"
-        bar = Progress(source.header.nbytes, label, in_bytes=True)
+        given = None if arguments.stats is None else _given(arguments.stats, source, axis)
         try:
             with _storage.replacing(path) as file:
-                with bar:
-                    _stream.normalize(source, axis, statistics, file, bar.advance)
+                target = _stream.output(source, file)
+                found = _write(source, axis, given, target, arguments.save_stats is not None)
                 if found is not None and arguments.save_stats is not None:
                     _arrays.save_statistics(arguments.save_stats, found)
         except OSError as error:
             raise cannot_write(path, _OUTPUT, error) from None
+
+
+def _write(
+    source: _npy.NpyFile,
+    axis: int,
+    given: _stream.Statistics | None,
+    target: _npy.NpyOutput,
+    needed: bool,
+) -> Moments | None:
+    """Write the output; return the moments of the input, where there are no statistics given."""
+    found: Moments | None = None
+    if given is None and (source.header.size or needed):
+        found = _arrays.moments(source, axis, "1/2 statistics")
+        given = _stream.Statistics.of(found)
+    if given is not None and source.header.size:
+        label = "1/1 normalizing" if found is None else "2/2 normalizing"
+        with Progress(source.header.nbytes, label, in_bytes=True) as progress:
+            _stream.normalize(source, axis, given, target, progress.advance)
+    return found
 
 
 def _given(path: Path, source: _npy.NpyFile, axis: int) -> _stream.Statistics:
