@@ -139,6 +139,10 @@ class Dense:
             raise TypeError(f"X: expected a dense array of {accepted}, got a sparse {kind}")
         self.values = _checks.array("X", X, accepted)
         self.names = None if plain else _estimator.feature_names(X)
+        self._look(axis)
+
+    def _look(self, axis: Any) -> None:
+        """Check shape and axis."""
         shape = self.values.shape
         if len(shape) < 2:
             raise ValueError(
@@ -150,9 +154,9 @@ class Dense:
         if not shape[self.index]:
             raise ValueError(f"X: expected at least one feature, got shape {shape}")
 
-    def check_samples(self) -> None:
-        """Check that there is a sample."""
-        if not self.values.size:
+    def check_samples(self, found: Moments) -> None:
+        """Check that there was a sample."""
+        if not found.count:
             raise ValueError(f"X: expected at least one sample, got shape {self.values.shape}")
 
     def check_fits(self, fitted: Fitted) -> None:
@@ -177,17 +181,38 @@ class Dense:
         """Return the moments of each feature."""
         return batch_moments(self.values, axis=self.index)
 
+    def check_frames(self) -> None:
+        """Check that the result can be a data frame."""
+        if not (self.values.ndim == 2 and self.index == 1):
+            raise ValueError(
+                "X: expected two dimensions, the features last, for a data frame as set_output asked, "
+                f"got shape {self.values.shape} with the features along axis {self.index}"
+            )
+
     def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Array:
         """Return the standardized values, or those that they were made of, in ``out`` if given."""
-        values, index, dtype = self.values, self.index, self._result
-        table = fitted.table(inverse, dtype)
+        dtype = self._result
+        return apply_table(self.values, self.index, *self._table(fitted, inverse), dtype, out)
+
+    def _table(self, fitted: Fitted, inverse: bool) -> tuple[Array, bool]:
+        """Return the table to compute with, and whether that has to be done in float64."""
+        table = fitted.table(inverse, self._result)
         if table is not None:
-            return inference_step(values, index, table, 0.0, out, None, dtype)
+            return table, False
         table = fitted.table(inverse, _FLOAT64)
         assert table is not None
-        with np.errstate(over="ignore"):
-            y = inference_step(values.astype(np.float64), index, table, 0.0, None).astype(dtype)
-        if out is None:
-            return y
-        out[...] = y
-        return out
+        return table, True
+
+
+def apply_table(
+    values: Array, index: int, table: Array, wide: bool, dtype: np.dtype[Any], out: Array | None
+) -> Array:
+    """Return the values that `Fitted.table` makes of others, computed in float64 if ``wide``."""
+    if not wide:
+        return inference_step(values, index, table, 0.0, out, None, dtype)
+    with np.errstate(over="ignore"):
+        y = inference_step(values.astype(np.float64), index, table, 0.0, None).astype(dtype)
+    if out is None:
+        return y
+    out[...] = y
+    return out

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nbbn import _checks, _estimator
 from nbbn._dataset import Dense, Fitted
+from nbbn._lazy_dataset import looked_at
 from nbbn._threads import new_lock
 from nbbn.moments import Moments
 
@@ -93,7 +94,8 @@ class Standardizer(_estimator.Estimator):
         Parameters
         ----------
         X : array_like of float32, float64, float16, bfloat16 or uint8
-            Of two or more dimensions, in any memory layout; a data frame, too.
+            Of two or more dimensions, in any memory layout; a data frame, too. A dask array is
+            computed, block by block.
         y : None
             Ignored.
 
@@ -115,7 +117,7 @@ class Standardizer(_estimator.Estimator):
         >>> nbbn.Standardizer().fit(np.array([[2.0], [4.0]])).mean_
         array([3.])
         """
-        self._learn(Dense(X, self.axis), fresh=True)
+        self._learn(looked_at(X, self.axis), fresh=True)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
@@ -148,7 +150,7 @@ class Standardizer(_estimator.Estimator):
         >>> scaler.var_, scaler.n_samples_seen_
         (array([2.]), 4)
         """
-        self._learn(Dense(X, self.axis), fresh=False)
+        self._learn(looked_at(X, self.axis), fresh=False)
         return self
 
     def transform(self, X: Any, *, out: Any = None) -> Any:
@@ -165,7 +167,7 @@ class Standardizer(_estimator.Estimator):
         -------
         ndarray
             ``out``, or a new array in the memory order of ``X``; of its dtype, float32 for bytes. A data
-            frame where `set_output` asked for one.
+            frame where `set_output` asked for one. Of a dask array a lazy one, in its chunks.
 
         Raises
         ------
@@ -249,7 +251,7 @@ class Standardizer(_estimator.Estimator):
         >>> nbbn.Standardizer().fit_transform(np.array([[2.0], [4.0]])).ravel()
         array([-1.,  1.])
         """
-        given = Dense(X, self.axis)
+        given = looked_at(X, self.axis)
         target = given.target(out)
         library = self._library(given)
         fitted = self._learn(given, fresh=True)
@@ -335,13 +337,13 @@ class Standardizer(_estimator.Estimator):
         """Merge the statistics of ``given`` into the earlier ones, or begin anew; return all."""
         with_mean = _checks.flag("with_mean", self.with_mean)
         with_std = _checks.flag("with_std", self.with_std)
-        if fresh:
-            given.check_samples()
-        elif self._fitted is not None:
+        if not fresh and self._fitted is not None:
             given.check_fits(self._fitted)
-        if given.values.size == 0:
-            return self._fitted
         moments, names = given.moments(), given.names
+        if fresh:
+            given.check_samples(moments)
+        if not moments.count:
+            return self._fitted
         with self._lock:
             earlier = None if fresh else self._fitted
             if earlier is not None:
@@ -358,7 +360,7 @@ class Standardizer(_estimator.Estimator):
             found = fitted.mapped_plain(X, inverse, out)
             if found is not None:
                 return found
-        given = Dense(X, fitted.axis, _checks.HALVES if inverse else _checks.STORED)
+        given = looked_at(X, fitted.axis, _checks.HALVES if inverse else _checks.STORED)
         given.check_fits(fitted)
         target = given.target(out)
         library = None if inverse else self._library(given)
@@ -368,11 +370,8 @@ class Standardizer(_estimator.Estimator):
     def _library(self, given: Dense) -> Any:
         """Return the module of the data frames that `set_output` asked for, or None."""
         library = self._frames()
-        if library is not None and not (given.values.ndim == 2 and given.index == 1):
-            raise ValueError(
-                "X: expected two dimensions, the features last, for a data frame as set_output asked, "
-                f"got shape {given.values.shape} with the features along axis {given.index}"
-            )
+        if library is not None:
+            given.check_frames()
         return library
 
     @staticmethod
