@@ -15,7 +15,9 @@ read-only, so that one compiled variant serves writable and read-only arrays.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+import sys
 import threading
 import time
 import types as python_types
@@ -87,10 +89,13 @@ _held = threading.local()
 
 
 def _before_fork() -> None:
-    """Wait until no other thread compiles.
+    """Wait until no other thread compiles, or loads what numba loads in the middle of the first call.
 
     The child has no such thread: it would wait for its locks for ever, on what that left half done.
     """
+    # Loaded with nbbn, it would make that import a tenth slower.
+    if "numpy.ma" in sys.modules:
+        importlib.import_module("numpy.ma")
     until = time.monotonic() + _PATIENCE
     _held.locks = []
     for lock in _COMPILER_LOCKS:

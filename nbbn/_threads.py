@@ -20,10 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-
-# numba would load it in the middle of the first call: a fork in another thread meanwhile, and the
-# child waits for the lock of that import for ever.
-import numpy.ma  # noqa: F401
 from numba.np.ufunc import parallel as numba_parallel
 
 from nbbn._machine import UNLIMITED, cpu_quota
