@@ -27,9 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--set",
-        choices=("fused",),
-        help="fused: what docs/benchmarks.md shows of fused steps, half types and bytes; about "
-        f"{recording.FUSED_STEPS.minutes} minutes on two cores",
+        choices=tuple(recording.SETS),
+        help="what docs/benchmarks.md shows of fused steps, half types and bytes, or of Standardizer; "
+        + ", ".join(f"{name}: {p.minutes} minutes" for name, p in recording.SETS.items()),
     )
     options = parser.parse_args(arguments)
     if options.json is not None and not options.json.parent.is_dir():
@@ -64,7 +64,7 @@ def _recording(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         if name.startswith(DEST_PREFIX) and name not in allowed and value:
             parser.error(f"argument {option}: not together with --{name.removeprefix(DEST_PREFIX)}")
     chosen = make_selection(options)
-    preset = recording.PAGE if options.record else recording.FUSED_STEPS
+    preset = recording.PAGE if options.record else recording.SETS[options.set]
     cases = preset.cases(given[f"{DEST_PREFIX}threads"] or recording.THREADS)
     rounds, seconds = given[f"{DEST_PREFIX}rounds"], given[f"{DEST_PREFIX}seconds"]
     print(f"{len(cases)} races, about {preset.minutes} minutes on two cores", file=sys.stderr)

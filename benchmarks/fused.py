@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.performance import failures, noise, not_fastest, peer_tables, run_of
-from benchmarks.table import ROOT, between_markers, keep
+from benchmarks.table import ROOT, rewrite
 from nbbn._bench.overview import describe_run
 
 RECORDED = ROOT / "benchmarks" / "fused.json"
@@ -22,12 +22,12 @@ BEGIN, END = "<!-- fused: written by benchmarks/fused.py -->", "<!-- fused: end 
 
 _READ = """
 How many times nbbn's time each library takes, on {threads}: 2 means that nbbn is twice as fast; **bold** that the
-library is faster. "Of the limit" is nbbn's time over the yardstick's. All write into arrays that are kept.
+library is faster. "Of the limit" is nbbn's time over the yardstick's. {results}
 """
 
 
-def block(record: dict[str, Any]) -> str:
-    """Return what stands between the markers."""
+def block(record: dict[str, Any], results: str = "All write into arrays that are kept.") -> str:
+    """Return what stands between the markers; ``results`` says where libraries write to."""
     run = run_of(record)
     counts = sorted({result.case.threads for result in run.results})
     threads = " / ".join(map(str, counts)) + (" thread" if counts == [1] else " threads")
@@ -36,7 +36,7 @@ def block(record: dict[str, Any]) -> str:
         f"{describe_run(record['machine'], record['versions'])}. {record['date'][:10]}; "
         f"{len(run.results)} races of at most {settings['rounds']} rounds, each ended after five rounds "
         f"and {settings['seconds']} seconds. {noise(run)}",
-        _READ.format(threads=threads),
+        _READ.format(threads=threads, results=results),
         "\n".join(peer_tables(run)),
         "### Where nbbn is not the fastest",
         "\n".join(not_fastest(run) + failures(run)),
@@ -50,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.fused", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("file", nargs="?", type=Path, help="what benchmarks.compare --json wrote")
-    record = keep(parser.parse_args(arguments).file, RECORDED)
-    text = PAGE.read_text("utf-8")
-    PAGE.write_text(between_markers(text, BEGIN, block(record), END), "utf-8")
+    rewrite(PAGE, (BEGIN, END), block, RECORDED, parser.parse_args(arguments).file)
     return 0
 
 

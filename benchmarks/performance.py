@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import ROOT, keep, write_readme
-from nbbn._bench.cases import FUSED, OPERATIONS, Case
+from nbbn._bench.cases import FUSED, OPERATIONS, STANDARDIZER, Case
 from nbbn._bench.implementations import BASELINE, LIMITS
 from nbbn._bench.overview import behind, describe_run, format_ratio, timed_peers
 from nbbn._bench.race import Result
@@ -373,7 +373,7 @@ def startup_table(startup: dict[str, Any]) -> list[str]:
 def peer_tables(run: Run) -> list[str]:
     """Return, for each operation and storage, a table of shapes and libraries."""
     groups: dict[tuple[str, str], dict[Shape, dict[int, Result]]] = {}
-    known = (*OPERATIONS, *FUSED)
+    known = (*OPERATIONS, *FUSED, *STANDARDIZER)
     for result in sorted(run.results, key=lambda r: known.index(r.case.operation)):
         case = result.case
         shapes = groups.setdefault((case.operation, case.storage), {})

@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,19 @@ def keep(file: Path | None, recorded: Path = RECORDED) -> dict[str, Any]:
         recorded.write_text(f"{head}[\n{entries}\n ]\n}}\n", "utf-8")
     kept: dict[str, Any] = json.loads(recorded.read_text("utf-8"))
     return kept
+
+
+def rewrite(
+    page: Path,
+    markers: tuple[str, str],
+    block: Callable[[dict[str, Any]], str],
+    recorded: Path,
+    file: Path | None,
+) -> None:
+    """Put what ``block`` makes of the run that `keep` returns between the markers of ``page``."""
+    made = block(keep(file, recorded))
+    text = between_markers(page.read_text("utf-8"), markers[0], made, markers[1])
+    page.write_text(text, "utf-8")
 
 
 def write_readme(record: dict[str, Any]) -> None:

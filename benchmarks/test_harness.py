@@ -1,5 +1,6 @@
 """The harness itself: it has to reject wrong results, and to report what was measured."""
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from nbbn._bench.cases import (
     FUSED,
     LAYOUTS,
     OPERATIONS,
+    STANDARDIZER,
     STORED,
     VARIANTS,
     Case,
@@ -31,7 +33,7 @@ from nbbn._bench.report import as_json, format_seconds, from_json, summary_lines
 from nbbn._bench.shapes import expand_shapes, parse_shape
 
 CASES = list_cases(
-    operations=(*OPERATIONS, *FUSED),
+    operations=(*OPERATIONS, *FUSED, *STANDARDIZER),
     shapes=[(8, 20, 3, 5), (40, 6)],
     threads=[1],
     dtypes=STORED,
@@ -247,9 +249,34 @@ def test_yardsticks_do_what_they_say(name: str, case: Case) -> None:
 
 
 def test_every_operation_has_a_yardstick() -> None:
-    for operation in (*OPERATIONS, *FUSED):
+    for operation in (*OPERATIONS, *FUSED, *STANDARDIZER):
         limit = IMPLEMENTATIONS[LIMITS[operation]]
         assert limit.is_yardstick and not limit.declines(replace(CASE, operation=operation))
+
+
+def test_data_sets_are_tables_with_new_results() -> None:
+    cases = list_cases(
+        operations=STANDARDIZER,
+        shapes=[(8, 3), (8, 3, 4)],
+        threads=[1],
+        dtypes=STORED,
+        layouts=LAYOUTS,
+        variants=VARIANTS,
+        params=DTYPES,
+    )
+    assert [(case.operation, case.dtype) for case in cases] == list(
+        itertools.product(STANDARDIZER, DTYPES)
+    )
+    assert {(case.shape, case.variant) for case in cases} == {((8, 3), "fresh")}
+
+
+@pytest.mark.parametrize("name", ["nbbn", "numpy", "sklearn"])
+def test_data_sets_are_right_everywhere(name: str) -> None:
+    with Race([name], rounds=2, seconds=0.0) as race:
+        for shape in ((1, 5), (40, 6)):
+            for operation in STANDARDIZER:
+                outcome = race.run(Case(operation, shape, 1)).outcomes[name]
+                assert (outcome.status, outcome.reason) == ("timed", "")
 
 
 def test_what_cannot_do_a_case_is_not_started() -> None:

@@ -12,11 +12,13 @@ from nbbn.frozen import FrozenBatchNorm
 from nbbn.functional import batch_norm, batch_norm_backward, normalize
 from nbbn.layer import BatchNorm
 from nbbn.moments import Moments, batch_moments
+from nbbn.standardizer import Standardizer
 
 __all__ = [
     "BatchNorm",
     "FrozenBatchNorm",
     "Moments",
+    "Standardizer",
     "__version__",
     "batch_moments",
     "batch_norm",

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import stat
-import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
+
+from nbbn._npy import read_header
 
 Array = NDArray[Any]
 
@@ -24,11 +23,6 @@ _COUNTER = "num_batches_tracked"
 _OPTIONS = "options"
 _MOST_OPTIONS = 1 << 16  # bytes
 FEW_FEATURES = 1 << 20
-_HEADER = re.compile(
-    r"\{'descr': '(?P<dtype>[<|=][fiuU][0-9]{1,7})', 'fortran_order': False, "
-    r"'shape': \((?:(?P<size>[0-9]{1,15}),)?\), \} *\n"
-)
-_MOST_HEADER = 10_000  # bytes; numpy's own limit for a header it trusts
 
 
 def checked_state(
@@ -68,8 +62,13 @@ def save(path: str | os.PathLike[str], options: dict[str, Any], state: dict[str,
     """Write an .npz file, whole or not at all."""
     text = np.array(json.dumps(options))
     counter = np.array(state[_COUNTER], np.int64)
+    save_arrays(path, {**state, _COUNTER: counter, _OPTIONS: text})
+
+
+def save_arrays(path: str | os.PathLike[str], arrays: dict[str, Any]) -> None:
+    """Write an .npz file of these arrays, whole or not at all."""
     with replacing(path) as file:
-        np.savez(file, **{**state, _COUNTER: counter, _OPTIONS: text})
+        np.savez(file, **arrays)
 
 
 @contextlib.contextmanager
@@ -128,7 +127,7 @@ class StateFile:
 
     def state(self, expected: Mapping[str, Array]) -> dict[str, Any]:
         """Return what `checked_state` takes; ``expected`` gives shapes and dtypes."""
-        members = sorted(member.filename for member in self._archive.infolist())
+        members = self._members()
         wanted = sorted(f"{name}.npy" for name in (*expected, _COUNTER, _OPTIONS))
         if members != wanted:
             raise ValueError(f"expected the members {wanted}, got {members}")
@@ -142,6 +141,24 @@ class StateFile:
         )
         return found
 
+    def vectors(self, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Array]:
+        """Return the members, vectors of floats of one size, or scalars, and nothing else."""
+        members = self._members()
+        needed = {f"{name}.npy" for name in required}
+        accepted = needed.union(f"{name}.npy" for name in optional)
+        unique = len(members) == len(set(members))
+        if not (unique and needed <= set(members) <= accepted):
+            raise ValueError(f"expected {sorted(accepted)} as members, got {members}")
+        return {
+            name: self._read(
+                name, lambda dtype, shape: dtype.kind in "fiu" and dtype.isnative and len(shape) < 2
+            )
+            for name in (member.removesuffix(".npy") for member in members)
+        }
+
+    def _members(self) -> list[str]:
+        return sorted(member.filename for member in self._archive.infolist())
+
     def _read(self, name: str, fits: Any) -> Array:
         info = self._archive.getinfo(f"{name}.npy")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
@@ -149,49 +166,26 @@ class StateFile:
         if name == _OPTIONS and info.file_size > _MOST_OPTIONS:
             raise ValueError(f"{name}: expected at most {_MOST_OPTIONS} bytes")
         with self._archive.open(info) as member:
-            shape, dtype = _read_header(name, member)
-            if not fits(dtype, shape):
+            header = read_header(name, member)
+            dtype, shape = header.dtype, header.shape
+            if header.fortran_order or not fits(dtype, shape):
                 raise ValueError(f"{name}: got dtype {dtype} and shape {shape}")
             payload = member.read()
-            if len(payload) != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+            if len(payload) != dtype.itemsize * header.size:
                 raise ValueError(f"{name}: expected as many bytes as its header says")
         return np.frombuffer(payload, dtype).reshape(shape)
 
 
-def _read_header(name: str, member: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and dtype of an .npy member; only the plain form that `save` writes is taken.
-
-    NumPy's own reader evaluates the text, with warnings for some, and takes more than is needed here:
-    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
-    """
-    version = npy.read_magic(member)
-    field = {(1, 0): "<H", (2, 0): "<I"}.get(version)
-    if field is None:
-        raise ValueError(f"{name}: expected .npy version 1 or 2, got {version}")
-    (length,) = struct.unpack(field, member.read(struct.calcsize(field)))
-    if length > _MOST_HEADER:
-        raise ValueError(f"{name}: expected a header of at most {_MOST_HEADER} bytes")
-    text = member.read(length).decode("ascii")
-    found = _HEADER.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{name}: expected an .npy header, got {text[:80]!r}")
-    size = found["size"]
-    return ((int(size),) if size else ()), np.dtype(found["dtype"])
-
-
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[StateFile]:
-    """Open a file that `save` wrote; whatever is wrong with its contents is a ValueError."""
+def opened(path: str | os.PathLike[str], writer: str = "save") -> Iterator[StateFile]:
+    """Open a file that ``writer`` wrote; whatever is wrong with its contents is a ValueError."""
+    expected = f"path: expected an .npz file that {writer} wrote"
     if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe or a device may have no end
-        raise ValueError(
-            f"path: expected an .npz file that save wrote, got {path!s}, no regular file"
-        )
+        raise ValueError(f"{expected}, got {path!s}, no regular file")
     with Path(path).open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 yield StateFile(archive, os.fstat(file.fileno()).st_size)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(
-                f"path: expected an .npz file that save wrote, got {path!s} ({reason})"
-            ) from error
+            raise ValueError(f"{expected}, got {path!s} ({reason})") from error

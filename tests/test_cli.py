@@ -45,7 +45,10 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"nbbn {nbbn.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], *[[name, "--help"] for name in ("demo", "info", "normalize", "moments")]],
+)
 def test_help_goes_to_standard_output(arguments, capsys):
     assert main(arguments) == 0
     printed = capsys.readouterr()
@@ -58,6 +61,8 @@ def test_help_lists_every_command(capsys):
     listed = capsys.readouterr().out
     assert "demo" in listed
     assert "info" in listed
+    assert "normalize" in listed
+    assert "moments" in listed
 
 
 def test_no_command_prints_the_help_and_fails(capsys):
@@ -78,6 +83,9 @@ def test_no_command_prints_the_help_and_fails(capsys):
         (["demo", "--epochs", "two"], "whole number, got 'two'"),
         (["demo", "--seed", "-1"], "not be negative, got -1"),
         (["demo", "--ep", "1"], "--ep"),
+        (["normalize", "in.npy"], "OUT.npy"),
+        (["moments"], "IN.npy"),
+        (["moments", "in.npy", "--axis", "two"], "'two'"),
     ],
 )
 def test_bad_usage_is_one_line_on_standard_error(arguments, expected, capsys):
@@ -188,6 +196,24 @@ def test_bar_on_a_terminal(clock):
         f"Counting [{empty}]   0%",
         f"Counting [{half}]  25%, 1 min 30 s left",
         f"Counting [{full}] 100%",
+        "",
+        "",
+    ]
+
+
+def test_bar_of_bytes_shows_their_rate(clock):
+    terminal = Terminal()
+    with Progress(400_000_000, "Reading", in_bytes=True, stream=terminal) as progress:
+        clock.now += 0.5
+        progress.advance(100_000_000)
+        clock.now += 0.5
+        progress.advance(300_000_000)
+    empty, half, full = "." * 30, "#" * 8 + "." * 22, "#" * 30
+    assert terminal.drawings() == [
+        "",
+        f"Reading [{empty}]   0%",
+        f"Reading [{half}]  25%, 200 MB/s, 2 s left",
+        f"Reading [{full}] 100%, 400 MB/s",
         "",
         "",
     ]

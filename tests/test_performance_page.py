@@ -10,8 +10,8 @@ import pytest
 from nbbn._bench.cases import Case, is_defined
 from nbbn._bench.implementations import LIMITS
 from nbbn._bench.race import Outcome, Race, Result
-from nbbn._bench.recording import fused_cases, recorded_cases
-from nbbn._bench.report import as_json, condensed
+from nbbn._bench.recording import SETS, recorded_cases
+from nbbn._bench.report import as_json, condensed, from_json
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE = (32, 64, 56, 56)
@@ -27,6 +27,12 @@ def performance(monkeypatch):
 def fused(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     return importlib.import_module("benchmarks.fused")
+
+
+@pytest.fixture
+def standardizer(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    return importlib.import_module("benchmarks.standardizer")
 
 
 def record(*races):
@@ -58,13 +64,15 @@ def test_the_page_is_that_of_the_recorded_run(performance):
     assert "\nperformance\n" in (ROOT / "docs" / "index.md").read_text("utf-8")
 
 
-def test_the_tables_of_fused_steps_are_those_of_their_recorded_run(fused):
-    recorded = json.loads(fused.RECORDED.read_text("utf-8"))
-    text = fused.PAGE.read_text("utf-8")
-    made = fused.between_markers(text, fused.BEGIN, fused.block(recorded), fused.END)
-    assert text == made
-    known = set(fused_cases())
-    assert {result.case for result in fused.run_of(recorded).results} == known
+@pytest.mark.parametrize("name", SETS)
+def test_the_tables_of_a_set_are_those_of_its_recorded_run(name, request):
+    written = request.getfixturevalue(name)
+    recorded = json.loads(written.RECORDED.read_text("utf-8"))
+    assert f"{written.BEGIN}\n{written.block(recorded)}\n{written.END}" in written.PAGE.read_text(
+        "utf-8"
+    )
+    known = set(SETS[name].cases([1, 2]))
+    assert {result.case for result in from_json(recorded)} == known
     assert all(is_defined(case) for case in known)
 
 
@@ -84,6 +92,18 @@ def test_a_new_run_of_fused_steps_is_kept_and_shown(fused, monkeypatch, tmp_path
     assert json.loads(fused.RECORDED.read_text("utf-8")) == made
     assert fused.main([]) == 0  # the kept run again
     assert fused.PAGE.read_text("utf-8") == text
+
+
+def test_the_tables_of_the_standardizer(standardizer):
+    made = record(
+        (Case("fit", (32, 64), 1, "float64"), {"nbbn": 1.0, "read": 0.5, "sklearn": 4.0}),
+        (Case("fit_transform", (32, 64), 2), {"nbbn": 2.0, "two-trip": 2.0, "sklearn": 1.0}),
+    )
+    text = standardizer.block(made)
+    assert "### Fit, float64\n" in text and "### Fit_transform\n" in text
+    assert "| 32x64 | 1.00 s | 2.00 | 4.00 |" in text
+    assert "| 32x64 | 2.00 s | 1.00 | **0.50** |" in text
+    assert "Results are new arrays." in text
 
 
 def test_the_page_copes_with_what_only_newer_runs_have(performance):

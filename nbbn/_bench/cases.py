@@ -19,6 +19,9 @@ FUSED = (
 )
 """Operations with what follows them in a network: a second array is added, an activation applied."""
 
+STANDARDIZER = ("fit", "partial_fit", "transform", "inverse_transform", "fit_transform")
+"""Operations on a data set, (samples, features), with the statistics of x itself."""
+
 DTYPES = ("float32", "float64")
 STORED = (*DTYPES, "float16", "bfloat16", "uint8")
 """Data types of x. Half types are computed with in float32; of bytes the result is float32."""
@@ -133,8 +136,11 @@ def is_defined(case: Case) -> bool:
 
     One value a channel has no variance to train with, and only plain inference can write over its
     input again and again. Half types are measured in inference only; of bytes nothing but plain
-    inference exists, and float32 does not fit in their place.
+    inference exists, and float32 does not fit in their place. Data sets are tables with new results.
     """
+    if case.operation in STANDARDIZER:
+        usual = case.variant == VARIANTS[0] and case.params == case.computed
+        return usual and len(case.shape) == 2 and case.dtype in DTYPES
     if case.variant == "inplace" and (case.operation != "inference" or case.dtype == "uint8"):
         return False
     if case.dtype not in DTYPES and case.base != "inference":

@@ -13,6 +13,7 @@ from nbbn._bench.cases import (
     FUSED,
     LAYOUTS,
     OPERATIONS,
+    STANDARDIZER,
     STORED,
     VARIANTS,
     Case,
@@ -49,7 +50,7 @@ def add_options(add: Callable[..., Any]) -> None:
 
     default_sets = ",".join(shapes.DEFAULT_SETS)
     known = ", ".join((*shapes.IMAGE_SETS, *shapes.SHAPE_SETS))
-    operations = (*OPERATIONS, *FUSED)
+    operations = (*OPERATIONS, *FUSED, *STANDARDIZER)
     add_list(
         "operations",
         _choices(operations),

@@ -235,6 +235,24 @@ def _differentiate(p: Problem, block: slice, x: Float64, grad_y: Float64) -> dic
     return {"grad_x": grad_x, "grad_gamma": grad_gamma, "grad_beta": grad_beta}
 
 
+def _scales(x: Float64) -> tuple[Float64, Float64]:
+    """Return mean and standard deviation, 1 of a constant feature, as columns."""
+    std = x.std(axis=1, keepdims=True)
+    return x.mean(axis=1, keepdims=True), np.where(std == 0, 1.0, std)
+
+
+def _standardize(_: Problem, __: slice, x: Float64, ___: None) -> dict[str, Float64]:
+    """Return ``(x - mean) / std``."""
+    mean, std = _scales(x)
+    return {"y": (x - mean) / std}
+
+
+def _restore(_: Problem, __: slice, x: Float64, ___: None) -> dict[str, Float64]:
+    """Return ``x * std + mean``."""
+    mean, std = _scales(x)
+    return {"y": x * std + mean}
+
+
 _ACTIVATIONS: dict[str | None, Callable[[Float64], Float64]] = {
     None: lambda v: v,
     "relu": lambda v: np.maximum(v, 0.0),
@@ -246,4 +264,9 @@ _FORMULAS: dict[str, Callable[..., dict[str, Float64]]] = {
     "moments": _collect,
     "training": _train,
     "backward": _differentiate,
+    "fit": _collect,
+    "partial_fit": _collect,
+    "transform": _standardize,
+    "fit_transform": _standardize,
+    "inverse_transform": _restore,
 }

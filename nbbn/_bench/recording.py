@@ -1,6 +1,6 @@
-"""The cases that the pages show: those of ``docs/performance.md``, and those of fused steps.
+"""The cases that the pages show: those of ``docs/performance.md``, and sets of others.
 
-``python -m benchmarks.compare --record`` runs the first, ``--set fused`` the others.
+``python -m benchmarks.compare --record`` runs the first, ``--set NAME`` one of `SETS`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from nbbn._bench.cases import FUSED, LAYOUTS, OPERATIONS, Case, list_cases
+from nbbn._bench.cases import (
+    DTYPES,
+    FUSED,
+    LAYOUTS,
+    OPERATIONS,
+    STANDARDIZER,
+    Case,
+    list_cases,
+)
 from nbbn._bench.shapes import FEATURES, ODD, Shape
 
 THREADS = (1, 2)
@@ -139,5 +147,16 @@ def fused_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
     return tuple(dict.fromkeys(cases))
 
 
+_DATA_SETS: tuple[Shape, ...] = ((1, 64), (32, 64), *FEATURES[1:])
+
+
+def standardizer_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
+    """Return the cases of data sets, the thread count slowest."""
+    return list_cases(operations=STANDARDIZER, shapes=_DATA_SETS, threads=threads, dtypes=DTYPES)
+
+
 PAGE = Preset(recorded_cases, rounds=15, seconds=0.25, minutes=18)
-FUSED_STEPS = Preset(fused_cases, rounds=9, seconds=0.12, minutes=4)
+SETS = {
+    "fused": Preset(fused_cases, rounds=9, seconds=0.12, minutes=4),
+    "standardizer": Preset(standardizer_cases, rounds=15, seconds=0.25, minutes=6),
+}

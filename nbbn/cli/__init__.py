@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import nbbn
-from nbbn.cli import bench, demo, info, warmup
+from nbbn.cli import bench, demo, info, moments, normalize, warmup
 from nbbn.cli._errors import CommandError
 
 __all__ = ["main"]
@@ -40,7 +40,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nbbn {nbbn.__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    for command in (demo, bench, info, warmup):
+    for command in (demo, normalize, moments, bench, info, warmup):
         command.add_parser(commands)
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,12 +49,38 @@ def check_file(path: Path, option: str) -> None:
     """
     if path.is_dir():
         raise CommandError(f"{option}: {path} is a folder, expected a file")
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        raise CommandError(f"{option}: {path} is a device or a pipe, expected a file")
     temporary = _temporary(path)
     try:
         temporary.open("xb").close()
         temporary.unlink()
     except OSError as error:
-        raise _cannot_write(path, option, error) from None
+        raise cannot_write(path, option, error) from None
+
+
+def check_room(path: Path, option: str, size: int) -> None:
+    """Make sure that a file system has room, before hours are spent on filling it.
+
+    Parameters
+    ----------
+    path
+        The file that is to be written.
+    option
+        What it was given by, for the message.
+    size
+        Its bytes.
+
+    Raises
+    ------
+    CommandError
+        Where there is less.
+    """
+    free = shutil.disk_usage(path.resolve().parent).free
+    if free < size:
+        raise CommandError(
+            f"{option}: {path} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        )
 
 
 def write_figure(path: Path, figure: Any) -> None:
@@ -104,7 +131,7 @@ def _write(path: Path, option: str, fill: Callable[[BinaryIO], Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise _cannot_write(path, option, error) from None
+        raise cannot_write(path, option, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -117,5 +144,21 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _cannot_write(path: Path, option: str, error: OSError) -> CommandError:
+def cannot_write(path: Path, option: str, error: OSError) -> CommandError:
+    """Return the error that says so.
+
+    Parameters
+    ----------
+    path
+        What cannot be written.
+    option
+        What it was given by.
+    error
+        Why.
+
+    Returns
+    -------
+    CommandError
+        To be raised.
+    """
     return CommandError(f"{option}: cannot write {path}: {error.strerror or error}")

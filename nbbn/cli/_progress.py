@@ -22,6 +22,8 @@ class Progress:
         Number of steps until done.
     label
         What is being done.
+    in_bytes
+        Whether a step is a byte: then the rate is shown, too.
     stream
         Where to draw; standard error if None.
 
@@ -32,10 +34,13 @@ class Progress:
     ...         progress.advance()
     """
 
-    def __init__(self, total: int, label: str, *, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, total: int, label: str, *, in_bytes: bool = False, stream: TextIO | None = None
+    ) -> None:
         self.total = total
         self.done = 0
         self.label = label
+        self.in_bytes = in_bytes
         self._stream = sys.stderr if stream is None else stream
         self._visible = self._stream.isatty()
         self._started = time.monotonic()
@@ -82,8 +87,10 @@ class Progress:
         filled = round(share * _BAR_WIDTH)
         bar = "#" * filled + "." * (_BAR_WIDTH - filled)
         line = f"{self.label} [{bar}] {share:4.0%}"
+        elapsed = time.monotonic() - self._started
+        if self.in_bytes and self.done and elapsed > 0:
+            line += f", {self.done / elapsed / 1e6:.0f} MB/s"
         if 0 < self.done < self.total:
-            elapsed = time.monotonic() - self._started
             line += f", {_duration(elapsed * (self.total - self.done) / self.done)} left"
         return line
 

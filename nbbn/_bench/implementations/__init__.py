@@ -46,6 +46,11 @@ LIMITS = {
     "inference+residual+relu": AddAffine.name,
     "inference+hard_swish": CopyAffine.name,
     "training+relu": TwoTrip.name,
+    "fit": Read.name,
+    "partial_fit": Read.name,
+    "transform": CopyAffine.name,
+    "inverse_transform": CopyAffine.name,
+    "fit_transform": TwoTrip.name,
 }
 """The yardstick of each operation, which every time is a multiple of."""
 

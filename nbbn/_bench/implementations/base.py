@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -105,6 +105,37 @@ class Implementation(ABC):
         if case.params == case.computed:
             return None
         return f"{self.name} takes parameters of the data type of x only"
+
+
+class OfScaler(ABC):
+    """The operations of an estimator that standardizes."""
+
+    @abstractmethod
+    def scaler(self, problem: Problem) -> Any:
+        """Return one that knows no data yet."""
+
+    def prepare_fit(self, problem: Problem) -> Prepared:
+        """``scaler.fit(x)``, which starts anew."""
+        call = partial(self.scaler(problem).fit, problem.x)
+        return Prepared(call, lambda scaler: named_moments(scaler.mean_, scaler.var_))
+
+    def prepare_partial_fit(self, problem: Problem) -> Prepared:
+        """``scaler.partial_fit(x)`` after the same."""
+        call = partial(self.scaler(problem).fit(problem.x).partial_fit, problem.x)
+        return Prepared(call, lambda scaler: named_moments(scaler.mean_, scaler.var_))
+
+    def prepare_transform(self, problem: Problem) -> Prepared:
+        """``scaler.transform(x)`` after ``scaler.fit(x)``."""
+        return Prepared(partial(self.scaler(problem).fit(problem.x).transform, problem.x), named_y)
+
+    def prepare_inverse_transform(self, problem: Problem) -> Prepared:
+        """``scaler.inverse_transform(x)`` after ``scaler.fit(x)``."""
+        scaler = self.scaler(problem).fit(problem.x)
+        return Prepared(partial(scaler.inverse_transform, problem.x), named_y)
+
+    def prepare_fit_transform(self, problem: Problem) -> Prepared:
+        """``scaler.fit_transform(x)``."""
+        return Prepared(partial(self.scaler(problem).fit_transform, problem.x), named_y)
 
 
 def input_and_out(problem: Problem) -> tuple[Array, Array | None]:

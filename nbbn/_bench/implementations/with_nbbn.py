@@ -9,6 +9,7 @@ from typing import Any
 from nbbn._bench.cases import STORED
 from nbbn._bench.implementations.base import (
     Implementation,
+    OfScaler,
     Prepared,
     input_and_out,
     named_backward,
@@ -20,8 +21,8 @@ from nbbn._bench.implementations.base import (
 from nbbn._bench.problem import EPS, MOMENTUM, Problem
 
 
-class Nbbn(Implementation):
-    """The layer, and the functions for moments and backward."""
+class Nbbn(OfScaler, Implementation):
+    """The layer, the functions for moments and backward, and `nbbn.Standardizer`."""
 
     name = "nbbn"
     module = "nbbn"
@@ -93,3 +94,7 @@ class Nbbn(Implementation):
         function = partial(self.library.batch_norm_backward, axis=p.case.axis)
         call = with_out(function, out, p.grad_y, x, p.mean, p.inv_std, p.gamma)
         return Prepared(call, lambda grads: named_backward(*grads))
+
+    def scaler(self, problem: Problem) -> Any:
+        """A `Standardizer`."""
+        return self.library.Standardizer(axis=problem.case.axis)

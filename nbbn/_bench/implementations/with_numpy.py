@@ -117,6 +117,57 @@ class NumPy(Implementation):
 
         return Prepared(differentiate, lambda grads: named_backward(*grads))
 
+    def prepare_fit(self, problem: Problem) -> Prepared:
+        """``mean`` and ``std``."""
+        x = problem.x
+        return Prepared(
+            lambda: (x.mean(axis=0), x.std(axis=0)),
+            lambda pair: named_moments(pair[0], pair[1] ** 2),
+        )
+
+    def prepare_partial_fit(self, problem: Problem) -> Prepared:
+        """``mean`` and ``var``, merged with those of what came before (Chan's formula)."""
+        x, count = problem.x, problem.x.shape[0]
+        known = [count, x.mean(axis=0), x.var(axis=0) * count]
+
+        def learn() -> None:
+            mean, m2 = x.mean(axis=0), x.var(axis=0) * count
+            total, delta = known[0] + count, mean - known[1]
+            known[1] = known[1] + delta * (count / total)
+            known[2] = known[2] + m2 + delta**2 * (known[0] * count / total)
+            known[0] = total
+
+        return Prepared(learn, lambda _: named_moments(known[1], known[2] / known[0]))
+
+    def prepare_transform(self, problem: Problem) -> Prepared:
+        """``(x - mean) / std``, both computed beforehand."""
+        x = problem.x
+        mean, std = _mean_and_std(x)
+        return Prepared(lambda: (x - mean) / std, named_y)
+
+    def prepare_inverse_transform(self, problem: Problem) -> Prepared:
+        """``x * std + mean``, both computed beforehand."""
+        x = problem.x
+        mean, std = _mean_and_std(x)
+        return Prepared(lambda: x * std + mean, named_y)
+
+    def prepare_fit_transform(self, problem: Problem) -> Prepared:
+        """``mean``, ``std``, then as in transform."""
+        x = problem.x
+
+        def standardize() -> Array:
+            mean, std = _mean_and_std(x)
+            y: Array = (x - mean) / std
+            return y
+
+        return Prepared(standardize, named_y)
+
+
+def _mean_and_std(x: Array) -> tuple[Array, Array]:
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    std[std == 0] = 1
+    return mean, std
+
 
 def _affine(x: Array, scale: Array, shift: Array, out: Array | None) -> Array:
     y: Array = np.multiply(x, scale, out=out)

@@ -11,6 +11,7 @@ import numpy as np
 from nbbn._bench.cases import Case
 from nbbn._bench.implementations.base import (
     Implementation,
+    OfScaler,
     Prepared,
     input_and_out,
     named_moments,
@@ -19,7 +20,7 @@ from nbbn._bench.implementations.base import (
 from nbbn._bench.problem import EPS, Problem
 
 
-class ScikitLearn(Implementation):
+class ScikitLearn(OfScaler, Implementation):
     """A scaler without its checks for NaN and of its own parameters.
 
     It has no gamma and beta: they are folded into its mean and scale, as
@@ -60,3 +61,7 @@ class ScikitLearn(Implementation):
         """``fit``, which starts anew."""
         call = partial(self._scaler().fit, problem.x)
         return Prepared(call, lambda scaler: named_moments(scaler.mean_, scaler.var_))
+
+    def scaler(self, problem: Problem) -> Any:
+        """A `StandardScaler`."""
+        return self._scaler()

@@ -168,6 +168,9 @@ class CopyAffine(Yardstick):
             return {"y": problem.x.ravel()[:used].astype(np.float64)}
         return {"y": _affine(problem.x)}
 
+    prepare_transform = prepare_inverse_transform = prepare_inference
+    expect_transform = expect_inverse_transform = expect_inference
+
 
 class AddAffine(Yardstick):
     """Read x and the residual, write y: the limit of inference with a residual."""
@@ -219,6 +222,9 @@ class Read(Yardstick):
         """The sums."""
         return {"sums": self._piece_sums(problem.x)}
 
+    prepare_fit = prepare_partial_fit = prepare_moments
+    expect_fit = expect_partial_fit = expect_moments
+
 
 class _Trips(Yardstick):
     """What has inputs x, or x and grad_y, and writes an array of their size."""
@@ -226,6 +232,8 @@ class _Trips(Yardstick):
     def prepare_training(self, problem: Problem) -> Prepared:
         """Read x, and again to write y."""
         return self._prepare(problem, _copy(problem.x))
+
+    prepare_fit_transform = prepare_training
 
     def prepare_backward(self, problem: Problem) -> Prepared:
         """Read x and grad_y, and again to write grad_x."""
@@ -268,6 +276,8 @@ class TwoTrip(_Trips):
         """The sums, and ``0.75 x + 0.25``."""
         return {"sums": self._piece_sums(problem.x), "y": _affine(problem.x)}
 
+    expect_fit_transform = expect_training
+
     def expect_backward(self, problem: Problem) -> Outputs:
         """The sums, and ``0.75 x + grad_y + 0.25``."""
         p = problem
@@ -292,6 +302,8 @@ class OneTrip(_Trips):
         """``0.75 x`` plus the sum of the piece."""
         x = problem.x
         return {"y": 0.75 * x.ravel()[: _used(x)] + self._spread(self._piece_sums(x), x)}
+
+    expect_fit_transform = expect_training
 
     def expect_backward(self, problem: Problem) -> Outputs:
         """``0.75 x + grad_y`` plus the sums of the piece."""

@@ -71,7 +71,7 @@ def dask_moments(x: Any, *, axis: int = 1, mask: Any = None) -> Moments:
     >>> nbbn.distributed.dask_moments(x).count
     100000.0
     """
-    index = _checked(x, axis)
+    index = checked(x, axis)
     import dask
     import dask.array as da
     from dask.base import tokenize
@@ -171,7 +171,7 @@ def dask_normalize(
     >>> y.chunks == x.chunks
     True
     """
-    index = _checked(x, axis)
+    index = checked(x, axis)
     import dask.array as da
     from dask.base import tokenize
 
@@ -249,14 +249,15 @@ def _joined(pieces: Iterable[Moments | None], shape: tuple[int, ...]) -> Moments
     return Moments._restore(found[0].count, *map(np.concatenate, vectors))
 
 
-def _is_dask(value: Any) -> bool:
+def is_dask(value: Any) -> bool:
+    """Whether it is a dask array; where there is one, dask has been imported."""
     loaded = sys.modules.get("dask.array")
     return loaded is not None and isinstance(value, loaded.Array)
 
 
-def _checked(x: Any, axis: Any) -> int:
+def checked(x: Any, axis: Any) -> int:
     """Return the channel axis of a dask array whose blocks nbbn can read."""
-    if not _is_dask(x):
+    if not is_dask(x):
         raise TypeError(f"x: expected a dask array, got {type(x).__name__}")
     _checks.array("x", x._meta, _checks.STORED)
     return _checks.axis(axis, x.ndim)
@@ -267,13 +268,13 @@ def _beside(name: str, value: Any, x: Any) -> Any:
     import dask.array as da
 
     unknown = np.isnan(x.shape).any()
-    if not _is_dask(value):
+    if not is_dask(value):
         value = np.asarray(value)
-    if unknown and _is_dask(value) and value.numblocks == x.numblocks:
+    if unknown and is_dask(value) and value.numblocks == x.numblocks:
         return value  # what does not fit is found block by block
     if unknown or value.shape != x.shape:
         raise ValueError(f"{name}: expected shape {x.shape}, that of x, got {value.shape}")
-    return value.rechunk(x.chunks) if _is_dask(value) else da.from_array(value, chunks=x.chunks)
+    return value.rechunk(x.chunks) if is_dask(value) else da.from_array(value, chunks=x.chunks)
 
 
 def _aligned(mask: Any, x: Any, index: int) -> Any:
@@ -284,19 +285,19 @@ def _aligned(mask: Any, x: Any, index: int) -> Any:
     import dask.array as da
 
     for name, array in (("x", x), ("mask", mask)):
-        if _is_dask(array) and np.isnan(array.shape).any():
+        if is_dask(array) and np.isnan(array.shape).any():
             raise ValueError(
                 f"{name}: expected known chunk sizes, as there is a mask, got shape {array.shape} "
                 "(compute_chunk_sizes finds them)"
             )
     like = mask
-    if _is_dask(mask):
+    if is_dask(mask):
         like = np.broadcast_to(np.empty((), mask.dtype), mask.shape)  # all that a check looks at
     known = _checks.mask(like, x.shape, index)
-    given: Any = mask if _is_dask(mask) else known
+    given: Any = mask if is_dask(mask) else known
     found = given.reshape((*known.shape[:index], 1, *known.shape[index:]))
     chunks = tuple(
         of_x if size == wanted and k != index else (size,)
         for k, (size, wanted, of_x) in enumerate(zip(found.shape, x.shape, x.chunks, strict=True))
     )
-    return found.rechunk(chunks) if _is_dask(found) else da.from_array(found, chunks=chunks)
+    return found.rechunk(chunks) if is_dask(found) else da.from_array(found, chunks=chunks)

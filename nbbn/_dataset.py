@@ -1,0 +1,218 @@
+"""What a data set taught (`Fitted`), and a data set as it is looked at (`Dense`)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn import _checks, _estimator, _plain
+from nbbn._pool import empty_like
+from nbbn._steps import inference_step
+from nbbn.kernels import table as rows
+from nbbn.moments import Moments, batch_moments
+
+Array = NDArray[Any]
+Vector = NDArray[np.float64]
+
+_FLOAT64 = np.dtype(np.float64)
+_FLOAT32 = np.dtype(np.float32)
+# Beyond, float32 holds 1 / std with fewer digits or as infinity, and differences as infinity.
+_WIDE = 2.0**100
+
+
+class Fitted:
+    """What fitting found. It never changes: a call that begins with it ends with it."""
+
+    __slots__ = ("_tables", "axis", "features", "moments", "names", "with_mean", "with_std")
+
+    def __init__(
+        self,
+        moments: Moments,
+        axis: int,
+        with_mean: bool,
+        with_std: bool,
+        names: tuple[str, ...] | None,
+    ) -> None:
+        self.moments = moments
+        self.features = moments.mean.size
+        self.axis = axis
+        self.with_mean = with_mean
+        self.with_std = with_std
+        self.names = names
+        # Made when first asked for; two threads that make one at a time make the same.
+        self._tables: dict[tuple[bool, bool], Array | None] = {}
+
+    def arrays(self) -> tuple[Any, ...]:
+        """Return what a pickle holds: numbers, arrays and strings."""
+        _, moments = self.moments.__reduce__()
+        return moments, self.axis, self.with_mean, self.with_std, self.names
+
+    def variances(self) -> Vector:
+        """Return the variances, 1 for a constant feature, and for all where they are not wanted."""
+        if not self.with_std:
+            return np.ones(self.features)
+        var = self.moments.var()
+        var[var == 0.0] = 1.0
+        return var
+
+    def divisors(self) -> Vector:
+        """Return what each feature is divided by."""
+        found: Vector = np.sqrt(self.variances())
+        return found
+
+    def table(self, inverse: bool, dtype: np.dtype[Any]) -> Array | None:
+        """Return the table to compute with in ``dtype``; None where float32 has not the range."""
+        key = inverse, dtype == _FLOAT64
+        try:
+            return self._tables[key]
+        except KeyError:
+            pass
+        variances, table = self.variances(), None
+        if key[1] or not self._is_wide(variances):
+            make = self._inverse if inverse else self._forward
+            table = make(variances, key[1])
+        self._tables[key] = table
+        return table
+
+    def _is_wide(self, variances: Vector) -> bool:
+        mean = np.abs(self.moments.mean)
+        outside = (variances < _WIDE**-2) | (variances > _WIDE**2) | (mean > _WIDE)
+        if not outside.any():
+            return False
+        # Where they are infinite or NaN, so is the result; other features keep their bits.
+        return bool((outside & np.isfinite(variances) & np.isfinite(mean)).any())
+
+    def _forward(self, variances: Vector, _: bool) -> Array:
+        table = np.zeros((rows.NORMALIZE_ROWS, self.features))
+        if self.with_mean:
+            table[rows.MEAN] = self.moments.mean
+            table[rows.MEAN_LOW] = self.moments._mean_low
+        table[rows.VAR] = variances
+        table[rows.GAMMA] = 1.0
+        return table
+
+    def _inverse(self, variances: Vector, double: bool) -> Array:
+        table = np.zeros((rows.NORMALIZE_ROWS, self.features))
+        table[rows.VAR] = 1.0
+        table[rows.GAMMA] = scale = np.sqrt(variances)
+        if self.with_mean:
+            # y * scale + mean = (y + rest / scale) * scale + rounded: the large term is exact.
+            mean, low = self.moments.mean, self.moments._mean_low
+            with np.errstate(all="ignore"):  # as the kernels: infinite or NaN, no warning
+                rounded = mean if double else mean.astype(np.float32).astype(np.float64)
+                rest = (mean - rounded) + low
+                table[rows.MEAN] = np.where(np.isfinite(rest), -rest / scale, 0.0)
+            table[rows.BETA] = rounded
+        return table
+
+    def mapped_plain(self, x: Array, inverse: bool, out: Array | None) -> Array | None:
+        """Return the map of a contiguous ``x``; None where `Dense.mapped` has to do it."""
+        plan = _plan(x.shape, self.axis, self.features)
+        table = None if plan is None else self.table(inverse, x.dtype)
+        if plan is None or table is None:
+            return None
+        y: Array = empty_like(x) if out is None else out
+        return None if _plain.infer(x, y, table, 0.0, plan) == _plain.REFUSED else y
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(shape: tuple[int, ...], axis: int, features: int) -> _plain.Plan | None:
+    """Return how to read contiguous arrays of this shape; None for a wrong one."""
+    if len(shape) < 2 or not -len(shape) <= axis < len(shape) or shape[axis] != features:
+        return None
+    return _plain.make_plan(shape, axis % len(shape))
+
+
+class Dense:
+    """An array in memory, as fitting and transforming look at it.
+
+    Of another kind of data they ask no more than this: checks, `moments`, `mapped`.
+    """
+
+    def __init__(self, X: Any, axis: Any, accepted: str = _checks.STORED) -> None:
+        plain = type(X) is np.ndarray
+        if not plain and hasattr(X, "nnz") and hasattr(X, "toarray"):
+            kind = type(X).__name__
+            raise TypeError(f"X: expected a dense array of {accepted}, got a sparse {kind}")
+        self.values = _checks.array("X", X, accepted)
+        self.names = None if plain else _estimator.feature_names(X)
+        self._look(axis)
+
+    def _look(self, axis: Any) -> None:
+        """Check shape and axis."""
+        shape = self.values.shape
+        if len(shape) < 2:
+            raise ValueError(
+                f"X: expected two dimensions or more, got shape {shape} (Reshape your data: X[:, None] "
+                "for one feature, X[None] for one sample)"
+            )
+        self.axis = _checks.integer("axis", axis)
+        self.index = _checks.axis(axis, len(shape))
+        if not shape[self.index]:
+            raise ValueError(f"X: expected at least one feature, got shape {shape}")
+
+    def check_samples(self, found: Moments) -> None:
+        """Check that there was a sample."""
+        if not found.count:
+            raise ValueError(f"X: expected at least one sample, got shape {self.values.shape}")
+
+    def check_fits(self, fitted: Fitted) -> None:
+        """Check the features against those of earlier data."""
+        found = self.values.shape
+        if found[self.index] != fitted.features:
+            raise ValueError(
+                f"X: expected {fitted.features} features along axis {self.index}, got shape {found}"
+            )
+        _estimator.check_names("X", self.names, fitted.names)
+
+    def target(self, out: Any) -> Array | None:
+        """Return ``out`` as an array to write to."""
+        return None if out is None else _checks.out("out", out, self.values, self._result)
+
+    @property
+    def _result(self) -> np.dtype[Any]:
+        dtype = self.values.dtype
+        return _FLOAT32 if dtype == np.uint8 else dtype
+
+    def moments(self) -> Moments:
+        """Return the moments of each feature."""
+        return batch_moments(self.values, axis=self.index)
+
+    def check_frames(self) -> None:
+        """Check that the result can be a data frame."""
+        if not (self.values.ndim == 2 and self.index == 1):
+            raise ValueError(
+                "X: expected two dimensions, the features last, for a data frame as set_output asked, "
+                f"got shape {self.values.shape} with the features along axis {self.index}"
+            )
+
+    def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Array:
+        """Return the standardized values, or those that they were made of, in ``out`` if given."""
+        dtype = self._result
+        return apply_table(self.values, self.index, *self._table(fitted, inverse), dtype, out)
+
+    def _table(self, fitted: Fitted, inverse: bool) -> tuple[Array, bool]:
+        """Return the table to compute with, and whether that has to be done in float64."""
+        table = fitted.table(inverse, self._result)
+        if table is not None:
+            return table, False
+        table = fitted.table(inverse, _FLOAT64)
+        assert table is not None
+        return table, True
+
+
+def apply_table(
+    values: Array, index: int, table: Array, wide: bool, dtype: np.dtype[Any], out: Array | None
+) -> Array:
+    """Return the values that `Fitted.table` makes of others, computed in float64 if ``wide``."""
+    if not wide:
+        return inference_step(values, index, table, 0.0, out, None, dtype)
+    with np.errstate(over="ignore"):
+        y = inference_step(values.astype(np.float64), index, table, 0.0, None).astype(dtype)
+    if out is None:
+        return y
+    out[...] = y
+    return out

@@ -1,0 +1,190 @@
+"""scikit-learn's protocol for estimators, without scikit-learn: it is imported where it asks."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CONTAINERS = ("default", "pandas", "polars")
+
+
+class NotFittedError(ValueError, AttributeError):
+    """What `not_fitted` returns in a process without scikit-learn."""
+
+
+def not_fitted(owner: object) -> Exception:
+    """Return the error of a call or an attribute that needs data first.
+
+    Who catches scikit-learn's class has loaded it; others catch ValueError or AttributeError.
+    """
+    loaded = sys.modules.get("sklearn.exceptions")
+    kind: type[Exception] = getattr(loaded, "NotFittedError", NotFittedError)
+    return kind(f"{type(owner).__name__}: expected fit or partial_fit first, got no data yet")
+
+
+class Estimator:
+    """Parameters are the keyword arguments of ``__init__``, kept as they were given."""
+
+    _sklearn_output_config: ClassVar[dict[str, str]] = {}  # scikit-learn's clone copies this name
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters by name.
+
+        Parameters
+        ----------
+        deep : bool, default True
+            Ignored: no parameter has parameters.
+
+        Returns
+        -------
+        dict
+            What the constructor was given, or `set_params`.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.Standardizer(with_std=False).get_params()
+        {'axis': -1, 'with_mean': True, 'with_std': False}
+        """
+        return {name: getattr(self, name) for name in _parameters(type(self))}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; they count from the next ``fit`` or ``partial_fit`` on.
+
+        Parameters
+        ----------
+        **params
+            By name.
+
+        Returns
+        -------
+        Estimator
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            Where there is no such parameter. None is set then.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.Standardizer().set_params(axis=1)
+        Standardizer(axis=1)
+        """
+        known = _parameters(type(self))
+        for name in params:
+            if name not in known:
+                raise ValueError(f"params: expected some of {', '.join(known)}, got {name!r}")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def set_output(self, *, transform: str | None = None) -> Self:
+        """Choose what ``transform`` and ``fit_transform`` return.
+
+        Parameters
+        ----------
+        transform : {"default", "pandas", "polars"}, optional
+            "default": arrays. The others: data frames with the names of the features, of a
+            two-dimensional ``X`` with the features last. None changes nothing.
+
+        Returns
+        -------
+        Estimator
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            For any other value.
+
+        Notes
+        -----
+        scikit-learn's setting for all estimators is not looked at.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.Standardizer().set_output(transform="default")
+        Standardizer()
+        """
+        if transform is not None:
+            if transform not in _CONTAINERS:
+                raise ValueError(
+                    f"transform: expected 'default', 'pandas', 'polars' or None, got {transform!r}"
+                )
+            chosen = {} if transform == "default" else {"transform": transform}
+            vars(self)["_sklearn_output_config"] = chosen
+        return self
+
+    def _frames(self) -> Any:
+        """Return the module of the data frames that are wanted, or None."""
+        chosen = self._sklearn_output_config.get("transform")
+        return None if chosen is None else import_module(chosen)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = import_module("sklearn.utils")
+        return tags.Tags(
+            estimator_type="transformer",
+            target_tags=tags.TargetTags(required=False),
+            transformer_tags=tags.TransformerTags(preserves_dtype=["float64", "float32"]),
+            input_tags=tags.InputTags(three_d_array=True, allow_nan=True),
+        )
+
+    def __repr__(self) -> str:
+        defaults = _parameters(type(self))
+        shown = (f"{k}={v!r}" for k, v in self.get_params().items() if v is not defaults[k])
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _parameters(kind: type[Estimator]) -> dict[str, Any]:
+    """Return the defaults of the parameters by name."""
+    given = inspect.signature(kind).parameters.values()
+    return {each.name: each.default for each in given}
+
+
+def feature_names(X: Any) -> tuple[str, ...] | None:
+    """Return the names of the columns of a data frame; None where they are not all strings."""
+    columns = getattr(X, "columns", None)
+    if columns is None:
+        return None
+    names = tuple(columns)
+    return names if names and all(isinstance(name, str) for name in names) else None
+
+
+def check_names(name: str, given: Any, known: tuple[str, ...] | None) -> None:
+    """Check names of features against those of `fit`, where both exist."""
+    if given is not None and known is not None and tuple(given) != known:
+        raise ValueError(f"{name}: expected the names {_listed(known)}, got {_listed(given)}")
+
+
+def names_out(
+    given: Sequence[str] | None, known: tuple[str, ...] | None, count: int
+) -> NDArray[Any]:
+    """Return the names of the features that leave, which are those that came."""
+    check_names("input_features", given, known)
+    if given is not None and len(given) != count:
+        raise ValueError(f"input_features: expected {count} names, got {len(given)}")
+    names = given if known is None else known
+    numbered = [f"x{number}" for number in range(count)] if names is None else list(names)
+    return np.asarray(numbered, dtype=object)
+
+
+def as_frame(library: Any, y: NDArray[Any], X: Any, names: NDArray[Any]) -> Any:
+    """Return ``y``, two-dimensional with the features last, as a data frame of pandas or polars."""
+    if library.__name__ == "polars":
+        return library.DataFrame(y, schema=list(names), orient="row")
+    index = getattr(X, "index", None) if hasattr(X, "columns") else None
+    return library.DataFrame(y, index=index, columns=names, copy=False)
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(repr(name) for name in list(names)[:most])
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"

@@ -1,0 +1,167 @@
+"""What the commands on .npy files share: their arguments, their input, their errors."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from nbbn import _npy, _stream
+from nbbn.cli._errors import CommandError
+from nbbn.cli._files import cannot_write, check_file
+from nbbn.cli._progress import Progress
+from nbbn.moments import Moments
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """Declare the input and its channel axis.
+
+    Parameters
+    ----------
+    parser
+        That of the command.
+    """
+    parser.add_argument(
+        "input",
+        type=Path,
+        metavar="IN.npy",
+        help=f"array of {_stream.ACCEPTED}, of any shape, in C or Fortran order; may be larger than memory",
+    )
+    parser.add_argument(
+        "--axis",
+        type=int,
+        default=-1,
+        metavar="A",
+        help="the channel axis: statistics are taken over all others (default -1, the last)",
+    )
+
+
+@contextlib.contextmanager
+def reading(path: Path, axis: int) -> Iterator[_npy.NpyFile]:
+    """Open the input, and check its type and axis.
+
+    Parameters
+    ----------
+    path
+        An .npy file.
+    axis
+        The channel axis.
+
+    Yields
+    ------
+    NpyFile
+        The open file.
+
+    Raises
+    ------
+    CommandError
+        For whatever is wrong with it, also while it is read.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            source = stack.enter_context(_npy.opened(path))
+            _stream.check_dtype(source)
+            _stream.view(source.header, axis)
+        except OSError as error:
+            raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+        except (TypeError, ValueError) as error:
+            text = str(error)
+            raise CommandError(f"--{text}" if text.startswith("axis:") else text) from error
+        try:
+            yield source
+        except _npy.NpyError as error:
+            raise CommandError(str(error)) from error
+        except MemoryError as error:
+            raise CommandError(f"{path}: not enough memory for its channels ({error})") from error
+
+
+def channels(source: _npy.NpyFile, axis: int) -> int:
+    """Return the number of channels.
+
+    Parameters
+    ----------
+    source
+        The input.
+    axis
+        The channel axis.
+
+    Returns
+    -------
+    int
+        The size of that axis.
+    """
+    return _stream.view(source.header, axis)[1]
+
+
+def moments(source: _npy.NpyFile, axis: int, label: str) -> Moments:
+    """Return the moments of the input, with a progress bar.
+
+    Parameters
+    ----------
+    source
+        The input.
+    axis
+        The channel axis.
+    label
+        What the bar is called.
+
+    Returns
+    -------
+    Moments
+        Those of all of it.
+
+    Raises
+    ------
+    CommandError
+        Where there are no values.
+    """
+    header = source.header
+    if not header.size:
+        raise CommandError(f"{source.path}: expected at least one value, got shape {header.shape}")
+    with Progress(header.nbytes, label, in_bytes=True) as progress:
+        return _stream.moments(source, axis, progress.advance)
+
+
+def check_statistics_file(path: Path | None, *others: Path) -> None:
+    """Make sure, before the work is done, that statistics can be saved.
+
+    Parameters
+    ----------
+    path
+        Where they are to be saved, if anywhere.
+    others
+        Files that it must not be.
+
+    Raises
+    ------
+    CommandError
+        Where they cannot.
+    """
+    if path is None:
+        return
+    for other in others:
+        if path.resolve() == other.resolve():
+            raise CommandError(f"--save-stats: expected a file of its own, got {path}")
+    check_file(path, "--save-stats")
+
+
+def save_statistics(path: Path, found: Moments) -> None:
+    """Write an .npz file, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        Where to write it.
+    found
+        What is saved.
+
+    Raises
+    ------
+    CommandError
+        Where it cannot be written.
+    """
+    try:
+        _stream.save(path, found)
+    except OSError as error:
+        raise cannot_write(path, "--save-stats", error) from None

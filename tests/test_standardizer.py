@@ -1,0 +1,493 @@
+"""Standardizer: exact statistics of data in one piece or in chunks, applied and taken back."""
+
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import cases
+import numpy as np
+import pytest
+import reference
+from compare import assert_forward, assert_same_bits, assert_within, eps_of, mean_error, var_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nbbn
+
+bounded = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+by_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
+SHAPES = [case for case in cases.SHAPES if len(case[0]) > 1]
+by_shape = pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=map(cases.case_id, SHAPES))
+ATTRIBUTES = ("mean_", "var_", "scale_")
+
+
+def statistics(scaler):
+    return [getattr(scaler, name) for name in (*ATTRIBUTES, "n_samples_seen_")]
+
+
+def assert_same_statistics(one, other):
+    for a, b in zip(statistics(one), statistics(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_standardized(y, x, axis=-1):
+    """Within the bound of the exact values; 0 in features without variance."""
+    varies = reference.moments(x, axis)[2] > 0
+    np.testing.assert_array_equal(np.moveaxis(y, axis, 0)[~varies], 0)
+    if varies.any():
+        kept = np.compress(varies, x, axis=axis)
+        expected = reference.training(kept, axis=axis, eps=0.0)
+        assert_forward(np.compress(varies, y, axis=axis), kept, expected, axis=axis)
+
+
+# What it computes
+
+
+@by_dtype
+@by_shape
+def test_the_oracle(shape, axis, dtype):
+    x = cases.values(shape, dtype, loc=3.0, seed=5)
+    np.moveaxis(x, axis, 0)[0] = 0.1  # a constant feature
+    count, mean, m2 = reference.moments(x, axis)
+    scaler = nbbn.Standardizer(axis=axis).fit(x)
+    assert (scaler.n_samples_seen_, scaler.n_features_in_) == (count, shape[axis])
+    assert type(scaler.n_samples_seen_) is int
+    assert_within(scaler.mean_, mean, mean_error(x, axis))
+    assert_within(scaler.var_, m2 / count, var_error(x, m2 / count) + mean_error(x, axis) ** 2)
+    np.testing.assert_array_equal(
+        scaler.scale_, np.where(scaler.var_ == 0, 1, np.sqrt(scaler.var_))
+    )
+    assert [getattr(scaler, name).dtype for name in ATTRIBUTES] == [np.float64] * 3
+    y = scaler.transform(x)
+    assert_standardized(y, x, axis)
+    assert_same_bits(nbbn.Standardizer(axis=axis).fit_transform(x), y)
+
+
+@by_shape
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+def test_every_layout(shape, axis, layout):
+    x = cases.LAYOUTS[layout](cases.values(shape))
+    scaler = nbbn.Standardizer(axis=axis).fit(x)
+    y = scaler.transform(x)
+    assert_standardized(y, x, axis)
+    assert_same_bits(scaler.transform(np.array(x, order="C")), y)
+    for call in (scaler.transform, scaler.inverse_transform):
+        out = np.full_like(x, 777)
+        assert call(x, out=out) is out
+        assert_same_bits(out, call(x))
+    if layout in cases.WRITABLE:
+        inside = x.copy(order="K")
+        assert scaler.fit_transform(inside, out=inside) is inside
+        assert_same_bits(inside, y)
+
+
+@pytest.mark.parametrize("with_mean", [True, False])
+@pytest.mark.parametrize("with_std", [True, False])
+@pytest.mark.parametrize("shape", [(40, 5), (4, 3, 5)])
+def test_the_mean_or_the_deviation_alone(with_mean, with_std, shape):
+    x = cases.values(shape, np.float64, loc=4.0)
+    scaler = nbbn.Standardizer(with_mean=with_mean, with_std=with_std).fit(x)
+    assert (scaler.mean_ is None) == (not with_mean and not with_std)
+    assert (scaler.var_ is None, scaler.scale_ is None) == (not with_std, not with_std)
+    count, mean, m2 = reference.moments(x, -1)
+    expected = (x - mean * with_mean) / (np.sqrt(m2 / count) if with_std else 1)
+    y = scaler.transform(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(scaler.inverse_transform(y), x, rtol=1e-13)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 1e3, 2.0**15, 2.0**19, 1e6, -1e6])
+@pytest.mark.parametrize("shape", [(200, 3), (3000, 17)])
+def test_float32_with_a_large_mean(ratio, shape):
+    x = cases.values(shape, loc=ratio, scale=1.0)
+    scaler = nbbn.Standardizer()
+    y = scaler.fit_transform(x)
+    count, _, m2 = reference.moments(x)
+    assert_within(scaler.var_, m2 / count, 1e-6 * m2 / count)
+    assert_forward(y, x, reference.training(x, eps=0.0))
+    back = scaler.inverse_transform(y)
+    if abs(ratio) > 100:
+        assert_same_bits(back, x)
+    deviation = np.abs(x - scaler.mean_)
+    assert_within(back, x, eps_of(np.float32) * (np.abs(x) / 2 + 10 * deviation))
+
+
+def test_float64_knows_the_mean_better_than_float64_can_say():
+    x = cases.values((500, 4), np.float64, loc=1e6, scale=1.0)
+    expected = reference.training(x, eps=0.0)
+    y = nbbn.Standardizer().fit_transform(x)
+    # with the mean rounded to float64 it would be off by up to 6e-11
+    assert_within(y, expected.y, 8 * eps_of(np.float64) * (np.abs(expected.y) + 1.0))
+
+
+@pytest.mark.parametrize("exponent", [-140, -127, 110, 126])
+@pytest.mark.parametrize("shape", [(64, 3), (4, 3, 8)])
+def test_float32_far_from_one(exponent, shape):
+    small = cases.values(shape, np.float64, scale=1.0, loc=0.0).round(1)
+    x = np.ldexp(small, exponent).astype(np.float32)
+    scaler = nbbn.Standardizer()
+    y = scaler.fit_transform(x)
+    assert_standardized(y, x)
+    assert_within(scaler.inverse_transform(y), x, 8 * eps_of(np.float32) * np.abs(x).max())
+    inside = x.copy()
+    assert_same_bits(scaler.transform(inside, out=inside), y)
+
+
+def test_what_float32_cannot_hold_comes_back_infinite():
+    scaler = nbbn.Standardizer().fit(np.array([[1e100], [-1e100]]))
+    found = scaler.inverse_transform(np.array([[2.0], [-2.0], [0.0]], np.float32))
+    np.testing.assert_array_equal(found, np.array([[np.inf], [-np.inf], [0.0]], np.float32))
+
+
+@by_dtype
+@pytest.mark.parametrize("value", [0.1, -1 / 3, 0.0, 123456.789, 1e30])
+@pytest.mark.parametrize("rows", [1, 2, 1000, 70001])
+def test_a_constant_feature_becomes_0(value, rows, dtype):
+    x = cases.values((rows, 3), dtype)
+    x[:, 1] = value
+    scaler = nbbn.Standardizer()
+    for chunk in np.array_split(x, min(rows, 3)):
+        scaler.partial_fit(chunk)
+    assert (scaler.mean_[1], scaler.var_[1], scaler.scale_[1]) == (x[0, 1], 0.0, 1.0)
+    y = scaler.transform(x)
+    np.testing.assert_array_equal(y[:, 1], 0)
+    np.testing.assert_array_equal(scaler.inverse_transform(y)[:, 1], x[:, 1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_in_its_feature(bad):
+    x = cases.values((50, 4))
+    x[7, 2] = bad
+    scaler = nbbn.Standardizer()
+    y = scaler.fit_transform(x)
+    rest = [0, 1, 3]
+    assert_same_bits(y[:, rest], nbbn.Standardizer().fit_transform(x[:, rest].copy()))
+    assert np.isnan(y[:, 2]).all()
+    assert np.isnan(scaler.var_[2])
+    back = scaler.inverse_transform(y)
+    assert np.isnan(back[:, 2]).all() and np.isfinite(back[:, rest]).all()
+
+
+def test_a_chunk_with_nan_does_too():
+    x = cases.values((50, 4))
+    x[7, 2] = np.nan
+    scaler = nbbn.Standardizer().partial_fit(x[:20]).partial_fit(x[20:])
+    assert np.isnan(scaler.mean_).tolist() == [False, False, True, False]
+
+
+# Chunks
+
+
+@bounded
+@given(
+    st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any),
+    st.sampled_from([0.0, 1.0, 1e3, 1e6]),
+    st.sampled_from(cases.DTYPES),
+    st.randoms(use_true_random=False),
+)
+def test_chunks_in_any_sizes_and_order_agree_with_the_whole(sizes, ratio, dtype, random):
+    x = cases.values((sum(sizes), 3), dtype, loc=ratio, scale=1.0, seed=len(sizes))
+    chunks = np.split(x, np.cumsum(sizes)[:-1])
+    random.shuffle(chunks)
+    scaler = nbbn.Standardizer()
+    for chunk in chunks:
+        scaler.partial_fit(chunk)
+    count, mean, m2 = reference.moments(x)
+    assert scaler.n_samples_seen_ == count
+    ulp = eps_of(np.float64)
+    assert_within(scaler.mean_, mean, 8 * ulp * np.maximum(np.abs(mean), 1.0))
+    assert_within(scaler.var_, m2 / count, 16 * ulp * m2 / count)
+    if dtype is np.float32 and count > 1:
+        assert_standardized(scaler.transform(x), x)
+
+
+@bounded
+@given(
+    st.integers(2, 50),
+    st.integers(1, 20),
+    st.sampled_from([0.0, 1e-3, 1.0, 30.0, 1e4]),
+    st.sampled_from([1e-6, 1.0, 1e5]),
+    st.sampled_from(cases.DTYPES),
+    st.sampled_from(cases.KEEPING),
+)
+def test_the_inverse_takes_it_back(rows, features, ratio, scale, dtype, layout):
+    x = cases.values((rows, features), dtype, loc=ratio * scale, scale=scale)
+    x = cases.LAYOUTS[layout](x)
+    scaler = nbbn.Standardizer().fit(x)
+    back = scaler.inverse_transform(scaler.transform(x))
+    assert back.dtype == dtype
+    deviation = np.abs(x - scaler.mean_)
+    assert_within(back, x, eps_of(dtype) * (np.abs(x) + 12 * deviation))
+
+
+def test_fit_begins_anew_and_partial_fit_goes_on():
+    x, more = cases.values((30, 3), loc=9.0), cases.values((20, 3), seed=3)
+    scaler = nbbn.Standardizer().fit(more).fit(x)
+    assert_same_statistics(scaler, nbbn.Standardizer().fit(x))
+    scaler.partial_fit(more)
+    assert scaler.n_samples_seen_ == 50
+    first = nbbn.Standardizer().partial_fit(x)
+    assert_same_statistics(first, nbbn.Standardizer().fit(x))
+    assert nbbn.Standardizer().fit(cases.values((5, 7))).fit(x).n_features_in_ == 3
+
+
+def test_an_empty_chunk_changes_nothing():
+    x = cases.values((30, 3))
+    scaler = nbbn.Standardizer().partial_fit(x[:0])
+    assert not hasattr(scaler, "mean_")
+    scaler.partial_fit(x)
+    before = statistics(scaler)
+    assert scaler.partial_fit(x[:0]) is scaler
+    for a, b in zip(before, statistics(scaler), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert scaler.transform(x[:0]).shape == (0, 3)
+    with pytest.raises(
+        ValueError, match=r"^X: expected 3 features along axis 1, got shape \(0, 2\)"
+    ):
+        scaler.partial_fit(x[:0, :2])
+
+
+# Types
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(60, 5), (4, 7, 5)])
+def test_half_types_are_computed_as_float32_and_rounded_once(name, shape):
+    if name == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="it has bfloat16")
+    x = cases.values(shape).astype(name)
+    wide = x.astype(np.float32)
+    scaler = nbbn.Standardizer().fit(x)
+    assert_same_statistics(scaler, nbbn.Standardizer().fit(wide))
+    for call in (scaler.transform, scaler.inverse_transform):
+        assert_same_bits(call(x), call(wide).astype(name))
+
+
+@pytest.mark.parametrize("shape", [(60, 5), (4, 6, 6, 3)])
+def test_bytes_become_float32(shape):
+    x = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    scaler = nbbn.Standardizer()
+    y = scaler.fit_transform(x)
+    assert_standardized(y, x.astype(np.float32))
+    out = np.empty(shape, np.float32)
+    assert scaler.transform(x, out=out) is out
+    assert_same_bits(out, y)
+    with pytest.raises(TypeError, match=r"^X: expected dtype float32, .* got uint8"):
+        scaler.inverse_transform(x)
+
+
+def test_statistics_of_one_type_serve_another():
+    x = cases.values((60, 5), np.float64, loc=1e3)
+    scaler = nbbn.Standardizer().fit(x)
+    narrow = x.astype(np.float32)
+    exact = (narrow.astype(np.float64) - scaler.mean_) / scaler.scale_
+    assert_within(scaler.transform(narrow), exact, 8 * eps_of(np.float32) * np.abs(exact))
+    y = scaler.transform(narrow)
+    back = y.astype(np.float64) * scaler.scale_ + scaler.mean_
+    half = eps_of(np.float32) / 2
+    bound = half * (np.abs(back) + 4 * np.abs(back - scaler.mean_))
+    assert_within(scaler.inverse_transform(y), back, bound)
+
+
+def test_lists_of_floats_and_other_arrays_are_read():
+    torch = pytest.importorskip("torch", reason="its tensors come without a copy")
+    x = cases.values((9, 3))
+    expected = nbbn.Standardizer().fit_transform(x)
+    assert_same_bits(nbbn.Standardizer().fit_transform(torch.from_numpy(x)), expected)
+    nested = nbbn.Standardizer().fit_transform(x.astype(np.float64).tolist())
+    assert nested.dtype == np.float64
+
+
+# Errors: one sentence, and nothing has changed
+
+X = cases.values((8, 3))
+BAD = {
+    "integers": (X.astype(np.int64), TypeError, "X: expected dtype float32, .*, got int64"),
+    "complex": (X.astype(complex), TypeError, "X: expected dtype .*, got complex128"),
+    "masked": (np.ma.masked_array(X), TypeError, "X: expected a plain array"),
+    "no array": (None, TypeError, "X: expected dtype .*, got object"),
+    "vector": (X[0], ValueError, r"X: expected two dimensions or more, got shape \(3,\)"),
+    "number": (np.float32(3), ValueError, r"X: expected two dimensions or more, got shape \(\)"),
+    "no feature": (X[:, :0], ValueError, r"X: expected at least one feature, got shape \(8, 0\)"),
+}  # fmt: skip
+METHODS = ("fit", "partial_fit", "transform", "inverse_transform", "fit_transform")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("x", "error", "sentence"), BAD.values(), ids=BAD)
+def test_wrong_data(method, x, error, sentence):
+    scaler = nbbn.Standardizer().fit(X)
+    with pytest.raises(error, match=f"^{sentence}"):
+        getattr(scaler, method)(x)
+    assert_same_statistics(scaler, nbbn.Standardizer().fit(X))
+
+
+@pytest.mark.parametrize("method", ["partial_fit", "transform", "inverse_transform"])
+def test_another_number_of_features(method):
+    scaler = nbbn.Standardizer().fit(X)
+    sentence = r"^X: expected 3 features along axis 1, got shape \(8, 2\)$"
+    for layout in (np.ascontiguousarray, cases.strided):
+        with pytest.raises(ValueError, match=sentence):
+            getattr(scaler, method)(layout(X[:, :2]))
+    assert_same_statistics(scaler, nbbn.Standardizer().fit(X))
+
+
+@pytest.mark.parametrize("method", ["fit", "fit_transform"])
+def test_no_samples(method):
+    scaler = nbbn.Standardizer().fit(X)
+    with pytest.raises(ValueError, match=r"^X: expected at least one sample, got shape \(0, 3\)"):
+        getattr(scaler, method)(X[:0])
+    assert scaler.n_samples_seen_ == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"axis": 2}, ValueError, "axis: expected from -2 to 1"),
+        ({"axis": 1.0}, TypeError, "axis: expected an integer"),
+        ({"with_mean": 1}, TypeError, "with_mean: expected True or False"),
+        ({"with_std": "no"}, TypeError, "with_std: expected True or False"),
+    ],
+)
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "fit_transform"])
+def test_wrong_parameters_are_told_where_they_are_used(options, error, sentence, method):
+    scaler = nbbn.Standardizer(**options)
+    with pytest.raises(error, match=f"^{sentence}"):
+        getattr(scaler, method)(X)
+    assert not hasattr(scaler, "mean_")
+
+
+@pytest.mark.parametrize("method", ["transform", "inverse_transform", "fit_transform"])
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [
+        (np.zeros((8, 3)), "out: expected dtype float32"),
+        (np.zeros((8, 2), np.float32), "out: expected shape"),
+        (cases.read_only(np.zeros((8, 3), np.float32)), "out: expected a writable array"),
+        ([[0.0]], "out: expected an array to write to"),
+    ],
+)
+def test_a_wrong_out_is_told_before_anything_is_fitted_or_written(method, out, sentence):
+    scaler, before = nbbn.Standardizer().fit(X + 1), np.array(out)
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        getattr(scaler, method)(X, out=out)
+    assert_same_statistics(scaler, nbbn.Standardizer().fit(X + 1))
+    np.testing.assert_array_equal(out, before)
+
+
+def test_an_overlapping_out_gets_the_right_values():
+    buffer = cases.values((9, 3))
+    x = buffer[:8].copy()
+    scaler = nbbn.Standardizer().fit(x)
+    expected = scaler.transform(x)
+    assert_same_bits(scaler.transform(buffer[:8], out=buffer[1:]), expected)
+
+
+@pytest.mark.parametrize("method", ["transform", "inverse_transform", "get_feature_names_out"])
+def test_before_fitting(method):
+    sentence = "^Standardizer: expected fit or partial_fit first"
+    scaler = nbbn.Standardizer()
+    for kind in (ValueError, AttributeError):
+        with pytest.raises(kind, match=sentence):
+            getattr(scaler, method)(X)
+    for name in (*ATTRIBUTES, "n_samples_seen_", "n_features_in_", "feature_names_in_"):
+        with pytest.raises(AttributeError, match=sentence):
+            getattr(scaler, name)
+
+
+# State
+
+
+def test_parameters_count_from_the_next_fit_on():
+    scaler = nbbn.Standardizer().fit(X)
+    expected = scaler.transform(X)
+    scaler.set_params(with_mean=False, axis=0)
+    for x in (X, cases.strided(X)):
+        assert_same_bits(scaler.transform(x), expected)
+    assert scaler.fit(X).n_features_in_ == 8
+
+
+@pytest.mark.parametrize(
+    "clone", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))]
+)
+def test_copies_and_pickles_go_on_where_they_were(clone):
+    x = cases.values((30, 3), loc=1e6)
+    scaler = nbbn.Standardizer(with_mean=False).partial_fit(x[:7])
+    scaler.transform(x)
+    other = clone(scaler)
+    assert_same_statistics(other, scaler)
+    assert repr(other) == "Standardizer(with_mean=False)"
+    assert_same_bits(other.transform(x), scaler.transform(x))
+    other.partial_fit(x[7:])
+    assert scaler.n_samples_seen_ == 7
+    assert_same_statistics(other, scaler.partial_fit(x[7:]))
+    assert not hasattr(clone(nbbn.Standardizer()), "mean_")
+
+
+def test_statistics_cannot_be_torn():
+    scaler = nbbn.Standardizer().fit(X)
+    with pytest.raises(ValueError, match="read-only"):
+        scaler.mean_[0] = 9
+    with pytest.raises(AttributeError):
+        scaler.mean_ = np.zeros(3)
+    scaler.var_[:], scaler.scale_[:] = 9, 9
+    assert_same_statistics(scaler, nbbn.Standardizer().fit(X))
+
+
+@pytest.mark.parametrize("shape", [(4, 3000), (2, 2, 3000)])
+def test_a_transform_beside_a_fit_sees_statistics_of_one_moment(shape):
+    """A mixture of the statistics of the two data sets would give values that neither gives."""
+    near = cases.values(shape, np.float64, loc=0.0, scale=1.0)
+    sets = {3.0: near, 1e9: near * 1024 + 2.0**30}
+    scaler = nbbn.Standardizer().fit(near)
+    low, high = (nbbn.Standardizer().fit(x) for x in sets.values())
+    allowed = [s.transform(near).tobytes() for s in (low, high)]
+    stop = threading.Event()
+
+    def fit():
+        while not stop.is_set():
+            for x in sets.values():
+                scaler.fit(x)
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(fit)
+        try:
+            found = {scaler.transform(near).tobytes() for _ in range(3000)}
+        finally:
+            stop.set()
+        writer.result()
+    assert found <= set(allowed)
+
+
+def test_chunks_of_many_threads_are_all_counted():
+    chunks = [cases.values((200, 3), seed=k) for k in range(64)]
+    scaler = nbbn.Standardizer()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(scaler.partial_fit, chunks))
+    count, mean, m2 = reference.moments(np.concatenate(chunks))
+    assert scaler.n_samples_seen_ == count
+    assert_within(scaler.mean_, mean, 8 * eps_of(np.float64))
+    assert_within(scaler.var_, m2 / count, 16 * eps_of(np.float64) * m2 / count)
+
+
+def test_chunks_are_not_lost_between_reading_and_writing(monkeypatch):
+    """Every thread stands in the merge at once, unless they wait for each other."""
+    merge = nbbn.Moments.merge
+    scaler = nbbn.Standardizer().fit(X)
+    start = threading.Barrier(4)
+
+    def slow(moments, other):
+        found = merge(moments, other)
+        threading.Event().wait(0.02)
+        return found
+
+    monkeypatch.setattr(nbbn.Moments, "merge", slow)
+
+    def learn(_):
+        start.wait()
+        scaler.partial_fit(X)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(learn, range(4)))
+    assert scaler.n_samples_seen_ == 5 * 8
