@@ -111,21 +111,27 @@ def merged(gathered: Gathered) -> Statistics:
     The mean is found twice: roughly, then from the deviations of the workers' means from that,
     which are exact to their own last digits, however far from 0 the means are.
     """
-    present = gathered.counts > 0.0
-    counts, rows = gathered.counts[present], gathered.rows[present]
+    counts, rows = gathered
+    present = counts > 0.0
+    if not present.all():
+        counts, rows = counts[present], rows[present]
     if not counts.size:
-        return Statistics(0.0, *np.zeros((_ROWS, gathered.rows.shape[2])))
+        return Statistics(0.0, *np.zeros(rows.shape[1:]))
     means, lows, squares = rows[:, 0], rows[:, 1], rows[:, 2]
     total = counts.sum()
     with np.errstate(invalid="ignore", over="ignore"):
-        share = (counts / total)[:, None]
+        # Not as products of matrices: their bits would depend on the processor.
+        counts = counts[:, None]
+        share = counts / total
         rough = means[0] + (share * (means - means[0])).sum(axis=0)
-        difference, error = _two_sum(means, -rough)
-        deviations = difference + (error + lows)
+        deviations, error = _two_sum(means, -rough)
+        deviations += error + lows
         rest = (share * deviations).sum(axis=0)
         mean, low = _two_sum(rough, rest)
         deviations -= rest
-        m2 = squares.sum(axis=0) + (counts[:, None] * deviations * deviations).sum(axis=0)
+        deviations *= deviations
+        deviations *= counts
+        m2 = squares.sum(axis=0) + deviations.sum(axis=0)
         finite = np.isfinite(mean)
         # Infinities have no deviations from each other, but a mean.
         mean = np.where(finite, mean, means.sum(axis=0))
