@@ -17,7 +17,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import sys
 import threading
 import time
 import types as python_types
@@ -93,9 +92,7 @@ def _before_fork() -> None:
 
     The child has no such thread: it would wait for its locks for ever, on what that left half done.
     """
-    # Loaded with nbbn, it would make that import a tenth slower.
-    if "numpy.ma" in sys.modules:
-        importlib.import_module("numpy.ma")
+    importlib.import_module("numpy.ma")  # with nbbn, it would make that import a tenth slower
     until = time.monotonic() + _PATIENCE
     _held.locks = []
     for lock in _COMPILER_LOCKS:
