@@ -22,8 +22,10 @@ _ACTIVATIONS = ("relu", "relu6", "leaky_relu", "hard_swish")  # keys of nbbn._ep
 
 _MOST = 1 << 40
 _LARGEST = 1.7976931348623157e308  # of float64
+_SMALLEST = 2.2250738585072014e-308  # of float64 with all its digits
 HALVES = "float32, float64, float16 or bfloat16"  # what is normalized, and its gradients
 STORED = "float32, float64, float16, bfloat16 or uint8"  # what is only read
+_NUMBERS = "float64, float32, float16, integer or bool"  # weights
 
 
 def _is_among(dtype: np.dtype[Any], accepted: str) -> bool:
@@ -92,13 +94,13 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     )
 
 
-def per_position(name: str, value: Any, shape: tuple[int, ...], index: int) -> Array:
+def per_position(name: str, value: Any, shape: tuple[int, ...], index: int, accepted: str) -> Array:
     """Return what is given for each place in x, whatever the channel: of x's axes without the channel's.
 
     Sizes may be 1. With as many dimensions as x it has size 1 along the channel axis. With fewer it
     stands for the last of the other axes or, if it does not fit these, for the last of all axes.
     """
-    found: Array = value if type(value) is np.ndarray else _as_ndarray(name, value, "bool")
+    found: Array = value if type(value) is np.ndarray else _as_ndarray(name, value, accepted)
     others = shape[:index] + shape[index + 1 :]
     readings = [found.shape]
     if found.ndim <= len(shape):
@@ -116,21 +118,22 @@ def per_position(name: str, value: Any, shape: tuple[int, ...], index: int) -> A
 
 def mask(value: Any, shape: tuple[int, ...], index: int) -> Array:
     """Return a mask, booleans as in `per_position`."""
-    found = per_position("mask", value, shape, index)
+    found = per_position("mask", value, shape, index, "bool")
     if found.dtype != np.bool_:
         raise TypeError(f"mask: expected dtype bool, got {_name(found.dtype)}")
     return found
 
 
 def weights(value: Any, shape: tuple[int, ...], index: int) -> Array:
-    """Return weights, float64 as in `per_position`."""
-    found = per_position("weights", value, shape, index)
+    """Return weights, float64 as in `per_position`; 0 for those so small that 1 / weight overflows."""
+    found = per_position("weights", value, shape, index, _NUMBERS)
     if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8:
-        raise TypeError(f"weights: expected dtype {FLOATS} or integers, got {_name(found.dtype)}")
+        raise TypeError(f"weights: expected dtype {_NUMBERS}, got {_name(found.dtype)}")
     exact = found.astype(np.float64)
-    if not (np.isfinite(exact) & (exact >= 0.0)).all():
-        raise ValueError("weights: expected finite numbers >= 0, got others")
-    return exact
+    right = np.isfinite(exact) & (exact >= 0.0)
+    if not right.all():
+        raise ValueError(f"weights: expected finite numbers >= 0, got {exact[~right].flat[0]:g}")
+    return np.where(exact < _SMALLEST, 0.0, exact)
 
 
 def per_channel(name: str, value: Any, count: int) -> Array:

@@ -35,7 +35,9 @@ def of_mask(mask: Any, shape: tuple[int, ...], index: int) -> Weights | None:
     """Return the weights that ``mask`` stands for; None where every value counts."""
     if mask is None:
         return None
-    found = _weights(_checks.mask(mask, shape, index).copy(), shape, index)
+    given = _checks.mask(mask, shape, index)
+    # A copy of zeros and ones: a bool of other code (bytes 0 and 255 viewed as such) may be any byte.
+    found = _weights(np.asarray(given.view(np.uint8) != 0), shape, index)
     return None if found.total == math.prod(found.shape) else found
 
 

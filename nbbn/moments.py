@@ -389,6 +389,7 @@ def batch_moments(x: Any, *, axis: int = 1, mask: Any = None, weights: Any = Non
         may be NaN.
     weights : array_like of real numbers, optional
         Weight of each value, finite and >= 0, in shapes as ``mask``; where it is 0, the value may be NaN.
+        Below 2.3e-308, the smallest normal number, it is taken for 0.
 
     Returns
     -------
@@ -400,7 +401,7 @@ def batch_moments(x: Any, *, axis: int = 1, mask: Any = None, weights: Any = Non
     Raises
     ------
     TypeError
-        For any other dtype, and for masked arrays.
+        For any other dtype, also of ``mask`` or ``weights``, and for masked arrays.
     ValueError
         Where ``axis`` is out of range, there are no channels, a shape does not fit, or a weight is negative
         or not finite.

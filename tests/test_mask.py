@@ -105,6 +105,19 @@ def test_only_the_ratio_of_weights_matters_to_the_variance(scale):
     np.testing.assert_allclose(scaled.var(), plain.var(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("kept", [slice(None, 30000), slice(30000, None)])
+def test_subnormal_weights_harm_nothing(kept):
+    # As a Gaussian window fades out: 1 / (sum of such weights) overflows, in whole pieces of the data.
+    weights = np.full(60000, 1e-320)
+    weights[kept] = 1.0
+    counted = np.where(weights == 1.0, 1.0, 0.0)
+    for shape, axis in (((60000, 2), 1), ((2, 60000), 0), ((60000, 1), 1)):
+        x = cases.values(shape)
+        check_weighted(nbbn.batch_moments(x, axis=axis, weights=weights), x, counted, axis)
+    nothing = nbbn.batch_moments(cases.values((6, 3)), weights=np.full(6, 1e-320))
+    assert nothing == nbbn.Moments.empty(3)
+
+
 def test_moments_far_from_zero_about_a_light_first_value():
     x = np.full((1000, 2), 1e6, np.float32) + cases.values((1000, 2))
     x[0] = -1e7
@@ -329,6 +342,25 @@ def test_forms_of_a_mask(form, axis):
     check_weighted(nbbn.batch_moments(x, axis=axis, weights=mask * 2.0), x, where * 2.0, axis)
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 40), (6,)])
+def test_a_true_may_be_any_byte_but_0(shape):
+    x, axis = cases.values(shape), min(1, len(shape) - 1)
+    true = np.random.default_rng(1).random(others(shape, axis)) < 0.6
+    true.reshape(-1)[-2:] = True
+    mask = np.where(true, 255, 0).astype(np.uint8).view(bool)
+    moments = nbbn.batch_moments(x, axis=axis, mask=mask)
+    assert moments == nbbn.batch_moments(x, axis=axis, mask=true)
+    weights = np.full(true.shape, 2.0)
+    both = nbbn.batch_moments(x, axis=axis, mask=mask, weights=weights)
+    assert both == nbbn.batch_moments(x, axis=axis, weights=np.where(true, weights, 0.0))
+    outputs = []
+    for form in (mask, true):
+        bn = nbbn.BatchNorm(shape[axis], axis=axis, running_correction=0)
+        outputs.append((bn(x, mask=form), bn.backward(cases.values(shape, seed=1)), bn.batch_var))
+    for one, other in zip(*outputs, strict=True):
+        assert_same_bits(one, other)
+
+
 def test_a_short_mask_stands_for_the_axes_other_than_the_channels():
     x = cases.values((4, 4, 3))  # (4, 1) would also fit the last two of all axes
     mask = np.array([[True], [False], [True], [False]])
@@ -489,12 +521,21 @@ def test_wrong_masks(name):
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [
-        (np.array([1, 1, 1, 1, 1, -1.0]), ValueError, "weights: expected finite numbers >= 0"),
-        (np.array([1, 1, 1, 1, 1, np.nan]), ValueError, "weights: expected finite numbers >= 0"),
+        (
+            np.array([1, 1, 1, 1, 1, -1.0]),
+            ValueError,
+            "weights: expected finite numbers >= 0, got -1",
+        ),
+        (np.array([1, 1, 1, 1, 1, np.nan]), ValueError, "expected finite numbers >= 0, got nan"),
         (np.full(6, np.inf), ValueError, "weights: expected finite numbers >= 0"),
         (np.full(6, 1e308), ValueError, "weights: expected a finite sum"),
         (np.ones(5), ValueError, r"weights: expected a shape that broadcasts to \(6,\)"),
         (np.ones(6, complex), TypeError, "weights: expected dtype .* got complex128"),
+        (
+            np.ma.ones(6),
+            TypeError,
+            "weights: expected a plain array of float64, .* got a masked array",
+        ),
         (np.ones(6, object), TypeError, "weights: expected dtype .* got object"),
     ],
 )
