@@ -262,10 +262,12 @@ class Moments:
         difference, error = _two_sum(other.mean, -self.mean)
         delta = difference + (error + (other._mean_low - self._mean_low))
         mean, mean_low = _add_to_pair(self.mean, self._mean_low, delta * share)
-        # Between infinities there is no difference, but there is a mean.
-        mean = np.where(np.isfinite(delta), mean, self.mean + other.mean)
         m2, m2_low = _add_to_pair(self.m2, self._m2_low + other._m2_low, other.m2)
         m2, m2_low = _add_to_pair(m2, m2_low, delta * delta * (self.count * share))
+        if not np.isfinite(mean + m2).all():
+            # Between infinities there is no difference, but there is a mean.
+            mean = np.where(np.isfinite(delta), mean, self.mean + other.mean)
+            mean_low, m2_low = (np.where(np.isfinite(a), a, 0.0) for a in (mean_low, m2_low))
         return Moments._restore(count, mean, mean_low, m2, m2_low)
 
     def __add__(self, other: object) -> Moments:
@@ -358,8 +360,7 @@ def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
 def _add_to_pair(high: Vector, low: Vector, value: Vector) -> tuple[Vector, Vector]:
     """Return ``high + low + value`` as a normalized pair."""
     total, error = _two_sum(high, value)
-    total, error = _two_sum(total, error + low)
-    return total, np.where(np.isfinite(error), error, 0.0)
+    return _two_sum(total, error + low)
 
 
 def of_statistics(found: BatchStatistics) -> Moments:
