@@ -230,6 +230,15 @@ GROUPINGS = (left_fold, right_fold, tree, shuffled)
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 1e3, 1e6])
 @by_dtype
 def test_merging_in_any_grouping_agrees_with_the_whole(grouping, pieces, ratio, dtype):
+    check_grouping(grouping, pieces, ratio, dtype)
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS, ids=lambda f: f.__name__)
+def test_merging_ten_thousand_uneven_pieces(grouping):
+    check_grouping(grouping, 10_000, 1e6, np.float64)
+
+
+def check_grouping(grouping, pieces, ratio, dtype):
     sizes = np.random.default_rng(pieces).integers(1, 40, pieces)
     x = cases.values((int(sizes.sum()), 2), dtype, loc=ratio, scale=1.0)
     parts = [nbbn.batch_moments(part) for part in np.split(x, np.cumsum(sizes)[:-1])]
