@@ -173,7 +173,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to FILE")
     parser.add_argument("--rounds", type=int, default=7, help="of each case (default 7)")
-    parser.add_argument("--megabytes", type=int, default=1024, help="of what is written (default 1024)")
+    parser.add_argument(
+        "--megabytes", type=int, default=1024, help="of what is written (default 1024)"
+    )
     parser.add_argument("--folder", type=Path, help="where to write files (default: temporary)")
     arguments = parser.parse_args()
     if min(arguments.rounds, arguments.megabytes) < 1:
