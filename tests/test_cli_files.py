@@ -501,7 +501,12 @@ def wait_for_temporary(folder, process):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-def test_ctrl_c_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [(signal.SIGINT, 130, b"nbbn: interrupted\n"), (signal.SIGTERM, 143, b"")],
+    ids=["ctrl-c", "terminated"],
+)
+def test_an_interrupt_leaves_nothing_behind(number, status, said, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     save(folder / "in.npy", (40_000, 16))
@@ -509,9 +514,9 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
     before = contents(folder)
     with working(tmp_path, "--save-stats", str(folder / "s.npz")) as process:
         wait_for_temporary(folder, process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, b"", b"nbbn: interrupted\n")
+    assert (process.returncode, out, err) == (status, b"", said)
     assert contents(folder) == before
 
 

@@ -8,9 +8,12 @@ input. Exit statuses, signals and the form of error messages are decided here, o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import nbbn
@@ -23,6 +26,7 @@ OK = 0
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
 PIPE_CLOSED = 141  # 128 + SIGPIPE, likewise
+TERMINATED = 143  # 128 + SIGTERM
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         The exit status: 0 on success, 2 on bad usage or bad input (one line on standard error
-        says what), 130 after Ctrl-C, 141 where the reader of standard output has gone.
+        says what), 130 after Ctrl-C, 141 where the reader of standard output has gone, 143 after
+        SIGTERM.
     """
     parser = _build_parser()
     try:
@@ -69,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command is None:
             parser.print_help(sys.stderr)
             return BAD_INPUT
-        arguments.run(arguments)
+        with _unwinding_on_sigterm():
+            arguments.run(arguments)
         # Here and not at the interpreter's exit, where a closed pipe could no longer be caught.
         sys.stdout.flush()
     except CommandError as error:
@@ -81,7 +87,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("nbbn: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except _Terminated:
+        return TERMINATED
     return OK
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception: half-written files go, as after Ctrl-C."""
+
+
+def _raise_terminated(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+@contextlib.contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """Raise `_Terminated` on SIGTERM; not where a program that calls `main` has a handler of its own."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _discard_stdout() -> None:
