@@ -38,6 +38,8 @@ BITS = """
         results += [weighted.mean, weighted.m2]
         bn = nbbn.BatchNorm(channels)
         results += [bn(x, mask=mask), bn.backward(x[::-1]), bn.grad_gamma, bn.running_var]
+        constant = nbbn.batch_moments(np.ones_like(x))  # an inv_std without eps: 1 / 0
+        results += [constant.mean, constant.m2, bn(np.ones_like(x))]
         for result in results:
             digest.update(np.ascontiguousarray(result).tobytes())
     print(digest.hexdigest(), len(arrays))

@@ -19,6 +19,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from nbbn._jit import helper, inlined
 from nbbn._simd import (
     LANES,
@@ -168,4 +170,4 @@ def write_variances(table: Any, first: int, stop: int, freedom: float, eps: floa
     m2, var, inv_std = table[M2, first:stop], table[VAR, first:stop], table[INV_STD, first:stop]
     for c in range(m2.size):  # a loop of its own, which LLVM can vectorize
         var[c] = m2[c] / freedom
-        inv_std[c] = 1.0 / math.sqrt(var[c] + eps)
+        inv_std[c] = 1.0 / np.sqrt(var[c] + eps)  # interpreted, a float of math would raise at 0
