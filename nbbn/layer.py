@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _checks, _epilogue, _plain, _storage, _weights
 from nbbn._epilogue import Epilogue
+from nbbn._forward import Forward, is_unchanged, token_of
 from nbbn._pool import empty_like
 from nbbn._steps import (
     BatchStatistics,
@@ -32,21 +33,6 @@ from nbbn.moments import Moments, of_statistics
 Array = NDArray[Any]
 
 _ON_NONFINITE = ("propagate", "raise", "skip")
-
-
-class _Forward(NamedTuple):
-    """What backward needs of the last forward."""
-
-    x: Array
-    training: bool
-    table: Array  # of the statistics, and gamma and beta, that it normalized with
-    eps: float
-    token: int | bytes  # of x, to notice an overwrite
-    plan: _plain.Plan | None
-    after: Epilogue | None = None
-    residual_token: int | bytes = b""
-    weights: Weights | None = None
-    total: float = 0.0  # values a channel of all workers; see `nbbn.distributed`
 
 
 class BatchNorm:
@@ -193,7 +179,7 @@ class BatchNorm:
         self.training = True
         self._batch: Array | None = None
         self.grad_gamma = self.grad_beta = self.grad_residual = None
-        self._last: _Forward | None = None
+        self._last: Forward | None = None
         most = max(self._correction, self._running_correction)
         self._too_few = max(1.0, most) if most > 0.0 else 0.0  # values a channel, to train with
         self._plans = _plain.Plans(self._num_features, self._axis)
@@ -467,9 +453,9 @@ class BatchNorm:
             token = _plain.infer(x, y, table, eps, plan, *fused)
             if token == _plain.REFUSED:
                 return None
-            # As `_Forward(...)`, which would take 0.1 us more of the 3 that a small call takes.
+            # As `Forward(...)`, which would take 0.1 us more of the 3 that a small call takes.
             parts = x.view(), False, table, eps, token, None, after, of_residual, None, 0.0
-            last = tuple.__new__(_Forward, parts)
+            last = tuple.__new__(Forward, parts)
             self._last = self._here.last = last
             return y
         count = x.size // self._num_features
@@ -484,19 +470,19 @@ class BatchNorm:
         token, table = _plain.train(x, y, self._table, freedom, self._eps, plan)
         if token == _plain.REFUSED:
             return None
-        self._learn(_Forward(x.view(), True, table, self._eps, token, plan), count, training)
+        self._learn(Forward(x.view(), True, table, self._eps, token, plan), count, training)
         return y
 
     def _residual_token(self, residual: Array, out: Array | None) -> int | bytes:
-        """Return `_token` of the residual where backward will read it again."""
-        return b"" if self._activation is None else _token(residual, out)
+        """Return `token_of` of the residual where backward will read it again."""
+        return b"" if self._activation is None else token_of(residual, out)
 
     def _tokens(
         self, x: Array, out: Array | None, after: Epilogue | None
     ) -> tuple[int | bytes, int | bytes]:
         if after is None or after.residual is None:
-            return _token(x, out), b""
-        return _token(x, out), self._residual_token(after.residual, out)
+            return token_of(x, out), b""
+        return token_of(x, out), self._residual_token(after.residual, out)
 
     def _infer(
         self,
@@ -511,9 +497,7 @@ class BatchNorm:
         tokens = self._tokens(x, out, after)
         y = inference_step(x, index, table, self._eps, out, after)
         kept = _epilogue.for_backward(after)
-        last = _Forward(
-            x.view(), False, table, self._eps, tokens[0], None, kept, tokens[1], weights
-        )
+        last = Forward(x.view(), False, table, self._eps, tokens[0], None, kept, tokens[1], weights)
         self._last = self._here.last = last
         return y
 
@@ -528,7 +512,7 @@ class BatchNorm:
     ) -> Array:
         if x.size == 0:
             nothing = np.zeros((rows.STATISTICS_ROWS, self._num_features))
-            last = _Forward(x, True, nothing, self._eps, b"", None, _epilogue.for_backward(after))
+            last = Forward(x, True, nothing, self._eps, b"", None, _epilogue.for_backward(after))
             self._last = self._here.last = last
             return np.empty_like(x) if out is None else out
         if weights is not None and weights.total == 0.0:
@@ -544,11 +528,11 @@ class BatchNorm:
         y, found = training_step(x, index, gamma, beta, *options)
         kept = _epilogue.for_backward(after)
         parts = found.table, self._eps, tokens[0], None, kept, tokens[1], weights
-        last = _Forward(x.view(), True, *parts)
+        last = Forward(x.view(), True, *parts)
         self._learn(last, count, mode)
         return y
 
-    def _learn(self, last: _Forward, count: float, mode: bool) -> None:
+    def _learn(self, last: Forward, count: float, mode: bool) -> None:
         """Keep what a training forward of ``count`` values a channel found."""
         accepted = self._on_nonfinite == "propagate" or self._accepts(last.table, count)
         self._last = self._here.last = last
@@ -657,7 +641,7 @@ class BatchNorm:
             found = self._backward_plain(last, last.plan, grad_y, out)
             if found is not None:
                 return found
-        if not _is_unchanged(x, last.token):
+        if not is_unchanged(x, last.token):
             raise RuntimeError(
                 "backward: expected the input of the last forward unchanged, "
                 "but it was overwritten in place"
@@ -674,7 +658,7 @@ class BatchNorm:
         return grad_x if out is None else out
 
     def _differentiate(
-        self, last: _Forward, grad_y: Array, out: Array | None
+        self, last: Forward, grad_y: Array, out: Array | None
     ) -> tuple[Array, Array, Array]:
         """Return grad_x, grad_gamma and grad_beta; ``grad_y`` is that before the activation."""
         if last.training:
@@ -697,7 +681,7 @@ class BatchNorm:
         )
 
     def _before_activation(
-        self, last: _Forward, after: Epilogue, grad_y: Array, out: Array | None
+        self, last: Forward, after: Epilogue, grad_y: Array, out: Array | None
     ) -> tuple[Array, Array | None]:
         """Return the gradient with respect to the activation's argument, and to the residual."""
         residual = after.residual
@@ -705,7 +689,7 @@ class BatchNorm:
             # Shared with the user's grad_y, unless grad_x is about to be written over it.
             shared = out is None or not overlap(out, grad_y)
             return grad_y, grad_y if shared else grad_y.copy()
-        if residual is not None and not _is_unchanged(residual, last.residual_token):
+        if residual is not None and not is_unchanged(residual, last.residual_token):
             raise RuntimeError(
                 "backward: expected the residual of the last forward unchanged, "
                 "but it was overwritten in place"
@@ -718,7 +702,7 @@ class BatchNorm:
         return found, None if residual is None else found
 
     def _backward_plain(
-        self, last: _Forward, plan: _plain.Plan, grad_y: Array, out: Any
+        self, last: Forward, plan: _plain.Plan, grad_y: Array, out: Any
     ) -> Array | None:
         """Backward after a plain training forward; None where the general way has to do it."""
         x, token = last.x, last.token
@@ -1037,23 +1021,3 @@ _PRIVATE = frozenset(
     )
 )
 _DEFAULTS = BatchNorm(1)._options()
-
-
-def _token(x: Array, out: Array | None) -> int | bytes:
-    """Return some of the values of ``x``, to notice later whether it was overwritten.
-
-    That is `nbbn._plain.OVERWRITTEN` where ``out`` is about to do so.
-    """
-    if out is not None and overlap(x, out):
-        return _plain.OVERWRITTEN
-    step = _plain.sample_step(x.size)
-    if step == 1:
-        return x.tobytes()
-    flat = x.reshape(-1) if x.flags.c_contiguous else x.flat
-    return b"".join((flat[::step].tobytes(), flat[-1:].tobytes()))
-
-
-def _is_unchanged(x: Array, token: int | bytes) -> bool:
-    if isinstance(token, int):
-        return token != _plain.OVERWRITTEN and _plain.checksum(x) == token
-    return _token(x, None) == token

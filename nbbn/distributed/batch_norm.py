@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nbbn import _checks, _epilogue
 from nbbn._epilogue import Epilogue
+from nbbn._forward import Forward
 from nbbn._pool import empty_like
 from nbbn._steps import (
     gradient_sums_step,
@@ -22,7 +23,7 @@ from nbbn._steps import (
 from nbbn._weights import Weights
 from nbbn.distributed._exchange import BACKWARD, FORWARD, Peers, Statistics, merged
 from nbbn.kernels import table as rows
-from nbbn.layer import BatchNorm, _Forward
+from nbbn.layer import BatchNorm
 
 Array = NDArray[Any]
 
@@ -194,7 +195,7 @@ class SyncBatchNorm(BatchNorm):
         inference_step(x, index, table, self._eps, y, after)
         kept = _epilogue.for_backward(after)
         parts = table, self._eps, tokens[0], None, kept, tokens[1], weights, total.number
-        self._learn(_Forward(x.view(), True, *parts), total.number, mode)
+        self._learn(Forward(x.view(), True, *parts), total.number, mode)
         return y
 
     def _statistics(self, total: Statistics) -> Array:
@@ -249,7 +250,7 @@ class SyncBatchNorm(BatchNorm):
             return super().backward(grad_y, out=out)
 
     def _differentiate(
-        self, last: _Forward, grad_y: Array, out: Array | None
+        self, last: Forward, grad_y: Array, out: Array | None
     ) -> tuple[Array, Array, Array]:
         if not last.training:
             return super()._differentiate(last, grad_y, out)
