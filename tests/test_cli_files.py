@@ -28,7 +28,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs L
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.exists()}
 
 
 def save(path, shape=(300, 5), dtype=np.float32, seed=0, order="C"):
@@ -254,6 +254,13 @@ def link_to_input(tmp_path):
     return "--save-stats", tmp_path / "link"
 
 
+def ring(tmp_path):
+    """A link that leads to itself by another one."""
+    (tmp_path / "ring").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "ring")
+    return tmp_path / "ring"
+
+
 BAD_ARGUMENTS = {
     "an axis that is not there": (lambda t: ("--axis", 2), "--axis: expected from -2 to 1 for 2-d x, got 2"),
     "no number": (lambda t: ("--axis", "x"), "--axis: invalid int value: 'x'"),
@@ -264,6 +271,7 @@ BAD_ARGUMENTS = {
     "saved over the input": (lambda t: ("--save-stats", t / "in.npy"), "--save-stats: expected a file of its own"),
     "saved over the output": (lambda t: ("--save-stats", t / "out.npy"), "a file of its own"),
     "saved over it by a link": (link_to_input, "--save-stats: expected a file of its own"),
+    "saved in a ring of links": (lambda t: ("--save-stats", ring(t)), "--save-stats: cannot write .*ring: "),
     "saved nowhere": (lambda t: ("--save-stats", t / "no" / "s"), "--save-stats: cannot write .*No such file"),
 }  # fmt: skip
 
@@ -284,7 +292,10 @@ def test_bad_arguments_are_one_sentence(what, tmp_path, capsys, monkeypatch):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("where", ["a folder", "below a file", "a pipe"])
+BAD_OUTPUTS = "a folder", "below a file", "a pipe", "a ring", "a link to nowhere", "a long name"
+
+
+@pytest.mark.parametrize("where", BAD_OUTPUTS)
 def test_an_output_that_cannot_be_is_refused_before_the_work(where, tmp_path, capsys, monkeypatch):
     save(tmp_path / "in.npy")
     path = tmp_path / "out.npy"
@@ -292,12 +303,26 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(where, tmp_path, ca
         path.mkdir()
     elif where == "a pipe":
         os.mkfifo(path)
+    elif where == "a ring":
+        path = ring(tmp_path)
+    elif where == "a link to nowhere":
+        path.symlink_to(tmp_path / "none" / "out.npy")
+    elif where == "a long name":
+        path = tmp_path / ("x" * 300)
     else:
         path.write_text("")
         path = path / "out.npy"
+    before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(_stream, "batch_moments", None)
     assert fail(capsys, "normalize", tmp_path / "in.npy", path).startswith("OUT.npy: ")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.npy", "out.npy"]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@linux
+def test_a_name_as_long_as_the_system_takes(tmp_path):
+    save(tmp_path / "in.npy")
+    succeed("normalize", tmp_path / "in.npy", tmp_path / ("x" * 255))
+    assert len(np.load(tmp_path / ("x" * 255))) == 300
 
 
 def test_a_mistake_in_the_code_is_no_bad_input(tmp_path, monkeypatch):

@@ -140,10 +140,10 @@ def check_statistics_file(path: Path | None, *others: Path) -> None:
     """
     if path is None:
         return
+    check_file(path, "--save-stats")  # now links lead somewhere
     for other in others:
         if path.resolve() == other.resolve():
             raise CommandError(f"--save-stats: expected a file of its own, got {path}")
-    check_file(path, "--save-stats")
 
 
 def save_statistics(path: Path, found: Moments) -> None:
