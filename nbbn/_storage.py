@@ -22,6 +22,7 @@ Array = NDArray[Any]
 _COUNTER = "num_batches_tracked"
 _OPTIONS = "options"
 _MOST_OPTIONS = 1 << 16  # bytes
+_FLOAT64_BYTES = 8
 FEW_FEATURES = 1 << 20
 
 
@@ -161,7 +162,13 @@ class StateFile:
             raise ValueError(f"expected {sorted(accepted)} as members, got {members}")
         return {
             name: self._read(
-                name, lambda dtype, shape: dtype.kind in "fiu" and dtype.isnative and len(shape) < 2
+                name,
+                lambda dtype, shape: (
+                    dtype.kind in "fiu"
+                    and dtype.itemsize <= _FLOAT64_BYTES
+                    and dtype.isnative
+                    and len(shape) < 2
+                ),
             )
             for name in (member.removesuffix(".npy") for member in members)
         }

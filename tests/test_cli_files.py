@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -401,6 +402,19 @@ def test_a_disk_that_cannot_be_read_is_one_sentence(tmp_path, capsys, monkeypatc
     assert line == f"{tmp_path}/in.npy: cannot be read: Input/output error"
 
 
+def test_no_room_for_threads_is_one_sentence(tmp_path, capsys, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    save(tmp_path / "in.npy")
+    monkeypatch.setattr(threading.Thread, "start", start)
+    line = fail(capsys, "normalize", tmp_path / "in.npy", tmp_path / "out.npy")
+    assert line.endswith(
+        "in.npy: not enough memory for its channels or for threads (can't start new thread)"
+    )
+    assert list(contents(tmp_path)) == ["in.npy"]
+
+
 @linux
 def test_too_many_channels_for_the_memory_are_one_sentence(tmp_path):
     """A file with holes: a billion channels take no disk."""
@@ -423,7 +437,9 @@ def test_too_many_channels_for_the_memory_are_one_sentence(tmp_path):
     """
     status, *words = run(script, str(tmp_path / "in.npy"))
     assert status == "2"
-    assert " ".join(words).endswith("not enough memory for its channels (Unable to allocate 8 GiB)")
+    assert " ".join(words).endswith(
+        "not enough memory for its channels or for threads (Unable to allocate 8 GiB)"
+    )
 
 
 # --- memory ---

@@ -73,7 +73,9 @@ def reading(path: Path, axis: int) -> Iterator[_npy.NpyFile]:
         except _npy.NpyError as error:
             raise CommandError(str(error)) from error
         except MemoryError as error:
-            raise CommandError(f"{path}: not enough memory for its channels ({error})") from error
+            raise CommandError(
+                f"{path}: not enough memory for its channels or for threads ({error})"
+            ) from error
 
 
 def channels(source: _npy.NpyFile, axis: int) -> int:
