@@ -250,6 +250,11 @@ def not_stats(tmp_path):
     return "--stats", tmp_path / "not.npz"
 
 
+def output_stats(tmp_path):
+    succeed("moments", tmp_path / "in.npy", "--save-stats", tmp_path / "out.npy")
+    return "--stats", tmp_path / "out.npy"
+
+
 def link_to_input(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "in.npy")
     return "--save-stats", tmp_path / "link"
@@ -267,6 +272,7 @@ BAD_ARGUMENTS = {
     "no number": (lambda t: ("--axis", "x"), "--axis: invalid int value: 'x'"),
     "statistics of others": (other_stats, "--stats: expected 5 channels, as along axis -1 of .*, got 3 in"),
     "no statistics": (not_stats, "--stats: expected an .npz file that --save-stats wrote, got .*not.npz"),
+    "statistics that would be replaced": (output_stats, "OUT.npy: expected a file of its own, got .*out.npy"),
     "no file": (lambda t: ("--stats", t / "none"), "--stats: cannot read .*none: No such file"),
     "both": (lambda t: ("--stats", "a", "--save-stats", "b"), "not allowed with"),
     "saved over the input": (lambda t: ("--save-stats", t / "in.npy"), "--save-stats: expected a file of its own"),
@@ -284,6 +290,7 @@ def test_bad_arguments_are_one_sentence(what, tmp_path, capsys, monkeypatch):
     arguments = [str(argument) for argument in make(tmp_path)]
     before = contents(tmp_path)
     monkeypatch.setattr(_stream, "batch_moments", None)  # before anything is computed
+    monkeypatch.setattr(_stream, "normalize", None)
     paths = str(tmp_path / "in.npy"), str(tmp_path / "out.npy")
     assert main(["normalize", *paths, *arguments]) == 2
     printed = capsys.readouterr()

@@ -60,8 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 on success, 2 on bad usage or bad input (one line on standard error
-        says what), 130 after Ctrl-C, 141 where the reader of standard output has gone.
+        The exit status: 0 on success, 2 on bad usage or bad input and where standard output is
+        full (one line on standard error says what), 130 after Ctrl-C, 141 where the reader of
+        standard output has gone.
     """
     parser = _build_parser()
     try:
