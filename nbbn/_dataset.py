@@ -71,19 +71,11 @@ class Fitted:
         except KeyError:
             pass
         variances, table = self.variances(), None
-        if key[1] or not self._is_wide(variances):
+        if key[1] or not is_wide(self.moments.mean, variances):
             make = self._inverse if inverse else self._forward
             table = make(variances, key[1])
         self._tables[key] = table
         return table
-
-    def _is_wide(self, variances: Vector) -> bool:
-        mean = np.abs(self.moments.mean)
-        outside = (variances < _WIDE**-2) | (variances > _WIDE**2) | (mean > _WIDE)
-        if not outside.any():
-            return False
-        # Where they are infinite or NaN, so is the result; other features keep their bits.
-        return bool((outside & np.isfinite(variances) & np.isfinite(mean)).any())
 
     def _forward(self, variances: Vector, _: bool) -> Array:
         table = np.zeros((rows.NORMALIZE_ROWS, self.features))
@@ -116,6 +108,16 @@ class Fitted:
             return None
         y: Array = empty_like(x) if out is None else out
         return None if _plain.infer(x, y, table, 0.0, plan) == _plain.REFUSED else y
+
+
+def is_wide(mean: Vector, variances: Vector) -> bool:
+    """Return whether float32 has not the range to compute with these."""
+    mean = np.abs(mean)
+    outside = (variances < _WIDE**-2) | (variances > _WIDE**2) | (mean > _WIDE)
+    if not outside.any():
+        return False
+    # Where they are infinite or NaN, so is the result; other features keep their bits.
+    return bool((outside & np.isfinite(variances) & np.isfinite(mean)).any())
 
 
 @functools.lru_cache(maxsize=256)

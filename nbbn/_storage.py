@@ -22,6 +22,7 @@ Array = NDArray[Any]
 _COUNTER = "num_batches_tracked"
 _OPTIONS = "options"
 _MOST_OPTIONS = 1 << 16  # bytes
+_FLOAT64_BYTES = 8
 FEW_FEATURES = 1 << 20
 
 
@@ -71,11 +72,21 @@ def save_arrays(path: str | os.PathLike[str], arrays: dict[str, Any]) -> None:
         np.savez(file, **arrays)
 
 
+def beside(path: str | os.PathLike[str]) -> Path:
+    """Return a name that is free, in the folder where `replacing` makes the file."""
+    return _resolved(path).with_name(f".nbbn-{secrets.token_hex(8)}.tmp")
+
+
+def _resolved(path: str | os.PathLike[str]) -> Path:
+    """Follow links: a link stays a link."""
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for links in a ring
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Open a file beside ``path`` for writing and rename it to ``path`` once it is on the disk."""
-    target = Path(path).resolve()  # a link stays a link
-    temporary = target.with_name(f".nbbn-{secrets.token_hex(8)}.tmp")
+    target = _resolved(path)
+    temporary = beside(target)
     created = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(temporary, created, 0o666)  # less the process's umask
     try:
@@ -151,7 +162,13 @@ class StateFile:
             raise ValueError(f"expected {sorted(accepted)} as members, got {members}")
         return {
             name: self._read(
-                name, lambda dtype, shape: dtype.kind in "fiu" and dtype.isnative and len(shape) < 2
+                name,
+                lambda dtype, shape: (
+                    dtype.kind in "fiu"
+                    and dtype.itemsize <= _FLOAT64_BYTES
+                    and dtype.isnative
+                    and len(shape) < 2
+                ),
             )
             for name in (member.removesuffix(".npy") for member in members)
         }

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _checks, _storage, _threads
+from nbbn._dataset import apply_table, is_wide
 from nbbn._npy import Header, NpyFile, NpyOutput
-from nbbn._steps import inference_step
 from nbbn.kernels import table as rows
 from nbbn.moments import Moments, batch_moments
 
@@ -70,7 +70,7 @@ class Statistics:
         return cls(found.mean, found._mean_low, found.var())
 
     def table(self) -> Array:
-        """Return the table for `inference_step`; where the variance is 0, the scale is 1."""
+        """Return the table for `apply_table`; where the variance is 0, the scale is 1."""
         table = np.empty((rows.NORMALIZE_ROWS, self.mean.size))
         table[rows.MEAN], table[rows.MEAN_LOW] = self.mean, self.mean_low
         table[rows.VAR] = np.where(self.var == 0.0, 1.0, self.var)
@@ -163,7 +163,7 @@ def _for_each(
             for block in blocks(*sizes):
                 if block.runs == 1:
                     source.announce(block.first, block.size)
-                waiting.append((block, pool.submit(alone, block)))
+                waiting.append((block, _submitted(pool, alone, block)))
                 if len(waiting) > 2 * threads:
                     done, result = waiting.popleft()
                     use(done, result.result())
@@ -173,6 +173,13 @@ def _for_each(
         finally:  # also after Ctrl-C: nobody may write when this returns
             for _, result in waiting:
                 result.cancel()
+
+
+def _submitted(pool: ThreadPoolExecutor, work: Callable[[Block], Any], block: Block) -> Future[Any]:
+    try:
+        return pool.submit(work, block)
+    except RuntimeError as error:  # no memory for the stack of a thread, or a limit on threads
+        raise MemoryError(str(error)) from error
 
 
 def moments(source: NpyFile, axis: int, advance: Advance) -> Moments:
@@ -255,6 +262,7 @@ def normalize(
     sizes = view(source.header, axis)
     dtype, result_dtype = source.header.dtype, normalized(source.header).dtype
     table = statistics.table()
+    wide = result_dtype != np.float64 and is_wide(table[rows.MEAN], table[rows.VAR])
     buffers = _Buffers(_largest(sizes), dtype, result_dtype)
 
     def work(block: Block) -> None:
@@ -262,7 +270,7 @@ def normalize(
         _read(source, block, values)
         last = block.channel + block.shape[1]
         own = table if block.shape[1] == sizes[1] else table[:, block.channel : last].copy()
-        inference_step(values, 1, own, 0.0, result, None, result_dtype)
+        apply_table(values, 1, own, wide, result_dtype, result)
         _write(target, block, result)
 
     _for_each(source, sizes, work, lambda block, _: advance(block.size * dtype.itemsize))

@@ -1,9 +1,12 @@
 """The commands: exit statuses, where text goes, and the progress bar."""
 
+import errno
 import io
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +142,35 @@ def test_a_reader_that_has_gone_is_no_error(arguments):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes streams")
+@pytest.mark.parametrize(
+    ("redirected", "status", "error"),
+    [
+        ("info >&-", 0, ""),
+        ("info >/dev/full", 2, "nbbn: error: cannot write to standard output: No space left on device\n"),
+        ("info 2>&-", 0, ""),
+        ("moments none.npy 2>&-", 2, ""),
+        ("moments none.npy 2>/dev/full", 2, ""),
+        ("nonsense 2>/dev/full", 2, ""),
+    ],
+)  # fmt: skip
+def test_streams_that_are_closed_or_full(redirected, status, error):
+    if "/dev/full" in redirected and not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    command = [shutil.which("sh"), "-c", f'exec "$0" -m nbbn {redirected}', sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (status, error)
+    assert done.stdout == "" or redirected == "info 2>&-"
+
+
+@pytest.mark.parametrize("arguments", [["moments", "no\nne\x1b[1m.npy"], ["info", "no\nne\x1b[1m"]])
+def test_a_message_is_one_line_whatever_a_file_is_called(arguments, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert r"no\nne\x1b[1m" in error
+
+
 def test_nothing_heavy_is_imported_before_it_is_needed():
     code = "import sys, nbbn.cli; print({'sklearn', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run(
@@ -249,6 +281,26 @@ def test_bar_is_wiped_after_an_error(clock):
     with pytest.raises(KeyboardInterrupt), Progress(4, "Counting", stream=terminal):
         raise KeyboardInterrupt
     assert terminal.drawings()[-2:] == ["", ""]
+
+
+def test_work_goes_on_where_the_terminal_has_gone(clock):
+    class Gone(Terminal):
+        def flush(self):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    terminal = Gone()
+    with Progress(4, "Counting", stream=terminal) as progress:
+        clock.now += 1
+        progress.advance(4)
+    assert progress.done == 4
+    assert len(terminal.drawings()) == 2  # it is tried once
+
+
+def test_no_bar_where_standard_error_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with Progress(1, "Counting") as progress:
+        progress.advance()
+    assert progress.done == 1
 
 
 def test_bar_goes_to_standard_error(clock, capsys, monkeypatch):

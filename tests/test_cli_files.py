@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -28,7 +29,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs L
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.exists()}
 
 
 def save(path, shape=(300, 5), dtype=np.float32, seed=0, order="C"):
@@ -249,9 +250,21 @@ def not_stats(tmp_path):
     return "--stats", tmp_path / "not.npz"
 
 
+def output_stats(tmp_path):
+    succeed("moments", tmp_path / "in.npy", "--save-stats", tmp_path / "out.npy")
+    return "--stats", tmp_path / "out.npy"
+
+
 def link_to_input(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "in.npy")
     return "--save-stats", tmp_path / "link"
+
+
+def ring(tmp_path):
+    """A link that leads to itself by another one."""
+    (tmp_path / "ring").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "ring")
+    return tmp_path / "ring"
 
 
 BAD_ARGUMENTS = {
@@ -259,11 +272,13 @@ BAD_ARGUMENTS = {
     "no number": (lambda t: ("--axis", "x"), "--axis: invalid int value: 'x'"),
     "statistics of others": (other_stats, "--stats: expected 5 channels, as along axis -1 of .*, got 3 in"),
     "no statistics": (not_stats, "--stats: expected an .npz file that --save-stats wrote, got .*not.npz"),
+    "statistics that would be replaced": (output_stats, "OUT.npy: expected a file of its own, got .*out.npy"),
     "no file": (lambda t: ("--stats", t / "none"), "--stats: cannot read .*none: No such file"),
     "both": (lambda t: ("--stats", "a", "--save-stats", "b"), "not allowed with"),
     "saved over the input": (lambda t: ("--save-stats", t / "in.npy"), "--save-stats: expected a file of its own"),
     "saved over the output": (lambda t: ("--save-stats", t / "out.npy"), "a file of its own"),
     "saved over it by a link": (link_to_input, "--save-stats: expected a file of its own"),
+    "saved in a ring of links": (lambda t: ("--save-stats", ring(t)), "--save-stats: cannot write .*ring: "),
     "saved nowhere": (lambda t: ("--save-stats", t / "no" / "s"), "--save-stats: cannot write .*No such file"),
 }  # fmt: skip
 
@@ -275,6 +290,7 @@ def test_bad_arguments_are_one_sentence(what, tmp_path, capsys, monkeypatch):
     arguments = [str(argument) for argument in make(tmp_path)]
     before = contents(tmp_path)
     monkeypatch.setattr(_stream, "batch_moments", None)  # before anything is computed
+    monkeypatch.setattr(_stream, "normalize", None)
     paths = str(tmp_path / "in.npy"), str(tmp_path / "out.npy")
     assert main(["normalize", *paths, *arguments]) == 2
     printed = capsys.readouterr()
@@ -284,7 +300,10 @@ def test_bad_arguments_are_one_sentence(what, tmp_path, capsys, monkeypatch):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("where", ["a folder", "below a file", "a pipe"])
+BAD_OUTPUTS = "a folder", "below a file", "a pipe", "a ring", "a link to nowhere", "a long name"
+
+
+@pytest.mark.parametrize("where", BAD_OUTPUTS)
 def test_an_output_that_cannot_be_is_refused_before_the_work(where, tmp_path, capsys, monkeypatch):
     save(tmp_path / "in.npy")
     path = tmp_path / "out.npy"
@@ -292,12 +311,26 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(where, tmp_path, ca
         path.mkdir()
     elif where == "a pipe":
         os.mkfifo(path)
+    elif where == "a ring":
+        path = ring(tmp_path)
+    elif where == "a link to nowhere":
+        path.symlink_to(tmp_path / "none" / "out.npy")
+    elif where == "a long name":
+        path = tmp_path / ("x" * 300)
     else:
         path.write_text("")
         path = path / "out.npy"
+    before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(_stream, "batch_moments", None)
     assert fail(capsys, "normalize", tmp_path / "in.npy", path).startswith("OUT.npy: ")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.npy", "out.npy"]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@linux
+def test_a_name_as_long_as_the_system_takes(tmp_path):
+    save(tmp_path / "in.npy")
+    succeed("normalize", tmp_path / "in.npy", tmp_path / ("x" * 255))
+    assert len(np.load(tmp_path / ("x" * 255))) == 300
 
 
 def test_a_mistake_in_the_code_is_no_bad_input(tmp_path, monkeypatch):
@@ -376,6 +409,19 @@ def test_a_disk_that_cannot_be_read_is_one_sentence(tmp_path, capsys, monkeypatc
     assert line == f"{tmp_path}/in.npy: cannot be read: Input/output error"
 
 
+def test_no_room_for_threads_is_one_sentence(tmp_path, capsys, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    save(tmp_path / "in.npy")
+    monkeypatch.setattr(threading.Thread, "start", start)
+    line = fail(capsys, "normalize", tmp_path / "in.npy", tmp_path / "out.npy")
+    assert line.endswith(
+        "in.npy: not enough memory for its channels or for threads (can't start new thread)"
+    )
+    assert list(contents(tmp_path)) == ["in.npy"]
+
+
 @linux
 def test_too_many_channels_for_the_memory_are_one_sentence(tmp_path):
     """A file with holes: a billion channels take no disk."""
@@ -398,7 +444,9 @@ def test_too_many_channels_for_the_memory_are_one_sentence(tmp_path):
     """
     status, *words = run(script, str(tmp_path / "in.npy"))
     assert status == "2"
-    assert " ".join(words).endswith("not enough memory for its channels (Unable to allocate 8 GiB)")
+    assert " ".join(words).endswith(
+        "not enough memory for its channels or for threads (Unable to allocate 8 GiB)"
+    )
 
 
 # --- memory ---

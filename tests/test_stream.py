@@ -19,6 +19,7 @@ from nbbn import _npy, _storage, _stream
 
 bounded = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 DTYPES = ("float32", "float64", "float16", "uint8")
+longer = pytest.mark.skipif(np.dtype("g").itemsize == 8, reason="longdouble is float64 here")
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,25 @@ def test_as_exact_as_in_memory_far_from_zero(folder, offset):
     assert_normalized(y, x, -1)
 
 
+@pytest.mark.parametrize("exponent", [-40, -30, 30, 38])
+def test_float32_far_from_one(folder, exponent):
+    """1 / std, or a difference of two values, may be more than float32 can hold."""
+    x = (np.random.default_rng(2).uniform(-3, 3, (300, 4)) * 10.0**exponent).astype(np.float32)
+    np.save(folder / "x.npy", x)
+    with blocks_of(100):
+        assert_normalized(normalized(folder / "x.npy", 1), x, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_what_float32_cannot_hold_comes_out_infinite(folder, dtype):
+    np.save(folder / "x.npy", np.ones((30, 3), dtype))
+    mean, var = np.array([0.0, -1e308, 1e308]), np.array([1e-80, 1e308, 1e-80])
+    y = normalized(folder / "x.npy", 1, _stream.Statistics(mean, np.zeros(3), var))
+    assert_same_bits(
+        y, np.broadcast_to(np.array([1, 1, -1], y.dtype) * y.dtype.type(np.inf), (30, 3))
+    )
+
+
 def test_the_same_bits_for_every_number_of_threads(folder):
     x = values((300, 37), "float32")
     path = folder / "x.npy"
@@ -301,6 +321,7 @@ GOOD = {"count": np.array(5.0), "mean": np.ones(3), "var": np.ones(3)}
         ({"var": np.ones(3, complex)}, "var: got dtype"),
         ({"var": np.ones(3, bool)}, "var: got dtype"),
         ({"var": np.ones(3, ">f8")}, "var: got dtype"),
+        pytest.param({"var": np.ones(3, np.longdouble)}, "var: got dtype", marks=longer),
         ({"mean": np.array(["a", "b", "c"])}, "mean: got dtype"),
     ],
 )

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import nbbn
 from nbbn.cli import bench, demo, info, moments, normalize, warmup
@@ -28,12 +29,15 @@ INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
 PIPE_CLOSED = 141  # 128 + SIGPIPE, likewise
 TERMINATED = 143  # 128 + SIGTERM
 
+_NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
+
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        _tell(f"{self.prog}: error: {message} (see {self.prog} --help)")
+        self.exit(BAD_INPUT)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -60,32 +64,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 on success, 2 on bad usage or bad input (one line on standard error
-        says what), 130 after Ctrl-C, 141 where the reader of standard output has gone, 143 after
-        SIGTERM.
+        The exit status: 0 on success, 2 on bad usage or bad input and where standard output is
+        full (one line on standard error says what), 130 after Ctrl-C, 141 where the reader of
+        standard output has gone, 143 after SIGTERM.
     """
     parser = _build_parser()
     try:
         try:
             arguments = parser.parse_args(argv)
         except SystemExit as stop:  # argparse leaves this way after --help, --version and errors
-            sys.stdout.flush()
+            _flush()
             return stop.code if isinstance(stop.code, int) else BAD_INPUT
         if arguments.command is None:
             parser.print_help(sys.stderr)
             return BAD_INPUT
         with _unwinding_on_sigterm():
             arguments.run(arguments)
-        # Here and not at the interpreter's exit, where a closed pipe could no longer be caught.
-        sys.stdout.flush()
+        _flush()
     except CommandError as error:
-        print(f"nbbn {arguments.command}: error: {error}", file=sys.stderr)
+        _tell(f"nbbn {arguments.command}: error: {error}")
         return BAD_INPUT
     except BrokenPipeError:
-        _discard_stdout()
+        _discard(sys.stdout)
         return PIPE_CLOSED
+    except OSError as error:  # of what commands print; those of files are CommandErrors
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        _discard(sys.stdout)
+        _tell(f"nbbn: error: cannot write to standard output: {error.strerror}")
+        return BAD_INPUT
     except KeyboardInterrupt:
-        print("nbbn: interrupted", file=sys.stderr)
+        _tell("nbbn: interrupted")
         return INTERRUPTED
     except _Terminated:
         return TERMINATED
@@ -114,10 +123,27 @@ def _unwinding_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _discard_stdout() -> None:
-    """Point standard output at nothing, so that the flush at exit does not fail once more."""
+def _flush() -> None:
+    """Flush standard output here, not at the interpreter's exit, where no error can be caught."""
+    if sys.stdout is not None:  # as it is in a process that began with it closed
+        sys.stdout.flush()
+
+
+def _tell(text: str) -> None:
+    """Write one line to standard error, whatever characters are in the names of files."""
+    if sys.stderr is None:
+        return
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     try:
-        descriptor = sys.stdout.fileno()
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # the exit status says it, too
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Point a stream at nothing, so that the flush at exit does not fail once more."""
+    try:
+        descriptor = stream.fileno()
     except (OSError, ValueError):
         return
     nothing = os.open(os.devnull, os.O_WRONLY)

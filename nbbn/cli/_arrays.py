@@ -73,7 +73,9 @@ def reading(path: Path, axis: int) -> Iterator[_npy.NpyFile]:
         except _npy.NpyError as error:
             raise CommandError(str(error)) from error
         except MemoryError as error:
-            raise CommandError(f"{path}: not enough memory for its channels ({error})") from error
+            raise CommandError(
+                f"{path}: not enough memory for its channels or for threads ({error})"
+            ) from error
 
 
 def channels(source: _npy.NpyFile, axis: int) -> int:
@@ -140,10 +142,30 @@ def check_statistics_file(path: Path | None, *others: Path) -> None:
     """
     if path is None:
         return
+    check_file(path, "--save-stats")  # now links lead somewhere
+    check_apart(path, "--save-stats", *others)
+
+
+def check_apart(path: Path, option: str, *others: Path) -> None:
+    """Make sure that a file to write is none of others.
+
+    Parameters
+    ----------
+    path
+        Where it is to be written.
+    option
+        What it was given by, for the message.
+    others
+        Files that it must not be; of links none leads in a ring.
+
+    Raises
+    ------
+    CommandError
+        Where it is one of them.
+    """
     for other in others:
         if path.resolve() == other.resolve():
-            raise CommandError(f"--save-stats: expected a file of its own, got {path}")
-    check_file(path, "--save-stats")
+            raise CommandError(f"{option}: expected a file of its own, got {path}")
 
 
 def save_statistics(path: Path, found: Moments) -> None:

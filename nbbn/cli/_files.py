@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nbbn import _storage
 from nbbn.cli._errors import CommandError
 
 _FORMATS = ("png", "svg", "pdf")
@@ -47,12 +49,14 @@ def check_file(path: Path, option: str) -> None:
     CommandError
         Where it cannot.
     """
-    if path.is_dir():
-        raise CommandError(f"{option}: {path} is a folder, expected a file")
-    if path.exists() and not path.is_file():  # a device would be replaced by a file
-        raise CommandError(f"{option}: {path} is a device or a pipe, expected a file")
-    temporary = _temporary(path)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.stat().st_mode
+            if stat.S_ISDIR(mode):
+                raise CommandError(f"{option}: {path} is a folder, expected a file")
+            if not stat.S_ISREG(mode):  # a device would be replaced by a file
+                raise CommandError(f"{option}: {path} is a device or a pipe, expected a file")
+        temporary = _storage.beside(path)
         temporary.open("xb").close()
         temporary.unlink()
     except OSError as error:
@@ -123,25 +127,15 @@ def write_text(path: Path, text: str, option: str) -> None:
 
 def _write(path: Path, option: str, fill: Callable[[BinaryIO], Any]) -> None:
     """Make the file, or replace it, once it is whole."""
-    temporary = _temporary(path)
     try:
-        with temporary.open("xb") as file:
+        with _storage.replacing(path) as file:
             fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, option, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _format(path: Path) -> str:
     return path.suffix.removeprefix(".").lower()
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def cannot_write(path: Path, option: str, error: OSError) -> CommandError:

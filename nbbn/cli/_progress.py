@@ -42,7 +42,7 @@ class Progress:
         self.label = label
         self.in_bytes = in_bytes
         self._stream = sys.stderr if stream is None else stream
-        self._visible = self._stream.isatty()
+        self._visible = self._stream is not None and self._stream.isatty()
         self._started = time.monotonic()
         self._drawn_at = -math.inf
 
@@ -59,8 +59,7 @@ class Progress:
     ) -> None:
         """Wipe the bar, also after an error, so that what follows starts on a clean line."""
         if self._visible:
-            self._stream.write("\r" + " " * self._columns() + "\r")
-            self._stream.flush()
+            self._write("\r" + " " * self._columns() + "\r")
 
     def advance(self, steps: int = 1) -> None:
         """Count steps as done and, ten times a second at most, redraw the bar.
@@ -78,9 +77,15 @@ class Progress:
         if not self._visible:
             return
         columns = self._columns()
-        self._stream.write("\r" + self._line()[:columns].ljust(columns))
-        self._stream.flush()
+        self._write("\r" + self._line()[:columns].ljust(columns))
         self._drawn_at = time.monotonic()
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:  # the terminal has gone; the work goes on
+            self._visible = False
 
     def _line(self) -> str:
         share = min(1.0, self.done / self.total) if self.total else 1.0

@@ -75,7 +75,10 @@ def run(arguments: argparse.Namespace) -> None:
         check_file(path, _OUTPUT)
         _arrays.check_statistics_file(arguments.save_stats, arguments.input, path)
         check_room(path, _OUTPUT, _stream.normalized(source.header).nbytes)
-        given = None if arguments.stats is None else _given(arguments.stats, source, axis)
+        given = None
+        if arguments.stats is not None:
+            given = _given(arguments.stats, source, axis)
+            _arrays.check_apart(path, _OUTPUT, arguments.stats)
         try:
             with _storage.replacing(path) as file:
                 target = _stream.output(source, file)
