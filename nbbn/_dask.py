@@ -216,6 +216,9 @@ def _moments_of_block(x: Any, mask: Any = None, *, axis: int) -> Moments | None:
     """Return the moments of a block, or None where it has no channels."""
     if not x.shape[axis]:
         return None
+    if isinstance(x, np.ndarray) and not x.flags.forc:
+        # Sent to another process it would become so, and be summed in another order.
+        x = x.copy()
     with num_threads(1):
         return batch_moments(x, axis=axis, mask=mask)
 
@@ -294,7 +297,9 @@ def _aligned(mask: Any, x: Any, index: int) -> Any:
     if is_dask(mask):
         like = np.broadcast_to(np.empty((), mask.dtype), mask.shape)  # all that a check looks at
     known = _checks.mask(like, x.shape, index)
-    given: Any = mask if is_dask(mask) else known
+    given: Any = known
+    if is_dask(mask):  # without its empty blocks, which a reshape of dask's loses
+        given = mask.rechunk(tuple(tuple(filter(None, sizes)) or 0 for sizes in mask.chunks))
     found = given.reshape((*known.shape[:index], 1, *known.shape[index:]))
     chunks = tuple(
         of_x if size == wanted and k != index else (size,)

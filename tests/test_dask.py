@@ -295,6 +295,15 @@ def test_masked_moments(chunks, shape, kind):
     assert_within(found.m2, expected.m2, 16 * ulp * expected.m2)
 
 
+@pytest.mark.parametrize("shape", [(20, 1, 5), (20, 5), (1, 1), (1,)])
+def test_a_mask_with_empty_blocks(shape):
+    a = values()
+    mask = np.random.default_rng(0).random(shape) < 0.7
+    given = da.from_array(mask, chunks=tuple((0, size // 2, 0, size - size // 2) for size in shape))
+    found = dask_moments(da.from_array(a, chunks=((3, 0, 17), 6, 5)), mask=given)
+    assert found.count == nbbn.batch_moments(a, mask=mask).count
+
+
 def large():
     """As many values a block as are worth threads."""
     return cases.values((8, 12, 150, 150), np.float32, loc=3.0)
@@ -323,6 +332,17 @@ def test_tasks_can_be_pickled():
     x = da.from_array(values(), chunks=(3, 4, 2))
     y = dask_normalize(x, np.zeros(6), np.ones(6), activation="relu")
     assert_same_bits(pickle.loads(pickle.dumps(y)).compute(), y.compute())
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_blocks_that_have_been_sent_have_the_moments_of_views(order):
+    """A block of an array in memory is a view of it; one that was pickled may be contiguous."""
+    a = cases.values((40, 24, 25), np.float32, loc=3.0).transpose(order)
+    mask = a[:, :1] > 3
+    x = da.from_array(a, chunks=(20, 6, 10))
+    sent = x.map_blocks(lambda block: pickle.loads(pickle.dumps(block)), meta=x._meta)
+    for options in ({}, {"axis": 0}, {"mask": mask}):
+        assert_same_moments(dask_moments(sent, **options), dask_moments(x, **options))
 
 
 SCHEDULERS = """

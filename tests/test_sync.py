@@ -467,6 +467,37 @@ def test_an_exception_on_one_worker_reaches_all(failing, kind, operation, rank):
             assert f"expected a {operation} on each" in str(error)
 
 
+@pytest.mark.parametrize("activation", [None, "hard_swish"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_a_backward_that_another_worker_stops_has_written_nothing(activation, with_residual):
+    x, grad_y = arrays()
+
+    def work(comm):
+        bn = synchronized(comm, dtype=np.float64, activation=activation)
+        bn(x, residual=x if with_residual else None)
+        grad = grad_y.copy()
+        for out in (grad, np.full_like(x, 777)):
+            before = out.copy()
+            with pytest.raises((RuntimeError, ValueError), match=r"^workers: |^grad_y: "):
+                bn.backward(grad[:1] if comm.rank else grad, out=None if comm.rank else out)
+            assert_same_bits(out, before)
+
+    results(2, work)
+
+
+@pytest.mark.parametrize("values", [(np.inf, -np.inf), (1.7e308, 1.7e308)])
+def test_gradients_that_have_no_finite_sum_are_no_warning(values):
+    x, grad_y = arrays()
+    grad_y[[0, 9], 1, 2] = values
+    found = steps_of_workers((7, 5), x, grad_y, dtype=np.float64)
+    one = step(layer(3, dtype=np.float64), x, grad_y)
+    assert_same_state(found)
+    for name in ("gamma", "beta"):
+        for ours, whole in zip(found[0]["grad"][name], one["grad"][name], strict=True):
+            assert np.isfinite(ours) == np.isfinite(whole)
+    assert np.isfinite(joined(found, "x")[:, [0, 2]]).all()
+
+
 def test_a_backward_before_any_forward():
     x = cases.values((4, 3, 5), np.float64)
     found = together(2, lambda comm: no_forward(synchronized(comm), x))
@@ -546,6 +577,15 @@ def test_copies_keep_the_communicator_and_nothing_else_in_common(clone):
     again(cases.values(SHAPE))
     assert again.num_batches_tracked == 1 and bn.num_batches_tracked == 0
     assert not np.shares_memory(again.running_mean, bn.running_mean)
+
+
+def test_copy_shares_what_the_user_attached_as_that_of_the_layer_does():
+    (comm,) = meeting(1)
+    bn = synchronized(comm)
+    bn.name = ["mine"]
+    assert copy.copy(bn).name is bn.name
+    pair = copy.deepcopy([bn, bn])
+    assert pair[0] is pair[1] and pair[0].name is not bn.name
 
 
 def test_it_is_a_batch_norm():

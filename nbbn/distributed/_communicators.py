@@ -60,7 +60,7 @@ def _of_torch(comm: Any) -> Gather:
         raise _refused(comm)
 
     def gather(message: Vector) -> Matrix:
-        found = torch.empty((comm.size(), message.size), dtype=torch.float64)
+        found = torch.empty((comm.size(), message.size), dtype=torch.float64, device="cpu")
         distributed.all_gather(list(found.unbind()), torch.from_numpy(message), group=comm)
         rows: Matrix = found.numpy()
         return rows

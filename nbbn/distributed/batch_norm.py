@@ -249,6 +249,13 @@ class SyncBatchNorm(BatchNorm):
         with self._connected().call(BACKWARD):
             return super().backward(grad_y, out=out)
 
+    def _before_activation(
+        self, last: _Forward, after: Epilogue, grad_y: Array, out: Array | None
+    ) -> tuple[Array, Array | None]:
+        """Not in ``out``, which may be ``grad_y``: another worker may yet fail."""
+        exchanges = last.training and after.tag
+        return super()._before_activation(last, after, grad_y, None if exchanges else out)
+
     def _differentiate(
         self, last: Forward, grad_y: Array, out: Array | None
     ) -> tuple[Array, Array, Array]:
@@ -264,7 +271,8 @@ class SyncBatchNorm(BatchNorm):
         if x.size:
             gradient_sums_step(grad_y, x, index, table, weights)
         gathered = self._connected().exchange(BACKWARD, last.total, *table[sums])
-        table[sums] = gathered.rows[:, :2].sum(axis=0)
+        with np.errstate(invalid="ignore", over="ignore"):  # as the kernels: no warning
+            table[sums] = gathered.rows[:, :2].sum(axis=0)
         if x.size:
             rest = last.total, self._correction, grad_x, weights
             input_gradient_step(grad_y, x, index, table, *rest)
@@ -280,15 +288,18 @@ class SyncBatchNorm(BatchNorm):
         super().__setstate__(state)
 
     def __copy__(self) -> SyncBatchNorm:
-        return self.__deepcopy__({})
+        copied = type(self).__new__(type(self))
+        return copied._become(self.__getstate__(), self._peers)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
         """Return a copy with the same communicator, which is no part of the layer."""
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        copied._peers = self._peers
-        return copied
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        return copied._become(copy.deepcopy(self.__getstate__(), memo), self._peers)
+
+    def _become(self, state: dict[str, Any], peers: Peers | None) -> SyncBatchNorm:
+        self.__setstate__(state)
+        self._peers = peers
+        return self
 
     @classmethod
     def load(  # type: ignore[override]
