@@ -250,7 +250,7 @@ class SyncBatchNorm(BatchNorm):
             return super().backward(grad_y, out=out)
 
     def _before_activation(
-        self, last: _Forward, after: Epilogue, grad_y: Array, out: Array | None
+        self, last: Forward, after: Epilogue, grad_y: Array, out: Array | None
     ) -> tuple[Array, Array | None]:
         """Not in ``out``, which may be ``grad_y``: another worker may yet fail."""
         exchanges = last.training and after.tag
