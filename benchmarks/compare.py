@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set",
         choices=tuple(recording.SETS),
-        help="what docs/benchmarks.md shows of fused steps, half types and bytes, or of Standardizer; "
+        help="what docs/benchmarks.md shows: fused steps, half types and bytes; Standardizer; masks, "
+        "weights and calibration; "
         + ", ".join(f"{name}: {p.minutes} minutes" for name, p in recording.SETS.items()),
     )
     options = parser.parse_args(arguments)

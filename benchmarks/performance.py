@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import ROOT, keep, write_readme
-from nbbn._bench.cases import FUSED, OPERATIONS, STANDARDIZER, Case
-from nbbn._bench.implementations import BASELINE, LIMITS
+from nbbn._bench.cases import ALL_OPERATIONS, STATISTICS, Case
+from nbbn._bench.implementations import BASELINE, LIMITS, UNADORNED
 from nbbn._bench.overview import behind, describe_run, format_ratio, timed_peers
 from nbbn._bench.race import Result
 from nbbn._bench.report import NOISY_RATIO, format_seconds, from_json
@@ -373,8 +373,7 @@ def startup_table(startup: dict[str, Any]) -> list[str]:
 def peer_tables(run: Run) -> list[str]:
     """Return, for each operation and storage, a table of shapes and libraries."""
     groups: dict[tuple[str, str], dict[Shape, dict[int, Result]]] = {}
-    known = (*OPERATIONS, *FUSED, *STANDARDIZER)
-    for result in sorted(run.results, key=lambda r: known.index(r.case.operation)):
+    for result in sorted(run.results, key=lambda r: ALL_OPERATIONS.index(r.case.operation)):
         case = result.case
         shapes = groups.setdefault((case.operation, case.storage), {})
         shapes.setdefault(case.shape, {})[case.threads] = result
@@ -382,13 +381,19 @@ def peer_tables(run: Run) -> list[str]:
     for (operation, storage), shapes in groups.items():
         found = timed_peers(r for races in shapes.values() for r in races.values())
         lines += [f"### {_title(operation, storage)}", ""]
-        lines += _header("shape", "nbbn takes", "of the limit", *found)
+        references = {"of the limit": LIMITS[operation]}
+        if operation in STATISTICS:
+            references["of plain"] = UNADORNED
+        lines += _header("shape", "nbbn takes", *references, *found)
         for shape, races in shapes.items():
             ordered = [races[count] for count in sorted(races)]
             times = " / ".join(_time(result) for result in ordered)
-            limits = " / ".join(format_ratio(r.ratio_to_limit(BASELINE)) for r in ordered)
-            cells = [_ratios([r.ratio(peer) for r in ordered]) for peer in found]
-            lines.append(_row(format_shape(shape), times, limits, *cells))
+            cells = [
+                " / ".join(format_ratio(r.ratio_to(BASELINE, name)) for r in ordered)
+                for name in references.values()
+            ]
+            cells += [_ratios([r.ratio(peer) for r in ordered]) for peer in found]
+            lines.append(_row(format_shape(shape), times, *cells))
         lines.append("")
     return lines[:-1]
 

@@ -10,17 +10,21 @@ import pytest
 
 from benchmarks.test_batch_norm import Replay
 from nbbn._bench.cases import (
+    ALL_OPERATIONS,
     DTYPES,
     FUSED,
     LAYOUTS,
     OPERATIONS,
+    PIECES,
     STANDARDIZER,
+    STATISTICS,
     STORED,
     VARIANTS,
     Case,
     list_cases,
 )
-from nbbn._bench.implementations import IMPLEMENTATIONS, LIMITS
+from nbbn._bench.implementations import IMPLEMENTATIONS, LIMITS, UNADORNED
+from nbbn._bench.implementations.yardsticks import _Trips
 from nbbn._bench.problem import (
     TOLERANCE,
     Problem,
@@ -33,13 +37,17 @@ from nbbn._bench.report import as_json, format_seconds, from_json, summary_lines
 from nbbn._bench.shapes import expand_shapes, parse_shape
 
 CASES = list_cases(
-    operations=(*OPERATIONS, *FUSED, *STANDARDIZER),
+    operations=ALL_OPERATIONS,
     shapes=[(8, 20, 3, 5), (40, 6)],
     threads=[1],
     dtypes=STORED,
     layouts=LAYOUTS,
     variants=VARIANTS,
 )
+SEQUENCES = list_cases(
+    operations=STATISTICS, shapes=[(8, 6, 9)], threads=[1], dtypes=DTYPES, layouts=LAYOUTS
+)
+YARDSTICKS = [n for n, known in IMPLEMENTATIONS.items() if known.is_yardstick and n != UNADORNED]
 CASE = Case("inference", (4, 3, 2), 1)
 
 
@@ -55,7 +63,7 @@ def numpy_outputs(problem: Problem) -> dict[str, np.ndarray]:
     return prepared.outputs(prepared.call())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+@pytest.mark.parametrize("case", [*CASES, *SEQUENCES], ids=lambda case: case.label)
 def test_right_outputs_pass_and_any_wrong_value_fails(case: Case) -> None:
     needs_bfloat16(case)
     problem = make_problem(case)
@@ -231,7 +239,7 @@ def test_in_place_the_values_stay_where_they_are() -> None:
     assert y is not problem.x
 
 
-@pytest.mark.parametrize("name", [n for n in IMPLEMENTATIONS if IMPLEMENTATIONS[n].is_yardstick])
+@pytest.mark.parametrize("name", YARDSTICKS)
 @pytest.mark.parametrize("case", [*CASES, Case("inference", (40, 3), 1, variant="inplace")])
 def test_yardsticks_do_what_they_say(name: str, case: Case) -> None:
     implementation = IMPLEMENTATIONS[name]
@@ -249,9 +257,14 @@ def test_yardsticks_do_what_they_say(name: str, case: Case) -> None:
 
 
 def test_every_operation_has_a_yardstick() -> None:
-    for operation in (*OPERATIONS, *FUSED, *STANDARDIZER):
+    for operation in ALL_OPERATIONS:
         limit = IMPLEMENTATIONS[LIMITS[operation]]
         assert limit.is_yardstick and not limit.declines(replace(CASE, operation=operation))
+
+
+def test_a_yardstick_without_its_loop_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="_make"):
+        _Trips()
 
 
 def test_data_sets_are_tables_with_new_results() -> None:
@@ -277,6 +290,113 @@ def test_data_sets_are_right_everywhere(name: str) -> None:
             for operation in STANDARDIZER:
                 outcome = race.run(Case(operation, shape, 1)).outcomes[name]
                 assert (outcome.status, outcome.reason) == ("timed", "")
+
+
+def test_masks_and_weights_are_no_activations() -> None:
+    masked, weighted = (Case(f"moments+{name}", (8, 3), 1) for name in ("mask", "weights"))
+    assert (masked.base, masked.steps, masked.activation) == ("moments", (), None)
+    assert (masked.weighting, weighted.weighting) == ("mask", "weights")
+    assert (masked.method, replace(masked, operation="moments").method) == (
+        "weighted_moments",
+        "moments",
+    )
+    assert (CASE.weighting, make_problem(CASE).weights.size) == ("", 0)
+    assert Case.from_dict(masked.to_dict()) == masked
+
+
+def test_what_is_collected_has_new_results() -> None:
+    cases = list_cases(
+        operations=STATISTICS,
+        shapes=[(40, 3), (PIECES - 1, 3), (8, 3, 4), (1, 3)],
+        threads=[1],
+        dtypes=STORED,
+        variants=VARIANTS,
+        params=DTYPES,
+    )
+    assert {case.variant for case in cases} == {"fresh"}
+    assert {(case.dtype, case.params) for case in cases} == {(name, name) for name in DTYPES}
+    shapes = {case.shape for case in cases}
+    assert shapes == {(40, 3), (PIECES - 1, 3), (8, 3, 4)}  # one value has no variance
+    assert {c.shape for c in cases if c.operation == "from_batches"} == {(40, 3)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_mask_is_that_of_padding_or_of_places(layout: str) -> None:
+    padded = make_problem(Case("moments+mask", (400, 3, 50), 1, layout=layout))
+    lengths = padded.weights.sum(axis=1)
+    assert padded.weights.shape == (400, 50)
+    assert np.array_equal(padded.weights, np.arange(50) < lengths[:, None])
+    assert lengths.min() < 15 and lengths.max() > 45
+    places = make_problem(Case("backward+mask", (20, 3, 30, 30), 1, layout=layout))
+    assert places.weights.shape == (20, 30, 30)
+    for problem in (padded, places):
+        assert problem.weights.dtype == np.bool_
+        assert abs(problem.weights.mean() - 0.6) < 0.03
+        assert problem.count == np.count_nonzero(problem.weights)
+        rows = np.moveaxis(problem.x, problem.case.axis, -1)
+        assert not rows[~problem.weights].any() and rows[problem.weights].all()
+
+
+def test_weights_are_between_0_and_1_and_move_nothing() -> None:
+    for dtype in DTYPES:
+        problem = make_problem(Case("moments+weights", (1000, 3), 1, dtype))
+        assert problem.weights.dtype == dtype and problem.weights.shape == (1000,)
+        assert 0 < problem.weights.min() < 0.1 and 0.9 < problem.weights.max() < 1
+        plain = make_problem(Case("moments", (1000, 3), 1, dtype))
+        assert np.array_equal(problem.x, plain.x)
+
+
+def test_pieces_are_uneven_and_all_of_the_table() -> None:
+    for rows in (PIECES, 40, 1000):
+        problem = make_problem(Case("from_batches", (rows, 3), 1))
+        sizes = [len(piece) for piece in problem.pieces]
+        assert len(sizes) == PIECES and min(sizes) > 0
+        assert len(set(sizes)) > 2 or rows == PIECES
+        assert np.array_equal(np.concatenate(problem.pieces), problem.x)
+
+
+def test_without_what_it_adds_an_operation_is_a_wrong_result() -> None:
+    for operation, plain in STATISTICS.items():
+        if operation == "from_batches":  # nothing but another way to the same
+            continue
+        problem = make_problem(Case(operation, (40, 6), 1))
+        changed = replace(problem, case=replace(problem.case, operation=plain), weights=np.empty(0))
+        with pytest.raises(WrongResultError, match=r"is off|outputs are"):
+            check_outputs(problem, numpy_outputs(changed))
+
+
+@pytest.mark.parametrize("name", ["nbbn", UNADORNED, "numpy", "torch", "sklearn"])
+def test_statistics_are_right_everywhere(name: str) -> None:
+    absent = IMPLEMENTATIONS[name].missing()
+    if absent:
+        pytest.skip(absent)
+    lacks = {"torch": {"backward+mask", "from_batches"}, "sklearn": set(STATISTICS)}
+    lacks["sklearn"].remove("from_batches")
+    cases = [*SEQUENCES, *(case for case in CASES if case.operation in STATISTICS)]
+    with Race([name], rounds=1, seconds=0.0) as race:
+        for case in cases:
+            outcome = race.run(case).outcomes[name]
+            skipped = case.operation in lacks.get(name, ())
+            assert (outcome.status == "skipped") == skipped, case.label
+            assert outcome.status != "failed", f"{case.label}: {outcome.reason}"
+
+
+def test_plain_is_the_same_without() -> None:
+    plain = IMPLEMENTATIONS[UNADORNED]
+    assert plain.declines(replace(CASE, operation="moments")) == "moments is plain"
+    plain.load(1)
+    assert UNADORNED not in plain.versions()
+    for operation, without in STATISTICS.items():
+        problem = make_problem(Case(operation, (40, 6), 1))
+        prepared = plain.prepare(problem)
+        result = prepared.call()
+        plain.verify(problem, prepared, result)
+        bare = replace(problem, case=replace(problem.case, operation=without), weights=np.empty(0))
+        check_outputs(bare, prepared.outputs(result))
+        if operation.endswith("+mask"):
+            masked = IMPLEMENTATIONS["numpy"].prepare(problem)
+            with pytest.raises(WrongResultError):
+                plain.verify(problem, masked, masked.call())
 
 
 def test_what_cannot_do_a_case_is_not_started() -> None:

@@ -24,15 +24,9 @@ def performance(monkeypatch):
 
 
 @pytest.fixture
-def fused(monkeypatch):
+def pages(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    return importlib.import_module("benchmarks.fused")
-
-
-@pytest.fixture
-def standardizer(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    return importlib.import_module("benchmarks.standardizer")
+    return importlib.import_module("benchmarks.pages")
 
 
 def record(*races):
@@ -65,45 +59,66 @@ def test_the_page_is_that_of_the_recorded_run(performance):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_tables_of_a_set_are_those_of_its_recorded_run(name, request):
-    written = request.getfixturevalue(name)
-    recorded = json.loads(written.RECORDED.read_text("utf-8"))
-    assert f"{written.BEGIN}\n{written.block(recorded)}\n{written.END}" in written.PAGE.read_text(
-        "utf-8"
-    )
+def test_the_tables_of_a_set_are_those_of_its_recorded_run(name, pages):
+    recorded = json.loads((pages.FOLDER / f"{name}.json").read_text("utf-8"))
+    begin, end = pages.markers(name)
+    assert f"{begin}\n{pages.block(name, recorded)}\n{end}" in pages.PAGE.read_text("utf-8")
     known = set(SETS[name].cases([1, 2]))
     assert {result.case for result in from_json(recorded)} == known
     assert all(is_defined(case) for case in known)
 
 
-def test_a_new_run_of_fused_steps_is_kept_and_shown(fused, monkeypatch, tmp_path):
+def test_a_new_run_of_fused_steps_is_kept_and_shown(pages, monkeypatch, tmp_path):
     case = Case("inference+residual+relu", IMAGE, 1, "bfloat16", variant="out")
     made = record((case, {"nbbn": 1.1, "add-affine": 1.0, "torch": 3.3}))
-    for name in ("RECORDED", "PAGE"):
-        monkeypatch.setattr(fused, name, tmp_path / name)
+    monkeypatch.setattr(pages, "FOLDER", tmp_path)
+    monkeypatch.setattr(pages, "PAGE", tmp_path / "page.md")
     (tmp_path / "new.json").write_text(json.dumps(made), "utf-8")
-    fused.PAGE.write_text(f"before\n{fused.BEGIN}\nan older run\n{fused.END}\nafter\n", "utf-8")
-    assert fused.main([str(tmp_path / "new.json")]) == 0
-    text = fused.PAGE.read_text("utf-8")
-    assert text.startswith(f"before\n{fused.BEGIN}\na processor") and "older" not in text
-    assert text.endswith(f"{fused.END}\nafter\n")
+    begin, end = pages.markers("fused")
+    pages.PAGE.write_text(f"before\n{begin}\nan older run\n{end}\nafter\n", "utf-8")
+    assert pages.main(["fused", str(tmp_path / "new.json")]) == 0
+    text = pages.PAGE.read_text("utf-8")
+    assert text.startswith(f"before\n{begin}\na processor") and "older" not in text
+    assert text.endswith(f"{end}\nafter\n")
     assert "### Inference+residual+relu, bfloat16 out" in text
     assert line(text, "32x64x56x56")[1:] == ["1.10 s", "1.10", "3.00"]
-    assert json.loads(fused.RECORDED.read_text("utf-8")) == made
-    assert fused.main([]) == 0  # the kept run again
-    assert fused.PAGE.read_text("utf-8") == text
+    assert json.loads((tmp_path / "fused.json").read_text("utf-8")) == made
+    assert pages.main(["fused"]) == 0  # the kept run again
+    assert pages.PAGE.read_text("utf-8") == text
 
 
-def test_the_tables_of_the_standardizer(standardizer):
+def test_the_tables_of_the_standardizer(pages):
     made = record(
         (Case("fit", (32, 64), 1, "float64"), {"nbbn": 1.0, "read": 0.5, "sklearn": 4.0}),
         (Case("fit_transform", (32, 64), 2), {"nbbn": 2.0, "two-trip": 2.0, "sklearn": 1.0}),
     )
-    text = standardizer.block(made)
+    text = pages.block("standardizer", made)
     assert "### Fit, float64\n" in text and "### Fit_transform\n" in text
     assert "| 32x64 | 1.00 s | 2.00 | 4.00 |" in text
     assert "| 32x64 | 2.00 s | 1.00 | **0.50** |" in text
     assert "Results are new arrays." in text
+
+
+def test_what_a_mask_costs_is_in_the_tables(pages):
+    sequences = Case("training+mask", (32, 256, 128), 1, layout="channels-last")
+    times = {"nbbn": 3.0, "plain": 2.0, "two-trip": 1.0, "torch": 1.5}
+    unmasked = {"nbbn": 1.0, "plain": 9.0, "two-trip": 1.0}
+    made = record(
+        (sequences, times),
+        (replace(sequences, threads=2), times | {"plain": 6.0}),
+        (Case("from_batches", (128, 256), 1), {"nbbn": 1.0, "plain": 0.25, "read": 0.125}),
+        (replace(sequences, operation="training"), unmasked),
+    )
+    text = pages.block("statistics", made)
+    assert "### Training+mask, channels-last\n" in text and "### From_batches\n" in text
+    assert line(text, "32x256x128 | 3.00 s")[2:] == [
+        "3.00 / 3.00",
+        "1.50 / 0.50",
+        "**0.50** / **0.50**",
+    ]
+    assert line(text, "128x256 | 1.00 s")[2:] == ["8.00", "4.00"]
+    assert line(text, "32x256x128 | 1.00 s")[2:] == ["1.00"]  # nothing that plain does without
+    assert "In 2 of 2 comparisons" in text  # plain is no library
 
 
 def test_the_page_copes_with_what_only_newer_runs_have(performance):

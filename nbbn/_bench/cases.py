@@ -22,6 +22,22 @@ FUSED = (
 STANDARDIZER = ("fit", "partial_fit", "transform", "inverse_transform", "fit_transform")
 """Operations on a data set, (samples, features), with the statistics of x itself."""
 
+STATISTICS = {
+    "moments+mask": "moments",
+    "moments+weights": "moments",
+    "training+mask": "training",
+    "backward+mask": "backward",
+    "calibrate": "training",
+    "from_batches": "moments",
+}
+"""Operations on a part of x, on weighted values, on all the data; and what each adds something to."""
+
+ALL_OPERATIONS = (*OPERATIONS, *FUSED, *STANDARDIZER, *STATISTICS)
+
+WEIGHTINGS = ("mask", "weights")
+PIECES = 16
+"""The number of batches of ``from_batches``."""
+
 DTYPES = ("float32", "float64")
 STORED = (*DTYPES, "float16", "bfloat16", "uint8")
 """Data types of x. Half types are computed with in float32; of bytes the result is float32."""
@@ -65,7 +81,18 @@ class Case:
     @property
     def steps(self) -> tuple[str, ...]:
         """What is fused with the operation."""
-        return tuple(self.operation.split("+")[1:])
+        return tuple(step for step in self.operation.split("+")[1:] if step not in WEIGHTINGS)
+
+    @property
+    def weighting(self) -> str:
+        """What says how much each value counts, ``mask`` or ``weights``; else an empty string."""
+        last = self.operation.rpartition("+")[2]
+        return last if last in WEIGHTINGS else ""
+
+    @property
+    def method(self) -> str:
+        """What the methods of implementations are named by: the base, ``weighted_`` before it or not."""
+        return f"weighted_{self.base}" if self.weighting else self.base
 
     @property
     def has_residual(self) -> bool:
@@ -137,10 +164,17 @@ def is_defined(case: Case) -> bool:
     One value a channel has no variance to train with, and only plain inference can write over its
     input again and again. Half types are measured in inference only; of bytes nothing but plain
     inference exists, and float32 does not fit in their place. Data sets are tables with new results.
+    What is collected over data has new results, too, and of a mask at least two values count.
     """
-    if case.operation in STANDARDIZER:
+    if case.operation in (*STANDARDIZER, *STATISTICS):
         usual = case.variant == VARIANTS[0] and case.params == case.computed
-        return usual and len(case.shape) == 2 and case.dtype in DTYPES
+        if not usual or case.dtype not in DTYPES:
+            return False
+        if case.operation in STANDARDIZER:
+            return len(case.shape) == 2
+        if case.operation == "from_batches":
+            return len(case.shape) == 2 and case.shape[0] >= PIECES
+        return math.prod(case.shape) > case.channels
     if case.variant == "inplace" and (case.operation != "inference" or case.dtype == "uint8"):
         return False
     if case.dtype not in DTYPES and case.base != "inference":

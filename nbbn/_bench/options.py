@@ -9,11 +9,10 @@ from typing import Any
 
 from nbbn._bench import shapes
 from nbbn._bench.cases import (
+    ALL_OPERATIONS,
     DTYPES,
-    FUSED,
     LAYOUTS,
     OPERATIONS,
-    STANDARDIZER,
     STORED,
     VARIANTS,
     Case,
@@ -50,11 +49,10 @@ def add_options(add: Callable[..., Any]) -> None:
 
     default_sets = ",".join(shapes.DEFAULT_SETS)
     known = ", ".join((*shapes.IMAGE_SETS, *shapes.SHAPE_SETS))
-    operations = (*OPERATIONS, *FUSED, *STANDARDIZER)
     add_list(
         "operations",
-        _choices(operations),
-        f"of {', '.join(operations)} (default: the first four and {USUAL_FUSED})",
+        _choices(ALL_OPERATIONS),
+        f"of {', '.join(ALL_OPERATIONS)} (default: the first four and {USUAL_FUSED})",
     )
     add_list("shapes", _shapes, f"32x64x56x56,... or sets: {known} (default: {default_sets})")
     add_list("batch", _counts, "batch sizes of the resnet50 set (default: 32)")

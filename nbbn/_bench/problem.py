@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nbbn._bench.cases import Case
+from nbbn._bench.cases import PIECES, Case
 
 Array = npt.NDArray[np.floating]
+Mask = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]
 
 EPS = 1e-5
@@ -29,6 +30,7 @@ TOLERANCE = {
 
 # A prime number of random values is repeated: drawing 25 million anew takes longer than a race.
 RANDOM_VALUES = 1_048_573
+COUNTED = 0.6  # of what is masked, on average
 BLOCK_VALUES = 1 << 20
 
 
@@ -41,14 +43,16 @@ class Problem:
     """The input of a case. Arrays have the case's data types, and C order in its layout.
 
     ``mean`` and ``inv_std`` (float64) are the batch's own, given to the backward pass;
-    ``grad_y`` is empty for the other operations, and ``residual`` for those that add none. What writes
-    over its input takes a copy of x.
+    ``grad_y`` is empty for the other operations, ``residual`` for those that add none, and ``weights``,
+    of the shape of x without the channel axis, where every value counts once; they are a mask or real
+    numbers. What writes over its input takes a copy of x.
     """
 
     case: Case
     x: Array
     grad_y: Array
     residual: Array
+    weights: Array | Mask
     gamma: Array
     beta: Array
     running_mean: Array
@@ -65,6 +69,18 @@ class Problem:
     def result_dtype(self) -> np.dtype[np.floating]:
         """The data type of y."""
         return np.dtype(self.case.computed) if self.case.dtype == "uint8" else self.x.dtype
+
+    @property
+    def count(self) -> float:
+        """The number of values a channel that count, or the sum of their weights."""
+        return float(self.weights.sum()) if self.weights.size else self.x.size / self.case.channels
+
+    @property
+    def pieces(self) -> list[Array]:
+        """A table as batches of uneven sizes, none of them empty."""
+        rows = self.x.shape[0]
+        cuts = np.random.default_rng(rows).choice(rows - 1, PIECES - 1, replace=False) + 1
+        return np.split(self.x, np.sort(cuts))
 
 
 def dtype_of(name: str) -> np.dtype[np.floating]:
@@ -100,16 +116,21 @@ def make_problem(case: Case) -> Problem:
     mean, inv_std = np.zeros(channels), np.ones(channels)
     grad_y: Array = np.empty(0, dtype)
     residual = _tile(rng, case).astype(x.dtype, copy=False) if case.has_residual else grad_y
-    if case.operation == "backward":
+    if case.base == "backward":
         grad_y = _tile(rng, case)
+    weights = _weights(rng, case)
+    if case.weighting == "mask":
+        x *= np.expand_dims(weights, case.axis)  # padded with zeros
+    if case.base == "backward":
         for block, values in _channel_blocks(x, case.axis):
-            mean[block] = values.mean(axis=1)
-            inv_std[block] = 1.0 / np.sqrt(values.var(axis=1) + EPS)
+            mean[block], var = _moments(weights, values)
+            inv_std[block] = 1.0 / np.sqrt(var + EPS)
     return Problem(
         case=case,
         x=x,
         grad_y=grad_y,
         residual=residual,
+        weights=weights,
         gamma=gamma.astype(params),
         beta=beta.astype(params),
         running_mean=running_mean.astype(params),
@@ -155,6 +176,23 @@ def _tile(rng: np.random.Generator, case: Case) -> Array:
     return np.resize(random, case.memory_shape)
 
 
+def _weights(rng: np.random.Generator, case: Case) -> Array | Mask:
+    """Return what counts: of each sequence a leading part, of images and tables any places."""
+    shape = np.delete(case.memory_shape, case.axis)
+    if not case.weighting:
+        return np.empty(0)
+    if case.weighting == "weights":
+        weights: Array = rng.uniform(0.0, 1.0, shape).astype(case.computed)
+        return weights
+    if len(case.shape) == 3:
+        lengths = shape[1] * rng.uniform(2 * COUNTED - 1, 1.0, (shape[0], 1))
+        mask: Mask = np.arange(shape[1]) < lengths
+    else:
+        mask = rng.random(shape) < COUNTED
+    mask.flat[:2] = True  # fewer have no variance to train with
+    return mask
+
+
 def _take(array: Array, block: slice, axis: int) -> Float64:
     """Return the channels ``block`` as float64 rows, one a channel."""
     part = np.moveaxis(array, axis, 0)[block]
@@ -164,8 +202,9 @@ def _take(array: Array, block: slice, axis: int) -> Float64:
 def _channel_blocks(x: Array, axis: int) -> Iterator[tuple[slice, Float64]]:
     """Yield groups of channels as float64 rows: whole arrays in float64 would not fit memory."""
     channels = x.shape[axis]
-    # Where channels are interleaved, a block takes at least a cache line of neighbours.
-    fewest = 1 if x.ndim > 2 and axis == 1 else 16
+    # Where channels are interleaved, a block takes at least half a cache line of neighbours; with a whole
+    # one, a check of a million rows took three times as long, as its memory was new each time.
+    fewest = 1 if x.ndim > 2 and axis == 1 else 8
     step = max(fewest, BLOCK_VALUES * channels // x.size)
     for start in range(0, channels, step):
         block = slice(start, min(start + step, channels))
@@ -208,11 +247,21 @@ def _infer(p: Problem, block: slice, x: Float64, residual: Float64 | None) -> di
     return {"y": _finish(p, block, xhat, residual)}
 
 
+def _moments(weights: Array | Mask, x: Float64) -> tuple[Float64, Float64]:
+    """Return mean and variance of what counts."""
+    if not weights.size:
+        return x.mean(axis=1), x.var(axis=1)
+    share = weights.ravel().astype(np.float64)
+    share /= share.sum()
+    mean = x @ share
+    return mean, (x - mean[:, None]) ** 2 @ share
+
+
 def _train(p: Problem, block: slice, x: Float64, residual: Float64 | None) -> dict[str, Float64]:
     """Return y with ``xhat = (x - mean) / sqrt(var + eps)``, moving averages after a step."""
-    mean, var = x.mean(axis=1), x.var(axis=1)
+    mean, var = _moments(p.weights, x)
     xhat = (x - mean[:, None]) / np.sqrt(var + EPS)[:, None]
-    sample_var = var * (x.shape[1] / (x.shape[1] - 1))
+    sample_var = var * (p.count / (p.count - 1))
     return {
         "y": _finish(p, block, xhat, residual),
         "running_mean": (1 - MOMENTUM) * p.running_mean[block] + MOMENTUM * mean,
@@ -220,18 +269,30 @@ def _train(p: Problem, block: slice, x: Float64, residual: Float64 | None) -> di
     }
 
 
-def _collect(_: Problem, __: slice, x: Float64, ___: None) -> dict[str, Float64]:
+def _calibrate(p: Problem, _: slice, x: Float64, __: None) -> dict[str, Float64]:
+    """Return what x, as all the data, makes the running statistics."""
+    mean, var = _moments(p.weights, x)
+    return {"running_mean": mean, "running_var": var * (p.count / (p.count - 1))}
+
+
+def _collect(p: Problem, _: slice, x: Float64, __: None) -> dict[str, Float64]:
     """Return mean and variance of the batch."""
-    return {"mean": x.mean(axis=1), "var": x.var(axis=1)}
+    mean, var = _moments(p.weights, x)
+    return {"mean": mean, "var": var}
 
 
 def _differentiate(p: Problem, block: slice, x: Float64, grad_y: Float64) -> dict[str, Float64]:
-    """Return ``grad_x = gamma inv_std (grad_y - grad_beta / n - xhat grad_gamma / n)``."""
+    """Return ``grad_x = gamma inv_std (grad_y - grad_beta / n - xhat grad_gamma / n)``.
+
+    A masked value was in no statistics: its ``grad_x`` is ``gamma inv_std grad_y``. The sums are over all.
+    """
     inv_std = p.inv_std[block, None]
     xhat = (x - p.mean[block, None]) * inv_std
     grad_beta, grad_gamma = grad_y.sum(axis=1), (grad_y * xhat).sum(axis=1)
-    inner = grad_y - (grad_beta[:, None] + xhat * grad_gamma[:, None]) / x.shape[1]
-    grad_x = _column(p.gamma, block) * inv_std * inner
+    through_statistics = (grad_beta[:, None] + xhat * grad_gamma[:, None]) / p.count
+    if p.weights.size:
+        through_statistics *= p.weights.ravel()
+    grad_x = _column(p.gamma, block) * inv_std * (grad_y - through_statistics)
     return {"grad_x": grad_x, "grad_gamma": grad_gamma, "grad_beta": grad_beta}
 
 
@@ -264,6 +325,8 @@ _FORMULAS: dict[str, Callable[..., dict[str, Float64]]] = {
     "moments": _collect,
     "training": _train,
     "backward": _differentiate,
+    "calibrate": _calibrate,
+    "from_batches": _collect,
     "fit": _collect,
     "partial_fit": _collect,
     "transform": _standardize,

@@ -14,6 +14,7 @@ from nbbn._bench.cases import (
     LAYOUTS,
     OPERATIONS,
     STANDARDIZER,
+    STATISTICS,
     Case,
     list_cases,
 )
@@ -155,8 +156,46 @@ def standardizer_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
     return list_cases(operations=STANDARDIZER, shapes=_DATA_SETS, threads=threads, dtypes=DTYPES)
 
 
+_MASKED: dict[str, tuple[Shape, ...]] = {
+    "channels-last": ((32, 256, 128), (64, 512, 512)),
+    "channels-first": (
+        (32, 64, 56, 56),
+        (32, 64, 112, 112),
+        (32, 256, 14, 14),
+        (128, 256),
+        (65536, 256),
+        (1_000_000, 32),
+    ),
+}
+# Calibration costs what training does: a few shapes tell.
+_CALIBRATED = {
+    "channels-last": ((32, 256, 128),),
+    "channels-first": ((32, 64, 56, 56), (32, 256, 14, 14), (128, 256), (65536, 256)),
+}
+
+
+def statistics_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
+    """Return the cases of masks, weights and collected statistics, the thread count slowest."""
+    cases: list[Case] = []
+    for count in threads:
+        for operation in STATISTICS:
+            shapes = _CALIBRATED if operation == "calibrate" else _MASKED
+            for layout, chosen in shapes.items():
+                cases += list_cases(
+                    operations=[operation], shapes=chosen, threads=[count], layouts=[layout]
+                )
+        cases += list_cases(
+            operations=["moments+weights"],
+            shapes=[(128, 256), (65536, 256)],
+            threads=[count],
+            dtypes=["float64"],
+        )
+    return tuple(cases)
+
+
 PAGE = Preset(recorded_cases, rounds=15, seconds=0.25, minutes=18)
 SETS = {
     "fused": Preset(fused_cases, rounds=9, seconds=0.12, minutes=4),
     "standardizer": Preset(standardizer_cases, rounds=15, seconds=0.25, minutes=6),
+    "statistics": Preset(statistics_cases, rounds=9, seconds=0.12, minutes=4),
 }

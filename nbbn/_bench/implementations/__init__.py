@@ -7,9 +7,10 @@ implementation's own process after the thread count is in the environment.
 
 from __future__ import annotations
 
+from nbbn._bench.cases import STATISTICS
 from nbbn._bench.implementations.base import Implementation, Prepared, UnsupportedError
 from nbbn._bench.implementations.with_jax import Jax
-from nbbn._bench.implementations.with_nbbn import Nbbn
+from nbbn._bench.implementations.with_nbbn import Nbbn, Plain
 from nbbn._bench.implementations.with_numpy import NumPy
 from nbbn._bench.implementations.with_onnxruntime import OnnxRuntime
 from nbbn._bench.implementations.with_openvino import OpenVino
@@ -29,6 +30,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "LIMITS",
     "QUICK",
+    "UNADORNED",
     "Implementation",
     "Prepared",
     "UnsupportedError",
@@ -36,6 +38,9 @@ __all__ = [
 
 BASELINE = Nbbn.name
 """The implementation that every other one is compared with."""
+
+UNADORNED = Plain.name
+"""The same without a mask, weights or several batches, where the operation has them."""
 
 LIMITS = {
     "inference": CopyAffine.name,
@@ -52,12 +57,14 @@ LIMITS = {
     "inverse_transform": CopyAffine.name,
     "fit_transform": TwoTrip.name,
 }
+LIMITS |= {operation: LIMITS[plain] for operation, plain in STATISTICS.items()}
 """The yardstick of each operation, which every time is a multiple of."""
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     implementation.name: implementation
     for implementation in (
         Nbbn(),
+        Plain(),
         NumPy(),
         Torch(),
         OnnxRuntime(),

@@ -40,7 +40,7 @@ class Implementation(ABC):
     """Something that can be measured: a method ``prepare_OPERATION`` for each that it has.
 
     A fused operation is prepared by the method of its base, where ``has_fused`` says that it heeds
-    the case's activation and residual.
+    the case's activation and residual; one with a mask or weights by ``prepare_weighted_OPERATION``.
     """
 
     name: ClassVar[str]
@@ -71,7 +71,7 @@ class Implementation(ABC):
 
     def declines(self, case: Case) -> str | None:
         """Return why it cannot do this case, or None; asked before it is loaded."""
-        if not hasattr(self, f"prepare_{case.base}") or (case.steps and not self.has_fused):
+        if not hasattr(self, f"prepare_{case.method}") or (case.steps and not self.has_fused):
             return f"{self.name} has no {case.operation}"
         if case.dtype not in self.dtypes:
             return f"{self.name} is not measured on {case.dtype}"
@@ -87,7 +87,7 @@ class Implementation(ABC):
         UnsupportedError
             If the library turns out to be unable.
         """
-        prepared: Prepared = getattr(self, f"prepare_{problem.case.base}")(problem)
+        prepared: Prepared = getattr(self, f"prepare_{problem.case.method}")(problem)
         return prepared
 
     def verify(self, problem: Problem, prepared: Prepared, result: Any) -> None:
@@ -181,6 +181,11 @@ def named_moments(mean: Array, var: Array) -> Outputs:
 def named_training(y: Array, running_mean: Array, running_var: Array) -> Outputs:
     """Name the results of training."""
     return {"y": y, "running_mean": running_mean, "running_var": running_var}
+
+
+def named_population(running_mean: Array, running_var: Array) -> Outputs:
+    """Name the results of calibrate."""
+    return {"running_mean": running_mean, "running_var": running_var}
 
 
 def named_backward(grad_x: Array, grad_gamma: Array, grad_beta: Array) -> Outputs:

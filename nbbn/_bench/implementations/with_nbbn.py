@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from nbbn._bench.cases import STORED
+import numpy as np
+
+from nbbn._bench.cases import STATISTICS, STORED, Case
 from nbbn._bench.implementations.base import (
     Implementation,
     OfScaler,
@@ -14,11 +17,12 @@ from nbbn._bench.implementations.base import (
     input_and_out,
     named_backward,
     named_moments,
+    named_population,
     named_training,
     named_y,
     with_out,
 )
-from nbbn._bench.problem import EPS, MOMENTUM, Problem
+from nbbn._bench.problem import EPS, MOMENTUM, Array, Mask, Problem
 
 
 class Nbbn(OfScaler, Implementation):
@@ -37,7 +41,7 @@ class Nbbn(OfScaler, Implementation):
     def versions(self) -> dict[str, str]:
         """Return the versions of nbbn and its compiler."""
         compiler: dict[str, str] = importlib.import_module("nbbn._jit").versions()
-        return super().versions() | compiler
+        return {Nbbn.name: str(self.library.__version__)} | compiler
 
     def threads(self) -> int | None:
         """Return the number that nbbn does not exceed."""
@@ -67,15 +71,13 @@ class Nbbn(OfScaler, Implementation):
                 self.library.normalize, eps=EPS, axis=p.case.axis, dtype=p.result_dtype
             )
             return Prepared(with_out(normalize, out, x, p.running_mean, p.running_var), named_y)
-        return Prepared(with_out(self._with_residual(p, self._layer(p).eval()), out, x), named_y)
-
-    @staticmethod
-    def _with_residual(problem: Problem, layer: Any) -> Any:
-        return partial(layer, residual=problem.residual) if problem.case.has_residual else layer
+        infer = partial(self._layer(p).eval(), **_options(p))
+        return Prepared(with_out(infer, out, x), named_y)
 
     def prepare_moments(self, problem: Problem) -> Prepared:
         """``batch_moments``."""
-        call = partial(self.library.batch_moments, problem.x, axis=problem.case.axis)
+        p = problem
+        call = partial(self.library.batch_moments, p.x, axis=p.case.axis, **_options(p))
         return Prepared(call, lambda moments: named_moments(moments.mean, moments.var()))
 
     def prepare_training(self, problem: Problem) -> Prepared:
@@ -83,7 +85,7 @@ class Nbbn(OfScaler, Implementation):
         layer = self._layer(problem).train()
         x, out = input_and_out(problem)
         return Prepared(
-            with_out(self._with_residual(problem, layer), out, x),
+            with_out(partial(layer, **_options(problem)), out, x),
             lambda y: named_training(y, layer.running_mean, layer.running_var),
         )
 
@@ -91,10 +93,63 @@ class Nbbn(OfScaler, Implementation):
         """``batch_norm_backward`` on the batch's statistics."""
         p = problem
         x, out = input_and_out(p)
-        function = partial(self.library.batch_norm_backward, axis=p.case.axis)
+        function = partial(self.library.batch_norm_backward, axis=p.case.axis, **_options(p))
         call = with_out(function, out, p.grad_y, x, p.mean, p.inv_std, p.gamma)
         return Prepared(call, lambda grads: named_backward(*grads))
+
+    prepare_weighted_moments = prepare_moments
+    prepare_weighted_training = prepare_training
+    prepare_weighted_backward = prepare_backward
+
+    def prepare_calibrate(self, problem: Problem) -> Prepared:
+        """``layer(x)`` inside ``calibrate(layer)``."""
+        layer, x = self._layer(problem).train(), problem.x
+        calibrate = self.library.calibrate
+
+        def call() -> None:
+            with calibrate(layer):
+                layer(x)
+
+        return Prepared(call, lambda _: named_population(layer.running_mean, layer.running_var))
+
+    def prepare_from_batches(self, problem: Problem) -> Prepared:
+        """``Moments.from_batches``."""
+        call = partial(self.library.Moments.from_batches, problem.pieces)
+        return Prepared(call, lambda moments: named_moments(moments.mean, moments.var()))
 
     def scaler(self, problem: Problem) -> Any:
         """A `Standardizer`."""
         return self.library.Standardizer(axis=problem.case.axis)
+
+
+class Plain(Nbbn):
+    """nbbn without mask or weights, calibration or pieces: what these cost is the rest."""
+
+    name = "plain"
+    is_yardstick = True
+
+    def declines(self, case: Case) -> str | None:
+        """Return why it cannot do this case."""
+        if case.operation not in STATISTICS:
+            return f"{case.operation} is plain"
+        return super().declines(case)
+
+    def prepare(self, problem: Problem) -> Prepared:
+        """The operation that `STATISTICS` names, on the same x."""
+        return super().prepare(_unadorned(problem))
+
+    def verify(self, problem: Problem, prepared: Prepared, result: Any) -> None:
+        """Compare with the formula of that operation."""
+        super().verify(_unadorned(problem), prepared, result)
+
+
+def _unadorned(problem: Problem) -> Problem:
+    case = replace(problem.case, operation=STATISTICS[problem.case.operation])
+    return replace(problem, case=case, weights=np.empty(0))
+
+
+def _options(problem: Problem) -> dict[str, Array | Mask]:
+    """Return the arrays besides x that the operation is given by name."""
+    case = problem.case
+    named: dict[str, Array | Mask] = {case.weighting: problem.weights} if case.weighting else {}
+    return named | ({"residual": problem.residual} if case.has_residual else {})

@@ -62,6 +62,18 @@ class ScikitLearn(OfScaler, Implementation):
         call = partial(self._scaler().fit, problem.x)
         return Prepared(call, lambda scaler: named_moments(scaler.mean_, scaler.var_))
 
+    def prepare_from_batches(self, problem: Problem) -> Prepared:
+        """``fit`` of the first piece, which starts anew, then ``partial_fit``."""
+        scaler = self._scaler()
+        first, *others = problem.pieces
+
+        def learn() -> None:
+            scaler.fit(first)
+            for piece in others:
+                scaler.partial_fit(piece)
+
+        return Prepared(learn, lambda _: named_moments(scaler.mean_, scaler.var_))
+
     def scaler(self, problem: Problem) -> Any:
         """A `StandardScaler`."""
         return self._scaler()

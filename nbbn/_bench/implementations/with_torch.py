@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from nbbn._bench.implementations.base import (
     Prepared,
     named_backward,
     named_moments,
+    named_population,
     named_training,
     named_y,
     scale_and_shift,
@@ -132,6 +134,55 @@ class Torch(Implementation):
         mean, var = tensors[3].numpy(), tensors[4].numpy()
         call = self._finished(problem, self._forward(problem, tensors, training=True))
         return Prepared(call, lambda y: named_training(self._array(problem, _first(y)), mean, var))
+
+    def prepare_weighted_moments(self, problem: Problem) -> Prepared:
+        """``torch.var_mean`` of ``x[mask]`` where features are last, else weighted sums."""
+        moments = self._weighted_moments(problem, self._view(problem, problem.x))
+        return Prepared(moments, lambda pair: named_moments(pair[1].numpy(), pair[0].numpy()))
+
+    def _weighted_moments(self, problem: Problem, x: Any) -> Callable[[], Any]:
+        """Return what computes variance and mean of what counts."""
+        torch, p = self.library, problem
+        weights = torch.from_numpy(p.weights)
+        if p.case.weighting == "mask" and p.case.is_matrix:
+            rows = x.movedim(1, -1)
+            return lambda: torch.var_mean(rows[weights], 0, correction=0)
+        axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+
+        def average() -> Any:
+            each, total = weights.unsqueeze(1), weights.sum()
+            mean = (x * each).sum(axes, keepdim=True) / total
+            return ((x - mean).square() * each).sum(axes) / total, mean.flatten()
+
+        return average
+
+    def prepare_weighted_training(self, problem: Problem) -> Prepared:
+        """The moments, ``addcmul``, and ``lerp_`` of the running statistics."""
+        torch, p = self.library, problem
+        x, weight, bias, running_mean, running_var = self._tensors(p)
+        moments, unbias = self._weighted_moments(p, x), p.count / (p.count - 1)
+        like_x = (-1, *[1] * (x.ndim - 2))
+
+        def train() -> Any:
+            var, mean = moments()
+            scale = weight * torch.rsqrt(var + EPS)
+            shift = bias - mean * scale
+            running_mean.lerp_(mean, MOMENTUM)
+            running_var.lerp_(var * unbias, MOMENTUM)
+            return torch.addcmul(shift.view(like_x), x, scale.view(like_x))
+
+        learned = running_mean.numpy(), running_var.numpy()
+        return Prepared(train, lambda y: named_training(self._array(p, y), *learned))
+
+    def prepare_calibrate(self, problem: Problem) -> Prepared:
+        """``torch.optim.swa_utils.update_bn`` of a module, with x as the only batch."""
+        nn, p = self.library.nn, problem
+        x = self._view(p, p.x)
+        kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+        module = kinds[x.ndim](p.case.channels, eps=EPS, dtype=x.dtype)
+        call = partial(importlib.import_module("torch.optim.swa_utils").update_bn, [x], module)
+        learned = module.running_mean.numpy(), module.running_var.numpy()
+        return Prepared(call, lambda _: named_population(*learned))
 
     def prepare_backward(self, problem: Problem) -> Prepared:
         """``native_batch_norm_backward``, which autograd calls, on the saved statistics."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -222,8 +223,9 @@ class Read(Yardstick):
         """The sums."""
         return {"sums": self._piece_sums(problem.x)}
 
+    prepare_weighted_moments = prepare_from_batches = prepare_moments
     prepare_fit = prepare_partial_fit = prepare_moments
-    expect_fit = expect_partial_fit = expect_moments
+    expect_fit = expect_partial_fit = expect_from_batches = expect_moments
 
 
 class _Trips(Yardstick):
@@ -249,14 +251,17 @@ class _Trips(Yardstick):
         make = self._make(problem, inputs, y, sums)
         return _choose(problem, make, {"y": y, "sums": sums}, reset)
 
+    @abstractmethod
     def _make(self, problem: Problem, inputs: tuple[Array, ...], y: Array, sums: Array) -> Make:
-        raise NotImplementedError
+        """Return what makes the calls that read ``inputs`` and write ``y`` and ``sums``."""
 
 
 class TwoTrip(_Trips):
     """Read all, then read all again to write: training where a channel does not fit the cache."""
 
     name = "two-trip"
+    prepare_weighted_training = prepare_calibrate = _Trips.prepare_training
+    prepare_weighted_backward = _Trips.prepare_backward
 
     def _make(self, problem: Problem, inputs: tuple[Array, ...], y: Array, sums: Array) -> Make:
         names = ("read", "copy_affine") if len(inputs) == 1 else ("read_two", "combine")
@@ -276,7 +281,7 @@ class TwoTrip(_Trips):
         """The sums, and ``0.75 x + 0.25``."""
         return {"sums": self._piece_sums(problem.x), "y": _affine(problem.x)}
 
-    expect_fit_transform = expect_training
+    expect_calibrate = expect_fit_transform = expect_training
 
     def expect_backward(self, problem: Problem) -> Outputs:
         """The sums, and ``0.75 x + grad_y + 0.25``."""
