@@ -126,6 +126,22 @@ def test_moments_far_from_zero_about_a_light_first_value():
     check_weighted(nbbn.batch_moments(x, weights=weights), x, weights, 1)
 
 
+@by_dtype
+def test_gradients_where_rows_in_a_row_are_masked(dtype):
+    lengths = np.array([0, 3, 8, 16, 17, 40])
+    x, grad_y = cases.values((6, 40, 21), dtype), cases.values((6, 40, 21), dtype, seed=2)
+    mask = np.arange(40) < lengths[:, None]
+    for copies in (1, 40):
+        many = np.concatenate([x] * copies), np.concatenate([grad_y] * copies)
+        masks = np.concatenate([mask] * copies)
+        bn = nbbn.BatchNorm(21, axis=-1, dtype=dtype)
+        bn(many[0], mask=masks)
+        grads = bn.backward(many[1]), bn.grad_gamma, bn.grad_beta
+        forward = reference.masked_training(many[0], masks, axis=-1)
+        exact = reference.masked_backward(many[1], many[0], masks, axis=-1)
+        assert_gradients(grads, exact, many[1], forward, axis=-1)
+
+
 def test_a_mask_of_whole_pieces():
     for shape, axis in (((6, 2, 20000), 1), ((50000, 4), 1), ((40, 2, 3000), 1)):
         for kept in (slice(None, 2), slice(-2, None), slice(3, 4)):

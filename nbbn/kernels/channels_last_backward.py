@@ -16,6 +16,7 @@ from nbbn._simd import (
     store,
     store_first,
     to_line,
+    value_at,
     widen,
 )
 from nbbn.kernels.channels_last import (
@@ -28,7 +29,7 @@ from nbbn.kernels.channels_last import (
     rows_of_piece,
     spread,
 )
-from nbbn.kernels.epilogue import harmless, input_gradient, input_gradient_form, of_counted
+from nbbn.kernels.epilogue import harmless, input_gradient, input_gradient_form
 from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
 from nbbn.kernels.vectors import aligned_rows, load_upto, put, store_upto
 from nbbn.kernels.welford import weight_of_row
@@ -75,6 +76,16 @@ def strip_gradient_sums(
 
 
 @helper
+def all_rows_count(mask: Any, row: int, rows: int) -> bool:
+    """Whether the mask lets all of these rows in."""
+    if mask is not None:
+        for k in range(row, row + rows):
+            if value_at(mask, k) == 0.0:
+                return False
+    return True
+
+
+@helper
 def gradient_sums_of_columns(
     grad_y: Any,
     g_start: int,
@@ -103,6 +114,7 @@ def gradient_sums_of_columns(
         g_row, x_row = g_start + group * g_stride, x_start + group * x_stride
         g_coming, x_coming = g_row + GROUP * g_stride, x_row + GROUP * x_stride
         column = first
+        whole = all_rows_count(mask, row + group, depth)
         for j in range(first, stop, LANES):
             prefetch_row(grad_y, g_coming + column, column)
             column = prefetch_row(x, x_coming + column, column)
@@ -111,10 +123,16 @@ def gradient_sums_of_columns(
             n = stop - j
             k = load_upto(mean, j, n)
             s, h = load_upto(sums, at + j, n), load_upto(products, at + j, n)
-            j_row, i_row, m = g_row + j, x_row + j, row + group
-            s, h = strip_gradient_sums(
-                grad_y, j_row, g_stride, x, i_row, x_stride, depth, n, k, s, h, mask, m
-            )
+            j_row, i_row = g_row + j, x_row + j
+            if whole:  # with `scaled_row`: 0.75 of the time for padded (64, 512, 512)
+                s, h = strip_gradient_sums(
+                    grad_y, j_row, g_stride, x, i_row, x_stride, depth, n, k, s, h, None, 0
+                )
+            else:
+                m = row + group
+                s, h = strip_gradient_sums(
+                    grad_y, j_row, g_stride, x, i_row, x_stride, depth, n, k, s, h, mask, m
+                )
             store_upto(sums, at + j, n, s)
             store_upto(products, at + j, n, h)
 
@@ -212,6 +230,35 @@ def backward_reduce_channels_last(
         add_columns(all_products, products, piece * stride, columns, channels, inner)
 
 
+@helper
+def scaled_row(
+    grad_y: Any,
+    j: int,
+    grad_x: Any,
+    k: int,
+    columns: int,
+    scale: Any,
+    column: int,
+    streaming: int,
+) -> None:
+    """Write ``grad_x = grad_y * scale`` for a row that a mask keeps out: x is not read."""
+    stop = column + columns
+    n = min(to_line(grad_x, k), columns) if streaming else 0
+    if n > 0:
+        store_first(grad_x, k, n, load_first(grad_y, j, n) * load_first(scale, column, n))
+        j += n
+        k += n
+        column += n
+    while column + LANES <= stop:
+        put(grad_x, k, load(grad_y, j) * load(scale, column), streaming)
+        j += LANES
+        k += LANES
+        column += LANES
+    if column < stop:
+        n = stop - column
+        store_first(grad_x, k, n, load_first(grad_y, j, n) * load_first(scale, column, n))
+
+
 @inlined
 def input_gradient_row(
     grad_y: Any,
@@ -224,20 +271,14 @@ def input_gradient_row(
     form: Any,
     column: int,
     streaming: int,
-    mask: Any,
-    row: int,
 ) -> None:
-    """Write ``grad_x`` for so many columns from j, i, k and (of the coefficients) ``column`` on.
-
-    The mask of the row stands at ``row``.
-    """
+    """Write ``grad_x`` for so many columns from j, i, k and (of the coefficients) ``column`` on."""
     grad_center, scale, center = form[0], form[1], form[2]
     inv_std, slope, rest = form[3], form[4], form[5]
     stop = column + columns
     n = min(to_line(grad_x, k), columns) if streaming else 0
-    w = weight_of_row(mask, row)
     if n > 0:
-        store_first(grad_x, k, n, input_gradient_at(form, column, n, grad_y, j, x, i, w))
+        store_first(grad_x, k, n, input_gradient_at(form, column, n, grad_y, j, x, i))
         i += n
         j += n
         k += n
@@ -245,29 +286,23 @@ def input_gradient_row(
     while column + LANES <= stop:
         a, b, c = load(grad_center, column), load(scale, column), load(center, column)
         d, e, f = load(inv_std, column), load(slope, column), load(rest, column)
-        g = load(grad_y, j)
-        value = input_gradient(g, load(x, i), a, b, c, d, e, f)
-        put(grad_x, k, of_counted(w, value, g, b), streaming)
+        put(grad_x, k, input_gradient(load(grad_y, j), load(x, i), a, b, c, d, e, f), streaming)
         i += LANES
         j += LANES
         k += LANES
         column += LANES
     if column < stop:
         n = stop - column
-        store_first(grad_x, k, n, input_gradient_at(form, column, n, grad_y, j, x, i, w))
+        store_first(grad_x, k, n, input_gradient_at(form, column, n, grad_y, j, x, i))
 
 
 @inlined
-def input_gradient_at(
-    form: Any, column: int, n: int, grad_y: Any, j: int, x: Any, i: int, weight: Any
-) -> Any:
+def input_gradient_at(form: Any, column: int, n: int, grad_y: Any, j: int, x: Any, i: int) -> Any:
     """Return ``grad_x`` at ``n`` columns of one row, from j, i and ``column`` on."""
     a, b = load_first(form[0], column, n), load_first(form[1], column, n)
     c, d = load_first(form[2], column, n), load_first(form[3], column, n)
     e, f = load_first(form[4], column, n), load_first(form[5], column, n)
-    g = load_first(grad_y, j, n)
-    value = input_gradient(g, load_first(x, i, n), a, b, c, d, e, f)
-    return of_counted(weight, value, g, b)
+    return input_gradient(load_first(grad_y, j, n), load_first(x, i, n), a, b, c, d, e, f)
 
 
 @inlined
@@ -302,8 +337,8 @@ def input_gradient_two_rows(
         column += LANES
     if column < stop:
         n = stop - column
-        upper = input_gradient_at(form, column, n, grad_y, j, x, i, None)
-        lower = input_gradient_at(form, column, n, grad_y, j + g_stride, x, i + x_stride, None)
+        upper = input_gradient_at(form, column, n, grad_y, j, x, i)
+        lower = input_gradient_at(form, column, n, grad_y, j + g_stride, x, i + x_stride)
         store_first(grad_x, k, n, upper)
         store_first(grad_x, k + out_stride, n, lower)
 
@@ -345,9 +380,13 @@ def input_gradient_block(
             k += 2 * out_stride
             row += 2
     while row < rows:
-        input_gradient_row(
-            grad_y, j, x, i, grad_x, k, width, form, first, streaming, mask, at + row
-        )
+        counts = True
+        if mask is not None:
+            counts = value_at(mask, at + row) != 0.0
+        if counts:
+            input_gradient_row(grad_y, j, x, i, grad_x, k, width, form, first, streaming)
+        else:
+            scaled_row(grad_y, j, grad_x, k, width, form[1], first, streaming)
         j += g_stride
         i += x_stride
         k += out_stride
