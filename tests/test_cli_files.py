@@ -511,26 +511,34 @@ def test_a_file_larger_than_the_memory_that_a_process_may_have(shape, axis, tmp_
 # --- interrupts ---
 
 SLOW = """
-import os, sys
+import os, sys, time
 from nbbn import _stream
 from nbbn.cli import main
 import nbbn
 
+def step(*arguments, plain=_stream.apply_table):
+    time.sleep(float(os.environ["PAUSE"]))
+    return plain(*arguments)
+
 _stream.VALUES = 64
+_stream.apply_table = step
 nbbn.set_num_threads(2)
 sys.exit(main(["normalize", *sys.argv[1:]]))
 """
 
 
 @contextlib.contextmanager
-def working(tmp_path, *more):
-    """A process that writes, a few values at a time, and so for a while."""
+def working(tmp_path, *more, pause=0.0):
+    """A process that writes, a few values at a time and with pauses, and so for a while."""
     script = tmp_path / "script.py"
     script.write_text(SLOW)
     folder = tmp_path / "folder"
     command = [sys.executable, str(script), str(folder / "in.npy"), str(folder / "out.npy"), *more]
     process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        env={**environment(), "PAUSE": str(pause)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     try:
         yield process
@@ -557,10 +565,10 @@ def wait_for_temporary(folder, process):
 def test_an_interrupt_leaves_nothing_behind(number, status, said, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
-    save(folder / "in.npy", (40_000, 16))
+    save(folder / "in.npy", (20_000, 16))
     (folder / "out.npy").write_text("of old")
     before = contents(folder)
-    with working(tmp_path, "--save-stats", str(folder / "s.npz")) as process:
+    with working(tmp_path, "--save-stats", str(folder / "s.npz"), pause=0.01) as process:
         wait_for_temporary(folder, process)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
