@@ -511,15 +511,16 @@ def test_a_file_larger_than_the_memory_that_a_process_may_have(shape, axis, tmp_
 # --- interrupts ---
 
 SLOW = """
-import os, sys, time
+import os, signal, sys, time
 from nbbn import _stream
 from nbbn.cli import main
 import nbbn
 
 def step(*arguments, plain=_stream.apply_table):
-    time.sleep(float(os.environ["PAUSE"]))
+    time.sleep(float(os.environ.get("PAUSE", "0")))
     return plain(*arguments)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs in the background
 _stream.VALUES = 64
 _stream.apply_table = step
 nbbn.set_num_threads(2)
