@@ -54,9 +54,7 @@ class Fitted:
         """Return the variances, 1 for a constant feature, and for all where they are not wanted."""
         if not self.with_std:
             return np.ones(self.features)
-        var = self.moments.var()
-        var[var == 0.0] = 1.0
-        return var
+        return divided_by(self.moments.var())
 
     def divisors(self) -> Vector:
         """Return what each feature is divided by."""
@@ -78,13 +76,9 @@ class Fitted:
         return table
 
     def _forward(self, variances: Vector, _: bool) -> Array:
-        table = np.zeros((rows.NORMALIZE_ROWS, self.features))
-        if self.with_mean:
-            table[rows.MEAN] = self.moments.mean
-            table[rows.MEAN_LOW] = self.moments._mean_low
-        table[rows.VAR] = variances
-        table[rows.GAMMA] = 1.0
-        return table
+        if not self.with_mean:
+            return forward_table(0.0, 0.0, variances)
+        return forward_table(self.moments.mean, self.moments._mean_low, variances)
 
     def _inverse(self, variances: Vector, double: bool) -> Array:
         table = np.zeros((rows.NORMALIZE_ROWS, self.features))
@@ -108,6 +102,19 @@ class Fitted:
             return None
         y: Array = empty_like(x) if out is None else out
         return None if _plain.infer(x, y, table, 0.0, plan) == _plain.REFUSED else y
+
+
+def divided_by(var: Vector) -> Vector:
+    """Return the variances to divide by the roots of: 1 for a constant feature."""
+    return np.where(var == 0.0, 1.0, var)
+
+
+def forward_table(mean: Any, mean_low: Any, variances: Vector) -> Array:
+    """Return the table of ``(x - mean - mean_low) / sqrt(variances)``, for `apply_table`."""
+    table = np.zeros((rows.NORMALIZE_ROWS, variances.size))
+    table[rows.MEAN], table[rows.MEAN_LOW] = mean, mean_low
+    table[rows.VAR], table[rows.GAMMA] = variances, 1.0
+    return table
 
 
 def is_wide(mean: Vector, variances: Vector) -> bool:

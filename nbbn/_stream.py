@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _checks, _storage, _threads
-from nbbn._dataset import apply_table, is_wide
+from nbbn._dataset import apply_table, divided_by, forward_table, is_wide
 from nbbn._npy import Header, NpyFile, NpyOutput
 from nbbn.kernels import table as rows
 from nbbn.moments import Moments, batch_moments
@@ -71,11 +71,7 @@ class Statistics:
 
     def table(self) -> Array:
         """Return the table for `apply_table`; where the variance is 0, the scale is 1."""
-        table = np.empty((rows.NORMALIZE_ROWS, self.mean.size))
-        table[rows.MEAN], table[rows.MEAN_LOW] = self.mean, self.mean_low
-        table[rows.VAR] = np.where(self.var == 0.0, 1.0, self.var)
-        table[rows.GAMMA], table[rows.BETA] = 1.0, 0.0
-        return table
+        return forward_table(self.mean, self.mean_low, divided_by(self.var))
 
 
 def check_dtype(source: NpyFile) -> None:
