@@ -364,10 +364,7 @@ def backward_step(
     table[rows.GRAD_INV_STD] = inv_std
     table[rows.GRAD_GAMMA] = 1.0 if gamma is None else gamma
     source = _readable(x, index)
-    grad = grad_y
-    if _layout(index, source, grad_y) is None:
-        grad = empty_like(source)
-        grad[...] = grad_y
+    grad = grad_y if _layout(index, source, grad_y) is not None else _copy_like(source, grad_y)
     target = out
     if target is None or not (_apart(target, source) and _apart(target, grad)):
         target = empty_like(source)
