@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import threading
 from collections import deque
 from typing import Any
 
@@ -44,34 +43,40 @@ class Pool:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        # Appending to a deque is atomic: a finalizer may run in the middle of anything, in `take`
-        # of the same thread too, and must not wait for a lock.
+        # What a deque does is atomic, so no lock is needed. A finalizer or a signal handler may run in the
+        # middle of anything, in `take` of the same thread too, and a handler may raise there.
         self._waiting: deque[mmap.mmap] = deque()
-        self._lock = threading.Lock()
 
     def take(self, nbytes: int) -> Array:
         """Return an array of ``nbytes`` bytes that begins at a page."""
         size = -(-nbytes // _PAGE) * _PAGE
-        buffer = self._find(size) or _map(size)
+        buffer = self._find(size) or self._fresh(size)
         lease = _Lease((nbytes,), np.uint8, buffer=buffer)
         return lease.view(np.ndarray)
 
     def _find(self, size: int) -> mmap.mmap | None:
-        # Not a wait: a signal handler may call nbbn in the middle of this loop.
-        if not self._lock.acquire(blocking=False):
-            return None
+        # Others may search, too: whoever has a buffer in hand, the next one does not see it.
+        for _ in range(len(self._waiting)):
+            try:
+                buffer = self._waiting.pop()
+            except IndexError:
+                return None
+            if len(buffer) == size:
+                return buffer
+            self._waiting.appendleft(buffer)
+        return None
+
+    def _fresh(self, size: int) -> mmap.mmap:
         try:
-            for _ in range(len(self._waiting)):
-                try:
-                    buffer = self._waiting.pop()
-                except IndexError:
-                    return None
-                if len(buffer) == size:
-                    return buffer
-                self._waiting.appendleft(buffer)
-            return None
-        finally:
-            self._lock.release()
+            return _map(size)
+        except OSError:
+            self._waiting.clear()  # what waits may be what is missing
+        try:
+            return _map(size)
+        except OSError as error:
+            raise MemoryError(
+                f"no memory for a result of {size} bytes: {error.strerror}"
+            ) from error
 
     def give_back(self, buffer: mmap.mmap) -> None:
         """Keep ``buffer`` for later; let go of the oldest beyond the limit."""
@@ -88,10 +93,6 @@ class Pool:
             return sum(len(buffer) for buffer in tuple(self._waiting))
         except RuntimeError:  # it changed meanwhile: who changed it looks as well
             return 0
-
-    def renew_lock(self) -> None:
-        """Forget who held the lock."""
-        self._lock = threading.Lock()
 
 
 def _map(size: int) -> mmap.mmap:
@@ -113,9 +114,6 @@ def _limit() -> int:
 
 
 _pool = Pool(_limit())
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.renew_lock)
 
 
 def pool_limit() -> int:

@@ -1,6 +1,8 @@
 """Memory of large results: used again only when nobody can see it any more, and bounded."""
 
+import errno
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import threading
 import cases
 import numpy as np
 import pytest
+from interrupts import interrupted
 
 import nbbn
 from nbbn import _pool
@@ -136,9 +139,66 @@ def test_a_forked_process_does_not_write_into_its_parents_results():
     assert np.all(y == 1)
 
 
-def test_a_signal_handler_in_the_middle_of_a_search_does_not_wait(pool):
-    with pool._lock:  # as when a handler runs inside `_find` of the same thread
-        assert _pool.empty_like(np.empty(2 << 20, np.uint8)).nbytes == 2 << 20
+def test_a_signal_handler_in_the_middle_of_a_search(pool):
+    """It may ask for memory, which is not that of the search; and it may raise, and costs no later result."""
+    like = np.empty(2 << 20, np.uint8)
+    for step in itertools.count():
+        keep, _ = [_pool.empty_like(like), _pool.empty_like(like)], _pool.empty_like(like)
+        del keep[:], _
+        assert pool.waiting() >= 2 << 20
+        inside = []
+
+        def handler(inside=inside):
+            inside.append(_pool.empty_like(like))
+            raise TimeoutError
+
+        found = interrupted(lambda: _pool.empty_like(like), _pool.Pool._find, step, handler)
+        again = _pool.empty_like(like)
+        used = [address(y) for y in (*inside, again, *([] if found is None else [found]))]
+        assert len(set(used)) == len(used)
+        first = address(again)
+        del again
+        assert address(_pool.empty_like(like)) == first  # the pool is on
+        if not inside:
+            break
+    assert step > 20
+
+
+def test_no_memory_for_a_result_is_a_memory_error(pool):
+    with pytest.raises(MemoryError, match=r"^no memory for a result of 1125899906842624 bytes"):
+        pool.take(1 << 50)
+
+
+def test_what_waits_in_the_pool_is_given_back_before_a_result_fails(pool, monkeypatch):
+    given, map_anew = _pool.empty_like(np.empty(2 << 20, np.uint8)), _pool._map
+
+    def short_of_memory(size):
+        if pool.waiting():
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return map_anew(size)
+
+    monkeypatch.setattr(_pool, "_map", short_of_memory)
+    del given
+    assert pool.waiting() == 2 << 20
+    made = _pool.empty_like(np.empty(4 << 20, np.uint8))
+    assert (made.nbytes, pool.waiting()) == (4 << 20, 0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_without_memory_for_its_result_is_unchanged(training, monkeypatch):
+    def no_memory(size):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    x, bn = cases.values(SHAPE), nbbn.BatchNorm(16).train(training)
+    expected = bn(x)
+    before = bn.state_dict()
+    monkeypatch.setattr(_pool, "_pool", _pool.Pool(64 << 20))
+    with monkeypatch.context() as patch:
+        patch.setattr(_pool, "_map", no_memory)
+        with pytest.raises(MemoryError, match="no memory for a result"):
+            bn(x)
+    assert all(np.array_equal(value, before[name]) for name, value in bn.state_dict().items())
+    np.testing.assert_array_equal(bn(x), expected)
 
 
 def test_a_result_may_outlive_the_package():
