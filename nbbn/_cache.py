@@ -2,9 +2,14 @@
 
 numba's own cache keys a function by its own source file and its signature. That misses the helpers
 in other modules, the compiler options and the processes that race for one index file. Here the
-name of a file is a hash of all of the kernels' sources, the options, the signature, the processor
-and the versions; a file is written whole and then renamed; whatever is wrong with a file, or with
+name of a file is a hash of the code that goes into it (`nbbn._sources`), the options, the signature, the
+processor and the versions; a file is written whole and then renamed; whatever is wrong with a file, or with
 the folder, is a miss and never an error.
+
+Machine code runs as the user who loads it, so nobody else may choose it. No other user can put a file
+into the folder, or another folder into its place (`_problem_of`); what lies there from before is read only if
+it belongs to this user or to root; and the digest in a file covers its name, so that a link to the file of
+another variant is a miss.
 """
 
 from __future__ import annotations
@@ -30,34 +35,16 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
+from nbbn import _sources
+
 _SUFFIX = ".nbbn"
-
-
-def _digest_of_sources() -> str:
-    """Return the SHA-256 of all sources that compiled code depends on.
-
-    Those are the kernels and what they may import; import-linter holds them to it.
-    """
-    digest = hashlib.sha256()
-    package = Path(__file__).parent
-    compiler = [
-        package / f"{name}.py" for name in ("_cache", "_formats", "_jit", "_simd", "nopython")
-    ]
-    for path in [*compiler, *sorted((package / "kernels").rglob("*.py"))]:
-        digest.update(path.relative_to(package).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-# Taken at import: it must describe the code that this process runs, not what is edited later.
-_SOURCES = _digest_of_sources()
 
 
 def cache_directory() -> Path | None:
     """Return the folder for compiled code, or None where there is none to be trusted.
 
     ``NBBN_CACHE_DIR`` if it is set (an empty value turns the cache off), else ``NUMBA_CACHE_DIR``,
-    else ``nbbn`` in the user's cache folder (``XDG_CACHE_HOME`` or ``~/.cache``).
+    else ``nbbn`` in the user's cache folder (``XDG_CACHE_HOME`` if it is absolute, or ``~/.cache``).
     """
     found = _found_directory()
     return found if isinstance(found, Path) else None
@@ -86,18 +73,78 @@ def _usable_directory(own: str | None, numbas: str | None, xdg: str | None) -> P
         if own or numbas:
             base = Path(own or numbas or "")
         else:
-            base = Path(xdg) if xdg else Path.home() / ".cache"
+            # https://specifications.freedesktop.org/basedir: "must be absolute", else "ignore it"
+            base = Path(xdg) if xdg and Path(xdg).is_absolute() else Path.home() / ".cache"
         directory = base.absolute() / "nbbn"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.stat()
+        _make(directory)
+        return _problem_of(directory) or directory
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
         return f"{type(error).__name__}: {error}"
-    # Code is loaded from here: only from a folder that no other user can put a file into.
-    if hasattr(os, "getuid"):
-        foreign = status.st_uid not in (0, os.getuid())
-        if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return f"another user may write to {directory}"
-    return directory
+
+
+def _make(directory: Path) -> None:
+    if not directory.is_dir():
+        _make(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def _problem_of(directory: Path) -> str | None:
+    """Return where another user may change what is found at the absolute path ``directory``, or None.
+
+    From the root down, each folder and each symbolic link on the way must belong to this user or to root, and
+    nobody else may rename what is in the folder. So what has been looked at stays as it is.
+    """
+    if not hasattr(os, "geteuid"):
+        return None
+    ahead = list(reversed(directory.parts))
+    here = Path(ahead.pop())
+    while True:
+        status = here.lstat()
+        is_link = stat.S_ISLNK(status.st_mode)  # a link has no mode of its own
+        # In a folder such as /tmp ("sticky") only the owner renames a file, but anybody may add one.
+        is_safe = is_link or (ahead and status.st_mode & stat.S_ISVTX)
+        if not _is_of_ours(status) or (not is_safe and _others_may_write(status)):
+            return f"another user may write to {here}"
+        if is_link:
+            ahead.extend(reversed(here.readlink().parts))
+            here = here.parent
+        if not ahead:
+            return None
+        part = ahead.pop()
+        here = here.parent if part == ".." else here / part
+
+
+def _is_of_ours(status: os.stat_result) -> bool:
+    return status.st_uid in (0, os.geteuid())
+
+
+def _others_may_write(status: os.stat_result) -> bool:
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and not _is_private(status.st_gid)
+
+
+def _is_private(group: int) -> bool:
+    """Whether it is the group that many systems give each user, with no other member (and umask 002)."""
+    import grp
+    import pwd
+
+    try:
+        user, members = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    private = (user.pw_gid, user.pw_name) == (members.gr_gid, members.gr_name)
+    return private and not set(members.gr_mem) - {user.pw_name}
+
+
+def _read(path: Path) -> bytes:
+    """Return what an open file holds that only we or root can have written."""
+    with path.open("rb") as file:
+        if hasattr(os, "geteuid"):
+            status = os.fstat(file.fileno())
+            if not _is_of_ours(status) or _others_may_write(status):
+                raise PermissionError(f"another user may write to {path}")
+        return file.read()
 
 
 class DiskCache(_Cache):  # type: ignore[misc]
@@ -105,6 +152,7 @@ class DiskCache(_Cache):  # type: ignore[misc]
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self._name = function.__qualname__
+        self._module = function.__module__
         self._options = repr(sorted(options.items()))
 
     @property
@@ -133,9 +181,9 @@ class DiskCache(_Cache):  # type: ignore[misc]
         if path is None:
             return None
         try:
-            content = path.read_bytes()
+            content = _read(path)
             digest, payload = content[:32], content[32:]
-            if hashlib.sha256(payload).digest() != digest:
+            if _digest(path, payload) != digest:
                 return None
             rtsys.initialize(target_context)
             called, initializers, parts = pickle.loads(payload)
@@ -160,7 +208,7 @@ class DiskCache(_Cache):  # type: ignore[misc]
             payload = dumps((called, tuple(data.reload_init), data._reduce()))
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
             with os.fdopen(descriptor, "wb") as file:
-                file.write(hashlib.sha256(payload).digest() + payload)
+                file.write(_digest(path, payload) + payload)
             os.replace(temporary, path)
         except Exception:  # a full disk, a read-only or removed folder, ...
             if temporary is not None:
@@ -169,10 +217,11 @@ class DiskCache(_Cache):  # type: ignore[misc]
 
     def _path(self, sig: Any, codegen: Any) -> Path | None:
         directory = cache_directory()
-        if directory is None:
+        sources = None if directory is None else _sources.digest(self._module)
+        if directory is None or sources is None:
             return None
         key = (
-            _SOURCES,
+            sources,
             self._options,
             self._name,
             str(sig),
@@ -182,6 +231,10 @@ class DiskCache(_Cache):  # type: ignore[misc]
         )
         digest = hashlib.sha256(repr(key).encode()).hexdigest()
         return directory / f"{self._name}-{digest[:32]}{_SUFFIX}"
+
+
+def _digest(path: Path, payload: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + b"\0" + payload).digest()
 
 
 def _called_from_outside(library: Any) -> list[str]:

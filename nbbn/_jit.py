@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 import os
 import threading
 import time
@@ -32,8 +33,9 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel as numba_parallel
 from numpy.typing import NDArray
 
+from nbbn import _sources
 from nbbn._cache import DiskCache
-from nbbn._threads import new_lock
+from nbbn._locks import new_lock
 
 # Division by zero gives inf or NaN as in NumPy; no fastmath: the vectors are explicit (see _simd),
 # so nothing needs reassociation, and NaN and Inf must propagate.
@@ -96,8 +98,9 @@ def _before_fork() -> None:
     until = time.monotonic() + _PATIENCE
     _held.locks = []
     for lock in _COMPILER_LOCKS:
-        if lock.acquire(timeout=max(0.0, until - time.monotonic())):
-            _held.locks.append(lock)
+        take = operator.methodcaller("acquire", timeout=max(0.0, until - time.monotonic()))
+        # No bytecode runs between a lock and the list: a signal handler that raises would lose the lock.
+        _held.locks.extend(filter(take, (lock,)))
 
 
 def _after_fork() -> None:
@@ -160,6 +163,7 @@ def entry(function: Callable[..., Any]) -> Any:
     """Compile ``function`` for calls from users' compiled code, and from Python."""
     if not is_enabled():
         return np.errstate(all="ignore")(function)  # as compiled code: NaN and Inf, no warning
+    _sources.remember(function.__module__)
     dispatcher = njit(**_ENTRY)(function)
     dispatcher._cache = DiskCache(function, _ENTRY)
     return dispatcher
@@ -172,6 +176,7 @@ class Kernel:
         self.name = function.__name__
         self.__doc__ = function.__doc__
         self.function = function
+        _sources.remember(function.__module__)
         self._ready: dict[tuple[Any, Any, bool, Fused], Callable[..., Any]] = {}
         self._lock = new_lock(self)
 
@@ -268,6 +273,7 @@ class PlainKernel:
         self.name = function.__name__
         self.__doc__ = function.__doc__
         self.function = function
+        _sources.remember(function.__module__)
         self.call: Callable[..., Any] = _no_variant
         self._shared: Any = None  # the dispatcher of all variants
         self._ready: set[tuple[Any, ...]] = set()

@@ -33,7 +33,6 @@ _default = 0
 _usable = False
 _layer_problem: str | None = None
 _unusable_after_fork: str | None = None  # why a forked process starts no region
-_owners: dict[int, weakref.ref[Any]] = {}  # by identity: users' classes have their own equality
 _mine = threading.local()  # .team: that of the calling thread; goes when the thread ends
 _teams: weakref.WeakSet[_Team] = weakref.WeakSet()
 
@@ -288,26 +287,12 @@ def loaded_threading_layer() -> str | None:
         return None
 
 
-def new_lock(owner: Any) -> Any:
-    """Return a lock for ``owner._lock``; forked processes put a new one there: who held it is gone.
-
-    A thread that holds it may take it again: a signal handler may call nbbn in the middle of a call.
-    """
-    key = id(owner)
-    _owners[key] = weakref.ref(owner, lambda _: _owners.pop(key, None))
-    return threading.RLock()
-
-
 def _after_fork_in_child() -> None:
     global _default, _unusable_after_fork
     if _region and _unusable_after_fork is None:  # also: a thread that is setting threads up
         _unusable_after_fork = "the process was forked in the middle of a parallel call"
     _region.clear()
     _default = 0  # the child may be given other CPUs
-    for reference in list(_owners.values()):
-        owner = reference()
-        if owner is not None:
-            owner._lock = threading.RLock()
     if numba_parallel._is_initialized:
         _unusable_after_fork = "the process was forked from one that had threads"
     elif _unusable_after_fork is None and _has_openmp():

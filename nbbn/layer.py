@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nbbn import _checks, _epilogue, _plain, _storage, _weights
 from nbbn._epilogue import Epilogue
 from nbbn._forward import Forward, is_unchanged, token_of
+from nbbn._locks import new_lock
 from nbbn._pool import empty_like
 from nbbn._steps import (
     BatchStatistics,
@@ -24,7 +25,6 @@ from nbbn._steps import (
     training_step,
     update_running_rows,
 )
-from nbbn._threads import new_lock
 from nbbn._weights import Weights
 from nbbn.frozen import FrozenBatchNorm
 from nbbn.kernels import table as rows

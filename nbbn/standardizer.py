@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nbbn import _checks, _estimator
 from nbbn._dataset import Dense, Fitted
 from nbbn._lazy_dataset import looked_at
-from nbbn._threads import new_lock
+from nbbn._locks import new_lock
 from nbbn.moments import Moments
 
 Array = NDArray[Any]

@@ -1,16 +1,23 @@
 """Compiled code on disk: reused, never stale, and whatever is wrong with it is only a miss."""
 
+import ast
+import compileall
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import nbbn
-from nbbn import _cache
+from nbbn import _cache, _sources
+
+PACKAGE = Path(nbbn.__file__).parent
 
 WORK = """
 import numpy as np, nbbn
@@ -105,6 +112,240 @@ def test_an_edited_helper_in_another_module_is_never_stale(copy, tmp_path):
     assert run(copy, package) == f"{RIGHT} 1"
 
 
+# --- what names a file ---
+
+# Prints the name of a file for each kernel and each function of nopython.
+NAMES = """
+import json, sys
+import numba.core.registry
+import nbbn
+import nbbn.kernels.yardsticks
+from nbbn import _jit
+
+codegen = numba.core.registry.cpu_target.target_context.codegen()
+modules = {name: module for name, module in sys.modules.items() if name.startswith("nbbn.kernels.")}
+names = {}
+for place, module in modules.items():
+    for kernel in vars(module).values():
+        if isinstance(kernel, (_jit.Kernel, _jit.PlainKernel)) and kernel.function.__module__ == place:
+            cache = _jit._dispatcher(kernel.function, False)._cache
+            names[f"{place}:{kernel.name}"] = cache._path("()", codegen)
+for function in (nbbn.nopython.normalize, nbbn.nopython.moments):
+    names[f"nbbn.nopython:{function.__name__}"] = function._cache._path("()", codegen)
+print(json.dumps({name: path and path.name for name, path in names.items()}))
+"""
+
+
+def names(cache, package=None, before="import nbbn\n"):
+    return json.loads(run(cache, package, before + NAMES))
+
+
+def copied(folder):
+    shutil.copytree(PACKAGE, folder / "nbbn", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def modules_of(package):
+    """The module that each source file of the package is."""
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def users_of(package):
+    """For each module, the modules that read it: by their sources, all of them."""
+    paths = dict(modules_of(package))
+    read = {}
+    for module, path in paths.items():
+        read[module] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "nbbn":
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                read[module] |= {name if name in paths else node.module for name in names}
+    for module in paths:
+        while new := set().union(*(read[name] for name in read[module])) - read[module]:
+            read[module] |= new
+    users = {name: {user for user in paths if name in read[user]} for name in paths}
+    return {name: users[name] | {name} for name in paths}
+
+
+def changed(before, after):
+    assert before.keys() == after.keys()
+    assert None not in after.values()
+    return {name for name in before if before[name] != after[name]}
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    found = names(tmp_path_factory.mktemp("cache"))
+    assert len(found) > 20
+    assert len(set(found.values())) == len(found)
+    return found
+
+
+def test_an_edit_of_any_file_names_anew_what_is_compiled_of_it_and_nothing_else(named, tmp_path):
+    users = users_of(PACKAGE)
+    of_kernels = {name.split(":")[0] for name in named}
+    read = sorted(module for module in users if users[module] & of_kernels)
+    assert {"nbbn._simd_weights", "nbbn._layout", "nbbn._jit", "nbbn.kernels.table"} <= set(read)
+    assert "nbbn._threads" not in read
+
+    def edited(module):
+        package = copied(tmp_path / module)
+        with dict(modules_of(package / "nbbn"))[module].open("a") as file:
+            file.write("\nEDITED = 1\n")
+        return changed(named, names(tmp_path, package))
+
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(read, pool.map(edited, read), strict=True))
+    for module in read:
+        expected = {name for name in named if name.split(":")[0] in users[module]}
+        assert found[module] == expected, module
+    assert {name.split(":")[0] for name in found["nbbn._layout"]} == {"nbbn.nopython"}
+    assert "nbbn.kernels.channels_last:normalize_channels_last" in found["nbbn._simd_weights"]
+    assert not any("yardsticks" in name for name in found["nbbn._simd_weights"])
+
+
+def test_an_edit_of_other_files_and_of_comments_names_nothing_anew(named, tmp_path):
+    package = copied(tmp_path)
+    for module, path in modules_of(package / "nbbn"):
+        source = "# A comment.\n\n" + path.read_text()
+        if module in ("nbbn.layer", "nbbn._threads"):
+            source += "\nEDITED = 1\n"
+        path.write_text(source)
+    assert changed(named, names(tmp_path, package)) == set()
+
+
+def test_a_constant_that_another_machine_has_otherwise_is_part_of_the_name(named, tmp_path):
+    before = "import nbbn.kernels.samples as module\nmodule.FEW_ROWS += 1\n"
+    found = changed(named, names(tmp_path, before=before))
+    assert found == {"nbbn.nopython:normalize", "nbbn.nopython:moments"}
+
+
+def test_the_names_are_those_of_the_code_that_runs_not_of_a_later_edit(named, tmp_path):
+    package = copied(tmp_path)
+    module = package / "nbbn" / "kernels" / "epilogue.py"
+    before = f"import nbbn\nwith open({str(module)!r}, 'a') as file: file.write('EDITED = 1\\n')\n"
+    found = names(tmp_path, package, before)
+    nameless = {name for name in found if found[name] is None}  # it could only be guessed
+    assert "nbbn.kernels.channels_last:normalize_channels_last" in nameless
+    assert "nbbn.kernels.running:move_averages" not in nameless
+    assert all(found[name] == named[name] for name in found.keys() - nameless)
+
+
+def test_every_way_to_import_is_seen():
+    source = """
+import nbbn._simd
+from nbbn import _formats, config
+from nbbn.kernels import table as rows
+from . import vectors
+from .welford import PIECE
+from .. import _layout
+import numpy.linalg
+def late(nbbn=None):
+    def later():
+        from nbbn._simd_weights import all_count
+"""
+    spec = sys.modules["nbbn.kernels.plain"].__spec__
+    assert set(_sources._imports(compile(source, "", "exec"), spec)) == {
+        "nbbn",
+        "nbbn._formats",
+        "nbbn._layout",
+        "nbbn._simd",
+        "nbbn._simd_weights",
+        "nbbn.kernels.table",
+        "nbbn.kernels.vectors",
+        "nbbn.kernels.welford",
+    }
+
+
+# --- packages without source files ---
+
+# As programs do that put the code of all modules into one file: there is none of a module to be read.
+FROZEN = """
+import importlib.abc, importlib.machinery, marshal, pathlib, sys
+root = pathlib.Path(FOLDER)
+
+class Loader(importlib.abc.InspectLoader):
+    def get_source(self, fullname): return None
+    def get_code(self, fullname): return marshal.loads(self.path(fullname).read_bytes()[16:])
+    def is_package(self, fullname): return self.path(fullname).name == "__init__.pyc"
+    def path(self, fullname):
+        path = root.joinpath(*fullname.split("."))
+        return path / "__init__.pyc" if path.is_dir() else path.with_suffix(".pyc")
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname, path, target=None):
+        if fullname.split(".")[0] == "nbbn" and Loader().path(fullname).exists():
+            spec = importlib.machinery.ModuleSpec(fullname, Loader(), is_package=Loader().is_package(fullname))
+            spec.origin = "/nowhere/" + fullname
+            return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+FORMS = ["bytecode", "archive", "archive of bytecode", "frozen"]
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """For each form of the package, where to import it from and what to run first."""
+    folder = tmp_path_factory.mktemp("forms")
+    sources, bytecode, nowhere = folder / "sources", folder / "bytecode", folder / "nowhere"
+    copied(sources), copied(bytecode), nowhere.mkdir()
+    assert compileall.compile_dir(bytecode, quiet=1, legacy=True)
+    for path in bytecode.rglob("*.py"):
+        path.unlink()
+    archives = [folder / "sources.zip", folder / "bytecode.zip"]
+    for archive, tree in zip(archives, (sources, bytecode), strict=True):
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in tree.rglob("*.py*"):
+                file.write(path, path.relative_to(tree))
+    frozen = FROZEN.replace("FOLDER", repr(str(bytecode)))
+    places = [(bytecode, ""), (archives[0], ""), (archives[1], ""), (nowhere, frozen)]
+    return dict(zip(FORMS, places, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_package_without_source_files_runs_what_was_compiled_of_them(warm, forms, form):
+    package, before = forms[form]
+    assert run(warm, package, before + WORK) == f"{RIGHT} 1"
+
+
+def test_a_package_without_source_files_compiles_and_keeps_it(forms, tmp_path):
+    code = """
+import doctest
+import numpy as np, nbbn
+assert not nbbn.__file__.endswith(".py")
+x, means = np.arange(64.0 * 8192).reshape(64, 8192)[:, :4096], []
+for n in (1, 2):
+    with nbbn.num_threads(n):
+        means.append(nbbn.batch_moments(x).mean)
+assert np.array_equal(*means) and np.array_equal(means[0], x.mean(0))
+try:
+    nbbn.nopython.moments(np.ones(3), np.ones(3), np.ones(3))
+except TypeError as error:
+    print(str(error).partition(",")[0])
+print(nbbn.nopython.moments(np.ones((2, 3, 4)), np.empty(3), np.empty(3)))
+print(sum(nbbn.nopython.moments.stats.cache_hits.values()))
+"""
+    doctests = "print(*doctest.testmod(nbbn.nopython), doctest.testmod(nbbn.functional).failed)\n"
+    package, _ = forms["archive of bytecode"]
+    expected = "x3: expected a C-contiguous array of float32 or float64 and of 3 dimensions\n8.0\n"
+    first = run(tmp_path, package, code + doctests)
+    assert first.startswith(expected + "0\n0 ") and first.endswith(" 0")
+    kept = files(tmp_path)
+    assert {path.name.rsplit("-", 1)[0] for path in kept} > {
+        "collect_moments_channels_last_serial",
+        "collect_moments_channels_last_parallel",
+        "moments",
+    }
+    assert run(tmp_path, package, code) == expected + "1"
+    assert files(tmp_path) == kept
+
+
+# --- races, disks and folders ---
+
+
 def test_processes_racing_for_a_cold_cache_are_all_right(tmp_path):
     processes = [start(tmp_path) for _ in range(3)]
     for process in processes:
@@ -132,6 +373,144 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path):
     folder.chmod(0o777)
     assert run(tmp_path) == f"{RIGHT} 0"
     assert not files(tmp_path)
+
+
+# --- other users ---
+
+posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs owners and modes of files")
+OTHER = 12345
+
+
+@pytest.fixture
+def of_another(monkeypatch):
+    """Make a file another user's: where that can't be done, all files of this one's."""
+
+    def give_away(path):
+        if os.geteuid() == 0:
+            os.chown(path, OTHER, -1, follow_symlinks=False)
+        else:
+            monkeypatch.setattr(os, "geteuid", lambda: OTHER)
+
+    return give_away
+
+
+def link(path, target):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+    return path
+
+
+def folder(path, mode=0o700):
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(mode)
+    return path
+
+
+# What `NBBN_CACHE_DIR` is, made in the folder t with the function o that gives away; whether code is kept.
+PLACES = {
+    "ours": (lambda t, o: folder(t / "a" / "b"), True),
+    "not there yet": (lambda t, o: t / "a" / "b", True),
+    "relative steps": (lambda t, o: folder(t / "a") / ".." / "b", True),
+    "as /tmp": (lambda t, o: folder(folder(t / "a", 0o1777) / "b"), True),
+    "as /tmp, itself": (lambda t, o: folder(folder(t / "a") / "nbbn", 0o1777).parent, False),
+    "as /tmp, another's in it": (lambda t, o: o(folder(folder(t / "a", 0o1777) / "b")), False),
+    "another's": (lambda t, o: o(folder(t / "a")) / "b", False),
+    "in another's": (lambda t, o: (folder(t / "a" / "b" / "nbbn").parent, o(t / "a"))[0], False),
+    "in one for all": (lambda t, o: folder(folder(t / "a", 0o777) / "b"), False),
+    "far in one for all": (lambda t, o: folder(folder(t / "a", 0o777) / "b" / "c" / "d"), False),
+    "behind a link": (lambda t, o: link(t / "l", folder(t / "a" / "b")), True),
+    "behind a relative link": (lambda t, o: link(t / "x" / "l", folder(t / "a") and "../a"), True),
+    "behind another's link": (lambda t, o: o(link(folder(t / "s", 0o1777) / "l", t)), False),
+    "linked from one for all": (
+        lambda t, o: link(folder(t / "a", 0o777) / "l", folder(t / "b")),
+        False,
+    ),
+    "linked into one for all": (
+        lambda t, o: link(t / "l", folder(folder(t / "a", 0o777) / "b")),
+        False,
+    ),
+    "two links, one in one for all": (
+        lambda t, o: link(t / "l", link(folder(t / "a", 0o777) / "m", folder(t / "b"))),
+        False,
+    ),
+    "links in a circle": (lambda t, o: link(t / "l", link(t / "m", t / "l")), False),
+}
+
+
+@posix
+@pytest.mark.parametrize(("make", "is_kept"), PLACES.values(), ids=PLACES)
+def test_a_place_that_others_may_exchange_is_not_trusted(make, is_kept, tmp_path, of_another):
+    place = make(tmp_path, lambda path: (of_another(path), path)[1])
+    found = _cache._usable_directory(str(place), None, None)
+    if is_kept:
+        assert found == place / "nbbn"
+    else:
+        assert isinstance(found, str)
+        assert found.startswith(("another user may write to", "FileExistsError"))
+
+
+@posix
+@pytest.mark.parametrize("is_private", [True, False])
+def test_a_folder_that_a_group_may_write_to(is_private, tmp_path, monkeypatch):
+    import grp
+    import pwd
+    from types import SimpleNamespace
+
+    user = SimpleNamespace(pw_name="ours", pw_gid=7)
+    members = [] if is_private else ["ours", "other"]
+    group = SimpleNamespace(gr_name="ours", gr_gid=7, gr_mem=members)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: user)
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: group)
+    folder(tmp_path / "a", 0o770)
+    assert isinstance(_cache._usable_directory(str(tmp_path / "a"), None, None), Path) == is_private
+
+
+@posix
+def test_folders_are_made_for_nobody_else(tmp_path):
+    before = os.umask(0)
+    try:
+        _cache._usable_directory(str(tmp_path / "a" / "b"), None, None)
+    finally:
+        os.umask(before)
+    for made in ("a", "a/b", "a/b/nbbn"):
+        assert (tmp_path / made).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_relative_cache_folder_of_the_desktop_is_ignored(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME" if os.name == "posix" else "USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert _cache._usable_directory(None, None, "here") == tmp_path / ".cache" / "nbbn"
+    assert _cache._usable_directory(None, None, str(tmp_path / "x")) == tmp_path / "x" / "nbbn"
+
+
+@posix
+def test_a_file_that_another_user_may_have_written_is_a_miss(copy, of_another):
+    for path in files(copy):
+        path.chmod(0o666)
+    assert run(copy) == f"{RIGHT} 0"
+    assert run(copy) == f"{RIGHT} 1"  # and it is replaced
+    for path in files(copy):
+        of_another(path)
+        with pytest.raises(PermissionError, match="another user"):
+            _cache._read(path)
+
+
+def test_the_file_of_another_variant_is_a_miss_under_this_name(tmp_path):
+    code = """
+import numpy as np
+from nbbn.kernels.running import move_average
+for dtype in (np.float32, np.float64):
+    made, running = move_average.variant(np.float64, dtype, False), np.ones(2, dtype)
+    made(running, np.full(2, 3.0), 1.0, 0.5)
+    print(running.tolist(), sum(made._cache_hits.values()))
+"""
+    right = "[2.0, 2.0] {0}\n[2.0, 2.0] {0}"
+    assert run(tmp_path, code=code) == right.format(0)
+    assert run(tmp_path, code=code) == right.format(1)
+    one, other = files(tmp_path)
+    one.rename(tmp_path / "kept"), other.rename(one), (tmp_path / "kept").rename(other)
+    assert run(tmp_path, code=code) == right.format(0)
+    assert run(tmp_path, code=code) == right.format(1)
 
 
 def test_a_full_disk_is_no_error(warm, tmp_path, monkeypatch):

@@ -1,11 +1,16 @@
 """Forked and spawned processes: right results and no hang, whatever the parent was doing."""
 
+import itertools
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import pytest
+from interrupts import interrupted
 from processes import WORK, expected_digest, run
+
+from nbbn import _jit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -282,3 +287,19 @@ def test_a_server_that_forks_its_workers_after_use(kind, threads, known):
     options = f"--worker-class={kind}", f"--threads={threads}"
     found = run(SERVER, START + APPLICATION, CONFIGURATION, *options, env=known)
     assert found == [known["EXPECTED"], "True", "0"]
+
+
+def test_a_signal_handler_that_raises_before_a_fork_leaves_no_lock_held():
+    def handler():
+        raise TimeoutError
+
+    for step in itertools.count():
+        ended = interrupted(lambda: _jit._before_fork() or True, _jit._before_fork, step, handler)
+        _jit._after_fork()
+        with ThreadPoolExecutor(1) as pool:
+            for lock in _jit._COMPILER_LOCKS:
+                assert pool.submit(lock.acquire, blocking=False).result(), step
+                pool.submit(lock.release).result()
+        if ended:
+            break
+    assert step > 20

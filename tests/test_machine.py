@@ -13,7 +13,7 @@ import pytest
 from processes import run
 
 import nbbn
-from nbbn import _machine, _threads
+from nbbn import _locks, _machine, _threads
 
 
 def groups(root, files, membership):
@@ -311,4 +311,4 @@ class Equal(nbbn.BatchNorm):
 def test_subclasses_may_define_equality():
     bn = Equal(3)
     assert bn(np.ones((4, 3), np.float32)).shape == (4, 3)
-    assert sum(reference() is bn for reference in _threads._owners.values()) == 1
+    assert sum(reference() is bn for reference in _locks._owners.values()) == 1
