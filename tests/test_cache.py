@@ -328,11 +328,11 @@ except TypeError as error:
 print(nbbn.nopython.moments(np.ones((2, 3, 4)), np.empty(3), np.empty(3)))
 print(sum(nbbn.nopython.moments.stats.cache_hits.values()))
 """
-    doctests = "print(*doctest.testmod(nbbn.nopython), doctest.testmod(nbbn.functional).failed)\n"
+    doctests = "print(*doctest.testmod(nbbn.nopython))\n"
     package, _ = forms["archive of bytecode"]
     expected = "x3: expected a C-contiguous array of float32 or float64 and of 3 dimensions\n8.0\n"
     first = run(tmp_path, package, code + doctests)
-    assert first.startswith(expected + "0\n0 ") and first.endswith(" 0")
+    assert first.startswith(expected + "0\n0 ") and int(first.split()[-1]) > 10
     kept = files(tmp_path)
     assert {path.name.rsplit("-", 1)[0] for path in kept} > {
         "collect_moments_channels_last_serial",
