@@ -49,11 +49,21 @@ def checked_state(
 
 
 def counter(value: Any) -> int:
-    """Return ``value`` as a number of batches."""
+    """Return ``value``, one integer of any numeric type and shape, as a number of batches.
+
+    Programs that cast a whole checkpoint make it float16, others give all entries a dimension.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{_COUNTER}: expected an integer, got a masked array")
     array = np.asarray(value)
-    if array.shape != () or array.dtype.kind not in "iu":
+    if array.size != 1:
+        raise TypeError(f"{_COUNTER}: expected one integer, got shape {array.shape}")
+    found = array.reshape(-1)[0]
+    kind = array.dtype.kind
+    is_float = kind == "f" or (kind == "V" and array.dtype.name == "bfloat16")
+    if not (kind in "iu" or (is_float and float(found).is_integer())):
         raise TypeError(f"{_COUNTER}: expected an integer, got {value!r}")
-    number = int(array)
+    number = int(found)
     if not 0 <= number <= np.iinfo(np.int64).max:
         raise ValueError(f"{_COUNTER}: expected an integer from 0 to 2**63 - 1, got {number}")
     return number

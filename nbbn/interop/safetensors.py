@@ -19,7 +19,11 @@ Array = NDArray[Any]
 
 _METADATA = "__metadata__"
 _OPTIONS = "nbbn.BatchNorm"
-_DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
+_FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
+_INTEGERS = {
+    f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)
+}
+_DTYPES = {**_FLOATS, **_INTEGERS}  # integers for the counter alone
 
 
 def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
@@ -170,5 +174,9 @@ def _load_own(file: _File) -> BatchNorm:
     ):
         raise ValueError(f"num_features: expected that of the arrays, {shapes}, got {features!r}")
     bn = BatchNorm(**options).train(training)
-    bn.load_state_dict({name: file.read(name) for name in file.entries})
+    state = {name: file.read(name) for name in file.entries}
+    for name in state.keys() - {_layers.COUNTER}:
+        if file.entries[name]["dtype"] in ("F16", "BF16"):  # cast by another program
+            state[name] = state[name].astype(bn.dtype)
+    bn.load_state_dict(state)
     return bn
