@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import secrets
-import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nbbn import _files
 from nbbn._npy import read_header
 
 Array = NDArray[Any]
@@ -95,10 +95,13 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Open a file beside ``path`` for writing and rename it to ``path`` once it is on the disk."""
+    old = _files.check_regular("path: expected a regular file or a new name", path)
     target = _resolved(path)
     temporary = beside(target)
     created = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, created, 0o666)  # less the process's umask
+    # Who may not read the old file may not read the new one, while it is written either.
+    permissions = 0o666 if old is None else old & 0o777 | 0o600
+    descriptor = os.open(temporary, created, permissions)  # less the process's umask
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -207,9 +210,7 @@ class StateFile:
 def opened(path: str | os.PathLike[str], writer: str = "save") -> Iterator[StateFile]:
     """Open a file that ``writer`` wrote; whatever is wrong with its contents is a ValueError."""
     expected = f"path: expected an .npz file that {writer} wrote"
-    if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe or a device may have no end
-        raise ValueError(f"{expected}, got {path!s}, no regular file")
-    with Path(path).open("rb") as file:
+    with _files.opened(expected, path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 yield StateFile(archive, os.fstat(file.fileno()).st_size)

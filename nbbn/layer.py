@@ -920,6 +920,8 @@ class BatchNorm:
         ------
         OSError
             Where it can't be written; a file that was there before is unchanged.
+        ValueError
+            Where ``path`` is a pipe or a device.
 
         Examples
         --------

@@ -16,6 +16,7 @@ import pytest
 from compare import assert_same_bits, layer, snapshot
 
 import nbbn
+from nbbn import _storage
 
 X = cases.values((6, 3, 5))
 F32 = np.float32
@@ -249,6 +250,31 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path):
     assert done.stdout.strip() == "refused True"
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["layer.npz"]
+
+
+@pytest.fixture
+def umask():
+    """The umask of the test: others may read what is new."""
+    before = os.umask(0o022)
+    yield 0o022
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions")
+@pytest.mark.parametrize("mode", [None, 0o600, 0o640, 0o666, 0o444, 0o400])
+def test_nobody_else_may_read_a_file_while_it_is_replaced(mode, umask, tmp_path):
+    path = tmp_path / "layer.npz"
+    if mode is not None:
+        path.write_text("of old")
+        path.chmod(mode)
+    expected = 0o666 & ~umask if mode is None else mode
+    with _storage.replacing(path) as file:
+        meanwhile = [entry.stat().st_mode & 0o777 for entry in tmp_path.iterdir() if entry != path]
+        file.write(b"new")
+    assert len(meanwhile) == 1
+    assert meanwhile[0] & ~(expected | 0o600) == 0
+    assert path.stat().st_mode & 0o777 == expected
+    assert path.read_text() == "new"
 
 
 def rewritten(path, name, content):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _storage
+from nbbn import _files, _storage
 from nbbn.interop import _layers
 from nbbn.layer import BatchNorm
 
@@ -48,6 +47,8 @@ def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
         Where it can't be written; a file that was there before is unchanged.
     TypeError
         Where ``bn`` is not a BatchNorm.
+    ValueError
+        Where ``path`` is a pipe or a device.
 
     See Also
     --------
@@ -116,9 +117,10 @@ def load_safetensors(path: str | os.PathLike[str], *, prefix: str = "") -> Batch
     BatchNorm(3, scale=False, center=False, dtype='float64')
     """
     library = _layers.required("safetensors")
-    with Path(path).open("rb") as file:
+    kind = "a safetensors file with this layer"
+    with _files.opened(f"path: expected {kind}", path) as file:
         size = os.fstat(file.fileno()).st_size
-        with _layers.reading("path", "a safetensors file with this layer", path):
+        with _layers.reading("path", kind, path):
             with library.safe_open(path, framework="np"):
                 pass  # it has checked the header: offsets, shapes, nothing twice, nothing left over
             return _load(_File(file, size), prefix)
