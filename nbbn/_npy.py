@@ -11,17 +11,17 @@ import contextlib
 import math
 import os
 import re
-import stat
 import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+
+from nbbn import _files
 
 Array = NDArray[Any]
 
@@ -143,11 +143,9 @@ class NpyFile:
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[NpyFile]:
+def opened(path: str | os.PathLike[str], name: str = "path") -> Iterator[NpyFile]:
     """Open an .npy file; whatever is wrong with its header or its size is an NpyError."""
-    if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe could not be read twice
-        raise NpyError(f"{path!s}: expected an .npy file, got no regular file")
-    with Path(path).open("rb", buffering=0) as file:
+    with _files.opened(f"{name}: expected an .npy file", path, buffering=0) as file:
         yield NpyFile(path, file)
 
 

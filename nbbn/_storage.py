@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import secrets
-import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nbbn import _files
 from nbbn._npy import read_header
 
 Array = NDArray[Any]
@@ -49,11 +49,21 @@ def checked_state(
 
 
 def counter(value: Any) -> int:
-    """Return ``value`` as a number of batches."""
+    """Return ``value``, one integer of any numeric type and shape, as a number of batches.
+
+    Programs that cast a whole checkpoint make it float16, others give all entries a dimension.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{_COUNTER}: expected an integer, got a masked array")
     array = np.asarray(value)
-    if array.shape != () or array.dtype.kind not in "iu":
+    if array.size != 1:
+        raise TypeError(f"{_COUNTER}: expected one integer, got shape {array.shape}")
+    found = array.reshape(-1)[0]
+    kind = array.dtype.kind
+    is_float = kind == "f" or (kind == "V" and array.dtype.name == "bfloat16")
+    if not (kind in "iu" or (is_float and float(found).is_integer())):
         raise TypeError(f"{_COUNTER}: expected an integer, got {value!r}")
-    number = int(array)
+    number = int(found)
     if not 0 <= number <= np.iinfo(np.int64).max:
         raise ValueError(f"{_COUNTER}: expected an integer from 0 to 2**63 - 1, got {number}")
     return number
@@ -85,10 +95,13 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Open a file beside ``path`` for writing and rename it to ``path`` once it is on the disk."""
+    old = _files.check_regular("path: expected a regular file or a new name", path)
     target = _resolved(path)
     temporary = beside(target)
     created = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(temporary, created, 0o666)  # less the process's umask
+    # Who may not read the old file may not read the new one, while it is written either.
+    permissions = 0o666 if old is None else old & 0o777 | 0o600
+    descriptor = os.open(temporary, created, permissions)  # less the process's umask
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -197,9 +210,7 @@ class StateFile:
 def opened(path: str | os.PathLike[str], writer: str = "save") -> Iterator[StateFile]:
     """Open a file that ``writer`` wrote; whatever is wrong with its contents is a ValueError."""
     expected = f"path: expected an .npz file that {writer} wrote"
-    if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe or a device may have no end
-        raise ValueError(f"{expected}, got {path!s}, no regular file")
-    with Path(path).open("rb") as file:
+    with _files.opened(expected, path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 yield StateFile(archive, os.fstat(file.fileno()).st_size)

@@ -866,7 +866,8 @@ class BatchNorm:
         Parameters
         ----------
         state : mapping
-            With exactly the names of `state_dict`, and arrays of this layer's shapes and dtype.
+            With exactly the names of `state_dict`, and arrays of this layer's shapes and dtype; the
+            counter may be an array of one value, of any numeric dtype.
 
         Raises
         ------
@@ -919,6 +920,8 @@ class BatchNorm:
         ------
         OSError
             Where it can't be written; a file that was there before is unchanged.
+        ValueError
+            Where ``path`` is a pipe or a device.
 
         Examples
         --------

@@ -24,7 +24,9 @@ class Moments:
               M_2 = M_{2,a} + M_{2,b} + \delta^2 n_a n_b / n .
 
     Mean and m2 are carried with about twice float64's digits inside, so merging in any order and
-    grouping agrees with the whole to a few units in the last place.
+    grouping agrees with the whole to a few units in the last place. ``a + b`` merges two values, and
+    ``sum`` a list of them (``sum([])`` is 0, as in Python). Finite means merge to a finite one; an m2
+    beyond float64 is inf.
 
     Parameters
     ----------
@@ -62,6 +64,8 @@ class Moments:
     >>> both = a + b
     >>> both.count, both.mean, both.var()
     (4.0, array([2.]), array([2.]))
+    >>> sum([a, b]) == both
+    True
     """
 
     __slots__ = ("_m2_low", "_mean_low", "count", "m2", "mean")
@@ -257,23 +261,37 @@ class Moments:
             return self._merged(other)
 
     def _merged(self, other: Moments) -> Moments:
-        count = self.count + other.count
-        share = other.count / count
-        difference, error = _two_sum(other.mean, -self.mean)
-        delta = difference + (error + (other._mean_low - self._mean_low))
-        mean, mean_low = _add_to_pair(self.mean, self._mean_low, delta * share)
-        m2, m2_low = _add_to_pair(self.m2, self._m2_low + other._m2_low, other.m2)
-        m2, m2_low = _add_to_pair(m2, m2_low, delta * delta * (self.count * share))
+        # From the heavier one on: the lighter one's share makes the rounding of the difference small, too.
+        a, b = (self, other) if self.count >= other.count else (other, self)
+        count = a.count + b.count
+        share, weight = b.count / count, b.count * (a.count / count)
+        means = a.mean, a._mean_low, b.mean, b._mean_low
+        delta, mean, mean_low = _merged_means(share, *means)
+        m2, m2_low = _add_to_pair(a.m2, a._m2_low + b._m2_low, b.m2)
+        m2, m2_low = _add_to_pair(m2, m2_low, delta * (delta * weight))
         if not np.isfinite(mean + m2).all():
-            # Between infinities there is no difference, but there is a mean.
-            mean = np.where(np.isfinite(delta), mean, self.mean + other.mean)
-            mean_low, m2_low = (np.where(np.isfinite(a), a, 0.0) for a in (mean_low, m2_low))
+            # The difference of means of both signs may overflow; that of their halves does not. Between
+            # infinities there is no difference, but there is a mean.
+            _, half, half_low = _merged_means(share, *(0.5 * vector for vector in means))
+            usual, by_halves = np.isfinite(delta), np.isfinite(half)
+            mean = np.where(usual, mean, np.where(by_halves, 2.0 * half, a.mean + b.mean))
+            mean_low = np.where(usual, mean_low, np.where(by_halves, 2.0 * half_low, 0.0))
+            # A pair cannot hold an infinity: its low part is NaN.
+            far = b.mean - a.mean
+            plain = np.where(np.isfinite(mean), a.m2 + b.m2 + far * (far * weight), np.nan)
+            m2, m2_low = (
+                np.where(np.isfinite(m2), m2, plain),
+                np.where(np.isfinite(m2), m2_low, 0.0),
+            )
         return Moments._restore(count, mean, mean_low, m2, m2_low)
 
     def __add__(self, other: object) -> Moments:
         if not isinstance(other, Moments):
             return NotImplemented
         return self.merge(other)
+
+    def __radd__(self, other: object) -> Moments:
+        return self if type(other) is int and other == 0 else NotImplemented  # what sum begins with
 
     def var(self, correction: float = 0) -> Vector:
         """Return the variance per channel, ``m2 / (count - correction)``.
@@ -361,6 +379,15 @@ def _add_to_pair(high: Vector, low: Vector, value: Vector) -> tuple[Vector, Vect
     """Return ``high + low + value`` as a normalized pair."""
     total, error = _two_sum(high, value)
     return _two_sum(total, error + low)
+
+
+def _merged_means(
+    share: float, mean_a: Vector, low_a: Vector, mean_b: Vector, low_b: Vector
+) -> tuple[Vector, Vector, Vector]:
+    """Return the difference of two means, pairs, and the mean of both as a pair; b has the ``share``."""
+    difference, error = _two_sum(mean_b, -mean_a)
+    delta = difference + (error + (low_b - low_a))
+    return delta, *_add_to_pair(mean_a, low_a, delta * share)
 
 
 def of_statistics(found: BatchStatistics) -> Moments:

@@ -12,6 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 from compare import layer, snapshot
+from processes import run
 
 import nbbn
 
@@ -295,12 +296,81 @@ def test_flipped_bits_give_the_saved_layer_or_a_value_error(saved):
     assert [str(warning.message) for warning in caught] == []
 
 
+SPECIAL = """
+import contextlib, io, os, socket, stat, sys
+import numpy as np
+import nbbn
+from nbbn.cli import main
+
+np.save("in.npy", np.ones((3, 2), np.float32))
+kinds = {"pipe": "a pipe", "socket": "a socket"}
+os.mkfifo("pipe")
+listening = socket.socket(socket.AF_UNIX)
+listening.bind("socket")
+with contextlib.suppress(OSError):  # that takes root
+    os.mknod("device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    kinds["device"] = "a device"
+
+def state():
+    return {name: os.stat(name).st_mode for name in os.listdir()}
+
+def refuse(argument, call):
+    for name, kind in kinds.items():
+        before = state()
+        try:
+            call(name)
+        except ValueError as error:
+            text = str(error)
+        assert text.startswith(f"{argument}: expected ") and text.endswith(f"{name}, {kind}"), text
+        assert state() == before
+
+def refuse_command(argument, *command):
+    def call(name):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            assert main([name if word == "PATH" else word for word in command]) == 2
+        start = f"nbbn {command[0]}: error: "
+        text = said.getvalue()
+        assert text.startswith(start) and text.count("\\n") == 1, text
+        raise ValueError(text.removeprefix(start).strip())
+    refuse(argument, call)
+"""
+OWN = """
+refuse("path", nbbn.BatchNorm.load)
+refuse("path", nbbn.BatchNorm(3).save)
+refuse_command("IN.npy", "moments", "PATH")
+refuse_command("--save-stats", "moments", "in.npy", "--save-stats", "PATH")
+refuse_command("IN.npy", "normalize", "PATH", "out.npy")
+refuse_command("OUT.npy", "normalize", "in.npy", "PATH")
+refuse_command("--save-stats", "normalize", "in.npy", "out.npy", "--save-stats", "PATH")
+refuse_command("--stats", "normalize", "in.npy", "out.npy", "--stats", "PATH")
+refuse_command("--json", "bench", "--quick", "--json", "PATH")
+"""
+SAFETENSORS = """
+refuse("path", nbbn.interop.load_safetensors)
+refuse("path", lambda name: nbbn.interop.save_safetensors(nbbn.BatchNorm(3), name))
+"""
+ONNX = """
+refuse("path_or_model", nbbn.interop.from_onnx)
+"""
+MATPLOTLIB = """
+kinds = {f"{name}.png": kind for name, kind in kinds.items()}
+for name in kinds:
+    os.rename(name.removesuffix(".png"), name)
+refuse_command("--plot", "bench", "--quick", "--plot", "PATH")
+refuse_command("--plot", "demo", "--plot", "PATH")
+"""
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
-def test_a_pipe_is_refused_and_not_waited_for(saved):
-    saved.unlink()
-    os.mkfifo(saved)
-    with pytest.raises(ValueError, match=r"^path: expected .*layer\.npz.*no regular file"):
-        nbbn.BatchNorm.load(saved)
+@pytest.mark.parametrize(
+    ("library", "script"),
+    [("numpy", OWN), ("safetensors", SAFETENSORS), ("onnx", ONNX), ("matplotlib", MATPLOTLIB)],
+    ids=["nbbn", "safetensors", "onnx", "matplotlib"],
+)
+def test_pipes_sockets_and_devices_are_neither_waited_for_nor_replaced(library, script):
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    assert run(SPECIAL + script + "print('done')") == ["done"]
 
 
 def test_a_layer_larger_than_its_file_takes_no_memory(saved):

@@ -120,6 +120,43 @@ def test_half_precision_widens_without_loss(kind, path):
         assert_same_bits(getattr(bn, name), values)
 
 
+ONE = ("F32", [3], bytes(12))
+MEANS = {"running_mean": ONE, "running_var": ONE}
+COUNTERS = {
+    "F16": np.float16(7).tobytes(), "BF16": b"\xe0\x40", "F32": F32(7).tobytes(), "F64": np.float64(7).tobytes(),
+    **{f"{kind}{bits}": b"\7" + bytes(bits // 8 - 1) for kind in "IU" for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [[], [1], [1, 1]], ids=str)
+@pytest.mark.parametrize("kind", COUNTERS)
+def test_a_counter_of_any_type_and_shape(kind, shape, path):
+    written(path, {**MEANS, "num_batches_tracked": (kind, shape, COUNTERS[kind])})
+    bn = load_safetensors(path)
+    assert (bn.num_batches_tracked, type(bn.num_batches_tracked)) == (7, int)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("kind", ["F16", "BF16"])
+def test_a_layer_of_ours_that_was_cast_to_half_precision(kind, dtype, path):
+    bn = layer(3, dtype=dtype, momentum=0.25)
+    for name in ARRAYS:
+        getattr(bn, name)[:] = [0.5, 1.5, 3.0]
+    save_safetensors(bn, path)
+    with library.safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    values = np.array([0.5, 1.5, 3.0], F32)
+    half = (
+        values.astype(np.float16) if kind == "F16" else (values.view(np.uint32) >> 16).astype("<u2")
+    )
+    counter = ("F16", [], np.float16(0).tobytes())
+    entries = {**dict.fromkeys(ARRAYS, (kind, [3], half.tobytes())), "num_batches_tracked": counter}
+    other = load_safetensors(written(path, entries, metadata))
+    assert repr(other) == repr(bn)
+    for name in ARRAYS:
+        assert_same_bits(getattr(other, name), getattr(bn, name))
+
+
 def test_bfloat16_as_torch_writes_it(path):
     torch = pytest.importorskip("torch", reason="torch is not installed: nothing to compare with")
     files = pytest.importorskip("safetensors.torch", reason="safetensors has no torch side")
@@ -171,8 +208,6 @@ def entry(kind="F32", shape=(3,), offsets=(0, 12)):
     return {"dtype": kind, "shape": list(shape), "data_offsets": list(offsets)}
 
 
-ONE = ("F32", [3], bytes(12))
-MEANS = {"running_mean": ONE, "running_var": ONE}
 MALFORMED = {
     "one missing": {"running_mean": ONE},
     "another name": {**MEANS, "scale": ONE},
@@ -185,7 +220,10 @@ MALFORMED = {
     "8 bits": dict.fromkeys(MEANS, ("F8_E4M3", [3], bytes(3))),
     "an unknown type": dict.fromkeys(MEANS, ("Q7", [3], bytes(12))),
     "a counter that is negative": {**MEANS, "num_batches_tracked": ("I64", [], b"\xff" * 8)},
-    "a counter with a fraction": {**MEANS, "num_batches_tracked": ("F64", [], bytes(8))},
+    "a counter with a fraction": {
+        **MEANS,
+        "num_batches_tracked": ("F64", [], np.float64(0.5).tobytes()),
+    },
     "a counter of two": {**MEANS, "num_batches_tracked": ("I64", [2], bytes(16))},
     "offsets past the end": dict.fromkeys(MEANS, entry(offsets=(2**62, 2**62 + 12))),
     "offsets turned round": {"running_mean": entry(offsets=(12, 0))},

@@ -75,6 +75,17 @@ def test_half_precision_widens_without_loss(name):
     assert_same_bits(bn.running_var, np.array([0.5, 1.5, 3], F32))
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64", "int32", "uint8"])
+def test_a_counter_of_any_type_and_shape(name, shape):
+    """As programs leave it that cast a whole checkpoint, or give all entries a dimension."""
+    if name == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="no bfloat16")
+    cast = {key: value.astype(np.float16) for key, value in state().items()}
+    bn = from_torch({**cast, "num_batches_tracked": np.full(shape, 7, np.dtype(name))})
+    assert (bn.num_batches_tracked, bn.dtype) == (7, F32)
+
+
 def test_one_array_of_float64_makes_a_layer_of_float64():
     bn = from_torch(state(running_mean=np.array([0.1, 0.2, 0.3])))
     assert bn.dtype == np.float64

@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+from fractions import Fraction
 
 import cases
 import numpy as np
@@ -15,6 +16,7 @@ import nbbn
 by_shape = pytest.mark.parametrize(
     ("shape", "axis"), cases.SHAPES, ids=map(cases.case_id, cases.SHAPES)
 )
+LARGEST = np.finfo(np.float64).max
 by_dtype = pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.case_id)
 
 
@@ -260,3 +262,84 @@ def test_merging_pieces_with_far_apart_means_and_sizes(grouping):
     _, mean, m2 = reference.moments(np.concatenate(pieces))
     assert_within(merged.mean, mean, 16 * eps_of(np.float64) * 1e6)
     assert_within(merged.m2, m2, 16 * eps_of(np.float64) * m2)
+
+
+def test_sum_merges_a_list():
+    parts = [nbbn.batch_moments(cases.values((n, 3), seed=n)) for n in (5, 8, 2)]
+    assert sum(parts) == functools.reduce(lambda a, b: a + b, parts)
+    assert sum(parts[:1]) == parts[0]
+    assert sum(parts[1:], parts[0]) == sum(parts)
+    assert sum([]) == 0
+
+
+@pytest.mark.parametrize("other", [1, 0.0, False, None, "0", 0j, [0]], ids=repr)
+def test_nothing_but_moments_and_the_0_of_sum_is_added(other):
+    moments = nbbn.Moments(2, [1.0], [2.0])
+    for add in (lambda: other + moments, lambda: moments + other, lambda: moments + 0):
+        with pytest.raises(TypeError):
+            add()
+
+
+def exactly_merged(parts):
+    """Mean and m2 of some (count, mean), as fractions."""
+    count = sum(Fraction(n) for n, _ in parts)
+    mean = sum(Fraction(n) * Fraction(value) for n, value in parts) / count
+    return mean, sum(Fraction(n) * (Fraction(value) - mean) ** 2 for n, value in parts)
+
+
+FAR_APART = {
+    "both signs near the largest": [(1, 1e308), (1, -1e308)],
+    "the largest": [(1, LARGEST), (3, -LARGEST), (2, LARGEST)],
+    "the same sign": [(5, LARGEST), (1, LARGEST), (2, 1.5e308)],
+    "a square that overflows": [(2, 1e160), (3, -2e160)],
+    "a light one far away": [(1e-300, 1e160), (1, 3.0)],
+    "a light one far from a large one": [(1e-300, 1e160), (1, 1.7e150)],
+    "a light one after a heavy one": [(1, 1.7e150), (1e-300, 1e160)],
+    "light ones": [(1e-300, 1e160), (3e-300, -1e159), (1e-290, 7.0)],
+}
+
+
+@pytest.mark.parametrize("parts", FAR_APART.values(), ids=FAR_APART)
+def test_means_that_are_far_apart(parts):
+    merged = functools.reduce(
+        lambda a, b: a + b, (nbbn.Moments(n, [value], [0.0]) for n, value in parts)
+    )
+    mean, m2 = exactly_merged(parts)
+    ulp = eps_of(np.float64)
+    size = max(
+        abs(mean),
+        max(Fraction(n) * abs(Fraction(v)) for n, v in parts) / sum(Fraction(n) for n, _ in parts),
+    )
+    assert abs(Fraction(float(merged.mean[0])) - mean) <= 4 * Fraction(ulp) * size
+    if m2 > LARGEST:
+        assert merged.m2[0] == np.inf
+    else:
+        assert abs(Fraction(float(merged.m2[0])) - m2) <= 8 * Fraction(ulp) * m2
+
+
+def test_updates_with_values_of_both_signs_near_the_largest():
+    moments = nbbn.Moments.empty(2)
+    for value in (1.7e308, -1.7e308, -1.7e308, -1.7e308):
+        moments = moments.update(np.array([[value, 2.0]]))
+    np.testing.assert_allclose(moments.mean, [-0.85e308, 2.0], rtol=1e-15)
+    np.testing.assert_array_equal(moments.m2, [np.inf, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "mean"),
+    [
+        (np.inf, np.inf, np.inf),
+        (np.inf, -np.inf, np.nan),
+        (-np.inf, 1e308, -np.inf),
+        (3.0, np.nan, np.nan),
+    ],
+)
+def test_means_that_are_not_finite(a, b, mean):
+    merged = nbbn.Moments(2, [a, 1.0], [0.0, 0.0]) + nbbn.Moments(3, [b, 6.0], [0.0, 0.0])
+    np.testing.assert_array_equal(merged.mean, [mean, 4.0])
+    np.testing.assert_array_equal(merged.m2, [np.nan, 30.0])
+
+
+def test_an_m2_that_is_infinite_stays_so():
+    merged = nbbn.Moments(2, [1.0], [np.inf]) + nbbn.Moments(2, [1.0], [3.0])
+    assert merged == nbbn.Moments(4, [1.0], [np.inf])

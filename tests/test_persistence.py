@@ -16,6 +16,7 @@ import pytest
 from compare import assert_same_bits, layer, snapshot
 
 import nbbn
+from nbbn import _storage
 
 X = cases.values((6, 3, 5))
 F32 = np.float32
@@ -91,8 +92,18 @@ BAD_STATES = {
     "counter negative": ({"num_batches_tracked": -1}, ("num_batches_tracked", "-1")),
     "counter fraction": ({"num_batches_tracked": 1.5}, ("num_batches_tracked", "1.5")),
     "counter text": ({"num_batches_tracked": "many"}, ("num_batches_tracked", "many")),
-    "counter array": ({"num_batches_tracked": np.ones(3)}, ("num_batches_tracked",)),
-}
+    "counter array": ({"num_batches_tracked": np.ones(3)}, ("num_batches_tracked", r"\(3,\)")),
+    "counter of none": ({"num_batches_tracked": np.ones(0)}, ("num_batches_tracked", r"\(0,\)")),
+    "counter fraction of half precision": (
+        {"num_batches_tracked": np.array([1.5], np.float16)}, ("num_batches_tracked", "1.5")),
+    "counter NaN": ({"num_batches_tracked": np.array([np.nan])}, ("num_batches_tracked", "nan")),
+    "counter infinite": ({"num_batches_tracked": np.float32(np.inf)}, ("num_batches_tracked", "inf")),
+    "counter too large": ({"num_batches_tracked": 2.0**63}, ("num_batches_tracked", "9223372036854775808")),
+    "counter below 0": ({"num_batches_tracked": np.array([-1.0])}, ("num_batches_tracked", "-1")),
+    "counter bool": ({"num_batches_tracked": True}, ("num_batches_tracked", "True")),
+    "counter complex": ({"num_batches_tracked": 1 + 0j}, ("num_batches_tracked", "1")),
+    "counter masked": ({"num_batches_tracked": np.ma.masked}, ("num_batches_tracked", "masked")),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "words"), BAD_STATES.values(), ids=BAD_STATES)
@@ -106,6 +117,44 @@ def test_a_state_that_does_not_fit_is_refused_whole(changes, words):
     for word in words:
         error.match(word)
     assert snapshot(bn) == before
+
+
+COUNTERS = {
+    "an integer": 7,
+    "a float": 7.0,
+    "a scalar of NumPy": np.uint8(7),
+    "an array": np.array(7),
+    "one dimension": np.array([7]),
+    "two dimensions": np.array([[7]], np.uint64),
+    "half precision": np.array(7, np.float16),
+    "half precision of one dimension": np.array([7], np.float16),
+    "double precision": np.array([7.0]),
+}
+
+
+@pytest.mark.parametrize("value", COUNTERS.values(), ids=COUNTERS)
+def test_a_counter_is_one_integer_of_any_type_and_shape(value):
+    bn, other = nbbn.BatchNorm(3), nbbn.BatchNorm(3)
+    bn.load_state_dict({**bn.state_dict(), "num_batches_tracked": value})
+    other.num_batches_tracked = value
+    assert bn.num_batches_tracked == other.num_batches_tracked == 7
+    assert type(bn.num_batches_tracked) is int
+
+
+def test_a_counter_of_bfloat16():
+    dtype = pytest.importorskip("ml_dtypes", reason="no bfloat16").bfloat16
+    bn = nbbn.BatchNorm(3)
+    bn.num_batches_tracked = np.array([7], dtype)
+    assert bn.num_batches_tracked == 7
+    with pytest.raises(TypeError, match=r"num_batches_tracked: expected an integer, got .*1.5"):
+        bn.num_batches_tracked = np.array([1.5], dtype)
+
+
+@pytest.mark.parametrize("value", [np.array([2]), np.array(2.0), np.array(2, np.float16)], ids=repr)
+def test_a_counter_in_a_file_of_ours_is_as_we_write_it(value, saved):
+    rewritten(saved, "num_batches_tracked.npy", npy(value))
+    with pytest.raises(ValueError, match=r"layer\.npz.*num_batches_tracked: got dtype"):
+        nbbn.BatchNorm.load(saved)
 
 
 def test_parameters_that_the_layer_does_not_have_are_refused():
@@ -201,6 +250,31 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path):
     assert done.stdout.strip() == "refused True"
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["layer.npz"]
+
+
+@pytest.fixture
+def umask():
+    """The umask of the test: others may read what is new."""
+    before = os.umask(0o022)
+    yield 0o022
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions")
+@pytest.mark.parametrize("mode", [None, 0o600, 0o640, 0o666, 0o444, 0o400])
+def test_nobody_else_may_read_a_file_while_it_is_replaced(mode, umask, tmp_path):
+    path = tmp_path / "layer.npz"
+    if mode is not None:
+        path.write_text("of old")
+        path.chmod(mode)
+    expected = 0o666 & ~umask if mode is None else mode
+    with _storage.replacing(path) as file:
+        meanwhile = [entry.stat().st_mode & 0o777 for entry in tmp_path.iterdir() if entry != path]
+        file.write(b"new")
+    assert len(meanwhile) == 1
+    assert meanwhile[0] & ~(expected | 0o600) == 0
+    assert path.stat().st_mode & 0o777 == expected
+    assert path.read_text() == "new"
 
 
 def rewritten(path, name, content):

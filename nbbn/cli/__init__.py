@@ -27,8 +27,9 @@ OK = 0
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
 PIPE_CLOSED = 141  # 128 + SIGPIPE, likewise
-TERMINATED = 143  # 128 + SIGTERM
 
+# Not SIGQUIT: who sends that wants to see where the process is.
+_ENDING = "SIGHUP", "SIGTERM", "SIGXCPU"
 _NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
 
 
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit status: 0 on success, 2 on bad usage or bad input and where standard output is
         full (one line on standard error says what), 130 after Ctrl-C, 141 where the reader of
-        standard output has gone, 143 after SIGTERM.
+        standard output has gone; 129 after SIGHUP, 143 after SIGTERM, 152 after SIGXCPU.
     """
     parser = _build_parser()
     try:
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command is None:
             parser.print_help(sys.stderr)
             return BAD_INPUT
-        with _unwinding_on_sigterm():
+        with _unwinding():
             arguments.run(arguments)
         _flush()
     except CommandError as error:
@@ -96,31 +97,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _tell("nbbn: interrupted")
         return INTERRUPTED
-    except _Terminated:
-        return TERMINATED
+    except _Terminated as end:
+        return 128 + end.number
     return OK
 
 
 class _Terminated(BaseException):
-    """SIGTERM, as an exception: half-written files go, as after Ctrl-C."""
+    """A signal that ends the process, as an exception: half-written files go, as after Ctrl-C."""
 
-
-def _raise_terminated(*_: object) -> NoReturn:
-    raise _Terminated
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @contextlib.contextmanager
-def _unwinding_on_sigterm() -> Iterator[None]:
-    """Raise `_Terminated` on SIGTERM; not where a program that calls `main` has a handler of its own."""
-    main_thread = threading.current_thread() is threading.main_thread()
-    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _raise_terminated)
+def _unwinding() -> Iterator[None]:
+    """Raise `_Terminated` on signals that would end the process.
+
+    Not on those that are ignored, as SIGHUP is under nohup, and not where a program that calls `main` has
+    a handler of its own.
+    """
+    found = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        found = []
+    ours = [number for number in found if signal.getsignal(number) is signal.SIG_DFL]
+    ended = False
+
+    def end(number: int, _: object) -> None:
+        nonlocal ended
+        if not ended:  # where a terminal closes, both it and the shell send SIGHUP
+            ended = True
+            raise _Terminated(number)
+
+    for number in ours:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _flush() -> None:

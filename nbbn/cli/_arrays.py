@@ -13,6 +13,8 @@ from nbbn.cli._files import cannot_write, check_file
 from nbbn.cli._progress import Progress
 from nbbn.moments import Moments
 
+_INPUT = "IN.npy"
+
 
 def add_input(parser: argparse.ArgumentParser) -> None:
     """Declare the input and its channel axis.
@@ -25,7 +27,7 @@ def add_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "input",
         type=Path,
-        metavar="IN.npy",
+        metavar=_INPUT,
         help=f"array of {_stream.ACCEPTED}, of any shape, in C or Fortran order; may be larger than memory",
     )
     parser.add_argument(
@@ -60,7 +62,7 @@ def reading(path: Path, axis: int) -> Iterator[_npy.NpyFile]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            source = stack.enter_context(_npy.opened(path))
+            source = stack.enter_context(_npy.opened(path, _INPUT))
             _stream.check_dtype(source)
             _stream.view(source.header, axis)
         except OSError as error:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nbbn import _storage
+from nbbn import _files, _storage
 from nbbn.cli._errors import CommandError
 
 _FORMATS = ("png", "svg", "pdf")
@@ -50,15 +48,14 @@ def check_file(path: Path, option: str) -> None:
         Where it cannot.
     """
     try:
-        with contextlib.suppress(FileNotFoundError):
-            mode = path.stat().st_mode
-            if stat.S_ISDIR(mode):
-                raise CommandError(f"{option}: {path} is a folder, expected a file")
-            if not stat.S_ISREG(mode):  # a device would be replaced by a file
-                raise CommandError(f"{option}: {path} is a device or a pipe, expected a file")
+        _files.check_regular(f"{option}: expected a file", path)
         temporary = _storage.beside(path)
         temporary.open("xb").close()
         temporary.unlink()
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    except IsADirectoryError:
+        raise CommandError(f"{option}: {path} is a folder, expected a file") from None
     except OSError as error:
         raise cannot_write(path, option, error) from None
 

@@ -137,11 +137,11 @@ def select(
     start = f"{prefix.removesuffix('.')}." if prefix else ""
     names = {key.removeprefix(start) for key in keys if key.startswith(start)}
     if not names:
-        raise ValueError(f"prefix: expected keys under {prefix!r}, got {_shown(keys)}")
+        raise ValueError(f"prefix: expected keys under {prefix!r}, got {shown(keys)}")
     table = max(tables, key=lambda each: len(names & each.keys()))
     found = {table[name]: f"{start}{name}" for name in table if name in names}
     extra = sorted(names - {*table, COUNTER})
-    present = _shown([f"{start}{name}" for name in names])
+    present = shown([f"{start}{name}" for name in names])
     if extra:
         raise ValueError(
             f"{start}{extra[0]}: expected no key but {_quoted([*table, COUNTER])} under "
@@ -160,14 +160,15 @@ def _layers_in(keys: Collection[str]) -> str:
     """Tell where there are layers, for who forgot the prefix."""
     last = f".{_RUNNING[0]}"
     prefixes = sorted(key.removesuffix(last) for key in keys if key.endswith(last))
-    return f"; prefixes of layers: {_shown(prefixes)}" if prefixes else ""
+    return f"; prefixes of layers: {shown(prefixes)}" if prefixes else ""
 
 
 def _quoted(names: Collection[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _shown(names: Collection[str]) -> str:
+def shown(names: Collection[str]) -> str:
+    """Return some of the names, for a message."""
     if not names:
         return "none"
     chosen = sorted(names)[:_MOST_SHOWN]

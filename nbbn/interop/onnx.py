@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import ChainMap
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, overload
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from nbbn import _files
 from nbbn.interop import _layers
 from nbbn.layer import BatchNorm
 
@@ -22,6 +25,10 @@ _DOMAINS = ("", "ai.onnx")
 # the inputs after X: ONNX's name -> the layer's attribute
 _INPUTS = {"scale": "gamma", "B": "beta", "mean": "running_mean", "var": "running_var"}
 _MOST_BYTES = 1 << 31  # protobuf has no larger messages
+# Exporters keep equal vectors once, as those of a network that was not trained; ResNet-152 has 2.4 MB of
+# them. Without a limit a file of 150 KB took 600 MB.
+_MOST_SHARED = 16 << 20
+_KIND = "an ONNX model"
 _EPSILON, _MOMENTUM = float(np.float32(1e-5)), float(np.float32(0.9))  # as a file would hold them
 
 
@@ -62,7 +69,7 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
     path_or_model : str, path-like or onnx.ModelProto
         The file, in ONNX's binary format, or the model.
     name : str, optional
-        Which node to return; by default all.
+        Which node to return, whatever is wrong with others; by default all.
 
     Returns
     -------
@@ -82,7 +89,8 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
     ValueError
         Where it is not an ONNX model, there is no node of that name, or a node's parameters are not
         constants of the model (initializers or Constant nodes, directly or through Identity); the
-        message names node and input. Also for ``spatial=0`` (opset 8 and before).
+        message names node and input. Also where ``path_or_model`` is a pipe or a device, and where nodes
+        share more than 16 MiB of parameters: each layer has its own.
 
     Notes
     -----
@@ -90,6 +98,8 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
     functions are not, as their parameters come from the caller. Of external data, only regular files in
     the folder of the model's file are read: no absolute path, no "..", no link that leads
     elsewhere. A model that is passed as an object has no folder: load its external data first.
+    ``spatial=0`` (opset 8 and before) with one value a channel is read per channel, as runtimes compute it
+    for an input of two dimensions; with parameters of other shapes it's refused.
 
     Examples
     --------
@@ -103,49 +113,73 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
     (array([1., 1., 1.], dtype=float32), False)
     """
     onnx = _layers.required("onnx")
+    reading: Any = contextlib.nullcontext
     if isinstance(path_or_model, onnx.ModelProto):
-        return _chosen(_nodes(path_or_model, None), name)
-    if not isinstance(path_or_model, str | os.PathLike):
+        model, source = path_or_model, _Source(None)
+    elif isinstance(path_or_model, str | os.PathLike):
+        path = Path(path_or_model)
+        source = _Source(path.parent)
+        reading = partial(_layers.reading, "path_or_model", _KIND, path)
+        with _files.opened(f"path_or_model: expected {_KIND}", path) as file, reading():
+            size = os.fstat(file.fileno()).st_size
+            if size > _MOST_BYTES:
+                raise ValueError(f"the file has more than {_MOST_BYTES} bytes")
+            model = onnx.ModelProto.FromString(file.read(size))
+    else:
         raise TypeError(
             "path_or_model: expected a file's name or an onnx.ModelProto, "
             f"got {type(path_or_model).__name__}"
         )
-    path = Path(path_or_model)
-    with path.open("rb") as file, _layers.reading("path_or_model", "an ONNX model", path):
-        size = os.fstat(file.fileno()).st_size
-        if size > _MOST_BYTES:
-            raise ValueError(f"the file has more than {_MOST_BYTES} bytes")
-        layers = _nodes(onnx.ModelProto.FromString(file.read(size)), path.parent)
-    return _chosen(layers, name)
-
-
-def _chosen(layers: dict[str, BatchNorm], name: str | None) -> dict[str, BatchNorm] | BatchNorm:
-    if name is None:
-        return layers
-    if name not in layers:
-        raise ValueError(f"name: expected one of {[*layers]}, got {name!r}")
-    return layers[name]
-
-
-def _nodes(model: Any, folder: Path | None) -> dict[str, BatchNorm]:
-    """Return all layers of the model."""
-    if not model.HasField("graph"):
-        raise ValueError("model: expected a graph, got none")
+    with reading():
+        nodes = _named(model)
+    if name is not None and name not in nodes:
+        raise ValueError(f"name: expected one of {_layers.shown(nodes)}, got {name!r}")
     # Models from before there were operator sets name none: that is the first.
     opset = max((o.version for o in model.opset_import if o.domain in _DOMAINS), default=1)
-    layers: dict[str, BatchNorm] = {}
+    with reading():
+        if name is not None:
+            return _layer(name, *nodes[name], opset, source)
+        return {key: _layer(key, *found, opset, source) for key, found in nodes.items()}
+
+
+class _Source:
+    """Where the tensors of a model are, and what was taken of them."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._places: set[Any] = set()
+        self._shared = 0
+
+    def take(self, place: Any, size: int, taken: int) -> None:
+        """Count bytes of a place that has ``size`` of them; what is taken again takes more memory."""
+        if place not in self._places:
+            self._places.add(place)
+            self._shared -= size
+        self._shared += taken
+        if self._shared > _MOST_SHARED:
+            raise ValueError(
+                f"expected at most {_MOST_SHARED} bytes of parameters that nodes share, got more "
+                "(name= takes one node)"
+            )
+
+
+def _named(model: Any) -> dict[str, tuple[Any, ChainMap[str, Any]]]:
+    """Return the nodes of the model by name, and what names mean to each.
+
+    A node that has neither a name nor an output goes by "".
+    """
+    if not model.HasField("graph"):
+        raise ValueError("model: expected a graph, got none")
+    found: dict[str, tuple[Any, ChainMap[str, Any]]] = {}
+    numbers: dict[str, Iterator[int]] = {}
     for node, scope in _walk(model.graph, ChainMap()):
         first = node.output[0] if node.output else ""
-        name = first if not node.name or node.name in layers else node.name
-        if not name:
-            raise ValueError(f"{_called(node)}: expected a name or an output, got none")
-        if name in layers:  # the branches of an If may share theirs
-            name = next(f"{name}#{k}" for k in count(2) if f"{name}#{k}" not in layers)
-        try:
-            layers[name] = _layer(node, opset, scope, folder)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{_called(node)}: {error}") from error
-    return layers
+        name = first if not node.name or node.name in found else node.name
+        if name and name in found:  # the branches of an If may share theirs
+            more = numbers.setdefault(name, count(2))
+            name = next(f"{name}#{k}" for k in more if f"{name}#{k}" not in found)
+        found.setdefault(name, (node, scope))
+    return found
 
 
 def _called(node: Any) -> str:
@@ -169,14 +203,25 @@ def _walk(graph: Any, outer: ChainMap[str, Any]) -> Iterator[tuple[Any, ChainMap
                 yield from _walk(inner, scope)
 
 
-def _layer(node: Any, opset: int, scope: ChainMap[str, Any], folder: Path | None) -> BatchNorm:
+def _layer(
+    name: str, node: Any, scope: ChainMap[str, Any], opset: int, source: _Source
+) -> BatchNorm:
+    try:
+        if not name:
+            raise ValueError("expected a name or an output, got none")
+        return _checked(node, scope, opset, source)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{_called(node)}: {error}") from error
+
+
+def _checked(node: Any, scope: ChainMap[str, Any], opset: int, source: _Source) -> BatchNorm:
     given = {attribute.name: attribute for attribute in node.attribute}
-    if "spatial" in given and given["spatial"].i == 0:
-        raise ValueError("expected spatial=1, statistics per channel, got spatial=0")
     if len(node.input) != len(_INPUTS) + 1:
         raise ValueError(f"expected 5 inputs, got {len(node.input)}")
+    # Before opset 9: a mean and a variance for each place of an image, if the parameters are so large.
+    places = ", spatial=0" if "spatial" in given and given["spatial"].i == 0 else ""
     values = {
-        attribute: _parameter(f"input {kind} ({name!r})", name, scope, folder)
+        attribute: _parameter(f"input {kind} ({name!r}{places})", name, scope, source)
         for (kind, attribute), name in zip(_INPUTS.items(), node.input[1:], strict=True)
     }
     old = given["momentum"].f if "momentum" in given else _MOMENTUM
@@ -198,35 +243,57 @@ def _is_training(node: Any, given: dict[str, Any], opset: int) -> bool:
 
 
 def _parameter(
-    label: str, name: str, scope: ChainMap[str, Any], folder: Path | None
+    label: str, name: str, scope: ChainMap[str, Any], source: _Source
 ) -> tuple[str, Array]:
     """Return the label and the values of an input."""
-    seen = set()
-    while (found := scope.get(name)) is not None and hasattr(found, "op_type"):
-        if found.op_type == "Identity" and found.input and name not in seen:
-            seen.add(name)
-            name = found.input[0]
-        elif found.op_type == "Constant":
-            return label, _constant(label, found, folder)
-        else:
-            raise ValueError(f"{label}: expected a constant, got the output of {found.op_type}")
+    found = _meaning(label, name, scope)
     if found is None:
-        source = "an input of the graph" if name in scope else "a name that nothing has"
-        raise ValueError(f"{label}: expected a constant, got {source}")
-    return label, _values(label, found, folder)
+        raise ValueError(f"{label}: expected a constant, got an input of the graph")
+    if not hasattr(found, "op_type"):
+        return label, _values(label, found, id(found), source)
+    if found.op_type != "Constant":
+        raise ValueError(f"{label}: expected a constant, got the output of {found.op_type}")
+    return label, _constant(label, found, source)
 
 
-def _constant(label: str, node: Any, folder: Path | None) -> Array:
+def _meaning(label: str, name: str, scope: ChainMap[str, Any]) -> Any:
+    """Return what a name means, as in `_walk`, but for Identity what its input means.
+
+    The names on the way mean the same from then on: else many nodes behind a long chain would take
+    the time of their product.
+    """
+    passed: list[tuple[dict[str, Any], str]] = []
+    seen, maps = set(), scope.maps
+    while True:
+        level = next((k for k, names in enumerate(maps) if name in names), None)
+        if level is None:
+            raise ValueError(f"{label}: expected a constant, got a name that nothing has")
+        maps = maps[level:]
+        found = maps[0][name]
+        through = getattr(found, "op_type", "") == "Identity" and found.input
+        if not through or id(found) in seen:
+            break
+        seen.add(id(found))
+        passed.append((maps[0], name))  # type: ignore[arg-type]
+        name = found.input[0]
+    for names, each in passed:
+        names[each] = found
+    return found
+
+
+def _constant(label: str, node: Any, source: _Source) -> Array:
     for attribute in node.attribute:
         if attribute.name == "value" and attribute.HasField("t"):
-            return _values(label, attribute.t, folder)
+            return _values(label, attribute.t, id(node), source)
         if attribute.name == "value_floats":
+            size = 4 * len(attribute.floats)
+            source.take(id(node), size, size)
             return np.array(attribute.floats, np.float32)
     kinds = [attribute.name for attribute in node.attribute]
     raise ValueError(f"{label}: expected a Constant with value or value_floats, got {kinds}")
 
 
-def _values(label: str, tensor: Any, folder: Path | None) -> Array:
+def _values(label: str, tensor: Any, place: int, source: _Source) -> Array:
     """Return a tensor as an array; sizes are compared before memory is taken."""
     kind = _TYPES.get(tensor.data_type)
     if kind is None:
@@ -236,15 +303,16 @@ def _values(label: str, tensor: Any, folder: Path | None) -> Array:
     if len(shape) != 1 or shape[0] < 1:
         raise ValueError(f"{label}: expected shape (C,), one value a channel, got {shape}")
     dtype = np.dtype(kind.dtype)
+    size = shape[0] * dtype.itemsize
     if tensor.data_location == 1:
-        data = _external(label, tensor, shape[0] * dtype.itemsize, folder)
-    elif tensor.HasField("raw_data"):
-        data = tensor.raw_data
+        data = _external(label, tensor, size, source)
     else:
-        return _typed(label, kind, getattr(tensor, kind.field), shape[0])
-    if len(data) != shape[0] * dtype.itemsize:
-        expected = f"{shape[0] * dtype.itemsize} bytes for shape {shape}"
-        raise ValueError(f"{label}: expected {expected}, got {len(data)}")
+        source.take(place, size, size)
+        if not tensor.HasField("raw_data"):
+            return _typed(label, kind, getattr(tensor, kind.field), shape[0])
+        data = tensor.raw_data
+    if len(data) != size:
+        raise ValueError(f"{label}: expected {size} bytes for shape {shape}, got {len(data)}")
     values = np.frombuffer(data, dtype)
     return _layers.from_bfloat16(values) if kind.name == "bfloat16" else values
 
@@ -261,16 +329,16 @@ def _typed(label: str, kind: _Type, numbers: Any, count: int) -> Array:
     return _layers.from_bfloat16(half) if kind.name == "bfloat16" else half.view(np.float16)
 
 
-def _external(label: str, tensor: Any, length: int, folder: Path | None) -> bytes:
+def _external(label: str, tensor: Any, length: int, source: _Source) -> bytes:
     """Return the bytes that a file beside the model holds for the tensor."""
-    if folder is None:
+    if source.folder is None:
         raise ValueError(
             f"{label}: expected the values in the model, got external data, which is read only beside "
             "a model's file"
         )
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    path = _beside(label, location, folder)
+    path = _beside(label, location, source.folder)
     offset = _size(label, "offset", entries.get("offset", "0"))
     given = _size(label, "length", entries.get("length", str(length)))
     if given != length:
@@ -282,6 +350,7 @@ def _external(label: str, tensor: Any, length: int, folder: Path | None) -> byte
                 f"{label}: expected {length} bytes from byte {offset} of {location!r}, "
                 f"which has {size}"
             )
+        source.take(path, size, length)
         file.seek(offset)
         return file.read(length)
 

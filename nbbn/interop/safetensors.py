@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _storage
+from nbbn import _files, _storage
 from nbbn.interop import _layers
 from nbbn.layer import BatchNorm
 
@@ -19,7 +18,11 @@ Array = NDArray[Any]
 
 _METADATA = "__metadata__"
 _OPTIONS = "nbbn.BatchNorm"
-_DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}
+_FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
+_INTEGERS = {
+    f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)
+}
+_DTYPES = {**_FLOATS, **_INTEGERS}  # integers for the counter alone
 
 
 def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
@@ -44,6 +47,8 @@ def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
         Where it can't be written; a file that was there before is unchanged.
     TypeError
         Where ``bn`` is not a BatchNorm.
+    ValueError
+        Where ``path`` is a pipe or a device.
 
     See Also
     --------
@@ -112,9 +117,10 @@ def load_safetensors(path: str | os.PathLike[str], *, prefix: str = "") -> Batch
     BatchNorm(3, scale=False, center=False, dtype='float64')
     """
     library = _layers.required("safetensors")
-    with Path(path).open("rb") as file:
+    kind = "a safetensors file with this layer"
+    with _files.opened(f"path: expected {kind}", path) as file:
         size = os.fstat(file.fileno()).st_size
-        with _layers.reading("path", "a safetensors file with this layer", path):
+        with _layers.reading("path", kind, path):
             with library.safe_open(path, framework="np"):
                 pass  # it has checked the header: offsets, shapes, nothing twice, nothing left over
             return _load(_File(file, size), prefix)
@@ -170,5 +176,9 @@ def _load_own(file: _File) -> BatchNorm:
     ):
         raise ValueError(f"num_features: expected that of the arrays, {shapes}, got {features!r}")
     bn = BatchNorm(**options).train(training)
-    bn.load_state_dict({name: file.read(name) for name in file.entries})
+    state = {name: file.read(name) for name in file.entries}
+    for name in state.keys() - {_layers.COUNTER}:
+        if file.entries[name]["dtype"] in ("F16", "BF16"):  # cast by another program
+            state[name] = state[name].astype(bn.dtype)
+    bn.load_state_dict(state)
     return bn
