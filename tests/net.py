@@ -162,7 +162,7 @@ def main(arguments=None):
         git("rev-parse", "--verify", "--quiet", f"{given.revision}^{{commit}}")
     except (re.error, SystemExit) as error:
         parser.error(f"{given.revision}, {given.cases!r}: {error or 'no such revision'}")
-    failed = False
+    failed, compared = False, 0
     with checkout(given.revision) as tree:
         for environment in given.only or ENVIRONMENTS:
             cpu = ENVIRONMENTS[environment].get("NUMBA_CPU_NAME")
@@ -170,12 +170,19 @@ def main(arguments=None):
                 print(f"{environment}: the machine's own name, so it is native")
                 continue
             both = [start(root, environment, "--cases", given.cases) for root in (tree, HERE)]
-            old, new = map(result, both, (tree, HERE))
+            try:
+                old, new = map(result, both, (tree, HERE))
+            finally:
+                for process in both:
+                    process.kill()  # the other one, where one failed
+            compared += len(new)
             told = compare(old, new)
             total = Counter(kind for kind, _ in {**old, **new}.values())
             changed = sum(len(names) for names in told["changed"].values())
             print(f"{environment}: {changed} of {len(new)} arrays changed", flush=True)
             failed |= tell(told, total, given.keep or KINDS, given.all)
+    if not compared:
+        parser.error(f"--cases: expected a pattern of some case, got {given.cases!r}")
     return int(failed)
 
 

@@ -43,6 +43,7 @@ LAYOUTS = {
     "some pixels": ((2, 5, 5, 24), 1, lambda x: x[:, :, 1:-1, 2:-3]),
     "some time steps": ((2, 6, 80), 1, lambda x: x[:, :, 1::3]),
     "some channels nhwc": ((3, 3, 5, 20), -1, lambda x: x[..., 1:-2]),
+    "long rows, some": ((2, 2, 300), 1, lambda x: x[..., 2:-3]),
     "some rows nc": ((37, 21), 1, lambda x: x[1::2]),
     "reversed": ((2, 5, 5, 11), 1, lambda x: x[::-1, :, ::-1, ::-1]),
     "broadcast samples": ((1, 5, 5, 11), 1, lambda x: np.broadcast_to(x, (3, 5, 5, 11))),
@@ -70,7 +71,7 @@ LAYOUTS = {
 LARGE = [name for name in LAYOUTS if name.startswith("large")]
 SMALL = [name for name in LAYOUTS if name not in (*LARGE, "past the cache")]
 FEW = ["nchw", "nchw 4x5", "nchw 3x3", "nhwc", "nc", "some pixels", "some channels nhwc"]
-GAPS = ["many pixels, some", "nc wide, some"]
+GAPS = ["long rows, some", "many pixels, some", "nc wide, some"]
 STREAMED = [*LARGE[:3], *LARGE[4:7]]  # in runs long enough
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")

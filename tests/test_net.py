@@ -114,6 +114,9 @@ def test_a_revision_and_a_planted_change(tmp_path, monkeypatch, capsys):
     assert net.main(arguments) == 1
     assert "moments.batch_moments mean float32 (1): nc, plain, serial" in capsys.readouterr().out
     assert net.main([*arguments, "--keep", "inference"]) == 0
+    with pytest.raises(SystemExit) as caught:
+        net.main([*arguments[:3], "--cases", "no such case"])
+    assert caught.value.code == 2
     listed = subprocess.run(["git", "worktree", "list"], cwd=tmp_path, capture_output=True)
     assert len(listed.stdout.splitlines()) == 1
 
