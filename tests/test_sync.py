@@ -199,7 +199,7 @@ def test_masks(name):
     assert_as_one(found, one, x, units=1 << 14)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=min(40, settings.default.max_examples))
 @given(st.data())
 def test_any_shares(data):
     sizes = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=6), label="sizes")
