@@ -1,6 +1,56 @@
-"""Settings that must be in place before numba is imported."""
+"""Settings that must be in place before numba is imported; and how a run of all tests takes every core."""
 
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import settings
 
 # Tests compare one thread with up to four; numba fixes its maximum at import, to the number of cores it sees.
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(4, os.cpu_count() or 1)))
+# Several processes share the cores: idle OpenMP threads of one sleep, and do not spin where another works.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Every test of examples says how many it takes at most; --hypothesis-profile=many lets it.
+for profile, most in (("few", 10), ("many", sys.maxsize)):
+    settings.register_profile(
+        profile, max_examples=most, deadline=None, derandomize=True, database=None
+    )
+settings.load_profile("few")
+
+# What most files of tests need, each in a process of its own; no two compile the same.
+WARMUPS = (
+    ("--dtype", "float32", "--training"),
+    ("--dtype", "float64", "--training"),
+    ("--dtype", "float16,bfloat16,uint8"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist's, which reads these options
+def pytest_cmdline_main(config):
+    """Take every core for a run of all tests, unless told otherwise; for a few, one process is faster."""
+    option = config.option
+    is_all = config.args_source is config.ArgsSource.TESTPATHS and not option.keyword
+    is_open = getattr(option, "numprocesses", "no xdist") is None and option.dist == "no"
+    is_plain = not (option.collectonly or option.usepdb or hasattr(config, "workerinput"))
+    if is_all and is_open and is_plain:
+        option.numprocesses, option.dist = "auto", "loadfile"
+
+
+def pytest_sessionstart(session):
+    """Compile before the workers start: else each of them would compile the same."""
+    if session.config.getoption("dist", "no") == "no":  # one process, or a worker
+        return
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    reporter.write_line("compiling what most tests need, where it is not kept from an earlier run")
+    with ThreadPoolExecutor(len(session.config.option.tx)) as pool:
+        for done in pool.map(warm_up, WARMUPS):
+            if done.returncode:  # the tests go on, and say more
+                reporter.write_line(f"{' '.join(done.args[1:])} failed:\n{done.stderr}", red=True)
+
+
+def warm_up(options):
+    command = [sys.executable, "-m", "nbbn", "warmup", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)

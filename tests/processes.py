@@ -55,17 +55,10 @@ digest()
     return run(WORK + script, timeout=600)[0]
 
 
-@functools.cache
-def own_cache():
-    """One folder for compiled code a session; it goes when the interpreter ends."""
-    return tempfile.TemporaryDirectory(prefix="nbbn-tests-")
-
-
 def environment(**changes):
     """The variables of such a process; None takes one away."""
     variables = {
         **os.environ,
-        "NBBN_CACHE_DIR": os.environ.get("NBBN_CACHE_DIR") or own_cache().name,
         "NUMBA_NUM_THREADS": "4",
         "OPENBLAS_NUM_THREADS": "1",  # threads that are counted are not NumPy's
         "PYTHONFAULTHANDLER": "1",

@@ -77,6 +77,7 @@ def test_a_second_process_compiles_nothing(warm):
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 10, "half", "flip"], ids=str)
+@pytest.mark.long
 def test_damaged_files_are_a_miss(copy, damage):
     for path in files(copy):
         whole = path.read_bytes()
@@ -96,6 +97,7 @@ def test_a_hostile_file_is_not_unpickled(copy):
     assert run(copy) == f"{RIGHT} 0"
 
 
+@pytest.mark.long
 def test_an_edited_helper_in_another_module_is_never_stale(copy, tmp_path):
     package = tmp_path / "edited"
     shutil.copytree(Path(nbbn.__file__).parent, package / "nbbn")
@@ -346,6 +348,7 @@ print(sum(nbbn.nopython.moments.stats.cache_hits.values()))
 # --- races, disks and folders ---
 
 
+@pytest.mark.long
 def test_processes_racing_for_a_cold_cache_are_all_right(tmp_path):
     processes = [start(tmp_path) for _ in range(3)]
     for process in processes:
@@ -354,6 +357,7 @@ def test_processes_racing_for_a_cold_cache_are_all_right(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.long
 def test_a_missing_home_is_no_error():
     unset = {"HOME": os.devnull + "/none", "XDG_CACHE_HOME": None, "NUMBA_CACHE_DIR": None}
     assert run("", **unset) == f"{RIGHT} 0"
@@ -361,12 +365,14 @@ def test_a_missing_home_is_no_error():
     assert run("", code=code, **unset) == f"{RIGHT} 0"
 
 
+@pytest.mark.long
 def test_an_unusable_folder_is_no_error(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     assert run(blocked) == f"{RIGHT} 0"
 
 
+@pytest.mark.long
 def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path):
     folder = tmp_path / "nbbn"
     folder.mkdir()
@@ -513,6 +519,7 @@ for dtype in (np.float32, np.float64):
     assert run(tmp_path, code=code) == right.format(1)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_no_error(warm, tmp_path, monkeypatch):
     code = WORK.replace(
         "import numpy as np, nbbn\n",
@@ -525,6 +532,7 @@ def test_a_full_disk_is_no_error(warm, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.long
 def test_the_serial_and_the_parallel_twin_have_files_of_their_own(monkeypatch, tmp_path):
     code = (
         "import numpy as np, nbbn\n"

@@ -90,7 +90,7 @@ def test_moments_and_normalizing_of_every_type(dtype):
     assert_same_bits(y.compute(), nbbn.normalize(a, found.mean, found.var(), dtype=wanted))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=min(25, settings.default.max_examples))
 @given(st.data())
 def test_any_chunking_gives_the_moments_of_the_whole_and_the_bits_of_normalize(data):
     sizes = st.lists(st.integers(0, 5), min_size=1, max_size=6)

@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from processes import run
 
+pytestmark = pytest.mark.long
+
 BITS = """
     import hashlib
     import numpy as np

@@ -244,6 +244,7 @@ def test_float64_output_is_as_good_as_a_two_pass_algorithm(data, form, dtype):
 
 @pytest.mark.parametrize("order", ["tiled", "sorted"])
 @pytest.mark.parametrize("shape", [(1, 1, 2**25), (2**25, 1), (2**13, 1, 64, 64)])
+@pytest.mark.long
 def test_thirty_three_million_values_in_one_channel(shape, order):
     """The moments are those of one block of 2**12 values; the same value always gives the same y."""
     block = cases.values((2**12,), loc=100.0, scale=1.0)

@@ -91,6 +91,7 @@ BEFORE = {
 
 
 @pytest.mark.parametrize("what", BEFORE)
+@pytest.mark.long
 def test_a_folder_that_cannot_be_used_is_a_miss(what, expected, tmp_path):
     folder = tmp_path / "cache"
     if what == "below a file":
@@ -102,12 +103,14 @@ def test_a_folder_that_cannot_be_used_is_a_miss(what, expected, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+@pytest.mark.long
 def test_a_file_system_that_takes_no_files_is_a_miss(expected):
     assert infer("/proc/self") == (expected, 0)
 
 
 @needs_limits
 @pytest.mark.parametrize("size", [0, 4096])
+@pytest.mark.long
 def test_a_disk_that_is_full_in_the_middle_of_a_write(size, expected, tmp_path):
     """The system lets no file of the process grow beyond the size: the file is not kept."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, -1))"
@@ -116,6 +119,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_write(size, expected, tmp_path):
 
 
 @pytest.mark.parametrize("spoil", [cut, replace_by_folder, replace_by_link_to_itself])
+@pytest.mark.long
 def test_spoiled_files_are_a_miss_and_replaced_where_they_can_be(spoil, warm, tmp_path):
     expected, folder = warm
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -135,6 +139,7 @@ OTHER_OPTIONS = (
 )
 
 
+@pytest.mark.long
 def test_processes_with_other_options_never_run_each_others_code(expected, tmp_path):
     """numba's own cache names a file by its function alone: who comes second runs the first one's code."""
     with ThreadPoolExecutor(len(OTHER_OPTIONS)) as pool:
@@ -169,6 +174,7 @@ while True:
 """
 
 
+@pytest.mark.long
 def test_a_process_killed_while_it_saves_leaves_a_whole_file(tmp_path):
     script, path = tmp_path / "save.py", tmp_path / "saved" / "layer.npz"
     script.write_text(SAVE_FOR_EVER)

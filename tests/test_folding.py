@@ -116,7 +116,7 @@ def test_torch_folds_to_the_same_numbers(torch, with_bias):
             np.testing.assert_allclose(mine, other.detach().numpy(), rtol=1e-14, atol=1e-15)
 
 
-bounded = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+bounded = settings(max_examples=min(150, settings.default.max_examples))
 
 
 @bounded

@@ -87,6 +87,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", start_methods("fork", "forkserver"))
+@pytest.mark.long
 def test_an_executor_of_processes_computes_the_right_results(method, known):
     assert run(START + EXECUTOR, method, env=known) == ["{True}", "True"]
 
@@ -187,6 +188,7 @@ print(*map(status, children), infer())
 """
 
 
+@pytest.mark.long
 def test_forks_while_another_thread_is_in_the_very_first_compile(known):
     env = {**known, "NBBN_CACHE_DIR": ""}
     assert run(START + BESIDE_THE_FIRST_COMPILE, env=env) == ["0", "0", "True"]
@@ -212,6 +214,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.long
 def test_a_child_that_is_terminated_dies_of_that_and_not_before(known):
     assert run(START + TERMINATED, env=known) == ["True"] * 6
 
@@ -283,6 +286,7 @@ finally:
 
 @pytest.mark.skipif(find_spec("gunicorn") is None, reason="gunicorn is not installed")
 @pytest.mark.parametrize(("kind", "threads"), [("sync", 1), ("gthread", 4)])
+@pytest.mark.long
 def test_a_server_that_forks_its_workers_after_use(kind, threads, known):
     options = f"--worker-class={kind}", f"--threads={threads}"
     found = run(SERVER, START + APPLICATION, CONFIGURATION, *options, env=known)

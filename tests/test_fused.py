@@ -23,7 +23,11 @@ SHAPES = {
     "large": ((4, 24, 40, 41), 1),
     "large matrix": ((2600, 70), 1),
 }
-by_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+# Each activation makes variants of all kernels: of relu6 and leaky_relu only where there is time.
+LONG = {"relu6": pytest.mark.long, "leaky_relu": pytest.mark.long}
+by_activation = pytest.mark.parametrize(
+    "activation", [pytest.param(name, marks=LONG.get(name, ())) for name in ACTIVATIONS]
+)
 LAYOUTS = (
     ("c", "c"),
     ("c", "fortran"),
@@ -78,6 +82,7 @@ def combinations():
                 of_x,
                 of_residual,
                 id=f"{activation}-{name}-{of_x}-{of_residual}",
+                marks=() if activation in (None, "relu") else pytest.mark.long,
             )
 
 
@@ -138,6 +143,7 @@ def numeric_gradient(f, array, grad_y, step):
 @pytest.mark.parametrize("with_residual", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("shape", "axis"), [((6, 3, 4), 1), ((9, 4), 1), ((3, 2, 5, 2), 3)])
+@pytest.mark.long
 def test_gradients_are_those_of_finite_differences(
     activation, with_residual, training, shape, axis
 ):
@@ -398,6 +404,7 @@ def test_the_options_are_kept(tmp_path):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:])
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.long
 def test_torch_agrees(activation, training):
     torch = pytest.importorskip("torch", reason="torch is not installed: nothing to compare with")
     functions = {

@@ -44,7 +44,7 @@ from hypothesis import strategies as st
 
 import nbbn
 
-bounded = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+bounded = settings(max_examples=min(80, settings.default.max_examples))
 
 
 def spoiling(*names):

@@ -82,7 +82,7 @@ def test_inference_is_the_float32_result_rounded_once(half, shape, axis, layout)
 @by_half
 @by_shape
 @pytest.mark.parametrize("layout", LAYOUTS[:3])
-@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("activation", [None, pytest.param("relu", marks=pytest.mark.long)])
 def test_training_and_gradients_are_the_float32_results_rounded_once(
     half, shape, axis, layout, activation
 ):
@@ -205,6 +205,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.long
 def test_processors_without_the_instructions_give_the_same_bits():
     native = run(SCRIPT)
     assert run(SCRIPT, env={"NUMBA_CPU_NAME": "generic"}) == native

@@ -271,6 +271,7 @@ def test_encrypted_members_are_refused(name, saved):
     assert_refused(saved)
 
 
+@pytest.mark.long
 def test_a_file_cut_anywhere_in_its_directory_is_refused(saved):
     whole = saved.read_bytes()
     for size in range(whole.index(b"PK\1\2"), len(whole)):
@@ -278,6 +279,7 @@ def test_a_file_cut_anywhere_in_its_directory_is_refused(saved):
         assert_refused(saved)
 
 
+@pytest.mark.long
 def test_flipped_bits_give_the_saved_layer_or_a_value_error(saved):
     whole, before, refused = saved.read_bytes(), snapshot(nbbn.BatchNorm.load(saved)), 0
     rng = random.Random(0)

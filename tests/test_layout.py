@@ -96,7 +96,7 @@ def test_two_arrays_must_agree():
     channels=st.integers(2, 140),
     inner=st.integers(1, SMALL_INNER - 1),
 )
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(max_examples=min(200, settings.default.max_examples))
 def test_folded_columns_hold_all_rows(rows, channels, inner):
     x = np.zeros((rows, channels, inner), np.float32)
     layout = describe(x.shape, 1, 4, x.strides)

@@ -270,6 +270,7 @@ def test_a_handler_that_raises_leaves_the_layer_before_or_after_the_call():
 
 
 @needs_alarm
+@pytest.mark.long
 def test_a_handler_that_raises_while_something_is_compiled_breaks_nothing():
     assert run(FIRST, env={"NBBN_CACHE_DIR": ""}) == ["0.0"]
 

@@ -410,7 +410,7 @@ def test_the_mask_may_be_overwritten_before_backward():
     assert_same_bits(bn.backward(grad_y), expected)
 
 
-@pytest.mark.parametrize("activation", ["relu", "hard_swish"])
+@pytest.mark.parametrize("activation", ["relu", pytest.param("hard_swish", marks=pytest.mark.long)])
 def test_with_residual_activation_and_out(activation):
     x, residual = cases.values((6, 4, 20)), cases.values((6, 4, 20), seed=1)
     mask = some_mask(x.shape, 1)
@@ -474,7 +474,7 @@ def test_the_same_bits_for_every_number_of_threads(threads):
             assert_same_bits(one, many)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=min(60, settings.default.max_examples))
 @given(data=st.data())
 def test_any_mask_of_any_shape(data):
     ndim = data.draw(st.integers(1, 4))

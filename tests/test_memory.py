@@ -83,6 +83,7 @@ print(*[growth_of_peak(step) for step in steps(x, out)])
         ("64x16x512x256", "1", "channels"),
     ],
 )
+@pytest.mark.long
 def test_steps_on_large_arrays_make_no_copy(shape, axis, layout):
     """Training, backward and inference into ``out``: all that is read is read in place."""
     growth = [int(word) for word in run(MEASURES + LARGE, shape, axis, layout)]
@@ -163,6 +164,7 @@ growth(work, 300, 1000)
 @pytest.mark.parametrize(
     "script", [CALLS, NEW_SHAPES, THREADS], ids=["calls", "shapes never seen before", "threads"]
 )
+@pytest.mark.long
 def test_nothing_is_kept_from_call_to_call(script):
     """131 bytes a call would be noticed, and an object that the collector tracks every tenth call."""
     size, objects, traced = map(int, run(MEASURES + STEADY + script))

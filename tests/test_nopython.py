@@ -121,7 +121,7 @@ def test_a_far_outlier_costs_no_digits(shape, outlier):
     assert_within(m2, exact_m2, 1e-12 * exact_m2)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=min(100, settings.default.max_examples))
 @given(
     st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)),
     st.sampled_from(cases.DTYPES),
@@ -329,6 +329,7 @@ BITS = """
     ],
     ids=["parallel", "fastmath", "bounds checked", "not compiled"],
 )
+@pytest.mark.long
 def test_the_same_bits_however_the_caller_is_compiled(options, environment, tmp_path_factory):
     plain = tmp_path_factory.getbasetemp() / "plain"
     if not plain.exists():
@@ -352,6 +353,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_caches_hit_and_an_edit_of_nbbn_is_noticed(tmp_path):
     script = tmp_path / "user.py"
     script.write_text(USER)

@@ -8,6 +8,7 @@ from compare import assert_same_bits
 import nbbn
 
 torch = pytest.importorskip("torch", reason="torch is not installed: nothing to compare with")
+pytestmark = pytest.mark.long
 
 NETWORK = {"1d": ((12, 5), torch.nn.BatchNorm1d), "1d_sequence": ((6, 5, 9), torch.nn.BatchNorm1d),
            "2d": ((4, 5, 7, 6), torch.nn.BatchNorm2d), "3d": ((3, 5, 2, 4, 3), torch.nn.BatchNorm3d)}  # fmt: skip

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import nbbn
 
-bounded = settings(max_examples=120, deadline=None, derandomize=True, database=None)
+bounded = settings(max_examples=min(120, settings.default.max_examples))
 dtypes = st.sampled_from(cases.DTYPES)
 options = st.fixed_dictionaries(
     {

@@ -55,6 +55,7 @@ def native_bits():
     ],
     ids=lambda environment: next(iter(environment)),
 )
+@pytest.mark.long
 def test_the_same_bits_however_it_is_compiled(environment, native_bits):
     assert bits(**environment) == native_bits
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import nbbn
 
-bounded = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+bounded = settings(max_examples=min(80, settings.default.max_examples))
 by_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
 SHAPES = [case for case in cases.SHAPES if len(case[0]) > 1]
 by_shape = pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=map(cases.case_id, SHAPES))

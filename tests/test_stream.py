@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import nbbn
 from nbbn import _npy, _storage, _stream
 
-bounded = settings(max_examples=120, deadline=None, derandomize=True, database=None)
+bounded = settings(max_examples=min(120, settings.default.max_examples))
 DTYPES = ("float32", "float64", "float16", "uint8")
 longer = pytest.mark.skipif(np.dtype("g").itemsize == 8, reason="longdouble is float64 here")
 

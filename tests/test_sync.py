@@ -199,7 +199,7 @@ def test_masks(name):
     assert_as_one(found, one, x, units=1 << 14)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=min(40, settings.default.max_examples))
 @given(st.data())
 def test_any_shares(data):
     sizes = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=6), label="sizes")
@@ -467,7 +467,7 @@ def test_an_exception_on_one_worker_reaches_all(failing, kind, operation, rank):
             assert f"expected a {operation} on each" in str(error)
 
 
-@pytest.mark.parametrize("activation", [None, "hard_swish"])
+@pytest.mark.parametrize("activation", [None, pytest.param("hard_swish", marks=pytest.mark.long)])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_a_backward_that_another_worker_stops_has_written_nothing(activation, with_residual):
     x, grad_y = arrays()

@@ -8,6 +8,8 @@ from pathlib import Path
 import processes
 import pytest
 
+pytestmark = pytest.mark.long
+
 WORK = r"""
 import os, signal, subprocess, sys
 import numpy as np

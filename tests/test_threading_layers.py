@@ -1,11 +1,14 @@
 """The same bits and no abort under every threading layer of numba, and without one."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from processes import WORK, expected_digest, run
+from processes import WORK, environment, expected_digest, run
+
+pytestmark = pytest.mark.long
 
 LAYERS = ("omp", "workqueue", "tbb")
 by_layer = pytest.mark.parametrize("layer", LAYERS, indirect=True)
@@ -252,6 +255,52 @@ def test_callers_at_once_do_not_mix_up_their_thread_masks(layer):
 @by_layer
 def test_the_thread_mask_of_every_caller_stays_as_it_was(layer):
     assert run(WORK + MASKS, env=told(layer)) == ["1"] * 5 + ["3"] * 5 + ["1"]
+
+
+# Prints when the work is done; then the process should end.
+FIRST_IN_A_THREAD = """
+import os, threading
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+import numba, numpy
+{before}
+@numba.njit(parallel=True)
+def total(x):
+    found = 0.0
+    for k in numba.prange(x.size):
+        found += x[k]
+    return found
+
+thread = threading.Thread(target=lambda: print(total(numpy.ones(10)), flush=True))
+thread.start()
+thread.join()
+"""
+IN_THE_MAIN_THREAD = """
+import nbbn
+nbbn.set_num_threads(2)
+nbbn.warmup()
+"""
+
+
+@on_linux
+@pytest.mark.parametrize("layer", ["tbb"], indirect=True)
+@pytest.mark.parametrize("before", ["", IN_THE_MAIN_THREAD], ids=["numba alone", "after warmup"])
+def test_on_one_cpu_tbb_has_to_be_loaded_by_the_main_thread(layer, before):
+    """Else a process never ends, also without nbbn: docs/operators.md says so until it does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FIRST_IN_A_THREAD.format(before=before)],
+        env=environment(**told(layer)),
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout.readline() == b"10.0\n"
+        if before:
+            assert process.wait(120) == 0
+        else:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(20)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # An OpenMP runtime keeps a team for every thread that has started a region, as long as that lives.

@@ -153,6 +153,7 @@ def test_one_dtype_may_stand_alone(dtypes, fresh):
 
 @needs_jit
 @pytest.mark.parametrize("activation", ["relu", None])
+@pytest.mark.long
 def test_fused_steps_that_were_asked_for_are_provided(activation, fresh, no_compiler):
     nbbn.warmup(training=True, activations=[activation])
     no_compiler()

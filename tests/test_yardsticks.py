@@ -5,6 +5,8 @@ import pytest
 
 from nbbn.kernels import yardsticks
 
+pytestmark = pytest.mark.long
+
 SIZES = (5, 16, 1000, yardsticks.STRIDE, yardsticks.STRIDE + 24, 5 * yardsticks.STRIDE + 7)
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
 
