@@ -248,7 +248,7 @@ def _joined(pieces: Iterable[Moments | None], shape: tuple[int, ...]) -> Moments
     if not found:
         raise ValueError(f"x: expected at least one channel, got shape {shape}")
     # Everything but the count, which each channel has, is a vector to be continued.
-    vectors = zip(*[piece.__reduce__()[1][1:] for piece in found], strict=True)
+    vectors = zip(*[piece.__getstate__()[1:] for piece in found], strict=True)
     return Moments._restore(found[0].count, *map(np.concatenate, vectors))
 
 

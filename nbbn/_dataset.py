@@ -47,8 +47,7 @@ class Fitted:
 
     def arrays(self) -> tuple[Any, ...]:
         """Return what a pickle holds: numbers, arrays and strings."""
-        _, moments = self.moments.__reduce__()
-        return moments, self.axis, self.with_mean, self.with_std, self.names
+        return self.moments.__getstate__(), self.axis, self.with_mean, self.with_std, self.names
 
     def variances(self) -> Vector:
         """Return the variances, 1 for a constant feature, and for all where they are not wanted."""
@@ -219,7 +218,7 @@ def apply_table(
     """Return the values that `Fitted.table` makes of others, computed in float64 if ``wide``."""
     if not wide:
         return inference_step(values, index, table, 0.0, out, None, dtype)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         y = inference_step(values.astype(np.float64), index, table, 0.0, None).astype(dtype)
     if out is None:
         return y

@@ -36,6 +36,9 @@ Table64 = NDArray[np.float64]
 PARALLEL_FROM = 1 << 17
 
 _SHORTEST_STREAM = 1 << 10  # bytes of a run
+_channels_of_group: Callable[[int, int, int], int] = getattr(
+    channels_first.channels_of_group, "py_func", channels_first.channels_of_group
+)  # as Python: the kernels' own decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,45 +64,51 @@ def _run(kernel: Kernel, x: Array, params: Any, *arguments: Any, step: Fused = P
         kernel.variant(dtype, params, False, step)(*arguments)
 
 
-def is_streamed(layout: Layout, target: Array, *inputs: Array, joined: bool = False) -> int:
-    """Whether the kernels are to write ``target`` past the cache: 1 or 0."""
-    return int(why_through_cache(layout, target, *inputs, joined=joined) is None)
+def is_streamed(operation: str, layout: Layout, target: Array, *inputs: Array) -> int:
+    """Whether the kernels of ``operation`` are to write ``target`` past the cache: 1 or 0."""
+    return int(why_through_cache(operation, layout, target, *inputs) is None)
 
 
-def why_through_cache(
-    layout: Layout, target: Array, *inputs: Array, joined: bool = False
-) -> str | None:
+def why_through_cache(operation: str, layout: Layout, target: Array, *inputs: Array) -> str | None:
     """Return why ``target`` is not best written past the cache, or None.
 
     An ordinary store first reads the line that it writes. Measured on one thread beside 32 MB of
     L3, past the cache is as fast for 13 MB in all, 1.3 times as fast for 26 MB and 1.6 times for 51.
     But a result that stays in the cache is the next step's gain: so only where that is unlikely,
     from three quarters of the cache on. Not in place, where the line is there already, and not for
-    short runs: those of 784 bytes were slower, as each begins and ends with a partial line, unless
-    the kernel writes them ``joined``.
+    short runs: each begins and ends with a partial line. Measured on one thread, training and backward
+    of 70 MB that lie in runs of so many bytes, the time of plain stores over that of stores past the
+    cache (fastest of 9 rounds in turns): 100 bytes 0.9 and 0.7, 196 bytes 0.7 and 0.9, 256 bytes 0.6
+    and 0.5, 384 bytes 0.8 and 1.1, 576 bytes 0.9 and 1.0, 784 bytes 1.2 and 1.2, 1024 bytes 1.0 and 1.4.
+    Another processor was slower past the cache for runs of 784 bytes, too.
     """
     if target.nbytes * (1 + len(inputs)) <= _machine.last_level_cache() * 3 // 4:
         return "all of it fits three quarters of the last-level cache"
-    if not layout.channels_first:
-        run = layout.channels * layout.inner
-    else:
-        run = layout.count * layout.channels if joined else layout.inner
     if any(array.ctypes.data == target.ctypes.data for array in inputs):
         return "in place, the lines are in the cache already"
-    if run * target.itemsize < _SHORTEST_STREAM:
+    if written_in_a_row(operation, layout) * target.itemsize < _SHORTEST_STREAM:
         return "short runs begin and end with partial lines"
     return None
 
 
-def is_joined(layout: Layout) -> bool:
-    """Whether the runs of all arrays follow each other without gaps."""
-    row = layout.channels * layout.inner, layout.inner
-    return all(pair == row for pair in layout.strides)
+def written_in_a_row(operation: str, layout: Layout) -> int:
+    """Return how many neighbouring values the kernel of ``operation`` writes before it goes elsewhere.
 
-
-def are_neighbours(layout: Layout) -> bool:
-    """Whether the runs of a sample's channels follow each other without gaps, in all arrays."""
-    return layout.channels_first and all(pair[1] == layout.inner for pair in layout.strides)
+    That is what the kernels themselves do: "normalize" joins all rows that follow each other without
+    gaps, "train" and "backward" those of a group of channels, and "input gradient", which a masked
+    backward is too, none.
+    """
+    inner, channels = layout.inner, layout.channels
+    if not layout.channels_first:
+        return channels * inner
+    row = channels * inner
+    if operation == "normalize":
+        joined = all(pair == (row, inner) for pair in layout.strides)
+        return row * layout.outer if joined else inner
+    neighbours = all(pair[1] == inner for pair in layout.strides)
+    if operation == "input gradient" or not neighbours:
+        return inner
+    return inner * _channels_of_group(layout.outer, channels, inner)
 
 
 def _not_in_runs(layout: Layout) -> str | None:
@@ -183,7 +192,7 @@ def _normalize(kernel: Kernel) -> Callable[..., None]:
     ) -> None:
         view, strides = layout.view, layout.strides
         step, rest, of_grad, read = _fused(layout, after, grad)
-        streaming = is_streamed(layout, y, x, *read, joined=is_joined(layout))
+        streaming = is_streamed("normalize", layout, y, x, *read)
         to = table, eps, y, *strides[1], streaming
         params = table.dtype.type
         _run(kernel, x, params, x, *view, *strides[0], *to, *rest, *of_grad, step=step)
@@ -203,7 +212,7 @@ def _train_by_channel(
 ) -> None:
     kernel, strides = channels_first.train_channels_first, layout.strides
     step, rest, _, read = _fused(layout, after)
-    streaming = is_streamed(layout, y, x, *read, joined=are_neighbours(layout))
+    streaming = is_streamed("train", layout, y, x, *read)
     to = freedom, eps, table, y, *strides[1], streaming
     step = _weighted(step, weights)
     _run(kernel, x, None, x, *layout.view, *strides[0], *to, *rest, weights, step=step)
@@ -233,7 +242,7 @@ def _write_gradient(
     freedom: float,
     table: Table64,
     mask: Array | None,
-    joined: bool = False,
+    operation: str,
 ) -> None:
     of_x, of_grad, of_out = layout.strides
     _run(
@@ -250,7 +259,7 @@ def _write_gradient(
         table,
         grad_x,
         *of_out,
-        is_streamed(layout, grad_x, x, grad_y, joined=joined),
+        is_streamed(operation, layout, grad_x, x, grad_y),
         mask,
         step=_weighted(PLAIN, mask),
     )
@@ -267,8 +276,9 @@ def _backward_by_channel(
     mask: Array | None,
 ) -> None:
     kernel = channels_first_backward.backward_channels_first
-    joined = mask is None and are_neighbours(layout)
-    _write_gradient(kernel, grad_y, x, grad_x, layout, count, freedom, table, mask, joined)
+    rest = layout, count, freedom, table, mask
+    operation = "backward" if mask is None else "input gradient"
+    _write_gradient(kernel, grad_y, x, grad_x, *rest, operation)
 
 
 def _backward_in_two_passes(
@@ -448,7 +458,8 @@ def input_gradient(
     if mask is not None:
         layout = unfolded(layout)
     kernel = _INPUT_GRADIENT[layout.channels_first]
-    _write_gradient(kernel, grad_y, x, grad_x, layout, count, freedom, table, mask)
+    rest = layout, count, freedom, table, mask
+    _write_gradient(kernel, grad_y, x, grad_x, *rest, "input gradient")
 
 
 def move_average(average: Array, batch: Array, divisor: float, momentum: float) -> None:

@@ -21,6 +21,7 @@ _OPERATIONS = {
     "backward": ("backward", 1),
 }
 _PARTS = {"train": ("moments", "normalize"), "backward": ("gradient sums",)}
+_LAST = {"train": "normalize", "backward": "input gradient"}  # of two passes, the one that writes
 
 
 def explain(x: Any, op: str = "inference", *, axis: int = 1, out: Any = None) -> str:
@@ -124,7 +125,7 @@ def _plain_lines(x: Array, op: str, out: Array | None, plan: _plain.Plan) -> lis
         target = np.empty_like(x) if out is None else out
         stores = "through the cache: it is small"
         if plan.parallel:
-            stores = _stores(layout, target, [x] * (1 + more), joined=True)
+            stores = _stores(operation, layout, target, [x] * (1 + more))
         lines.append(("stores", stores))
     return lines
 
@@ -148,19 +149,14 @@ def _general_lines(x: Array, op: str, index: int, out: Array | None) -> list[Lin
         ("threads", _threads_line(x.size)),
     ]
     if op != "moments":
-        if _normalizes(operation, layout):
-            joined = _dispatch.is_joined(layout)
-        else:
-            by_channel = _dispatch.choose(operation, layout).name == "channel by channel"
-            joined = by_channel and _dispatch.are_neighbours(layout)
-        lines.append(("stores", _stores(layout, target, inputs, joined)))
+        lines.append(("stores", _stores(_writing(operation, layout), layout, target, inputs)))
     if written:
         lines.append(("write", written))
     return lines
 
 
-def _stores(layout: Layout, target: Array, inputs: list[Array], joined: bool) -> str:
-    reason = _dispatch.why_through_cache(layout, target, *inputs, joined=joined)
+def _stores(operation: str, layout: Layout, target: Array, inputs: list[Array]) -> str:
+    reason = _dispatch.why_through_cache(operation, layout, target, *inputs)
     return (
         "past the cache, as it does not fit" if reason is None else f"through the cache: {reason}"
     )
@@ -179,11 +175,11 @@ def _target(
     return out, None
 
 
-def _normalizes(operation: str, layout: Layout) -> bool:
-    """Whether the step that writes is that of inference."""
-    if operation == "normalize":
-        return True
-    return operation == "train" and _dispatch.choose("train", layout).name == "two passes"
+def _writing(operation: str, layout: Layout) -> str:
+    """Return the step that writes."""
+    if operation in _LAST and _dispatch.choose(operation, layout).name == "two passes":
+        return _LAST[operation]
+    return operation
 
 
 def _layout(layout: Layout) -> str:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from nbbn import _plain
 from nbbn._epilogue import Epilogue
-from nbbn._steps import overlap
+from nbbn._layout import overlap
 from nbbn._weights import Weights
 
 Array = NDArray[Any]

@@ -24,6 +24,9 @@ SMALL_INNER = 16
 _FULL_WIDTH = 128  # columns: eight vectors; narrower matrices are folded up to it
 _LANES = 16
 
+_TooHardError = getattr(np, "exceptions", np).TooHardError  # in np itself before 1.25
+_WORK = 10_000  # candidates that numpy may look at before an overlap is taken for granted
+
 Strides = tuple[int, ...]
 
 
@@ -110,6 +113,16 @@ def _is_plain(shape: tuple[int, ...], strides: Strides, itemsize: int) -> bool:
             return False
         reach = stride * size
     return True
+
+
+def overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether the arrays share memory; interleaved ones (channels of one buffer) do not."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return bool(np.shares_memory(a, b, max_work=_WORK))  # type: ignore[arg-type]
+    except _TooHardError:
+        return True
 
 
 def overlaps_itself(array: NDArray[Any]) -> bool:

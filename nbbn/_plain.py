@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _dispatch, _threads
+from nbbn._checks import PLAIN_DTYPES
 from nbbn._jit import PLAIN, Fused, PlainKernel, is_enabled
 from nbbn._layout import Layout, describe
 from nbbn.kernels import plain
@@ -30,7 +31,7 @@ _MOST_PLANS = 64  # shapes that a layer remembers
 _ALL = 4096  # values up to which a checksum is taken of all of them
 _SAMPLES = 256  # ... and of how many of more, about
 _FLOATS = (np.float32, np.float64)
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_FLOAT32, _FLOAT64 = PLAIN_DTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def infer(
     streaming = 0
     read = (x,) if residual is None else (x, residual)
     if plan.parallel:
-        streaming = _dispatch.is_streamed(plan.layout, y, *read, joined=True)
+        streaming = _dispatch.is_streamed("normalize", plan.layout, y, *read)
     if residual is not None and len(plan.shape) != 2:
         flattened = as_matrices(plan.shape, residual)
         if flattened is None:
@@ -138,7 +139,7 @@ def train(
     if plan.parallel:
         if _dispatch.in_two_passes(plan.layout):
             return REFUSED, table
-        streaming = _dispatch.is_streamed(plan.layout, y, x, joined=True)
+        streaming = _dispatch.is_streamed("train", plan.layout, y, x)
     rest = params, table, freedom, eps, streaming, plan.step
     return _run(plain.train, plan, (x, y), *rest), table
 
@@ -165,7 +166,7 @@ def differentiate(
     if plan.parallel:
         if _dispatch.in_two_passes(plan.layout):
             return REFUSED
-        streaming = _dispatch.is_streamed(plan.layout, grad_x, x, grad_y, joined=True)
+        streaming = _dispatch.is_streamed("backward", plan.layout, grad_x, x, grad_y)
     rest = gradients, table, freedom, token, streaming, plan.step
     return _run(plain.differentiate, plan, (grad_y, x, grad_x), *rest)
 
@@ -192,9 +193,9 @@ def _are_floats(kind: np.dtype[Any], *others: Array | None) -> bool:
     neither byte order nor alignment: once it has seen a misaligned array, it takes one in foreign byte
     order for it. And its search in vain takes 130 us, for each array of a half type.
     """
-    if kind is not _FLOAT32 and kind is not _FLOAT64:  # nearly always these very objects
+    if kind is not _FLOAT32 and kind is not _FLOAT64 and kind not in PLAIN_DTYPES:
         return False
-    return all(array is None or array.dtype is kind for array in others)
+    return all(array is None or array.dtype == kind for array in others)
 
 
 def _run(kernel: PlainKernel, plan: Plan, arrays: tuple[Array, ...], *rest: Any) -> int:

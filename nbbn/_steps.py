@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nbbn import _dispatch, _plain
 from nbbn._epilogue import Epilogue
-from nbbn._layout import Layout, describe
+from nbbn._layout import Layout, describe, overlap
 from nbbn._layout import flat as flat_of
 from nbbn._pool import empty_like
 from nbbn._weights import Weights
@@ -25,8 +25,6 @@ Table64 = NDArray[np.float64]
 Vector64 = NDArray[np.float64]
 
 _MOST_LAYOUTS = 1024
-_TooHardError = getattr(np, "exceptions", np).TooHardError  # in np itself before 1.25
-_WORK = 10_000  # candidates that numpy may look at before an overlap is taken for granted
 _layouts: dict[Any, Layout | None] = {}
 
 
@@ -133,16 +131,6 @@ def _readable(x: Array, index: int) -> Array:
 def _apart(out: Array, a: Array) -> bool:
     """Whether writing to ``out`` leaves ``a`` readable: no overlap, or value over value."""
     return out is a or not overlap(out, a) or _same_view(out, a)
-
-
-def overlap(a: Array, b: Array) -> bool:
-    """Whether the arrays share memory; interleaved ones (channels of one buffer) do not."""
-    if not np.may_share_memory(a, b):
-        return False
-    try:
-        return bool(np.shares_memory(a, b, max_work=_WORK))  # type: ignore[arg-type]
-    except _TooHardError:
-        return True
 
 
 def _copy_like(source: Array, array: Array) -> Array:
@@ -381,10 +369,9 @@ def backward_step(
     else:
         _dispatch.gradient_sums(flat_grad, flat(source), layout, table, flat_mask)
         # With given statistics the step is affine: grad_x = grad_y * (gamma * inv_std).
-        zeros, ones = np.zeros(channels), np.ones(channels)
-        scale = statistics_rows(
-            zeros, ones, table[rows.GRAD_GAMMA] * table[rows.GRAD_INV_STD], None
-        )
+        with np.errstate(all="ignore"):
+            factors = table[rows.GRAD_GAMMA] * table[rows.GRAD_INV_STD]
+        scale = statistics_rows(np.zeros(channels), np.ones(channels), factors, None)
         pair = replace(layout, strides=layout.strides[1:])
         _dispatch.normalize(flat_grad, flat_target, pair, scale, 0.0)
     return _result(target, out), *parameter_gradients(table, dtype)
@@ -392,7 +379,7 @@ def backward_step(
 
 def parameter_gradients(table: Table64, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     """Return grad_gamma and grad_beta from the sums in ``table``."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         products = table[rows.SUM_GRAD_DEVIATION] * table[rows.GRAD_INV_STD]
         return products.astype(dtype), table[rows.SUM_GRAD].astype(dtype)
 

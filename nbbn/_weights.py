@@ -57,6 +57,6 @@ def make(mask: Any, weights: Any, shape: tuple[int, ...], index: int) -> Weights
 def _weights(values: Array, shape: tuple[int, ...], index: int) -> Weights:
     others = shape[:index] + shape[index + 1 :]
     times = math.prod(others) // values.size if values.size else 0
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         total = np.count_nonzero(values) if values.dtype == np.bool_ else values.sum()
     return Weights(values, others, float(total) * times)

@@ -58,6 +58,8 @@ class FrozenBatchNorm:
     array([10.,  4., 10., 16.])
     """
 
+    __module__ = "nbbn"  # where users find it, and pickles
+
     def __init__(
         self,
         center: Any,
@@ -122,7 +124,7 @@ class FrozenBatchNorm:
         Raises
         ------
         TypeError, ValueError
-            For an argument of the wrong type, shape or range.
+            For an argument of the wrong type, shape or range, such as a negative variance.
 
         Examples
         --------
@@ -134,7 +136,7 @@ class FrozenBatchNorm:
         if means.ndim != 1 or means.size == 0:
             raise ValueError(f"mean: expected one value a channel, got shape {means.shape}")
         count = means.size
-        variances = _checks.per_channel("var", var, count).astype(np.float64)
+        variances = _checks.variances("var", var, count).astype(np.float64)
         gammas = np.ones(count) if gamma is None else _checks.per_channel("gamma", gamma, count)
         betas = np.zeros(count) if beta is None else _checks.per_channel("beta", beta, count)
         epsilon = _checks.real("eps", eps, 0.0)
@@ -239,13 +241,22 @@ class FrozenBatchNorm:
         return given
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_plans"}
+        options = {name: getattr(self, name) for name in _OPTIONS}
+        numbers = {"center": self.center, "scale": self.scale, "shift": self.shift}
+        own = {name: value for name, value in vars(self).items() if name not in _PRIVATE}
+        return {"options": options, "numbers": numbers, "attributes": own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._table = self._table.copy()
-        self._table.flags.writeable = False
-        self._plans = _plain.Plans(self._num_features, self._axis)
+        if "_table" in state:  # a pickle from before these names
+            table = state["_table"]
+            of_table = {"center": rows.MEAN, "scale": rows.GAMMA, "shift": rows.BETA}
+            state = {
+                "options": {name: state[f"_{name}"] for name in _OPTIONS},
+                "numbers": {name: table[row] for name, row in of_table.items()},
+                "attributes": {name: v for name, v in state.items() if name not in _PRIVATE},
+            }
+        FrozenBatchNorm.__init__(self, **state["numbers"], **state["options"])
+        vars(self).update(state["attributes"])
 
     def __repr__(self) -> str:
         shown = [f"{self._num_features} channels", f"axis={self._axis}"]
@@ -254,3 +265,9 @@ class FrozenBatchNorm:
         if self._activation == "leaky_relu":
             shown.append(f"negative_slope={self._negative_slope!r}")
         return f"<FrozenBatchNorm of {', '.join(shown)}>"
+
+
+_OPTIONS = ("axis", "activation", "negative_slope")
+_PRIVATE = frozenset(
+    vars(FrozenBatchNorm([0.0], [1.0], [0.0]))  # what a pickle holds otherwise, or leaves out
+)

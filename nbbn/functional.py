@@ -76,7 +76,7 @@ def normalize(
     TypeError
         For any other dtype, and for masked arrays.
     ValueError
-        For a wrong shape, axis, ``eps`` or ``out``. Nothing has been written then.
+        For a wrong shape, axis, ``eps`` or ``out``, and a negative variance. Nothing has been written then.
 
     Notes
     -----
@@ -106,7 +106,7 @@ def normalize(
     kind = _checks.result_dtype(dtype, values.dtype)
     table = statistics_rows(
         _checks.per_channel("mean", mean, channels),
-        _checks.per_channel("var", var, channels),
+        _checks.variances("var", var, channels),
         _optional("gamma", gamma, channels),
         _optional("beta", beta, channels),
     )
@@ -191,7 +191,8 @@ def batch_norm(
         For any other dtype, and for masked arrays.
     ValueError
         For a wrong shape, axis, option or ``out``; in training also where there are too few values
-        per channel for the corrections. Nothing has been written or updated then.
+        per channel for the corrections, in inference for a negative variance. Nothing has been written or
+        updated then.
 
     Notes
     -----
@@ -233,7 +234,7 @@ def batch_norm(
             if given is None:
                 raise ValueError(f"{name}: expected an array for inference, got None")
         mean = _checks.per_channel("running_mean", running_mean, channels)
-        var = _checks.per_channel("running_var", running_var, channels)
+        var = _checks.variances("running_var", running_var, channels)
         table = statistics_rows(mean, var, gammas, betas)
         y = inference_step(values, index, table, epsilon, target, after)
         return y if out is None else _same(out)
@@ -246,6 +247,7 @@ def batch_norm(
     if weights is not None and weights.total == 0.0:
         mean = np.zeros(channels) if means is None else means
         var = np.ones(channels) if variances is None else variances
+        _checks.not_negative("running_var", var)
         table = statistics_rows(mean, var, gammas, betas)
         y = inference_step(values, index, table, epsilon, target, after)
         return y if out is None else _same(out)

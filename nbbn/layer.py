@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nbbn import _checks, _epilogue, _plain, _storage, _weights
 from nbbn._epilogue import Epilogue
 from nbbn._forward import Forward, is_unchanged, token_of
+from nbbn._layout import overlap
 from nbbn._locks import new_lock
 from nbbn._pool import empty_like
 from nbbn._steps import (
@@ -21,7 +22,6 @@ from nbbn._steps import (
     backward_step,
     inference_step,
     moments_step,
-    overlap,
     training_step,
     update_running_rows,
 )
@@ -89,7 +89,8 @@ class BatchNorm:
         Learned scale (initially 1) and shift (initially 0).
     running_mean, running_var : ndarray or None, shape (C,)
         Statistics for inference (initially 0 and 1). These four arrays are updated in place and
-        never replaced; assigning to one copies the values into it.
+        never replaced; assigning to one copies the values into it. A negative variance is refused
+        where it is assigned or loaded; written into the array, it makes NaN.
     num_batches_tracked : int
         Number of training batches that entered the running statistics.
     batch_mean, batch_var, batch_inv_std : ndarray of float64 or None, shape (C,)
@@ -135,6 +136,8 @@ class BatchNorm:
     >>> bn(np.array([[200.0], [0.0], [200.0], [400.0]])).ravel().round(4)
     array([10.    ,  5.7574, 10.    , 14.2426])
     """
+
+    __module__ = "nbbn"  # where users find it, and pickles
 
     grad_gamma: Array | None
     grad_beta: Array | None
@@ -341,8 +344,9 @@ class BatchNorm:
     def _assign(self, name: str, array: Array | None, value: Any) -> None:
         if array is None:
             raise ValueError(f"{name}: expected no value, as this layer was made without it")
-        found = _checks.per_channel(name, value, self._num_features)
-        with self._lock, np.errstate(over="ignore"):
+        check = _checks.variances if name == "running_var" else _checks.per_channel
+        found = check(name, value, self._num_features)
+        with self._lock, np.errstate(all="ignore"):
             self._table[_ROWS[name]] = found
 
     def __call__(
@@ -363,10 +367,11 @@ class BatchNorm:
         training : bool, optional
             The mode of this call; by default ``self.training``.
         mask : array_like of bool, optional
-            True where a value enters the batch's statistics, in all channels: of the shape of ``x`` with
-            size 1 along the channel axis, or of the shape of ``x`` without the channel axis; either may
-            be broadcast. What is masked may be NaN. Every output is computed. Where all are masked, the
-            running statistics are used (or mean 0 and variance 1) and nothing changes.
+            True where a value enters the batch's statistics, in all channels: with as many dimensions as
+            ``x``, of its shape with size 1 along the channel axis; with fewer, of its shape without the
+            channel axis; either may be broadcast. What is masked may be NaN. Every output is computed.
+            Where all are masked, the running statistics are used (or mean 0 and variance 1) and nothing
+            changes.
         residual : array_like, optional
             Added before the activation, in the same pass; of the shape and dtype of ``x``.
         out : ndarray, optional
@@ -436,10 +441,11 @@ class BatchNorm:
         self, x: Array, training: Any, residual: Any, out: Any, plan: _plain.Plan
     ) -> Array | None:
         """Forward of a plain array; None where the general way has to do it."""
-        if training is not False and not (residual is None and self._after is None):
+        given = training is False and self._running_mean is not None  # the statistics
+        if not given and not (residual is None and self._after is None):
             return None
         y = empty_like(x) if out is None else out
-        if training is False and self._running_mean is not None:
+        if given:
             eps = self._eps
             with self._lock:  # a snapshot: another thread may be training
                 table = self._table.copy()
@@ -563,13 +569,13 @@ class BatchNorm:
     def _set_population(self, moments: Moments, batches: int) -> None:
         """Make these the running statistics."""
         var = moments.var(self._running_correction)
-        with self._lock, np.errstate(over="ignore"):
+        with self._lock, np.errstate(all="ignore"):
             self._table[rows.MEAN], self._table[rows.VAR] = moments.mean, var
             self._counter[0] = batches
 
     def _accepts(self, table: Array, count: float) -> bool:
         """Whether the statistics are finite, also as running ones; with "raise" they must be."""
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             mean = table[rows.MEAN].astype(self._dtype)
             var = (table[rows.M2] / (count - self._running_correction)).astype(self._dtype)
         finite = np.isfinite(mean) & np.isfinite(var)
@@ -664,7 +670,7 @@ class BatchNorm:
         if last.training:
             inv_std = last.table[rows.INV_STD]
         else:
-            with np.errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(all="ignore"):
                 inv_std = 1.0 / np.sqrt(last.table[rows.VAR].astype(np.float64) + last.eps)
         return backward_step(
             grad_y,
@@ -874,7 +880,7 @@ class BatchNorm:
         TypeError
             Where it is not a mapping, or the counter not an integer.
         ValueError
-            For a wrong name, shape or dtype. The layer is unchanged then.
+            For a wrong name, shape or dtype, and a negative variance. The layer is unchanged then.
 
         Examples
         --------
@@ -882,11 +888,15 @@ class BatchNorm:
         >>> bn, other = nbbn.BatchNorm(3), nbbn.BatchNorm(3)
         >>> bn.load_state_dict(other.state_dict())
         """
-        arrays = self._arrays()
-        found, number = _storage.checked_state(state, arrays)
+        found, number = _storage.checked_state(state, self._arrays())
+        if "running_var" in found:
+            _checks.not_negative("running_var", found["running_var"])
+        self._put(found, number)
+
+    def _put(self, values: Mapping[str, Array], number: int) -> None:
         with self._lock:
-            for name, array in arrays.items():
-                array[...] = found[name]
+            for name, array in self._arrays().items():
+                array[...] = values[name]
             self._counter[0] = number
 
     def _options(self) -> dict[str, Any]:
@@ -987,8 +997,9 @@ class BatchNorm:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         BatchNorm.__init__(self, **state["options"])
-        self.load_state_dict(state["state"])
-        vars(self).update(state["attributes"])
+        self._put(*_storage.checked_state(state["state"], self._arrays()))
+        own = state["attributes"].items()
+        vars(self).update({name: value for name, value in own if name not in _PRIVATE})
 
     def __repr__(self) -> str:
         shown = [str(self._num_features)]
@@ -1017,6 +1028,7 @@ _PRIVATE = frozenset(
         "_last",
         "_here",
         "_plans",
+        "_dtype",
         "_after",
         "_tag",
         "_collected",

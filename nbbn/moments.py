@@ -68,6 +68,8 @@ class Moments:
     True
     """
 
+    __module__ = "nbbn"  # where users find it, and pickles
+
     __slots__ = ("_m2_low", "_mean_low", "count", "m2", "mean")
 
     count: float
@@ -110,8 +112,11 @@ class Moments:
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{name}: Moments are immutable")
 
-    def __reduce__(self) -> Any:
-        return Moments._restore, (self.count, self.mean, self._mean_low, self.m2, self._m2_low)
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.count, self.mean, self._mean_low, self.m2, self._m2_low
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._set(*state)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Moments):
@@ -257,7 +262,7 @@ class Moments:
             return self
         if not self.count:
             return other
-        with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(all="ignore"):
             return self._merged(other)
 
     def _merged(self, other: Moments) -> Moments:
@@ -324,7 +329,8 @@ class Moments:
             raise ValueError(
                 f"correction: expected less than the count, {self.count:g}, got {taken:g}"
             )
-        found: Vector = self.m2 / (self.count - taken)
+        with np.errstate(all="ignore"):
+            found: Vector = self.m2 / (self.count - taken)
         return found
 
     def std(self, correction: float = 0) -> Vector:
@@ -351,7 +357,9 @@ class Moments:
         >>> nbbn.Moments(4, [2.0], [16.0]).std()
         array([2.])
         """
-        found: Vector = np.sqrt(self.var(correction))
+        var = self.var(correction)
+        with np.errstate(all="ignore"):
+            found: Vector = np.sqrt(var)
         return found
 
 
@@ -412,9 +420,9 @@ def batch_moments(x: Any, *, axis: int = 1, mask: Any = None, weights: Any = Non
     axis : int, default 1
         The channel axis; statistics are taken over all the others. May be negative.
     mask : array_like of bool, optional
-        True where a value counts, in all channels: of the shape of ``x`` with size 1 along the channel
-        axis, or of the shape of ``x`` without the channel axis; either may be broadcast. What is masked
-        may be NaN.
+        True where a value counts, in all channels: with as many dimensions as ``x``, of its shape with
+        size 1 along the channel axis; with fewer, of its shape without the channel axis; either may be
+        broadcast. What is masked may be NaN.
     weights : array_like of real numbers, optional
         Weight of each value, finite and >= 0, in shapes as ``mask``; where it is 0, the value may be NaN.
         Below 2.3e-308, the smallest normal number, it is taken for 0.

@@ -81,6 +81,8 @@ class Standardizer(_estimator.Estimator):
            [ 0., 10.]], dtype=float32)
     """
 
+    __module__ = "nbbn"  # where users find it, and pickles
+
     def __init__(self, *, axis: int = -1, with_mean: bool = True, with_std: bool = True) -> None:
         self.axis = axis
         self.with_mean = with_mean

@@ -223,6 +223,7 @@ REFUSED = {
 OF_NORMALIZE = {
     "mean": (ValueError, r"^mean: expected shape \(6,\)", never(), {"mean": np.zeros(5)}),
     "var": (TypeError, r"^var: expected dtype", never(), {"var": np.zeros(6, int)}),
+    "variance": (ValueError, r"^var: expected no variance below 0", never(), {"var": -np.ones(6)}),
     "gamma": (ValueError, r"^gamma: expected shape \(6,\)", never(), {"gamma": np.zeros(5)}),
     "eps": (ValueError, r"^eps: ", never(), {"eps": -1.0}),
     "activation": (ValueError, r"^activation: ", never(), {"activation": "tanh"}),

@@ -139,6 +139,7 @@ def test_wrong_arguments(arguments, options, error, sentence):
         ((ONE[None], ONE), {}, ValueError, "mean: expected one value a channel"),
         ((ONE, ONE[:1]), {}, ValueError, r"var: expected shape \(3,\)"),
         ((ONE, ONE, ONE[:1]), {}, ValueError, r"gamma: expected shape \(3,\)"),
+        ((ONE, -ONE), {}, ValueError, "var: expected no variance below 0, got -1"),
         ((ONE, ONE), {"eps": -1.0}, ValueError, "eps: expected a finite number >= 0"),
     ],
 )

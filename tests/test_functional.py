@@ -348,3 +348,53 @@ def test_whatever_shares_its_memory_with_numpy_is_accepted(wrap):
         nbbn.batch_norm_backward(grad_y, x, mean, var)[0],
     )
     assert_same_bits(nbbn.batch_moments(wrap(x)).m2, nbbn.batch_moments(x).m2)
+
+
+@by_parameter_dtype
+def test_running_statistics_may_be_columns_of_one_table(parameter_dtype):
+    x = cases.values((40, 5), loc=2.0)
+    table = np.zeros((5, 2), parameter_dtype)
+    table[:, 1] = 1.0
+    mean, var = np.zeros(5, parameter_dtype), np.ones(5, parameter_dtype)
+    for _ in range(2):
+        y = nbbn.batch_norm(x, table[:, 0], table[:, 1], training=True)
+        assert_same_bits(y, nbbn.batch_norm(x, mean, var, training=True))
+    assert_same_bits(table, np.stack([mean, var], axis=1))
+
+
+def test_running_statistics_that_share_a_byte_are_refused():
+    x, memory = cases.values((40, 5)), np.ones(11, np.float32)
+    out = np.ones((40, 5), np.float32)
+    pairs = (memory[:5], memory[:5]), (memory[:5], memory[4:9]), (memory[:9:2], memory[2::2])
+    for mean, var in pairs:
+        with pytest.raises(
+            ValueError, match="running_mean: expected memory apart from running_var"
+        ):
+            nbbn.batch_norm(x, mean, var, training=True)
+    with pytest.raises(ValueError, match="running_var: expected memory apart from out"):
+        nbbn.batch_norm(x, memory[:5], out[3], training=True, out=out)
+    assert (memory == 1).all() and (out == 1).all()
+
+
+NEGATIVE = {
+    "normalize": lambda x, mean, var: nbbn.normalize(x, mean, var),
+    "batch_norm": lambda x, mean, var: nbbn.batch_norm(x, mean, var),
+    "all masked": lambda x, mean, var: nbbn.batch_norm(x, mean, var, training=True, mask=False),
+}
+
+
+@pytest.mark.parametrize("name", NEGATIVE)
+def test_a_negative_variance_is_refused(name):
+    x, mean = cases.values((6, 3)), np.zeros(3)
+    for least in (-1e-300, -2.0, -np.inf):
+        for var in ([1.0, least, 1.0], [np.nan, 1.0, least]):
+            with pytest.raises(
+                ValueError, match=f"var: expected no variance below 0, got {least:g}"
+            ):
+                NEGATIVE[name](x, mean, np.array(var))
+    for var in (np.zeros(3), -np.zeros(3), np.full(3, np.inf)):
+        assert np.isfinite(NEGATIVE[name](x, mean, var)).all()
+    y = NEGATIVE[name](x, mean, np.array([1.0, np.nan, 1.0]))
+    assert np.isnan(y).any(axis=0).tolist() == [False, True, False]
+    nothing = NEGATIVE[name](x[:, :0], mean[:0], mean[:0])
+    assert nothing.shape == (6, 0)

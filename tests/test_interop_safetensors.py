@@ -110,7 +110,7 @@ def test_the_configuration_is_of_the_layer_without_a_prefix(path):
 
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 def test_half_precision_widens_without_loss(kind, path):
-    values = np.array([-0.5, 1.5, 3.0], F32)
+    values = np.array([0.5, 1.5, 3.0], F32)
     half = values.astype(np.float16).tobytes()
     upper = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
     content = half if kind == "F16" else upper

@@ -1,13 +1,16 @@
 """Every entry of the dispatch table, on every layout that it takes: right, and with the bits of the other entries."""
 
+import inspect
+
 import cases
 import numpy as np
 import pytest
 import reference
 
 import nbbn
-from nbbn import _dispatch, _machine, _plain, _threads
-from nbbn._layout import describe, flat
+from nbbn import _dispatch, _jit, _machine, _plain, _threads
+from nbbn._layout import Layout, describe, flat
+from nbbn.kernels import channels_first, channels_first_backward
 from nbbn.kernels import table as rows
 
 # (shape, axis) of each kind of canonical view: runs, single runs, columns, folded columns with a tail, one channel
@@ -165,8 +168,8 @@ def test_streaming_is_for_what_exceeds_the_cache(monkeypatch):
     full = 2 * x.nbytes * 4 // 3  # of which both arrays take three quarters
     for size, expected in ((full + 4, 0), (full - 4, 1)):
         monkeypatch.setattr(_machine, "last_level_cache", lambda size=size: size)
-        assert _dispatch.is_streamed(layout, y, x) == expected
-        assert _dispatch.is_streamed(layout, x, x) == 0
+        assert _dispatch.is_streamed("normalize", layout, y, x) == expected
+        assert _dispatch.is_streamed("normalize", layout, x, x) == 0
 
 
 def test_the_largest_cache_is_read_from_the_system(tmp_path):
@@ -175,3 +178,91 @@ def test_the_largest_cache_is_read_from_the_system(tmp_path):
         (tmp_path / f"index{index}" / "size").write_text(text)
     assert _machine.last_level_cache(tmp_path) == 32 << 20
     assert _machine.last_level_cache(tmp_path / "none") == 32 << 20
+
+
+def recorded(patch, module):
+    """A list that will hold the length of each run that kernels of the module, called as Python, write."""
+    runs, real = [], ("channels_of_group", "segments_and_rows", "joins")
+
+    def recorder(name, signature):
+        def record(*arguments):
+            given = signature.bind(*arguments).arguments
+            runs.append(given["length"] * (given["rows"] if "joined" in name else 1))
+
+        return record
+
+    for name, value in list(vars(module).items()):
+        if not hasattr(value, "py_func"):
+            continue
+        if name in real:
+            patch.setattr(module, name, value.py_func)
+        elif name.endswith("_rows"):
+            patch.setattr(module, name, recorder(name, inspect.signature(value.py_func)))
+        else:
+            patch.setattr(module, name, lambda *arguments: (0, 0, 0))
+    patch.setattr(module, "working_dtype", lambda x: np.float32)
+    patch.setattr(module, "fence", lambda: None)
+    return runs
+
+
+def call_in_python(kernel, layout, masked, patch):
+    """The longest run of values that a kernel writes."""
+    of_x, of_y, of_grad = layout.strides
+    nothing = None, 0, 0
+    mask = np.ones(1, np.uint8) if masked else None
+    x, table = np.zeros(1, np.float32), np.zeros((10, layout.channels))
+    y = x, *of_y, 1
+    if kernel == "normalize_channels_first":
+        module, arguments = channels_first, (table, 0.0, *y, *nothing, (), 0.0, *nothing)
+    elif kernel == "train_channels_first":
+        module, arguments = channels_first, (1.0, 0.0, table, *y, *nothing, (), 0.0, mask)
+    else:
+        module, arguments = channels_first_backward, (1.0, 1.0, table, *y, mask)
+    runs = recorded(patch, module)
+    before = () if module is channels_first else (x, *of_grad)
+    getattr(module, kernel).function(*before, x, *layout.view, *of_x, *arguments)
+    return max(runs)
+
+
+@pytest.mark.skipif(not _jit.is_enabled(), reason="helpers are told by their compiled form")
+@pytest.mark.parametrize(
+    ("kernel", "masked", "operation"),
+    [
+        ("normalize_channels_first", False, "normalize"),
+        ("train_channels_first", False, "train"),
+        ("train_channels_first", True, "train"),
+        ("backward_channels_first", False, "backward"),
+        ("backward_channels_first", True, "input gradient"),
+        ("backward_input_channels_first", False, "input gradient"),
+        ("backward_input_channels_first", True, "input gradient"),
+    ],
+)
+@pytest.mark.parametrize("gap", [(0, 0), (7, 0), (0, 7)])  # after a sample, after a channel
+def test_how_much_is_written_in_a_row_is_what_kernels_do(kernel, masked, operation, gap):
+    sizes = (2, 64, 49), (3, 512, 49), (2000, 64, 49), (700, 40, 49), (5, 1, 30), (3, 40, 5000)
+    for outer, channels, inner in sizes:
+        step = inner + gap[1]
+        strides = channels * step + gap[0], step if channels > 1 else 0
+        layout = Layout(True, channels, outer * inner, inner, outer, 1, 0, (strides,) * 3)
+        with pytest.MonkeyPatch.context() as patch:
+            found = call_in_python(kernel, layout, masked, patch)
+        said = _dispatch.written_in_a_row(operation, layout)
+        # Where that is long, it is only that it is: a kernel may begin a new task.
+        assert min(found, 4096) == min(said, 4096), (outer, channels, inner)
+
+
+def test_short_runs_of_many_samples_are_not_streamed(monkeypatch):
+    monkeypatch.setattr(_machine, "last_level_cache", lambda: 0)
+    x = np.empty((2048, 512, 7, 7), np.float32)  # its pages are never touched
+    layout = _plain.make_plan(x.shape, 1).layout
+    streamed = {
+        op: _dispatch.is_streamed(op, layout, x, x[:]) for op in ("normalize", "train", "backward")
+    }
+    assert streamed == {"normalize": 0, "train": 0, "backward": 0}  # in place
+    y = np.empty_like(x)
+    streamed = {
+        op: _dispatch.is_streamed(op, layout, y, x) for op in ("normalize", "train", "backward")
+    }
+    assert streamed == {"normalize": 1, "train": 0, "backward": 0}
+    few = _plain.make_plan((32, 512, 7, 7), 1).layout  # whose channels are worked on in groups
+    assert _dispatch.is_streamed("train", few, y, x) == 1

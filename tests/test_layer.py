@@ -384,3 +384,10 @@ def test_a_layer_uses_the_same_arithmetic_as_the_functions():
     assert_same_bits(bn.running_mean, mean)
     assert_same_bits(bn.running_var, var)
     assert_same_bits(bn.eval()(X), nbbn.batch_norm(X, mean, var, bn.gamma, bn.beta))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (5, 4, 1), ()])
+def test_without_running_statistics_a_wrong_residual_is_refused(shape):
+    bn = nbbn.BatchNorm(4, track_running_stats=False).eval()
+    with pytest.raises(ValueError, match=r"residual: expected shape \(5, 4\)"):
+        bn(cases.values((5, 4)), residual=np.ones(shape, np.float32))

@@ -1,5 +1,7 @@
 """Masks and weights: in moments, training, inference and backward; NaN under the mask; what a mask may look like."""
 
+import itertools
+
 import cases
 import numpy as np
 import pytest
@@ -332,7 +334,6 @@ FORMS = {
     "one a step, broadcast": ((1, 5), (1, 5, 1)),
     "for all axes": ((4, 5, 1), (4, 5, 1)),
     "for all axes, broadcast": ((1, 5, 1), (1, 5, 1)),
-    "for the last of all axes": ((5, 1), (1, 5, 1)),
     "one": ((), (1, 1, 1)),
 }
 
@@ -344,8 +345,6 @@ def test_forms_of_a_mask(form, axis):
     x = np.ascontiguousarray(np.moveaxis(cases.values((4, 5, 3)), -1, axis))
     if len(given) == 3:
         given = np.moveaxis(np.empty(given), -1, axis).shape
-    if form == "for the last of all axes" and axis != -1:
-        pytest.skip("another mask there")
     rng = np.random.default_rng(3)
     mask = rng.random(given) < 0.6
     mask.reshape(-1)[-1] = True
@@ -378,10 +377,39 @@ def test_a_true_may_be_any_byte_but_0(shape):
 
 
 def test_a_short_mask_stands_for_the_axes_other_than_the_channels():
-    x = cases.values((4, 4, 3))  # (4, 1) would also fit the last two of all axes
     mask = np.array([[True], [False], [True], [False]])
-    moments = nbbn.batch_moments(x, axis=-1, mask=mask)
-    check_weighted(moments, x, np.broadcast_to(mask, (4, 4)), -1)
+    for length in (4, 5, 1):  # of the second axis: that it agrees with the mask changes nothing
+        x = cases.values((4, length, 3))
+        moments = nbbn.batch_moments(x, axis=-1, mask=mask)
+        check_weighted(moments, x, np.broadcast_to(mask, (4, length)), -1)
+        weighted = nbbn.batch_moments(x, axis=-1, weights=mask * 2.0)
+        check_weighted(weighted, x, np.broadcast_to(mask * 2.0, (4, length)), -1)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (1, 4), (1, 1)])
+def test_a_short_mask_has_one_reading_whatever_sizes_agree(shape, axis):
+    """That of numpy.broadcast_to the other axes, or none."""
+    mask = np.arange(np.prod(shape)).reshape(shape) % 2 == 0
+    for sizes in itertools.product((1, 4, 5), repeat=3):
+        x = cases.values(sizes)
+        try:
+            where = np.broadcast_to(mask, others(sizes, axis))
+        except ValueError:
+            for given in ({"mask": mask}, {"weights": mask}):
+                with pytest.raises(ValueError, match="expected a shape that broadcasts to"):
+                    nbbn.batch_moments(x, axis=axis, **given)
+            continue
+        check_weighted(nbbn.batch_moments(x, axis=axis, mask=mask), x, where, axis)
+
+
+def test_a_mask_of_all_dimensions_has_size_1_along_the_channel_axis():
+    x = cases.values((4, 3, 3))
+    with pytest.raises(ValueError, match=r"with size 1 along axis 1, got \(4, 3, 3\)"):
+        nbbn.batch_moments(x, mask=np.ones((4, 3, 3), bool))
+    for shape in ((1, 1, 4, 3), (1, 1, 1, 1)):
+        with pytest.raises(ValueError, match="expected a shape that broadcasts to"):
+            nbbn.batch_moments(x, mask=np.ones(shape, bool))
 
 
 def test_moments_update_takes_a_mask():

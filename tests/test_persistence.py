@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from pathlib import Path
 
 import cases
 import numpy as np
@@ -89,6 +90,7 @@ BAD_STATES = {
     "float64": ({"running_var": np.ones(3)}, ("running_var", "float32", "float64")),
     "integers": ({"beta": np.ones(3, int)}, ("beta", "float32", "int")),
     "objects": ({"beta": np.array([1, 2, 3], object)}, ("beta", "float32", "object")),
+    "negative variance": ({"running_var": -np.ones(3, F32)}, ("running_var", "below 0, got -1")),
     "counter negative": ({"num_batches_tracked": -1}, ("num_batches_tracked", "-1")),
     "counter fraction": ({"num_batches_tracked": 1.5}, ("num_batches_tracked", "1.5")),
     "counter text": ({"num_batches_tracked": "many"}, ("num_batches_tracked", "many")),
@@ -395,23 +397,107 @@ def test_a_pickled_layer_comes_back(options, protocol):
     assert_same_layer(bn, other)
 
 
-def test_a_pickle_holds_arrays_and_scalars_only():
-    """Nothing but NumPy arrays, the layer itself and built-in values is named in it: no locks, no saved batches."""
-    data = pickle.dumps(used(), 2)
-    named = {
-        argument.split()[0]
-        for code, argument, _ in pickletools.genops(data)
-        if code.name == "GLOBAL"
+class Alone:
+    def allgather(self, array):
+        return [array]
+
+
+VALUES = cases.values((6, 3), np.float64, loc=1.0)
+PICKLED = {
+    "layer": (used, "nbbn.BatchNorm"),
+    "fused layer": (lambda: used(activation="leaky_relu", negative_slope=0.5), "nbbn.BatchNorm"),
+    "frozen": (lambda: used().freeze(), "nbbn.FrozenBatchNorm"),
+    "fused, frozen": (lambda: used(activation="relu").freeze(), "nbbn.FrozenBatchNorm"),
+    "moments": (lambda: nbbn.batch_moments(VALUES).update(VALUES), "nbbn.Moments"),
+    "new standardizer": (lambda: nbbn.Standardizer(with_std=False), "nbbn.Standardizer"),
+    "standardizer": (lambda: nbbn.Standardizer().fit(VALUES), "nbbn.Standardizer"),
+    "synchronized": (
+        lambda: nbbn.distributed.SyncBatchNorm(3, comm=Alone()),
+        "nbbn.distributed.SyncBatchNorm",
+    ),
+}
+
+
+def globals_of(data):
+    """What a pickle names, as `module.name`."""
+    named, strings = set(), []
+    for code, argument, _ in pickletools.genops(data):
+        if code.name == "GLOBAL":
+            named.add(argument.replace(" ", "."))
+        elif code.name == "STACK_GLOBAL":
+            named.add(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+    return named
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 3])  # which write a name whole wherever it stands
+@pytest.mark.parametrize("name", PICKLED)
+def test_a_pickle_names_public_paths_only(name, protocol):
+    make, public = PICKLED[name]
+    value = make()
+    data = pickle.dumps(value, protocol)
+    assert type(pickle.loads(data)) is type(value)
+    named = globals_of(data)
+    assert public in named
+    others = {each for each in named if not each.startswith("numpy.")} - {public}
+    assert others <= {
+        "_codecs.encode",
+        "builtins.object",
+        "__builtin__.object",
+        "copyreg._reconstructor",
+        "copy_reg._reconstructor",
     }
-    assert {name.split(".")[0] for name in named} <= {
-        "nbbn",
-        "numpy",
-        "builtins",
-        "__builtin__",
-        "copyreg",
-        "copy_reg",
-        "_codecs",
-    }
+    assert f"{type(value).__module__}.{type(value).__qualname__}" == public
+    assert globals_of(pickle.dumps(value, 5)) >= {public}
+
+
+DATA = Path(__file__).parent / "data"  # made before pickles named public paths only
+
+
+def test_older_pickles_and_files_load():
+    def old(name):
+        return pickle.loads((DATA / f"{name}.pickle").read_bytes())
+
+    expected = np.load(DATA / "expected.npz")
+    x, wide = expected["x"], expected["x"].astype(np.float64)
+    for bn in (old("batch_norm"), nbbn.BatchNorm.load(DATA / "batch_norm.npz")):
+        assert_same_bits(bn(x), expected["batch_norm"])
+        for name in ("running_mean", "running_var", "gamma", "beta"):
+            assert_same_bits(getattr(bn, name), expected[name])
+        assert (bn.eps, bn.momentum, bn.training) == (1e-3, 0.25, False)
+        assert (bn.activation, bn.negative_slope, bn.num_batches_tracked) == (
+            "leaky_relu",
+            0.125,
+            1,
+        )
+    assert_same_bits(old("batch_norm").grad_gamma, expected["grad_gamma"])
+    assert_same_bits(old("batch_norm").batch_var, expected["batch_var"])
+    assert_same_bits(old("frozen")(x), expected["frozen"])
+    fused = old("frozen_leaky_relu")
+    assert_same_bits(fused(x), expected["batch_norm"])
+    assert (fused.activation, fused.negative_slope, fused.axis) == ("leaky_relu", 0.125, 1)
+    assert_same_bits(pickle.loads(pickle.dumps(fused))(x), expected["batch_norm"])
+    assert_same_bits(old("moments").mean, expected["mean"])
+    assert_same_bits(old("moments").m2, expected["m2"])
+    assert old("moments").count == 12
+    assert_same_bits(old("standardizer").transform(wide), expected["standardizer"])
+
+
+def test_a_negative_variance_is_refused_where_it_is_assigned_and_kept_where_it_was_written():
+    bn = used()
+    before = snapshot(bn)
+    with pytest.raises(ValueError, match="running_var: expected no variance below 0, got -2"):
+        bn.running_var = np.array([1, -2, 1], F32)
+    assert snapshot(bn) == before
+    bn.running_mean = bn.beta = -np.ones(3)
+    bn.running_var[1] = -2  # nobody sees it
+    assert np.isnan(bn.eval()(np.ones((2, 3), F32))[:, 1]).all()
+    for other in (copy.deepcopy(bn), pickle.loads(pickle.dumps(bn))):
+        assert_same_bits(other.running_var, bn.running_var)
+
+
+def test_a_pickle_holds_no_saved_batches():
     bn = nbbn.BatchNorm(3)
     bn(np.ones((100_000, 3), np.float32))
     assert len(pickle.dumps(bn)) < 100_000

@@ -1,7 +1,9 @@
 """What users, other threads and other files may do to a layer without harm."""
 
+import contextlib
 import copy
 import gc
+import itertools
 import json
 import os
 import pickle
@@ -16,9 +18,11 @@ import cases
 import numpy as np
 import pytest
 import reference
+from compare import assert_same_bits, same_bits
 
 import nbbn
-from nbbn import _machine
+from nbbn import _dispatch, _jit, _machine
+from nbbn.distributed import SyncBatchNorm
 
 
 def data(shape=(8, 4), seed=0):
@@ -379,3 +383,141 @@ def test_large_object_arrays_get_the_usual_sentence():
         TypeError, match="x: expected dtype float32, float64, float16 or bfloat16, got object"
     ):
         nbbn.BatchNorm(8)(np.ones((200_000, 8), object))
+
+
+def unpickled(array):
+    """What a data loader hands over: its dtype is equal to NumPy's own, but not that object."""
+    found = pickle.loads(pickle.dumps(array))
+    assert found.dtype == array.dtype and found.dtype is not array.dtype
+    return found
+
+
+@pytest.mark.skipif(not _jit.is_enabled(), reason="there is one way only")
+@pytest.mark.parametrize("shape", [(12, 5), (3, 5, 4, 6)])
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.case_id)
+def test_arrays_from_a_pickle_take_the_same_way_as_others(dtype, shape, monkeypatch):
+    arrays = cases.values(shape, dtype), cases.values(shape, dtype, seed=1)
+    vectors = cases.parameters(5, dtype)
+
+    def everything(x, grad_y, gamma, beta, mean, var):
+        bn = nbbn.BatchNorm(5, dtype=dtype)
+        bn.gamma, bn.beta = gamma, beta
+        found = [bn(x), bn.backward(grad_y, out=grad_y.copy()), bn.grad_gamma, bn.running_var]
+        found += [bn.eval()(x), bn(x, out=x.copy())]
+        bn.activation = "relu"
+        found += [bn(x, residual=grad_y), bn.freeze()(x, residual=grad_y)]
+        found += [nbbn.normalize(x, mean, var, gamma, beta), nbbn.batch_norm(x, mean, var)]
+        found += [nbbn.batch_norm(x, mean.copy(), var.copy(), gamma, beta, training=True)]
+        found += nbbn.batch_norm_backward(grad_y, x, mean, var, gamma)
+        return [*found, nbbn.batch_moments(x).m2]
+
+    expected = everything(*arrays, *vectors)
+
+    def general(*arguments, **keywords):
+        raise AssertionError("the general way")
+
+    monkeypatch.setattr(_dispatch, "_run", general)
+    found = everything(*map(unpickled, arrays), *map(unpickled, vectors))
+    for one, other in zip(found, expected, strict=True):
+        assert_same_bits(one, other)
+    bn = pickle.loads(pickle.dumps(nbbn.BatchNorm(5, dtype=dtype)))
+    assert bn.dtype is np.dtype(dtype)
+    bn(arrays[0])
+    bn.backward(arrays[1])
+
+
+HARD = {
+    "tiny": (1e-38, 1e-38),
+    "small": (1e-20, 1e-25),
+    "huge": (1e38, 1e30),
+    "not finite": (1.0, np.nan),
+}
+LAYERS = (
+    {},
+    {"momentum": None, "eps": 0.0, "on_nonfinite": "skip"},
+    {"activation": "hard_swish", "on_nonfinite": "raise"},
+    {"dtype": np.float64, "correction": 1},
+    {"track_running_stats": False},
+)
+
+
+class Alone:
+    def allgather(self, array):
+        return [array]
+
+
+def every_call(dtype, scale, odd):
+    """Yield results of about every public entry; what they are given underflows, overflows or is NaN on the way."""
+    with np.errstate(all="ignore"):
+        x = cases.values((6, 3), dtype) * dtype(scale)
+        x[0, 1] = odd
+        grad_y = cases.values((6, 3), dtype, seed=1) * dtype(scale)
+        batches = [x * dtype(10.0**-k) for k in range(3)]
+        wide = np.array([1e-300, 1e300, -1e-310])
+        narrow = wide.astype(dtype)
+    zeros, positive, var = np.zeros(3), np.abs(wide), np.array([1e-300, 1e300, np.nan])
+    mask = np.array([True] * 4 + [False] * 2)
+    for options in LAYERS:
+        for bn in (nbbn.BatchNorm(3, **options), SyncBatchNorm(3, comm=Alone(), **options)):
+            names = ("gamma", "beta", "running_mean", "running_var")
+            for name, value in zip(names, (wide, wide, wide, var), strict=True):
+                if getattr(bn, name) is not None:
+                    setattr(bn, name, value)
+                    yield getattr(bn, name)
+            yield from forwards(bn, x, grad_y, mask)
+            if bn.track_running_stats:
+                frozen = bn.freeze()
+                yield from (frozen.scale, frozen(x), frozen(x, residual=grad_y))
+                with contextlib.suppress(FloatingPointError), nbbn.calibrate(bn):
+                    for batch in batches:
+                        bn(batch)
+                yield from bn.state_dict().values()
+    moments = [nbbn.batch_moments(batch, mask=mask) for batch in batches]
+    moments += [nbbn.batch_moments(x, weights=[1.0, 1e-50, 1e-100, 1e-150, 1e-200, 1e-310])]
+    moments += [
+        nbbn.Moments(3, wide, [1e-320, 1e308, 0.0]),
+        nbbn.Moments(5, wide, [0, 1e308, np.inf]),
+    ]
+    for one, other in itertools.product(moments, moments):
+        both = one + other
+        yield from (both.mean, both.m2, both.var(1), both.std())
+    yield nbbn.normalize(x, wide, var, wide, var, activation="relu")
+    yield nbbn.batch_norm(x, wide, var, wide)
+    mean, var = wide.copy(), var.copy()
+    yield nbbn.batch_norm(x, mean, var, wide, training=True, mask=mask)
+    yield from (mean, var)
+    yield from nbbn.batch_norm_backward(grad_y, x, wide, wide, wide, training=False)
+    yield from nbbn.batch_norm_backward(grad_y, x, wide, wide, narrow)
+    frozen = nbbn.FrozenBatchNorm.from_stats(wide, positive, wide, eps=0.0)
+    yield from (frozen.scale, frozen(x))
+    yield from nbbn.fold_linear(x[:3, :2], None, nbbn.FrozenBatchNorm(wide, zeros, zeros))
+    yield nbbn.interop.from_keras([wide, wide, wide, positive]).running_var
+    scaler = nbbn.Standardizer().partial_fit(batches[0][1:]).partial_fit(batches[1][1:])
+    yield from (scaler.scale_, scaler.transform(x[1:]), scaler.inverse_transform(x[1:]))
+
+
+def forwards(bn, x, grad_y, mask):
+    """Each kind of forward and its backward; those that are refused are refused for what x is."""
+    given = {"mask": mask}, {"residual": grad_y}, {"training": False}, {"out": np.empty_like(x)}
+    for options in ({}, *given):
+        try:
+            yield bn(x, **options)
+            yield bn.backward(grad_y)
+        except FloatingPointError as error:
+            assert bn.on_nonfinite == "raise" and str(error).startswith("x: expected finite")
+            yield None
+        yield from (bn.grad_gamma, bn.grad_beta, bn.batch_var, bn.batch_inv_std)
+        yield from bn.state_dict().values()
+
+
+@pytest.mark.parametrize("hard", HARD)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.case_id)
+def test_numpys_errors_are_no_business_of_ours(dtype, hard):
+    """Who makes NumPy raise or warn gets the results of who does not."""
+    results = []
+    for setting in ("ignore", "raise"):
+        with np.errstate(all=setting):
+            found = every_call(dtype, *HARD[hard])
+            results.append([None if value is None else np.array(value) for value in found])
+    for one, other in zip(*results, strict=True):
+        assert same_bits(one, other)

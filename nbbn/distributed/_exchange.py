@@ -119,7 +119,7 @@ def merged(gathered: Gathered) -> Statistics:
         return Statistics(0.0, *np.zeros(rows.shape[1:]))
     means, lows, squares = rows[:, 0], rows[:, 1], rows[:, 2]
     total = counts.sum()
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(all="ignore"):
         # Not as products of matrices: their bits would depend on the processor.
         counts = counts[:, None]
         share = counts / total

@@ -100,6 +100,8 @@ class SyncBatchNorm(BatchNorm):
     array([ 0.    , -1.4142,  0.    ,  1.4142])
     """
 
+    __module__ = "nbbn.distributed"  # where users find it, and pickles
+
     def __init__(self, num_features: int, *, comm: Any, **options: Any) -> None:
         super().__init__(num_features, **options)
         self.comm = comm
@@ -203,8 +205,8 @@ class SyncBatchNorm(BatchNorm):
         table = np.empty((rows.STATISTICS_ROWS, self._num_features))
         table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2] = total[1:]
         table[rows.GAMMA], table[rows.BETA] = self._table[rows.GAMMA], self._table[rows.BETA]
-        table[rows.VAR] = total.m2 / (total.number - self._correction)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):  # as the kernels: no warning
+            table[rows.VAR] = total.m2 / (total.number - self._correction)
             table[rows.INV_STD] = 1.0 / np.sqrt(table[rows.VAR] + self._eps)
         return table
 
@@ -271,7 +273,7 @@ class SyncBatchNorm(BatchNorm):
         if x.size:
             gradient_sums_step(grad_y, x, index, table, weights)
         gathered = self._connected().exchange(BACKWARD, last.total, *table[sums])
-        with np.errstate(invalid="ignore", over="ignore"):  # as the kernels: no warning
+        with np.errstate(all="ignore"):
             table[sums] = gathered.rows[:, :2].sum(axis=0)
         if x.size:
             rest = last.total, self._correction, grad_x, weights

@@ -1,0 +1,270 @@
+"""Every combination of the layer's options beside the oracle: a pair that none was written for has been wrong before.
+
+Values do not depend on the layout, nor on where the result goes, so what the oracle says of them is kept.
+"""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import cases
+import numpy as np
+import pytest
+import reference
+from compare import assert_same_bits, assert_within
+
+import nbbn
+
+try:
+    from ml_dtypes import bfloat16
+except ImportError:
+    bfloat16 = None
+
+SLOPE = 0.2
+ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "hard_swish")
+KINKS = np.array([-3.0, 0.0, 3.0, 6.0])
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+# dtype of x and of the parameters; an activation is compiled into each kernel, and no code asks for both
+DTYPES = {
+    ("float32", "float32"): ACTIVATIONS,
+    ("float64", "float64"): (None, "leaky_relu"),
+    ("float16", "float32"): (None, "leaky_relu"),
+    ("bfloat16", "float32"): (None, "leaky_relu"),
+    ("float32", "float64"): (None, "leaky_relu"),
+    ("float64", "float32"): (None, "leaky_relu"),
+}
+IMAGES, MATRIX = (4, 5, 3, 7), (7, 6)  # runs of 21 values, and columns
+
+
+def gaps(axis):
+    def laid_out(x):
+        shape = [2 * n if k == axis else n for k, n in enumerate(x.shape)]
+        every = tuple(slice(None, None, 2) if k == axis else slice(None) for k in range(x.ndim))
+        found = np.zeros(shape, x.dtype)[every]
+        found[...] = x
+        return found
+
+    return laid_out
+
+
+LAYOUTS = {
+    "c": np.ascontiguousarray,
+    "fortran": np.asfortranarray,
+    "gaps between samples": gaps(0),
+    "gaps between channels": gaps(1),
+    "gaps between pixels": gaps(-1),
+    "channels last": cases.channels_last_memory,
+}
+MODES = {  # the layer's own, and that of the call
+    "train": (True, None),
+    "eval": (False, None),
+    "training=True": (False, True),
+    "training=False": (True, False),
+}
+
+
+class Expected(NamedTuple):
+    y: np.ndarray
+    y_size: np.ndarray  # of the terms that it is summed from
+    gradients: reference.Gradients
+    residual: np.ndarray  # the gradient before the activation
+    residual_size: np.ndarray
+    sizes: reference.Gradients
+    mean: np.ndarray
+    var: np.ndarray
+    count: int
+
+
+def dtype_of(name):
+    return np.dtype(bfloat16 if name == "bfloat16" else name)
+
+
+@functools.cache
+def values(shape, dtype):
+    """x, a residual and a gradient; what is divided and multiplied has digits to lose."""
+    kind = dtype_of(dtype)
+    x, residual, grad_y = (cases.values(shape, np.float64, seed=seed) for seed in (3, 4, 5))
+    return x.astype(kind), (2.0 * residual).astype(kind), grad_y.astype(kind)
+
+
+@functools.cache
+def parameters(shape):
+    gamma, beta, mean, var = cases.parameters(shape[1])
+    return 2.0 * gamma, beta, mean, var
+
+
+@functools.cache
+def some_mask(shape):
+    mask = np.random.default_rng(8).random((shape[0], *shape[2:])) < 0.6
+    mask.reshape(-1)[-2:] = True
+    return mask
+
+
+@functools.cache
+def expected(shape, dtype, of_batch, activation, with_residual, masked):
+    x, residual, grad_y = values(shape, dtype)
+    gamma, beta, running_mean, running_var = parameters(shape)
+    mask = some_mask(shape)
+    if not of_batch:
+        found = reference.inference(x, running_mean, running_var, gamma, beta)
+    elif masked:
+        found = reference.masked_training(x, mask, gamma, beta)
+    else:
+        found = reference.training(x, gamma, beta)
+    added = residual.astype(np.float64) if with_residual else np.zeros(shape)
+    z = found.y + added
+    y, slope = reference.activation(z, activation, SLOPE)
+    dz = grad_y.astype(np.float64) * slope
+    if activation is not None:
+        # The values are so that none is near a kink, where rounding decides about the slope.
+        assert np.abs(z[..., None] - KINKS).min() > 1e-5
+    if not of_batch:
+        gradients = reference.backward_inference(dz, x, found.mean, found.inv_std, gamma)
+    elif masked:
+        gradients = reference.masked_backward(dz, x, mask, gamma)
+    else:
+        gradients = reference.backward(dz, x, gamma)
+    count = np.count_nonzero(mask) if masked else x.size // shape[1]
+    wide = reference.along(gamma, x.ndim)
+    size = np.abs(found.xhat * wide) + np.abs(reference.along(beta, x.ndim)) + np.abs(added)
+    if dtype == "float64":  # a mean in float64 may be off by as much
+        largest = np.abs(reference.channels(x)).max(axis=1)
+        size = size + np.abs(wide) * reference.along(found.inv_std * largest, x.ndim)
+    # The slope of hard_swish depends on where it is taken.
+    dz_size = (
+        np.abs(grad_y.astype(np.float64)) * (1.5 + size)
+        if activation == "hard_swish"
+        else np.abs(dz)
+    )
+    factor = np.abs(wide * reference.along(found.inv_std, x.ndim))
+    rows, xhat = (np.abs(reference.channels(a)) for a in (dz_size, found.xhat))
+    sums = [reference.along(a.sum(axis=1), x.ndim) for a in (rows, rows * xhat)]
+    sizes = reference.Gradients(
+        factor * (dz_size + (sums[0] + np.abs(found.xhat) * sums[1]) / count),
+        (rows * (1.0 + xhat)).sum(axis=1),
+        rows.sum(axis=1),
+    )
+    return Expected(y, size, gradients, dz, dz_size, sizes, found.mean, found.var, count)
+
+
+def new_layer(shape, dtype, tracked, activation, mode):
+    bn = nbbn.BatchNorm(
+        shape[1],
+        track_running_stats=tracked,
+        activation=activation,
+        negative_slope=SLOPE,
+        dtype=dtype,
+    )
+    gamma, beta, mean, var = parameters(shape)
+    bn.gamma[:], bn.beta[:] = gamma, beta
+    if tracked:
+        bn.running_mean[:], bn.running_var[:] = mean, var
+    return bn.train(mode)
+
+
+def check_forward(y, found, dtype):
+    computed = EPS["float64" if dtype == "float64" else "float32"]
+    assert y.dtype == dtype_of(dtype)
+    bound = 12 * computed * found.y_size
+    if computed != EPS[dtype]:
+        bound = bound + EPS[dtype] * np.abs(found.y)
+    assert_within(y.astype(np.float64), found.y, bound)
+
+
+def check_statistics(bn, shape, found, of_batch, learns, params):
+    """Batch statistics, running statistics and the counter."""
+    if of_batch:
+        assert_within(bn.batch_mean, found.mean, 1e-14 * (1.0 + np.abs(found.mean)))
+        assert_within(bn.batch_var, found.var, 1e-6 * found.var)
+    else:
+        assert bn.batch_mean is None
+    assert bn.num_batches_tracked == learns
+    if not bn.track_running_stats:
+        assert bn.running_mean is None and bn.running_var is None
+        return
+    _, _, mean, var = parameters(shape)
+    if learns:
+        n = found.count
+        mean = reference.running(mean, found.mean, 0.1)
+        var = reference.running(var, found.var * n / (n - 1), 0.1)
+    assert_within(bn.running_mean, mean, 8 * EPS[params] * (1.0 + np.abs(mean)))
+    assert_within(bn.running_var, var, 8 * EPS[params] * var + 1e-7 * learns)
+
+
+def check_gradients(bn, grad_x, found, dtype, params, with_residual):
+    eps = 32 * EPS[dtype]
+    assert grad_x.dtype == dtype_of(dtype)
+    assert_within(grad_x.astype(np.float64), found.gradients.x, eps * found.sizes.x)
+    eps += EPS[params]
+    assert_within(bn.grad_gamma, found.gradients.gamma, eps * found.sizes.gamma)
+    assert_within(bn.grad_beta, found.gradients.beta, eps * found.sizes.beta)
+    if with_residual:
+        bound = 4 * EPS[dtype] * found.residual_size
+        assert_within(bn.grad_residual.astype(np.float64), found.residual, bound)
+    else:
+        assert bn.grad_residual is None
+
+
+def check(shape, layout, dtype, params, tracked, mode, activation, with_residual, masked, out):
+    own_mode, of_call = MODES[mode]
+    training = own_mode if of_call is None else of_call
+    of_batch = training or not tracked
+    lay = LAYOUTS[layout]
+    plain = values(shape, dtype)
+    x, residual, grad_y = (lay(array.copy()) for array in plain)
+    if not with_residual:
+        residual = None
+    mask = some_mask(shape) if masked else None
+    bn = new_layer(shape, params, tracked, activation, own_mode)
+    target = {"none": None, "own": np.full(shape, 77, x.dtype), "in place": x}[out]
+    y = bn(x, training=of_call, mask=mask, residual=residual, out=target)
+    assert target is None or y is target
+    found = expected(shape, dtype, of_batch, activation, with_residual, masked)
+    check_forward(y, found, dtype)
+    check_statistics(bn, shape, found, of_batch, training and tracked, params)
+    if out == "in place":
+        with pytest.raises(RuntimeError, match="overwritten in place"):
+            bn.backward(grad_y)
+        return
+    if out == "own":
+        grad_out = np.full(shape, 77, x.dtype)
+        grad_x = bn.backward(grad_y, out=grad_out)
+        assert grad_x is grad_out
+    else:
+        grad_x = bn.backward(grad_y)
+    for array, before in zip((x, grad_y), (plain[0], plain[2]), strict=True):
+        assert_same_bits(array, before)
+    check_gradients(bn, grad_x, found, dtype, params, with_residual)
+    statistics = (None, None) if of_batch and not tracked else parameters(shape)[2:]
+    if out == "none":
+        again = nbbn.batch_norm(
+            x,
+            *(None if v is None else v.astype(params) for v in statistics),
+            bn.gamma,
+            bn.beta,
+            training=of_batch,
+            mask=mask,
+            residual=residual,
+            activation=activation,
+            negative_slope=SLOPE,
+        )
+        assert_same_bits(again, y)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [IMAGES, MATRIX], ids=["images", "matrix"])
+@pytest.mark.parametrize(("dtype", "params"), DTYPES, ids=map("-".join, DTYPES))
+def test_every_combination(shape, layout, dtype, params):
+    if dtype == "bfloat16" and bfloat16 is None:
+        pytest.skip("ml_dtypes is not installed: no bfloat16")
+    flags = (False, True)
+    outs = ("none", "own", "in place")
+    rest = flags, MODES, DTYPES[dtype, params], flags, flags, outs
+    names = ("tracked", "mode", "activation", "with_residual", "masked", "out")
+    for options in itertools.product(*rest):
+        given = dict(zip(names, options, strict=True))
+        try:
+            check(shape, layout, dtype, params, **given)
+        except Exception as error:
+            raise AssertionError(f"{given}: {error}") from error
