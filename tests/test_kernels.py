@@ -1,12 +1,16 @@
 """Every entry of the dispatch table, on every layout that it takes: right, and with the bits of the other entries."""
 
+import ast
+from pathlib import Path
+
 import cases
 import numpy as np
 import pytest
 import reference
+from numba import njit
 
 import nbbn
-from nbbn import _dispatch, _machine, _plain, _threads
+from nbbn import _dispatch, _jit, _machine, _plain, _threads
 from nbbn._layout import describe, flat
 from nbbn.kernels import table as rows
 
@@ -175,3 +179,30 @@ def test_the_largest_cache_is_read_from_the_system(tmp_path):
         (tmp_path / f"index{index}" / "size").write_text(text)
     assert _machine.last_level_cache(tmp_path) == 32 << 20
     assert _machine.last_level_cache(tmp_path / "none") == 32 << 20
+
+
+def test_no_slice_is_assigned_to_in_compiled_code():
+    """For ``a[:] = b`` numba compiles the text of its error, 37 functions: 3 s of the first training call."""
+    package = Path(nbbn.__file__).parent
+    files = [package / f"{name}.py" for name in ("_simd", "_simd_weights", "_formats", "nopython")]
+    found = [
+        f"{path.name}:{node.lineno}"
+        for path in [*files, *(package / "kernels").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.ctx, ast.Store)
+        and any(isinstance(part, ast.Slice) for part in ast.walk(node.slice))
+    ]
+    assert found == []
+
+
+@pytest.mark.skipif(not _jit.is_enabled(), reason="nothing is compiled")
+def test_a_number_that_is_spelt_out_makes_no_variant():
+    twice = _jit.helper(lambda x: x + x)
+
+    @njit
+    def both(x):
+        return twice(3) + twice(x)
+
+    assert both(4) == 14
+    assert len(twice.signatures) == 1

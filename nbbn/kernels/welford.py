@@ -19,14 +19,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from nbbn._jit import helper, inlined
 from nbbn._simd import (
     LANES,
     any_greater,
     not_below,
     splat,
+    square_root,
     total,
     value_at,
     where_finite,
@@ -167,7 +166,9 @@ def finish_moments(table: Any, first: int, stop: int, freedom: float, eps: float
 @helper
 def write_variances(table: Any, first: int, stop: int, freedom: float, eps: float) -> None:
     """Write ``var = m2 / freedom`` and ``inv_std = 1 / sqrt(var + eps)`` of some channels."""
-    m2, var, inv_std = table[M2, first:stop], table[VAR, first:stop], table[INV_STD, first:stop]
-    for c in range(m2.size):  # a loop of its own, which LLVM can vectorize
-        var[c] = m2[c] / freedom
-        inv_std[c] = 1.0 / np.sqrt(var[c] + eps)  # interpreted, a float of math would raise at 0
+    squares, variances, inverses = table[M2], table[VAR], table[INV_STD]
+    for c in range(first, stop, LANES):
+        n = stop - c
+        var = load_upto(squares, c, n) / splat(freedom)
+        store_upto(variances, c, n, var)
+        store_upto(inverses, c, n, splat(1.0) / square_root(var + splat(eps)))
