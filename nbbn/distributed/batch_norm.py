@@ -18,6 +18,7 @@ from nbbn._steps import (
     inference_step,
     input_gradient_step,
     moments_step,
+    over_std,
     parameter_gradients,
 )
 from nbbn._weights import Weights
@@ -204,8 +205,7 @@ class SyncBatchNorm(BatchNorm):
         table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2] = total[1:]
         table[rows.GAMMA], table[rows.BETA] = self._table[rows.GAMMA], self._table[rows.BETA]
         table[rows.VAR] = total.m2 / (total.number - self._correction)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            table[rows.INV_STD] = 1.0 / np.sqrt(table[rows.VAR] + self._eps)
+        table[rows.INV_STD] = over_std(1.0, table[rows.VAR], self._eps)
         return table
 
     def backward(self, grad_y: Any, *, out: Any = None) -> Array:

@@ -57,8 +57,9 @@ from nbbn.kernels.vectors import (
     whole_vectors,
 )
 from nbbn.kernels.welford import (
-    any_ill_conditioned,
+    better_reference,
     finish_moments,
+    first_heavy,
     merge_weights,
     moments_from_sums,
     weigh,
@@ -185,7 +186,9 @@ def piece_of_columns(
     """
     zero = splat(0.0)
     counted, number = counted_rows(weights, row, rows)
-    lead = start + row_of(weights, counted, 0) * row_stride
+    lead = start
+    if weights is not None:
+        lead += (first_heavy(weights, row, row + rows, weight) - row) * row_stride
     for j in range(first, stop):
         deviation[at + j] = m2[at + j] = 0.0
     for group in range(0, number, GROUP):
@@ -210,8 +213,8 @@ def piece_of_columns(
         k = reference_of(x, lead + j, n)
         s, q = load_upto(deviation, at + j, n), load_upto(m2, at + j, n)
         mean, squares = moments_from_sums(share, s, q)
-        if any_ill_conditioned(weight, mean, squares, limit):
-            k = where_finite(k + mean, k + mean, k)  # where it is not, the sums stay as they are
+        again, k = better_reference(weight, k, mean, squares, limit)
+        if again:
             chosen = weights, row, counted, 0
             s, q = strip_sums(x, start + j, number, row_stride, n, k, zero, zero, *chosen)
             mean, squares = moments_from_sums(share, s, q)
@@ -286,7 +289,7 @@ def weigh_pieces_of_rows(weights: Any, rows: int, depth: int, like: Any) -> Any:
         row, more = piece * depth, min(depth, rows - piece * depth)
         found[piece] = float(more)
         if weights is not None:
-            found[piece], _ = weigh(weights, row, row + more)
+            found[piece] = weigh(weights, row, row + more)
     return found
 
 
@@ -337,14 +340,16 @@ def collect_moments_channels_last(
                 row,
                 piece_weights[piece],
             )
-    into, count = 0, 0.0
+    lead = 0  # the first of the greatest weight: its reference counts
+    for piece in range(pieces):
+        if piece_weights[piece] > piece_weights[lead]:
+            lead = piece
+    into, count = lead * stride, piece_weights[lead]
     for piece in range(pieces):
         more = piece_weights[piece]
-        if count == 0.0:
-            into = piece * stride  # the first with any weight
-        elif more > 0.0:
+        if piece != lead and more > 0.0:
             merge_columns(bases, means, squares, into, piece * stride, count, more, width)
-        count += more
+            count += more
     if tail > 0:
         at, last = pieces * stride, rows * row_stride
         piece_of_columns(x, last, 1, row_stride, 0, tail, bases, means, squares, at, None, 0, 1.0)
