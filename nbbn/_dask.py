@@ -132,7 +132,7 @@ def dask_normalize(
     gamma, beta : array_like of float32 or float64, shape (C,), optional
         Scale (default 1) and shift (default 0) per channel.
     eps : float, default 1e-5
-        Added to ``var`` inside the square root; finite, >= 0.
+        Added to ``var`` inside the square root; finite, >= 0. Where that sum is 0, ``y`` is ``beta``.
     axis : int, default 1
         The channel axis; may be negative.
     residual : array_like or dask.array.Array, optional

@@ -139,14 +139,27 @@ def is_enabled() -> bool:
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile ``function`` for use inside kernels; never called from Python."""
-    compiled: Callable[..., Any] = njit(**_INSIDE, **_OPTIONS)(function)
-    return compiled
+    return _of_any_number(njit(**_INSIDE, **_OPTIONS)(function))
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Like ``helper``, and always inlined by LLVM: for a few operations on vectors."""
-    compiled: Callable[..., Any] = njit(forceinline=True, **_INSIDE, **_OPTIONS)(function)
-    return compiled
+    return _of_any_number(njit(forceinline=True, **_INSIDE, **_OPTIONS)(function))
+
+
+def _of_any_number(compiled: Any) -> Callable[..., Any]:
+    """Let calls that spell out a number share the variant of those that do not.
+
+    For ``f(x, 0)`` numba compiles another variant than for ``f(x, i)``.
+    """
+    if is_enabled():
+        find = compiled.get_call_template
+        compiled.get_call_template = lambda args, kws: find(
+            tuple(map(types.unliteral, args)),
+            {name: types.unliteral(kind) for name, kind in kws.items()},
+        )
+    found: Callable[..., Any] = compiled
+    return found
 
 
 # For functions that users' compiled code calls. What is not said here, numba takes from the function that

@@ -140,9 +140,20 @@ def flat(typingctx: Any, array: Any) -> Any:
     if array == types.none:
         return types.none(array), lambda context, builder, sig, args: context.get_dummy_value()
 
+    return _seen_as(array, array.dtype)
+
+
+@_intrinsic
+def words(typingctx: Any, array: Any) -> Any:
+    """The values of a contiguous array as numbers of 32 bits, without a sign."""
+    return _seen_as(array, types.uint32)
+
+
+def _seen_as(array: Any, dtype: types.Type) -> Any:
     from numba.np.arrayobj import populate_array  # loads much that only compiling needs
 
-    one = types.Array(array.dtype, 1, "C", readonly=not array.mutable)
+    one = types.Array(dtype, 1, "C", readonly=not array.mutable)
+    size = _itemsize(dtype)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         given = context.make_array(array)(context, builder, value=args[0])
@@ -151,9 +162,9 @@ def flat(typingctx: Any, array: Any) -> Any:
         populate_array(
             made,
             data=builder.bitcast(given.data, made.data.type),
-            shape=[given.nitems],
-            strides=[given.itemsize],
-            itemsize=given.itemsize,
+            shape=[builder.mul(given.nitems, given.nitems.type(_itemsize(array.dtype) // size))],
+            strides=[given.itemsize.type(size)],
+            itemsize=given.itemsize.type(size),
             meminfo=None,
         )
         return made._getvalue()
@@ -515,5 +526,6 @@ if config.DISABLE_JIT:
         where_below,
         where_finite,
         widen,
+        words,
         working_dtype,
     )

@@ -16,6 +16,11 @@ def flat(array: NDArray[Any]) -> NDArray[Any]:
     return np.ravel(array)
 
 
+def words(array: NDArray[Any]) -> NDArray[np.uint32]:
+    """The values of a contiguous array as numbers of 32 bits."""
+    return np.ravel(array).view(np.uint32)
+
+
 def working_dtype(array: NDArray[Any]) -> Any:
     """The dtype that values of ``array`` are computed with."""
     return np.float64 if array.dtype == np.float64 else np.float32

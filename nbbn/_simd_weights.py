@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import config, types
 from numba.core.imputils import impl_ret_borrowed
-from numba.extending import models, register_model
+from numba.extending import models, overload, register_model
 
 from nbbn._simd import FLOAT64X16, LANES, _intrinsic, _pointer, _splat, load_vector
 
@@ -128,6 +129,18 @@ def numbers_only(typingctx: Any, weights: Any) -> Any:
         return impl_ret_borrowed(context, builder, sig.return_type, args[0])
 
     return weights(weights), codegen
+
+
+def row_list(weights: Any, rows: Any) -> Any:
+    """An array for the numbers of so many rows; None without weights."""
+    return None if weights is None else np.empty(rows, np.int32)
+
+
+@overload(row_list, strict=False)  # type: ignore[untyped-decorator]
+def _row_list(weights: Any, rows: Any) -> Any:
+    if weights == types.none:
+        return lambda weights, rows: None
+    return lambda weights, rows: np.empty(rows, np.int32)
 
 
 if config.DISABLE_JIT:

@@ -65,6 +65,13 @@ class BatchStatistics:
         return self._row(rows.INV_STD)
 
 
+def over_std(value: Any, var: Array, eps: float) -> Vector64:
+    """Return ``value / sqrt(var + eps)``, and 0 where ``var + eps`` is 0: as `nbbn.kernels.welford.over_std`."""
+    with np.errstate(all="ignore"):  # infinite or NaN, no warning
+        root = np.sqrt(var.astype(np.float64) + eps)
+        return np.where(root == 0.0, 0.0, value / root)
+
+
 _BITS = {np.dtype(np.float16): np.uint16}  # what kernels see of it; see `nbbn._formats`
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from nbbn import _checks, _epilogue, _plain
 from nbbn._pool import empty_like
-from nbbn._steps import inference_step, statistics_rows
+from nbbn._steps import inference_step, over_std, statistics_rows
 from nbbn.kernels import table as rows
 
 Array = NDArray[Any]
@@ -119,7 +119,7 @@ class FrozenBatchNorm:
         Returns
         -------
         FrozenBatchNorm
-            With ``scale = gamma / sqrt(var + eps)``, in float64.
+            With ``scale = gamma / sqrt(var + eps)``, in float64; 0 where the root is 0.
 
         Raises
         ------
@@ -140,8 +140,7 @@ class FrozenBatchNorm:
         gammas = np.ones(count) if gamma is None else _checks.per_channel("gamma", gamma, count)
         betas = np.zeros(count) if beta is None else _checks.per_channel("beta", beta, count)
         epsilon = _checks.real("eps", eps, 0.0)
-        with np.errstate(all="ignore"):  # as the kernels: infinite or NaN, no warning
-            scale = gammas.astype(np.float64) / np.sqrt(variances + epsilon)
+        scale = over_std(gammas.astype(np.float64), variances, epsilon)
         return cls(
             means, scale, betas, axis=axis, activation=activation, negative_slope=negative_slope
         )

@@ -52,7 +52,7 @@ def normalize(
     gamma, beta : array_like of float32 or float64, shape (C,), optional
         Scale (default 1) and shift (default 0) per channel.
     eps : float, default 1e-5
-        Added to ``var`` inside the square root; finite, >= 0.
+        Added to ``var`` inside the square root; finite, >= 0. Where that sum is 0, ``y`` is ``beta``.
     axis : int, default 1
         The channel axis; may be negative.
     residual : array_like, optional
@@ -159,7 +159,7 @@ def batch_norm(
     momentum : float, default 0.1
         Weight of the batch's statistics in the running ones; finite.
     eps : float, default 1e-5
-        Added to the variance inside the square root; finite, >= 0.
+        Added to the variance inside the square root; finite, >= 0. Where that sum is 0, ``y`` is ``beta``.
     axis : int, default 1
         The channel axis; may be negative.
     correction : float, default 0

@@ -22,6 +22,7 @@ from nbbn._steps import (
     backward_step,
     inference_step,
     moments_step,
+    over_std,
     training_step,
     update_running_rows,
 )
@@ -55,8 +56,8 @@ class BatchNorm:
     axis : int, default 1
         The channel axis of the input; may be negative.
     eps : float, default 1e-5
-        Added to the variance inside the square root; finite, >= 0. With ``eps=0`` a constant
-        channel divides 0 by 0, which is NaN.
+        Added to the variance inside the square root; finite, >= 0. Where their sum is 0 (a constant
+        channel with ``eps=0``), ``1 / sqrt(var + eps)`` counts as 0: ``y`` is ``beta``, and no gradient passes.
     momentum : float or None, default 0.1
         Weight of the batch's statistics in the running ones; finite. None: the cumulative average
         of all batches, weight ``1 / num_batches_tracked``.
@@ -302,7 +303,7 @@ class BatchNorm:
 
     @property
     def batch_inv_std(self) -> Array | None:
-        """``1 / sqrt(batch_var + eps)``: a copy."""
+        """``1 / sqrt(batch_var + eps)``, 0 where that sum is 0: a copy."""
         return self._of_batch(rows.INV_STD)
 
     @property
@@ -670,8 +671,7 @@ class BatchNorm:
         if last.training:
             inv_std = last.table[rows.INV_STD]
         else:
-            with np.errstate(all="ignore"):
-                inv_std = 1.0 / np.sqrt(last.table[rows.VAR].astype(np.float64) + last.eps)
+            inv_std = over_std(1.0, last.table[rows.VAR], last.eps)
         return backward_step(
             grad_y,
             last.x,

@@ -449,7 +449,7 @@ def batch_moments(x: Any, *, axis: int = 1, mask: Any = None, weights: Any = Non
     Notes
     -----
     The same bits for every number of threads. NaN and Inf follow IEEE arithmetic and stay in their
-    channel.
+    channel. Deviations beyond 1e154 overflow in m2, and those beyond 1.8e308 in the mean, too.
 
     References
     ----------

@@ -1,5 +1,6 @@
 """How exact: the bounds that nbbn promises, on data where formulas that look right lose every digit."""
 
+import math
 from fractions import Fraction
 
 import cases
@@ -9,6 +10,7 @@ import reference
 from compare import assert_forward, assert_same_bits, assert_within, eps_of
 
 import nbbn
+from nbbn.distributed import SyncBatchNorm
 
 RATIOS = (1.0, 10.0, 1e2, 1e3, 1e4, 1e5, 1e6)
 SIZE = 12_000
@@ -342,3 +344,117 @@ def test_nan_and_inf_in_a_gradient_stay_in_their_channel(shape, axis, value):
         assert_same_bits(sum_a[others], sum_b[others])
         assert not np.isfinite(sum_b[1])
     assert not np.isfinite(np.moveaxis(b, axis, 0)[1]).any()
+
+
+class Alone:
+    """A communicator of one worker."""
+
+    def allgather(self, array):
+        return [array]
+
+
+@pytest.mark.parametrize("layout", ["c", "channels_last_memory", "strided"])
+@pytest.mark.parametrize("shape", [(8, 5), (33, 18), (4, 6, 5, 5), (1, 3, 40, 50)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_deviation_and_eps_0_gives_beta(dtype, shape, layout):
+    """Where var + eps is 0, inv_std counts as 0: in every mode and function, forward and backward."""
+    count = shape[1]
+    x = cases.values(shape, dtype, loc=3.0)
+    channels = np.moveaxis(x, 1, 0)
+    channels[::2] = 1e7
+    x = cases.LAYOUTS[layout](x)
+    grad = cases.values(shape, dtype, seed=5)
+    gamma, beta = np.linspace(1.0, 2.0, count), np.linspace(-1.0, 1.0, count)
+    sums = np.moveaxis(grad, 1, 0).reshape(count, -1).sum(1, np.float64)
+    mask = np.ones((shape[0], *shape[2:]), bool)
+    mask[0] = shape[0] == 1
+
+    def check(y):
+        flat = np.moveaxis(np.asarray(y), 1, 0).reshape(count, -1)
+        assert np.isfinite(flat).all()
+        assert (flat[::2] == beta[::2, None].astype(dtype)).all()
+        assert (flat[1::2].std(1) > 0.1).all()
+
+    def check_gradients(grad_x, grad_gamma, grad_beta):
+        flat = np.moveaxis(grad_x, 1, 0)
+        assert np.isfinite(grad_x).all()
+        assert (flat[::2] == 0).all()
+        assert flat[1::2].any()
+        assert (grad_gamma[::2] == 0).all()
+        np.testing.assert_allclose(grad_beta, sums, rtol=1e-5, atol=1e-6)
+
+    layers = [nbbn.BatchNorm(count, eps=0.0, dtype=np.float64)]
+    layers.append(SyncBatchNorm(count, comm=Alone(), eps=0.0, dtype=np.float64))
+    for bn in layers:
+        bn.gamma, bn.beta = gamma, beta
+        for options in ({}, {"mask": mask}, {"residual": np.zeros_like(x)}):
+            check(bn(x, **options))
+            assert (bn.batch_inv_std[::2] == 0).all()
+            assert (bn.batch_inv_std[1::2] > 0).all()
+            check_gradients(bn.backward(grad), bn.grad_gamma, bn.grad_beta)
+        bn.running_var[::2] = 0.0
+        mean, var = bn.running_mean, bn.running_var
+        for options in ({}, {"residual": np.zeros_like(x)}):
+            check(bn(x, training=False, **options))
+            check_gradients(bn.backward(grad), bn.grad_gamma, bn.grad_beta)
+    frozen = nbbn.FrozenBatchNorm.from_stats(mean, var, gamma, beta, 0.0)
+    check(frozen(x))
+    check(layers[0].freeze()(x))
+    check(nbbn.normalize(x, mean, var, gamma, beta, eps=0.0))
+    check(nbbn.batch_norm(x, mean, var, gamma, beta, eps=0.0))
+    check(nbbn.batch_norm(x, None, None, gamma, beta, training=True, eps=0.0))
+    weight, bias = nbbn.fold_linear(np.ones((count, 2)), None, layers[0])
+    assert (weight[::2] == 0).all()
+    assert (bias[::2] == beta[::2]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (1, 20, 1, 1)])
+def test_one_value_a_channel_and_eps_0_gives_beta(shape):
+    x = cases.values(shape, loc=3.0)
+    bn = nbbn.BatchNorm(shape[1], eps=0.0, running_correction=0)
+    bn.beta = np.arange(float(shape[1]))
+    assert (bn(x).ravel() == bn.beta).all()
+    assert not bn.backward(np.ones_like(x)).any()
+    assert not bn.grad_gamma.any()
+    assert (bn.grad_beta == 1).all()
+
+
+def test_a_variance_below_0_stays_nan():
+    """Which only an assignment into the array of a layer can bring about."""
+    bn = nbbn.BatchNorm(2, eps=0.0)
+    bn.running_var[0] = -1.0
+    assert np.isnan(bn(np.ones((3, 2), np.float32), training=False)[:, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((40, 5), 1), ((3000, 37), 1), ((4, 6, 5, 5), 1), ((2, 3, 200, 200), 1)],
+)
+def test_a_reference_counts(shape, axis):
+    """The first value has next to no weight and is far from all others, alone or with its whole piece."""
+    x = cases.values(shape, np.float64)
+    others = [size for k, size in enumerate(shape) if k != axis]
+    for first in (1, math.prod(others) // 2):
+        weights = np.ones(others)
+        weights.ravel()[:first] = 1e-300
+        far = x.copy()
+        flat = np.moveaxis(far, axis, -1).reshape(-1, shape[axis])
+        flat[:first] = 1e160 if first == 1 else 1e120
+        np.moveaxis(far, axis, -1)[...] = flat.reshape(*others, shape[axis])
+        found = nbbn.batch_moments(far, axis=axis, weights=weights)
+        rest = np.moveaxis(x, axis, -1).reshape(-1, shape[axis])[first:]
+        mean = rest.mean(0)
+        np.testing.assert_allclose(found.mean, mean, rtol=1e-12, atol=1e-13)
+        if first == 1:  # which adds 1e-300 * 1e320 to m2
+            np.testing.assert_allclose(found.m2, 1e20, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(40, 5), (3000, 37), (4, 6, 5, 5), (2, 3, 200, 200)])
+def test_differences_that_overflow_give_no_number(shape):
+    """Means or values that lie further apart than the greatest number: documented as not finite."""
+    x = np.full(shape, 1.7e308)
+    x[shape[0] // 2 :] *= -1
+    found = nbbn.batch_moments(x)
+    assert not np.isfinite(found.m2).any()
+    found = nbbn.batch_moments(x / 2.0**600)  # nor does anything overflow
+    np.testing.assert_allclose(found.var(), (1.7e308 / 2.0**600) ** 2, rtol=1e-12)

@@ -1,11 +1,14 @@
 """Every entry of the dispatch table, on every layout that it takes: right, and with the bits of the other entries."""
 
+import ast
 import inspect
+from pathlib import Path
 
 import cases
 import numpy as np
 import pytest
 import reference
+from numba import njit
 
 import nbbn
 from nbbn import _dispatch, _jit, _machine, _plain, _threads
@@ -266,3 +269,30 @@ def test_short_runs_of_many_samples_are_not_streamed(monkeypatch):
     assert streamed == {"normalize": 1, "train": 0, "backward": 0}
     few = _plain.make_plan((32, 512, 7, 7), 1).layout  # whose channels are worked on in groups
     assert _dispatch.is_streamed("train", few, y, x) == 1
+
+
+def test_no_slice_is_assigned_to_in_compiled_code():
+    """For ``a[:] = b`` numba compiles the text of its error, 37 functions: 3 s of the first training call."""
+    package = Path(nbbn.__file__).parent
+    files = [package / f"{name}.py" for name in ("_simd", "_simd_weights", "_formats", "nopython")]
+    found = [
+        f"{path.name}:{node.lineno}"
+        for path in [*files, *(package / "kernels").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.ctx, ast.Store)
+        and any(isinstance(part, ast.Slice) for part in ast.walk(node.slice))
+    ]
+    assert found == []
+
+
+@pytest.mark.skipif(not _jit.is_enabled(), reason="nothing is compiled")
+def test_a_number_that_is_spelt_out_makes_no_variant():
+    twice = _jit.helper(lambda x: x + x)
+
+    @njit
+    def both(x):
+        return twice(3) + twice(x)
+
+    assert both(4) == 14
+    assert len(twice.signatures) == 1

@@ -144,3 +144,79 @@ def test_another_word_is_refused(value, error):
     with pytest.raises(error, match=f"^{sentence}$"):
         bn.on_nonfinite = value
     assert bn.on_nonfinite == "propagate"
+
+
+def _spike(flat):
+    flat[:, 0] = 3e6
+
+
+FILLS = {
+    "nan": lambda flat: flat.fill(np.nan),
+    "inf": lambda flat: flat.fill(np.inf),
+    "large": lambda flat: np.add(flat, 1e7, out=flat),
+    "zeros": lambda flat: flat.fill(0.0),
+    "spike": _spike,
+}
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(40, 6), (3000, 37), (70, 64), (4, 6, 5, 5), (2, 40, 3, 3), (3, 5, 14, 14), (2, 3, 150, 150)],
+)
+@pytest.mark.parametrize("layout", ["c", "channels_last_memory"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_channel_depends_on_its_own_values_alone(shape, layout, dtype, masked):
+    count = shape[1]
+    plain = cases.values(shape, dtype, loc=20.0)
+    if count > 16:
+        plain[0, count - 1] = (
+            1e6  # a channel that takes a second look of its own, of the last strip
+        )
+    kept = np.arange(count) % 3 == 0
+    grad = cases.LAYOUTS[layout](cases.values(shape, dtype, seed=5))
+    mask = None
+    if masked:
+        mask = np.random.default_rng(3).random((shape[0], *shape[2:])) < 0.8
+        mask.flat[0] = True
+
+    def results(x):
+        x = cases.LAYOUTS[layout](x)
+        moments = nbbn.batch_moments(x, mask=mask)
+        bn = nbbn.BatchNorm(count)
+        y = bn(x, mask=mask)
+        grad_x = bn.backward(grad)
+        vectors = moments.mean, moments._mean_low, moments.m2, bn.batch_mean, bn.batch_inv_std
+        vectors = *vectors, bn.running_mean, bn.running_var, bn.grad_gamma, bn.grad_beta
+        inferred = bn(x, training=False)
+        arrays = [np.moveaxis(a, 1, 0)[kept] for a in (y, grad_x, inferred)]
+        return [v[kept] for v in vectors] + arrays
+
+    expected = results(plain)
+    for fill in FILLS.values():
+        x = plain.copy()
+        others = np.moveaxis(x, 1, 0)[~kept].reshape(int((~kept).sum()), -1)
+        fill(others)
+        np.moveaxis(x, 1, 0)[~kept] = others.reshape(-1, shape[0], *shape[2:])
+        with np.errstate(all="ignore"):
+            found = results(x)
+        for a, b in zip(found, expected, strict=True):
+            assert_same_bits(a, b)
+
+
+def test_channels_of_nopython_depend_on_their_own_values_alone():
+    for shape in ((5, 20, 1), (300, 37, 1), (3, 5, 40), (200, 6, 4)):
+        x = cases.values(shape, loc=20.0)
+        spoiled_x = x.copy()
+        spoiled_x[:, 1::2] = np.nan
+        spoiled_x[0, 1::2] = 1e6
+        spiked = x.copy()
+        spiked[0, 1::2] = 1e7
+        results = []
+        for values in (x, spoiled_x, spiked):
+            mean, m2 = np.empty(shape[1]), np.empty(shape[1])
+            nbbn.nopython.moments(values, mean, m2)
+            results.append((mean[::2].copy(), m2[::2].copy()))
+        for found in results[1:]:
+            assert_same_bits(found[0], results[0][0])
+            assert_same_bits(found[1], results[0][1])

@@ -18,6 +18,7 @@ from nbbn._steps import (
     inference_step,
     input_gradient_step,
     moments_step,
+    over_std,
     parameter_gradients,
 )
 from nbbn._weights import Weights
@@ -207,7 +208,7 @@ class SyncBatchNorm(BatchNorm):
         table[rows.GAMMA], table[rows.BETA] = self._table[rows.GAMMA], self._table[rows.BETA]
         with np.errstate(all="ignore"):  # as the kernels: no warning
             table[rows.VAR] = total.m2 / (total.number - self._correction)
-            table[rows.INV_STD] = 1.0 / np.sqrt(table[rows.VAR] + self._eps)
+        table[rows.INV_STD] = over_std(1.0, table[rows.VAR], self._eps)
         return table
 
     def backward(self, grad_y: Any, *, out: Any = None) -> Array:

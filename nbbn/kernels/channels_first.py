@@ -52,6 +52,7 @@ from nbbn.kernels.welford import (
     PIECE,
     finish_moments,
     finite_or,
+    first_heavy,
     is_ill_conditioned,
     merge_weights,
     moments_from_sums,
@@ -141,7 +142,7 @@ def sums_about(
 
 @helper
 def weigh_pieces(weights: Any, outer: int, inner: int) -> Any:
-    """Return the sum of the weights of each piece, and which of its values is the first with one."""
+    """Return the sum of the weights of each piece, and which of its values is `first_heavy`."""
     if weights is None:
         return np.empty((0, 2))
     pieces = pieces_of_channel(outer, inner)
@@ -149,7 +150,9 @@ def weigh_pieces(weights: Any, outer: int, inner: int) -> Any:
     for piece in range(pieces):
         row, rows, first, length = piece_of_channel(piece, outer, inner)
         start = row * inner + first
-        weight, lead = weigh(weights, start, start + rows * length)
+        stop = start + rows * length
+        weight = weigh(weights, start, stop)
+        lead = first_heavy(weights, start, stop, weight)
         found[piece, 0], found[piece, 1] = weight, float(lead - start)
     return found
 
@@ -201,19 +204,17 @@ def merge_pieces(
     partial: Any, at: int, pieces: int, outer: int, inner: int, weights: Any, piece_weights: Any
 ) -> tuple[float, float, float]:
     """Return reference, ``mean - reference`` and ``m2`` of a channel from those of its pieces."""
-    reference, mean, m2 = partial[at, 0], partial[at, 1], partial[at, 2]
-    if pieces == 1:
-        return reference, mean, m2
-    count = weight_of_piece(weights, piece_weights, 0, outer, inner)
-    for piece in range(1, pieces):
+    lead = 0
+    if weights is not None:  # the first of the greatest weight: its reference counts
+        for piece in range(pieces):
+            if piece_weights[piece, 0] > piece_weights[lead, 0]:
+                lead = piece
+    reference, mean, m2 = partial[at + lead, 0], partial[at + lead, 1], partial[at + lead, 2]
+    count = weight_of_piece(weights, piece_weights, lead, outer, inner)
+    for piece in range(pieces):
         more = weight_of_piece(weights, piece_weights, piece, outer, inner)
-        if weights is not None:
-            if more == 0.0:
-                continue
-            if count == 0.0:
-                reference, mean = partial[at + piece, 0], partial[at + piece, 1]
-                m2, count = partial[at + piece, 2], more
-                continue
+        if piece == lead or more == 0.0:
+            continue
         share, weight = merge_weights(count, more)
         piece_mean = (partial[at + piece, 0] - reference) + partial[at + piece, 1]
         delta = piece_mean - mean

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import prange
 
 from nbbn._jit import (
@@ -46,13 +45,21 @@ from nbbn._simd import (
     where_finite,
     widen,
 )
-from nbbn._simd_weights import numbers_only
+from nbbn._simd_weights import numbers_only, row_list
 from nbbn.kernels.epilogue import affine, finish, finish_first, inference_form
 from nbbn.kernels.table import M2, MEAN, MEAN_LOW
-from nbbn.kernels.vectors import aligned_rows, load_upto, put, store_upto
+from nbbn.kernels.vectors import (
+    aligned,
+    aligned_rows,
+    load_upto,
+    put,
+    store_upto,
+    whole_vectors,
+)
 from nbbn.kernels.welford import (
-    any_ill_conditioned,
+    better_reference,
     finish_moments,
+    first_heavy,
     merge_weights,
     moments_from_sums,
     weigh,
@@ -95,10 +102,10 @@ def row_of(weights: Any, counted: Any, entry: int) -> int:
 
 @helper
 def counted_rows(weights: Any, row: int, rows: int) -> Any:
-    """Return a list of the rows of a piece that have a weight, and their number."""
+    """Return a list of the rows of a piece that have a weight (None: all have), and their number."""
+    listed = row_list(weights, rows)
     if weights is None:
-        return np.empty(0, np.int32), rows
-    listed = np.empty(rows, np.int32)
+        return listed, rows
     number = 0
     for k in range(rows):
         listed[number] = k
@@ -179,7 +186,9 @@ def piece_of_columns(
     """
     zero = splat(0.0)
     counted, number = counted_rows(weights, row, rows)
-    lead = start + row_of(weights, counted, 0) * row_stride
+    lead = start
+    if weights is not None:
+        lead += (first_heavy(weights, row, row + rows, weight) - row) * row_stride
     for j in range(first, stop):
         deviation[at + j] = m2[at + j] = 0.0
     for group in range(0, number, GROUP):
@@ -204,8 +213,8 @@ def piece_of_columns(
         k = reference_of(x, lead + j, n)
         s, q = load_upto(deviation, at + j, n), load_upto(m2, at + j, n)
         mean, squares = moments_from_sums(share, s, q)
-        if any_ill_conditioned(weight, mean, squares, limit):
-            k = where_finite(k + mean, k + mean, k)  # where it is not, the sums stay as they are
+        again, k = better_reference(weight, k, mean, squares, limit)
+        if again:
             chosen = weights, row, counted, 0
             s, q = strip_sums(x, start + j, number, row_stride, n, k, zero, zero, *chosen)
             mean, squares = moments_from_sums(share, s, q)
@@ -272,15 +281,15 @@ def channel_of_columns(
 
 
 @helper
-def weigh_pieces_of_rows(weights: Any, rows: int, depth: int) -> Any:
+def weigh_pieces_of_rows(weights: Any, rows: int, depth: int, like: Any) -> Any:
     """Return the sum of the weights of each piece of rows, or their number."""
     pieces = (rows + depth - 1) // depth
-    found = np.empty(pieces)
+    found = aligned(pieces, like)
     for piece in range(pieces):
         row, more = piece * depth, min(depth, rows - piece * depth)
         found[piece] = float(more)
         if weights is not None:
-            found[piece], _ = weigh(weights, row, row + more)
+            found[piece] = weigh(weights, row, row + more)
     return found
 
 
@@ -306,12 +315,12 @@ def collect_moments_channels_last(
     width = channels * inner * repeats
     depth = rows_of_piece(width)
     pieces = (rows + depth - 1) // depth
-    piece_weights = weigh_pieces_of_rows(weights, rows, depth)
+    piece_weights = weigh_pieces_of_rows(weights, rows, depth, table)
     tiles = (width + TILE - 1) // TILE
-    bases = aligned_rows(pieces + 1, width, table).reshape(-1)
-    means = aligned_rows(pieces + 1, width, table).reshape(-1)
-    squares = aligned_rows(pieces + 1, width, table).reshape(-1)
-    stride = means.size // (pieces + 1)
+    stride = whole_vectors(width)
+    bases = aligned((pieces + 1) * stride, table)
+    means = aligned((pieces + 1) * stride, table)
+    squares = aligned((pieces + 1) * stride, table)
     for task in prange(pieces * tiles):
         piece, first = task // tiles, task % tiles * TILE
         row = piece * depth
@@ -331,14 +340,16 @@ def collect_moments_channels_last(
                 row,
                 piece_weights[piece],
             )
-    into, count = 0, 0.0
+    lead = 0  # the first of the greatest weight: its reference counts
+    for piece in range(pieces):
+        if piece_weights[piece] > piece_weights[lead]:
+            lead = piece
+    into, count = lead * stride, piece_weights[lead]
     for piece in range(pieces):
         more = piece_weights[piece]
-        if count == 0.0:
-            into = piece * stride  # the first with any weight
-        elif more > 0.0:
+        if piece != lead and more > 0.0:
             merge_columns(bases, means, squares, into, piece * stride, count, more, width)
-        count += more
+            count += more
     if tail > 0:
         at, last = pieces * stride, rows * row_stride
         piece_of_columns(x, last, 1, row_stride, 0, tail, bases, means, squares, at, None, 0, 1.0)
@@ -350,26 +361,31 @@ def collect_moments_channels_last(
                 bases, means, squares, channel, channels, inner, width, rows, tail
             )
     else:
-        end = into + channels
-        references[:], deviations[:] = bases[into:end], means[into:end]
-        sums[:] = squares[into:end]
+        for c in range(channels):  # slices: numba would compile the texts of their errors, 3 s
+            references[c], deviations[c] = bases[into + c], means[into + c]
+            sums[c] = squares[into + c]
     finish_moments(table, 0, channels, freedom, eps)
 
 
 @helper
-def spread(form: Any, repeats: int, channels: int, inner: int) -> None:
+def spread_row(values: Any, repeats: int, channels: int, inner: int) -> None:
     """Copy what stands in the first columns, one a channel, to all columns of each channel."""
     width = channels * inner
+    if inner > 1:
+        # Backwards, so that what is read has not been written to.
+        for channel in range(channels - 1, -1, -1):
+            value = values[channel]
+            for j in range(channel * inner, (channel + 1) * inner):
+                values[j] = value
+    for j in range(width, repeats * width):
+        values[j] = values[j - width]
+
+
+@helper
+def spread(form: Any, repeats: int, channels: int, inner: int) -> None:
+    """`spread_row` of each row."""
     for row in range(form.shape[0]):
-        values = form[row]
-        if inner > 1:
-            # Backwards, so that what is read has not been written to.
-            for channel in range(channels - 1, -1, -1):
-                value = values[channel]
-                for j in range(channel * inner, (channel + 1) * inner):
-                    values[j] = value
-        for j in range(width, repeats * width):
-            values[j] = values[j - width]
+        spread_row(form[row], repeats, channels, inner)
 
 
 @inlined
@@ -453,11 +469,15 @@ def normalize_two_rows(
         i += 2 * LANES
         j += 2 * LANES
         k += 2 * LANES
-    if j < stop:
-        i2, k2, rest = i + x_stride, k + y_stride, (stop - j)
-        plain = None, 0, (), 0.0, None, 0
-        normalize_row(x, i, y, k, rest, center, scale, shift, j, 0, *plain)
-        normalize_row(x, i2, y, k2, rest, center, scale, shift, j, 0, *plain)
+    while j < stop:
+        n = stop - j
+        a, b, c = load_upto(center, j, n), load_upto(scale, j, n), load_upto(shift, j, n)
+        upper, lower = load_upto(x, i, n), load_upto(x, i + x_stride, n)
+        store_upto(y, k, n, affine(upper, a, b, c))
+        store_upto(y, k + y_stride, n, affine(lower, a, b, c))
+        i += LANES
+        j += LANES
+        k += LANES
 
 
 @helper

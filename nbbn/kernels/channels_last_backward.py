@@ -28,10 +28,18 @@ from nbbn.kernels.channels_last import (
     prefetch_row,
     rows_of_piece,
     spread,
+    spread_row,
 )
 from nbbn.kernels.epilogue import harmless, input_gradient, input_gradient_form
 from nbbn.kernels.table import GRAD_MEAN, SUM_GRAD, SUM_GRAD_DEVIATION
-from nbbn.kernels.vectors import aligned_rows, load_upto, put, store_upto
+from nbbn.kernels.vectors import (
+    aligned,
+    aligned_rows,
+    load_upto,
+    put,
+    store_upto,
+    whole_vectors,
+)
 from nbbn.kernels.welford import weight_of_row
 
 
@@ -171,18 +179,17 @@ def backward_reduce_channels_last(
     Where ``mask`` is 0, one number a row (then no row holds several), x may be NaN. Reads both arrays
     once. Parallel over pieces of rows and tiles of columns, added in order.
     """
-    means = aligned_rows(1, channels * inner * repeats, table)
-    for channel in range(channels):
-        means[0, channel] = table[GRAD_MEAN, channel]
-    spread(means, repeats, channels, inner)
-    mean = means[0]
     width = channels * inner * repeats
+    mean = aligned(width, table)
+    for channel in range(channels):
+        mean[channel] = table[GRAD_MEAN, channel]
+    spread_row(mean, repeats, channels, inner)
     depth = rows_of_piece(width)
     pieces = (rows + depth - 1) // depth
     tiles = (width + TILE - 1) // TILE
-    sums = aligned_rows(pieces + 1, width, table).reshape(-1)
-    products = aligned_rows(pieces + 1, width, table).reshape(-1)
-    stride = sums.size // (pieces + 1)
+    stride = whole_vectors(width)
+    sums = aligned((pieces + 1) * stride, table)
+    products = aligned((pieces + 1) * stride, table)
     for task in prange(pieces * tiles):
         piece, first = task // tiles, task % tiles * TILE
         row = piece * depth
@@ -222,8 +229,8 @@ def backward_reduce_channels_last(
             0,
         )
     all_sums, all_products = table[SUM_GRAD], table[SUM_GRAD_DEVIATION]
-    all_sums[:] = 0.0
-    all_products[:] = 0.0
+    for channel in range(channels):
+        all_sums[channel] = all_products[channel] = 0.0
     for piece in range(pieces + 1):
         columns = width if piece < pieces else tail
         add_columns(all_sums, sums, piece * stride, columns, channels, inner)

@@ -23,7 +23,6 @@ from nbbn._simd import (
     not_above,
     not_below,
     splat,
-    square_root,
     where_at_most,
     where_below,
     where_finite,
@@ -43,6 +42,7 @@ from nbbn.kernels.table import (
     VAR,
 )
 from nbbn.kernels.vectors import load_upto, store_upto
+from nbbn.kernels.welford import over_std
 
 NONE = 0
 RELU = 1
@@ -201,16 +201,16 @@ def store_form(form: Any, c: int, count: int, mean: Any, low: Any, scale: Any, s
 def inference_form(table: Any, first: int, stop: int, eps: float, form: Any) -> None:
     """Write ``center, scale, shift`` of some channels to their columns of ``form``.
 
-    ``center`` is the mean and ``scale = gamma / sqrt(var + eps)``, both rounded to the dtype of
-    ``form``; ``shift = beta - (mean - center) * scale`` makes up for the rounding of ``center``.
+    ``center`` is the mean and ``scale = gamma / sqrt(var + eps)``, 0 where the root is, both rounded to
+    the dtype of ``form``; ``shift = beta - (mean - center) * scale`` makes up for the rounding of ``center``.
     """
     means, lows, variances = table[MEAN], table[MEAN_LOW], table[VAR]
     gammas, betas = table[GAMMA], table[BETA]
     for c in range(first, stop, LANES):
         n = stop - c
         mean, low = widen(load_upto(means, c, n)), widen(load_upto(lows, c, n))
-        std = square_root(widen(load_upto(variances, c, n)) + splat(eps))
-        scale = widen(load_upto(gammas, c, n)) / std
+        var, gamma = widen(load_upto(variances, c, n)), widen(load_upto(gammas, c, n))
+        scale = over_std(gamma, var, eps)
         store_form(form, c, n, mean, low, scale, widen(load_upto(betas, c, n)))
 
 

@@ -41,7 +41,7 @@ from nbbn._jit import (
     parallel_body,
     plain_kernel,
 )
-from nbbn._simd import flat
+from nbbn._simd import flat, words
 from nbbn.kernels.channels_first import (
     collect_moments_channels_first,
     normalize_channels_first,
@@ -110,12 +110,12 @@ def mixed(bits: Any, place: Any) -> Any:
 
 
 @helper
-def mixed_value(words: Any, i: int, itemsize: int) -> Any:
+def mixed_value(bits: Any, i: int, itemsize: int) -> Any:
     """Return `mixed` of the one or two words of a value."""
     if itemsize == 4:
-        return mixed(words[i], np.uint32(i))
-    low = mixed(words[2 * i], np.uint32(2 * i))
-    return np.uint32(low + mixed(words[2 * i + 1], np.uint32(2 * i + 1)))
+        return mixed(bits[i], np.uint32(i))
+    low = mixed(bits[2 * i], np.uint32(2 * i))
+    return np.uint32(low + mixed(bits[2 * i + 1], np.uint32(2 * i + 1)))
 
 
 @helper
@@ -126,16 +126,16 @@ def checksum(x: Any, step: int) -> Any:
     above 1, it is of every ``step``-th value and the last one only. The steps that mix the bits are
     those of a well-known hash (C. Wellons, "hash-prospector").
     """
-    words = x.view(np.uint32)
+    bits = words(x)
     total = np.uint32(0)
     if step == 1:
-        for i in range(words.size):  # a loop that LLVM can vectorize
-            total = np.uint32(total + mixed(words[i], np.uint32(i)))
+        for i in range(bits.size):  # a loop that LLVM can vectorize
+            total = np.uint32(total + mixed(bits[i], np.uint32(i)))
         return np.int64(total)
     for i in range(0, x.size, step):
-        total = np.uint32(total + mixed_value(words, i, x.itemsize))
+        total = np.uint32(total + mixed_value(bits, i, x.itemsize))
     if (x.size - 1) % step:
-        total = np.uint32(total + mixed_value(words, x.size - 1, x.itemsize))
+        total = np.uint32(total + mixed_value(bits, x.size - 1, x.itemsize))
     return np.int64(total)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from nbbn._jit import Average, Counter, Float, In64, OutTable, Table64, kernel
 from nbbn.kernels.table import M2, MEAN, VAR
+
+_MOST = (1 << 63) - 1  # that a counter holds
 
 
 @kernel
@@ -32,5 +32,5 @@ def move_averages(
         var = (1.0 - momentum) * float(running[VAR, c]) + momentum * (batch[M2, c] / divisor)
         running[MEAN, c] = mean
         running[VAR, c] = var
-    if counter[0] < np.iinfo(np.int64).max:
+    if counter[0] < _MOST:
         counter[0] += 1

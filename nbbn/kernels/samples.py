@@ -34,7 +34,7 @@ from nbbn.kernels.channels_last import (
     strip_sums,
 )
 from nbbn.kernels.epilogue import affine, store_form
-from nbbn.kernels.vectors import aligned_rows, load_upto, store_upto
+from nbbn.kernels.vectors import aligned, aligned_rows, load_upto, store_upto, whole_vectors
 from nbbn.kernels.welford import PIECE, moments_from_sums
 
 FEW_ROWS = 8  # not worth a scratch array
@@ -153,10 +153,12 @@ def moments_of_columns(x: Any, rows: int, channels: int, inner: int, mean: Any, 
     tail = rows % joined * channels * inner
     rows //= joined
     depth = rows_of_piece(width)
-    bases = aligned_rows(2, width, mean).reshape(-1)
-    means = aligned_rows(2, width, mean).reshape(-1)
-    squares = aligned_rows(2, width, mean).reshape(-1)
-    spare = means.size // 2
+    spare = whole_vectors(width)
+    bases, means, squares = (
+        aligned(2 * spare, mean),
+        aligned(2 * spare, mean),
+        aligned(2 * spare, mean),
+    )
     for row in range(0, rows, depth):
         at, more = (spare if row else 0), min(depth, rows - row)
         for first in range(0, width, TILE):

@@ -36,13 +36,25 @@ def put(array: Any, index: int, value: Any, streaming: int) -> None:
         store(array, index, value)
 
 
+@inlined
+def whole_vectors(count: int) -> int:
+    """Return the next multiple of sixteen."""
+    return (count + LANES - 1) // LANES * LANES
+
+
 @helper
-def aligned_rows(rows: int, columns: int, like: Any) -> Any:
-    """Return an empty array of what ``like`` is computed with, whose rows begin at multiples of 64 bytes.
+def aligned(size: int, like: Any) -> Any:
+    """Return an empty array of what ``like`` is computed with, which begins at a multiple of 64 bytes.
 
     A vector that spans two cache lines costs two loads.
     """
-    stride = (columns + LANES - 1) // LANES * LANES
-    memory = np.empty(rows * stride + LANES, working_dtype(like))
+    memory = np.empty(size + LANES, working_dtype(like))
     first = to_line(memory, 0)
-    return memory[first : first + rows * stride].reshape((rows, stride))
+    return memory[first : first + size]
+
+
+@helper
+def aligned_rows(rows: int, columns: int, like: Any) -> Any:
+    """Return such an array of two dimensions, each row of which does."""
+    stride = whole_vectors(columns)
+    return aligned(rows * stride, like).reshape((rows, stride))

@@ -4,7 +4,8 @@ A channel is cut into pieces (by its shape only). In a piece of ``n`` values, wi
 value, ``s = sum(x - k)`` and ``q = sum((x - k)**2)`` are taken in float64 in one loop. Then
 ``mean = k + s/n`` and ``m2 = q - s**2/n``. As ``k`` is one of the values,
 ``m2 >= (k - mean)**2 * n/(n - 1)``, so the subtraction loses at most a factor ``n``; where it would
-lose more than `worst_condition` the piece, still in cache, is summed again about its mean.
+lose more than `worst_condition` the piece, still in cache, is summed again about its mean. With weights,
+``k`` is the first value of half the average weight or more, and the factor at most ``2 * n``.
 
 A mean is carried as a pair (reference, deviation): the reference is a value of the data, the
 deviation a float64. Near a mean of 1e6 standard deviations the pair keeps the digits that
@@ -19,16 +20,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from nbbn._jit import helper, inlined
 from nbbn._simd import (
     LANES,
     any_greater,
     not_below,
     splat,
+    square_root,
     total,
     value_at,
+    where_at_most,
+    where_below,
     where_finite,
     widen,
 )
@@ -74,10 +76,22 @@ def is_ill_conditioned(n: float, deviation: float, m2: float, limit: float) -> b
 
 
 @inlined
-def any_ill_conditioned(n: float, deviation: Any, m2: Any, limit: float) -> bool:
-    """`is_ill_conditioned` for any lane of two vectors."""
-    greater: bool = any_greater(splat(n) * deviation * deviation, splat(limit - 1.0) * m2)
-    return greater
+def better_reference(n: float, k: Any, deviation: Any, m2: Any, limit: float) -> tuple[bool, Any]:
+    """Return whether any lane `is_ill_conditioned`, and ``k``, in those lanes the mean (if it is finite).
+
+    The other lanes keep their reference, and so, summed again, their bits: no channel's depend on another's.
+    """
+    lost, kept = splat(n) * deviation * deviation, splat(limit - 1.0) * m2
+    mean = where_finite(k + deviation, k + deviation, k)
+    return any_greater(lost, kept), where_below(kept, lost, mean, k)
+
+
+@inlined
+def over_std(value: Any, var: Any, eps: float) -> Any:
+    """Return ``value / sqrt(var + eps)``, and 0 where ``var + eps`` is 0."""
+    zero, square = splat(0.0), var + splat(eps)
+    found = value / square_root(square)
+    return where_below(square, zero, found, where_at_most(square, zero, zero, found))
 
 
 @helper
@@ -115,15 +129,26 @@ def weighed(deviation: Any, weight: Any) -> tuple[Any, Any]:
 
 
 @helper
-def weigh(weights: Any, start: int, stop: int) -> tuple[float, int]:
-    """Return the sum of some weights, and the index of the first that is not 0 (-1: there is none)."""
+def weigh(weights: Any, start: int, stop: int) -> float:
+    """Return the sum of some weights."""
     found = splat(0.0)
     for i in range(start, stop, LANES):
         found = found + widen(load_upto(weights, i, stop - i))
-    lead = start
-    while lead < stop and value_at(weights, lead) == 0.0:
-        lead += 1
-    return total(found), lead if lead < stop else -1
+    weight: float = total(found)
+    return weight
+
+
+@helper
+def first_heavy(weights: Any, start: int, stop: int, weight: float) -> int:
+    """Return the index of the first weight that is half the average or more; ``weight`` is their sum.
+
+    A value that deviations are taken from has to count: with a weight of 1e-300, it may be far from all that do.
+    """
+    least = 0.5 * weight / float(stop - start)
+    for i in range(start, stop):
+        if value_at(weights, i) >= least:
+            return i
+    return start
 
 
 @inlined
@@ -167,7 +192,9 @@ def finish_moments(table: Any, first: int, stop: int, freedom: float, eps: float
 @helper
 def write_variances(table: Any, first: int, stop: int, freedom: float, eps: float) -> None:
     """Write ``var = m2 / freedom`` and ``inv_std = 1 / sqrt(var + eps)`` of some channels."""
-    m2, var, inv_std = table[M2, first:stop], table[VAR, first:stop], table[INV_STD, first:stop]
-    for c in range(m2.size):  # a loop of its own, which LLVM can vectorize
-        var[c] = m2[c] / freedom
-        inv_std[c] = 1.0 / np.sqrt(var[c] + eps)  # interpreted, a float of math would raise at 0
+    squares, variances, inverses = table[M2], table[VAR], table[INV_STD]
+    for c in range(first, stop, LANES):
+        n = stop - c
+        var = load_upto(squares, c, n) / splat(freedom)
+        store_upto(variances, c, n, var)
+        store_upto(inverses, c, n, over_std(splat(1.0), var, eps))
