@@ -1,16 +1,13 @@
 """Batch normalization for NumPy on a CPU: exact, fast, and safe inside a server."""
 
 from nbbn import distributed, interop, nopython
-from nbbn._config import config, show_config
-from nbbn._explain import explain
-from nbbn._threads import get_num_threads, num_threads, set_num_threads
+from nbbn._engine.config import config, show_config
+from nbbn._engine.explain import explain
+from nbbn._engine.threads import get_num_threads, num_threads, set_num_threads
+from nbbn._engine.warmup import warmup
 from nbbn._version import __version__
-from nbbn._warmup import warmup
-from nbbn.calibration import calibrate
-from nbbn.folding import fold_conv, fold_linear
-from nbbn.frozen import FrozenBatchNorm
 from nbbn.functional import batch_norm, batch_norm_backward, normalize
-from nbbn.layer import BatchNorm
+from nbbn.layer import BatchNorm, FrozenBatchNorm, calibrate, fold_conv, fold_linear
 from nbbn.moments import Moments, batch_moments
 from nbbn.standardizer import Standardizer
 

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn._layout import overlap, overlaps_itself
-
 Array = NDArray[Any]
 
 _FLOAT32 = np.dtype(np.float32)
@@ -20,9 +18,16 @@ _FLOAT64 = np.dtype(np.float64)
 # from a pickle or a deep copy, as those of data loaders do, it is an equal one; of foreign byte order, none.
 PLAIN_DTYPES = _FLOAT32, _FLOAT64
 FLOATS = "float32 or float64"
-_ACTIVATIONS = ("relu", "relu6", "leaky_relu", "hard_swish")  # keys of nbbn._epilogue.ACTIVATIONS
+_ACTIVATIONS = (
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "hard_swish",
+)  # keys of nbbn._engine.steps.ACTIVATIONS
 
 
+_TooHardError = getattr(np, "exceptions", np).TooHardError  # in np itself before 1.25
+_WORK = 10_000  # candidates that numpy may look at before an overlap is taken for granted
 _MOST = 1 << 40
 _LARGEST = 1.7976931348623157e308  # of float64
 _SMALLEST = 2.2250738585072014e-308  # of float64 with all its digits
@@ -339,6 +344,28 @@ def apart(name: str, value: Array | None, others: dict[str, Array | None]) -> No
     for other, written in others.items():
         if value is not None and written is not None and overlap(value, written):
             raise ValueError(f"{name}: expected memory apart from {other}, got an overlap")
+
+
+def overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether the arrays share memory; interleaved ones (channels of one buffer) do not."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return bool(np.shares_memory(a, b, max_work=_WORK))  # type: ignore[arg-type]
+    except _TooHardError:
+        return True
+
+
+def overlaps_itself(array: NDArray[Any]) -> bool:
+    """Whether two values of ``array`` may share memory (certain for any array but exotic ones)."""
+    forward = tuple(abs(stride) for stride in array.strides)
+    reach = array.itemsize
+    steps = zip(forward, array.shape, strict=True)
+    for stride, size in sorted((t, n) for t, n in steps if n > 1):
+        if stride < reach:
+            return True
+        reach = stride * (size - 1) + reach
+    return False
 
 
 def enough_values(

@@ -7,15 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _checks, _weights
-from nbbn._epilogue import Epilogue, make
-from nbbn._steps import (
-    backward_step,
-    inference_step,
-    statistics_rows,
-    training_step,
-    update_running,
-)
+from nbbn import _checks
+from nbbn._engine import masks, steps
+from nbbn._engine.steps import Epilogue
+from nbbn._kernels import table as rows
 
 Array = NDArray[Any]
 
@@ -104,7 +99,7 @@ def normalize(
     index = _checks.axis(axis, values.ndim)
     channels = values.shape[index]
     kind = _checks.result_dtype(dtype, values.dtype)
-    table = statistics_rows(
+    table = steps.given_table(
         _checks.per_channel("mean", mean, channels),
         _checks.variances("var", var, channels),
         _optional("gamma", gamma, channels),
@@ -113,7 +108,7 @@ def normalize(
     epsilon = _checks.real("eps", eps, 0.0)
     after = _after(activation, negative_slope, residual, values, kind)
     target = None if out is None else _checks.out("out", out, values, kind)
-    y = inference_step(values, index, table, epsilon, target, after, kind)
+    y = _infer(values, index, table, epsilon, target, after, kind)
     return y if out is None else _same(out)
 
 
@@ -226,7 +221,7 @@ def batch_norm(
     epsilon = _checks.real("eps", eps, 0.0)
     taken = _checks.real("correction", correction, 0.0)
     running_taken = _checks.real("running_correction", running_correction, 0.0)
-    weights = _weights.of_mask(mask, values.shape, index)
+    weights = masks.of_mask(mask, values.shape, index)
     after = _after(activation, negative_slope, residual, values, values.dtype)
     target = None if out is None else _checks.out("out", out, values)
     if not _checks.flag("training", training):
@@ -235,8 +230,8 @@ def batch_norm(
                 raise ValueError(f"{name}: expected an array for inference, got None")
         mean = _checks.per_channel("running_mean", running_mean, channels)
         var = _checks.variances("running_var", running_var, channels)
-        table = statistics_rows(mean, var, gammas, betas)
-        y = inference_step(values, index, table, epsilon, target, after)
+        table = steps.given_table(mean, var, gammas, betas)
+        y = _infer(values, index, table, epsilon, target, after)
         return y if out is None else _same(out)
     means = _checks.running("running_mean", running_mean, channels)
     variances = _checks.running("running_var", running_var, channels)
@@ -248,14 +243,14 @@ def batch_norm(
         mean = np.zeros(channels) if means is None else means
         var = np.ones(channels) if variances is None else variances
         _checks.not_negative("running_var", var)
-        table = statistics_rows(mean, var, gammas, betas)
-        y = inference_step(values, index, table, epsilon, target, after)
+        table = steps.given_table(mean, var, gammas, betas)
+        y = _infer(values, index, table, epsilon, target, after)
         return y if out is None else _same(out)
     count = values.size // channels if weights is None else weights.total
     _checks.enough_values(count, taken, running_taken, "x" if weights is None else "mask")
-    rest = target, after, weights
-    y, statistics = training_step(values, index, gammas, betas, epsilon, taken, *rest)
-    update_running(means, variances, statistics, weight, running_taken)
+    table = _batch_table(channels, gammas, betas)
+    y = steps.train(values, index, table, epsilon, taken, target, after, weights)
+    _update_running(means, variances, table, count - running_taken, weight)
     return y if out is None else _same(out)
 
 
@@ -352,18 +347,55 @@ def batch_norm_backward(
     through_statistics = _checks.flag("training", training)
     taken = _checks.real("correction", correction, 0.0)
     target = None if out is None else _checks.out("out", out, values)
-    weights = _weights.of_mask(mask, values.shape, index)
+    weights = masks.of_mask(mask, values.shape, index)
     if weights is not None and weights.total == 0.0:
         through_statistics = False  # there were none
     if through_statistics and values.size:
         count = values.size // channels if weights is None else weights.total
         _checks.enough_values(count, taken, 0.0, "x" if weights is None else "mask")
     dtype = np.result_type(values.dtype, np.float32) if gammas is None else gammas.dtype
-    vectors = means, inverse, gammas
-    grad_x, grad_gamma, grad_beta = backward_step(
-        gradient, values, index, *vectors, taken, through_statistics, target, dtype, weights
+    table = _batch_table(channels, gammas, None)
+    table[rows.MEAN], table[rows.INV_STD], table[rows.MEAN_LOW] = means, inverse, 0.0
+    grad_x, sums = steps.differentiate(
+        gradient, values, index, table, taken, through_statistics, target, weights
     )
+    grad_gamma, grad_beta = steps.parameter_gradients(table, sums, dtype)
     return (grad_x if out is None else _same(out)), grad_gamma, grad_beta
+
+
+def _infer(
+    x: Array,
+    index: int,
+    table: Array,
+    eps: float,
+    out: Array | None,
+    after: Epilogue,
+    dtype: np.dtype[Any] | None = None,
+) -> Array:
+    form = steps.coefficients(table, eps, steps.computed_dtype(x))
+    return steps.infer(x, index, form, out, after, dtype)
+
+
+def _batch_table(channels: int, gamma: Array | None, beta: Array | None) -> Array:
+    """Return a table for statistics, with gamma and beta in it."""
+    table = steps.new_table(channels)
+    if gamma is not None:
+        table[rows.GAMMA] = gamma
+    if beta is not None:
+        table[rows.BETA] = beta
+    return table
+
+
+def _update_running(
+    mean: Array | None, var: Array | None, table: Array, divisor: float, momentum: float
+) -> None:
+    """Apply ``running = (1 - momentum) * running + momentum * batch`` in place, in float64."""
+    with np.errstate(all="ignore"):
+        if mean is not None:
+            mean[...] = (1.0 - momentum) * mean.astype(np.float64) + momentum * table[rows.MEAN]
+        if var is not None:
+            batch = table[rows.M2] / divisor
+            var[...] = (1.0 - momentum) * var.astype(np.float64) + momentum * batch
 
 
 def _optional(name: str, value: Any, channels: int) -> Array | None:
@@ -372,10 +404,10 @@ def _optional(name: str, value: Any, channels: int) -> Array | None:
 
 def _after(
     activation: Any, negative_slope: Any, residual: Any, x: Array, dtype: np.dtype[Any]
-) -> Epilogue | None:
+) -> Epilogue:
     slope = _checks.real("negative_slope", negative_slope)
     added = None if residual is None else _checks.gradient("residual", residual, x, dtype)
-    return make(_checks.activation(activation), slope, added)
+    return steps.epilogue(_checks.activation(activation), slope, added)
 
 
 def _same(out: Any) -> Array:

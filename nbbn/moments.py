@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _checks, _weights
-from nbbn._steps import BatchStatistics, moments_step
+from nbbn import _checks
+from nbbn._engine import masks, steps
+from nbbn._kernels import table as rows
 
 Vector = NDArray[np.float64]
 
@@ -398,11 +399,10 @@ def _merged_means(
     return delta, *_add_to_pair(mean_a, low_a, delta * share)
 
 
-def of_statistics(found: BatchStatistics) -> Moments:
-    """Return the moments that `nbbn._steps` found; its table is read-only from then on."""
-    found.table.flags.writeable = False  # and with it every row that is taken from now on
-    rows = found.mean, found.mean_low, found.m2, np.zeros(found.m2.size)
-    return Moments._restore(float(found.count), *rows)
+def of_table(count: float, table: Vector) -> Moments:
+    """Return the moments in a table of statistics; copies of its rows."""
+    mean, low, m2 = table[rows.MEAN].copy(), table[rows.MEAN_LOW].copy(), table[rows.M2].copy()
+    return Moments._restore(float(count), mean, low, m2, np.zeros(m2.size))
 
 
 def batch_moments(x: Any, *, axis: int = 1, mask: Any = None, weights: Any = None) -> Moments:
@@ -474,7 +474,9 @@ def batch_moments(x: Any, *, axis: int = 1, mask: Any = None, weights: Any = Non
     index = _checks.axis(axis, values.ndim)
     if values.shape[index] == 0:
         raise ValueError(f"x: expected at least one channel, got shape {values.shape}")
-    found = _weights.make(mask, weights, values.shape, index)
+    found = masks.make(mask, weights, values.shape, index)
     if values.size == 0 or (found is not None and found.total == 0.0):
         return Moments.empty(values.shape[index])
-    return of_statistics(moments_step(values, index, found))
+    table = steps.new_table(values.shape[index])
+    count = steps.moments(values, index, table, found)
+    return of_table(count, table)

@@ -51,22 +51,10 @@ from typing import Any
 from numba import typeof, types
 from numba.extending import overload
 
-from nbbn._jit import entry, helper
-from nbbn._layout import SMALL_INNER
-from nbbn._simd import LANES, flat
-from nbbn.kernels.samples import (
-    FEW_ROWS,
-    moments_of_columns,
-    moments_of_few_rows,
-    moments_of_runs,
-    normalize_columns,
-    normalize_few_rows,
-    normalize_runs,
-)
+from nbbn._compiler.jit import entry, helper
+from nbbn._kernels.samples import moments_of_sample, normalize_sample
 
 __all__ = ["moments", "normalize"]
-
-_FEW_VALUES = 1 << 12  # coefficients are read where they stand
 
 
 def _check_array(name: str, given: types.Type, ndim: int, dtypes: str, written: bool) -> None:
@@ -112,12 +100,6 @@ def _types_of_moments(x3: Any, mean: Any, m2: Any) -> Any:
     for name, given in (("mean", mean), ("m2", m2)):
         _check_array(name, given, 1, "float64", True)
     return lambda x3, mean, m2: None
-
-
-@helper
-def _in_runs(outer: int, channels: int, inner: int) -> bool:
-    """Whether channels are taken one by one: long runs, or few short ones."""
-    return channels == 1 or inner >= SMALL_INNER or (inner > 1 and outer < FEW_ROWS)
 
 
 @helper
@@ -167,23 +149,12 @@ def normalize(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
             [ 1., -1.]]])
     """
     _check_normalize(x3, center, scale, shift, out3)
-    outer, channels, inner = x3.shape
-    x, y = flat(x3), flat(out3)
+    channels = x3.shape[1]
     fits = center.size == channels and scale.size == channels and shift.size == channels
     if not fits or out3.shape != x3.shape:
-        _fill(y, math.nan)
-        return
-    if x.size == 0:
-        return
-    if channels == 1:
-        outer, inner = 1, x.size
-    few = inner == 1 and channels >= LANES and x.size <= _FEW_VALUES
-    if few and center.itemsize == scale.itemsize == shift.itemsize == x.itemsize:
-        normalize_few_rows(x, outer, channels, center, scale, shift, y)
-    elif _in_runs(outer, channels, inner):
-        normalize_runs(x, outer, channels, inner, center, scale, shift, y)
-    else:
-        normalize_columns(x, outer, channels, inner, center, scale, shift, y)
+        _fill(out3.reshape(out3.size), math.nan)
+    elif x3.size > 0:
+        normalize_sample(x3, center, scale, shift, out3)
 
 
 @entry
@@ -252,17 +223,5 @@ def moments(x3: Any, mean: Any, m2: Any) -> float:
         _fill(mean, 0.0)
         _fill(m2, 0.0)
         return 0.0
-    x = flat(x3)
-    if channels == 1:
-        outer, inner = 1, count
-    if count == 1:
-        for c in range(channels):
-            mean[c] = x[c]
-            m2[c] = mean[c] - mean[c]  # NaN of NaN and of infinity
-    elif inner == 1 and outer <= FEW_ROWS:
-        moments_of_few_rows(x, outer, channels, mean, m2)
-    elif _in_runs(outer, channels, inner):
-        moments_of_runs(x, outer, channels, inner, mean, m2)
-    else:
-        moments_of_columns(x, outer, channels, inner, mean, m2)
+    moments_of_sample(x3, mean, m2)
     return float(count)

@@ -7,11 +7,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from nbbn import _npy, _stream
+from nbbn._files import npy
 from nbbn.cli._errors import CommandError
 from nbbn.cli._files import cannot_write, check_file
 from nbbn.cli._progress import Progress
 from nbbn.moments import Moments
+from nbbn.standardizer import _stream
 
 _INPUT = "IN.npy"
 
@@ -40,7 +41,7 @@ def add_input(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def reading(path: Path, axis: int) -> Iterator[_npy.NpyFile]:
+def reading(path: Path, axis: int) -> Iterator[npy.NpyFile]:
     """Open the input, and check its type and axis.
 
     Parameters
@@ -62,7 +63,7 @@ def reading(path: Path, axis: int) -> Iterator[_npy.NpyFile]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            source = stack.enter_context(_npy.opened(path, _INPUT))
+            source = stack.enter_context(npy.opened(path, _INPUT))
             _stream.check_dtype(source)
             _stream.view(source.header, axis)
         except OSError as error:
@@ -72,7 +73,7 @@ def reading(path: Path, axis: int) -> Iterator[_npy.NpyFile]:
             raise CommandError(f"--{text}" if text.startswith("axis:") else text) from error
         try:
             yield source
-        except _npy.NpyError as error:
+        except npy.NpyError as error:
             raise CommandError(str(error)) from error
         except MemoryError as error:
             raise CommandError(
@@ -80,7 +81,7 @@ def reading(path: Path, axis: int) -> Iterator[_npy.NpyFile]:
             ) from error
 
 
-def channels(source: _npy.NpyFile, axis: int) -> int:
+def channels(source: npy.NpyFile, axis: int) -> int:
     """Return the number of channels.
 
     Parameters
@@ -98,7 +99,7 @@ def channels(source: _npy.NpyFile, axis: int) -> int:
     return _stream.view(source.header, axis)[1]
 
 
-def moments(source: _npy.NpyFile, axis: int, label: str) -> Moments:
+def moments(source: npy.NpyFile, axis: int, label: str) -> Moments:
     """Return the moments of the input, with a progress bar.
 
     Parameters

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nbbn import _files, _storage
+from nbbn._files import paths
+from nbbn._files import state as state_files
 from nbbn.cli._errors import CommandError
 
 _FORMATS = ("png", "svg", "pdf")
@@ -48,8 +49,8 @@ def check_file(path: Path, option: str) -> None:
         Where it cannot.
     """
     try:
-        _files.check_regular(f"{option}: expected a file", path)
-        temporary = _storage.beside(path)
+        paths.check_regular(f"{option}: expected a file", path)
+        temporary = state_files.beside(path)
         temporary.open("xb").close()
         temporary.unlink()
     except ValueError as error:
@@ -125,7 +126,7 @@ def write_text(path: Path, text: str, option: str) -> None:
 def _write(path: Path, option: str, fill: Callable[[BinaryIO], Any]) -> None:
     """Make the file, or replace it, once it is whole."""
     try:
-        with _storage.replacing(path) as file:
+        with state_files.replacing(path) as file:
             fill(file)
     except OSError as error:
         raise cannot_write(path, option, error) from None

@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 import nbbn
-from nbbn import _jit, _threads
+from nbbn._compiler import jit
+from nbbn._engine import threads
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -37,6 +38,6 @@ def run(arguments: argparse.Namespace) -> None:
     arguments
         The parsed command line; it has no options.
     """
-    if nbbn.get_num_threads() > 1 and _jit.is_enabled():
-        _threads.has_usable_layer()
+    if nbbn.get_num_threads() > 1 and jit.is_enabled():
+        threads.has_usable_layer()
     nbbn.show_config()

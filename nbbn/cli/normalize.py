@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbbn import _npy, _storage, _stream
+from nbbn._files import npy
+from nbbn._files import state as state_files
 from nbbn.cli import _arrays
 from nbbn.cli._errors import CommandError
 from nbbn.cli._files import cannot_write, check_file, check_room
 from nbbn.cli._progress import Progress
 from nbbn.moments import Moments
+from nbbn.standardizer import _stream
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -80,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
             given = _given(arguments.stats, source, axis)
             _arrays.check_apart(path, _OUTPUT, arguments.stats)
         try:
-            with _storage.replacing(path) as file:
+            with state_files.replacing(path) as file:
                 target = _stream.output(source, file)
                 found = _write(source, axis, given, target, arguments.save_stats is not None)
                 if found is not None and arguments.save_stats is not None:
@@ -90,10 +92,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _write(
-    source: _npy.NpyFile,
+    source: npy.NpyFile,
     axis: int,
     given: _stream.Statistics | None,
-    target: _npy.NpyOutput,
+    target: npy.NpyOutput,
     needed: bool,
 ) -> Moments | None:
     """Write the output; return the moments of the input, where there are no statistics given."""
@@ -108,7 +110,7 @@ def _write(
     return found
 
 
-def _given(path: Path, source: _npy.NpyFile, axis: int) -> _stream.Statistics:
+def _given(path: Path, source: npy.NpyFile, axis: int) -> _stream.Statistics:
     """Return the statistics in a file, which must be of as many channels as the input has."""
     try:
         statistics = _stream.load(path)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import nbbn
-from nbbn import _warmup
+from nbbn._engine import warmup
 from nbbn.cli._errors import CommandError
 from nbbn.cli._progress import Progress
 
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     names = _words(arguments.dtype or _DEFAULT)
     activations = [None if name == "none" else name for name in _words(arguments.activation or ())]
     try:
-        wanted = _warmup.variants(names, arguments.training, activations)
+        wanted = warmup.variants(names, arguments.training, activations)
     except (TypeError, ValueError) as error:
         text = str(error).replace("dtypes:", "--dtype:", 1)
         raise CommandError(text.replace("activation:", "--activation:", 1)) from None
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     started = time.perf_counter()
     with Progress(len(wanted), "Compiling") as progress:
-        _warmup.prepare(wanted, progress.advance)
+        warmup.prepare(wanted, progress.advance)
     seconds = time.perf_counter() - started
     kernels = len({kernel for kernel, _ in wanted})
     purpose = "inference and training" if arguments.training else "inference"

@@ -3,7 +3,7 @@
 Importing this imports none of the libraries: they are used where their objects are handed in.
 """
 
-from nbbn._dask import dask_moments, dask_normalize
-from nbbn.distributed.batch_norm import SyncBatchNorm
+from nbbn.distributed.dask import dask_moments, dask_normalize
+from nbbn.distributed.sync import SyncBatchNorm
 
 __all__ = ["SyncBatchNorm", "dask_moments", "dask_normalize"]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _storage
-from nbbn.layer import BatchNorm
+from nbbn._files import state as state_files
+from nbbn.layer.batch_norm import BatchNorm
 
 Array = NDArray[Any]
 
@@ -121,7 +121,7 @@ def make_layer(
         **options,
     )
     state: dict[str, Any] = {key: array.astype(bn.dtype) for key, array in arrays.items()}
-    bn.load_state_dict({**state, COUNTER: _storage.counter(plain(COUNTER, number))})
+    bn.load_state_dict({**state, COUNTER: state_files.counter(plain(COUNTER, number))})
     return bn.train(training)
 
 

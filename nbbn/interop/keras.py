@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nbbn.interop import _layers
-from nbbn.layer import BatchNorm
+from nbbn.layer.batch_norm import BatchNorm
 
 _OPTIONS = ("axis", "momentum", "epsilon", "scale", "center")
 _NAMES = {  # Keras's name -> the layer's attribute, in the order of get_weights

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _files
+from nbbn._files import paths
 from nbbn.interop import _layers
-from nbbn.layer import BatchNorm
+from nbbn.layer.batch_norm import BatchNorm
 
 Array = NDArray[Any]
 
@@ -120,7 +120,7 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
         path = Path(path_or_model)
         source = _Source(path.parent)
         reading = partial(_layers.reading, "path_or_model", _KIND, path)
-        with _files.opened(f"path_or_model: expected {_KIND}", path) as file, reading():
+        with paths.opened(f"path_or_model: expected {_KIND}", path) as file, reading():
             size = os.fstat(file.fileno()).st_size
             if size > _MOST_BYTES:
                 raise ValueError(f"the file has more than {_MOST_BYTES} bytes")

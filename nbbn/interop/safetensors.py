@@ -10,9 +10,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn import _files, _storage
+from nbbn._files import paths
+from nbbn._files import state as state_files
 from nbbn.interop import _layers
-from nbbn.layer import BatchNorm
+from nbbn.layer.batch_norm import BatchNorm
 
 Array = NDArray[Any]
 
@@ -68,7 +69,7 @@ def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
     arrays = {**state, _layers.COUNTER: np.array(state[_layers.COUNTER], np.int64)}
     options = {**bn._options(), "training": bn.training}
     data = library.save(arrays, metadata={_OPTIONS: json.dumps(options)})
-    with _storage.replacing(path) as file:
+    with state_files.replacing(path) as file:
         file.write(data)
 
 
@@ -118,7 +119,7 @@ def load_safetensors(path: str | os.PathLike[str], *, prefix: str = "") -> Batch
     """
     library = _layers.required("safetensors")
     kind = "a safetensors file with this layer"
-    with _files.opened(f"path: expected {kind}", path) as file:
+    with paths.opened(f"path: expected {kind}", path) as file:
         size = os.fstat(file.fileno()).st_size
         with _layers.reading("path", kind, path):
             with library.safe_open(path, framework="np"):
@@ -172,7 +173,7 @@ def _load_own(file: _File) -> BatchNorm:
     shapes = [entry["shape"] for name, entry in file.entries.items() if name != _layers.COUNTER]
     features = options["num_features"]  # the layer takes memory for that many
     if any(shape != [features] for shape in shapes) or (
-        not shapes and features > _storage.FEW_FEATURES
+        not shapes and features > state_files.FEW_FEATURES
     ):
         raise ValueError(f"num_features: expected that of the arrays, {shapes}, got {features!r}")
     bn = BatchNorm(**options).train(training)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbbn.interop import _layers
-from nbbn.layer import BatchNorm
+from nbbn.layer.batch_norm import BatchNorm
 
 
 def from_torch(obj: Any, *, prefix: str = "") -> BatchNorm:

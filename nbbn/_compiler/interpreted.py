@@ -1,0 +1,240 @@
+"""The vectors of ``_simd`` in plain Python, for ``NUMBA_DISABLE_JIT``: NumPy arrays of 16 lanes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LANES = 16
+
+
+def _memory(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
+    """``count`` values of ``array`` from ``index`` on, counted in memory from the first one."""
+    if array.ndim == 1:
+        return array[index : index + count]
+    return np.lib.stride_tricks.as_strided(array, (index + count,), (array.itemsize,))[index:]
+
+
+def has_spare_digits(array: NDArray[Any]) -> bool:
+    """Whether float64 holds values of ``array`` with digits to spare."""
+    return bool(array.dtype != np.float64)
+
+
+def working_dtype(array: NDArray[Any]) -> Any:
+    """The dtype that values of ``array`` are computed with."""
+    return np.float64 if array.dtype == np.float64 else np.float32
+
+
+def _decode(stored: NDArray[Any]) -> NDArray[Any]:
+    """What `nbbn._formats` does: arrays of bits as float32."""
+    if stored.dtype == np.uint16:
+        return stored.view(np.float16).astype(np.float32)
+    if stored.dtype == np.int16:
+        return (stored.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return stored.astype(working_dtype(stored))
+
+
+def _encode(dtype: np.dtype[Any], vector: NDArray[Any]) -> NDArray[Any]:
+    if dtype == np.uint16:
+        with np.errstate(all="ignore"):
+            return vector.astype(np.float16).view(np.uint16)
+    if dtype == np.int16:
+        bits = vector.view(np.uint32)
+        upper = bits >> np.uint32(16)
+        rounded = (bits + (upper & np.uint32(1)) + np.uint32(0x7FFF)) >> np.uint32(16)
+        found = np.where(np.isnan(vector), upper | np.uint32(0x40), rounded)
+        return found.astype(np.uint16).view(np.int16)
+    return vector
+
+
+def load(array: NDArray[Any], index: int) -> NDArray[Any]:
+    """Sixteen values of ``array`` from ``index`` on."""
+    return _decode(_memory(array, index, LANES))
+
+
+def load_first(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
+    """The first ``count`` values from ``index`` on, zeros behind them."""
+    vector = np.zeros(LANES, working_dtype(array))
+    vector[:count] = _decode(_memory(array, index, count))
+    return vector
+
+
+def value_at(array: NDArray[Any], index: int) -> float:
+    """The value at ``index``, as float64."""
+    return float(_decode(_memory(array, index, 1))[0])
+
+
+def prefetch(array: NDArray[Any], index: int) -> None:
+    """Nothing to ask for."""
+
+
+def store(array: NDArray[Any], index: int, value: NDArray[Any]) -> None:
+    """Write the lanes of ``value`` to ``array`` from ``index`` on."""
+    _memory(array, index, LANES)[:] = _encode(array.dtype, value)
+
+
+def store_first(array: NDArray[Any], index: int, count: int, value: NDArray[Any]) -> None:
+    """Write the first ``count`` lanes of ``value``."""
+    _memory(array, index, count)[:] = _encode(array.dtype, value[:count])
+
+
+stream = store
+
+
+def to_line(array: NDArray[Any], index: int) -> int:
+    """How many elements to peel before streaming: none, as nothing is streamed."""
+    return 0
+
+
+def fence() -> None:
+    """Nothing to wait for."""
+
+
+def splat(scalar: Any) -> NDArray[Any]:
+    """A vector with ``scalar`` in every lane."""
+    return np.full(LANES, scalar, np.asarray(scalar).dtype)
+
+
+def widen(vector: NDArray[Any]) -> NDArray[np.float64]:
+    """The lanes as float64."""
+    return vector.astype(np.float64)
+
+
+def narrow(array: NDArray[Any], vector: NDArray[np.float64]) -> NDArray[Any]:
+    """The lanes, rounded to what ``array`` is computed with."""
+    with np.errstate(all="ignore"):
+        found: NDArray[Any] = vector.astype(working_dtype(array))
+        return found
+
+
+def square_root(vector: NDArray[Any]) -> NDArray[Any]:
+    """The square roots of the lanes."""
+    with np.errstate(all="ignore"):
+        root: NDArray[Any] = np.sqrt(vector)
+        return root
+
+
+def not_below(vector: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
+    """The lanes of ``vector``, those of ``limit`` where they are greater; NaN stays."""
+    return np.where(vector < limit, limit, vector)
+
+
+def not_above(vector: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
+    """The lanes of ``vector``, those of ``limit`` where they are less; NaN stays."""
+    return np.where(vector > limit, limit, vector)
+
+
+def where_below(
+    test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]
+) -> NDArray[Any]:
+    """``a`` in the lanes where ``test < limit``, ``b`` in the others."""
+    return np.where(test < limit, a, b)
+
+
+def where_at_most(
+    test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]
+) -> NDArray[Any]:
+    """``a`` in the lanes where ``test <= limit``, ``b`` in the others."""
+    return np.where(test <= limit, a, b)
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` with one rounding."""
+    if isinstance(a, np.ndarray):
+        return np.array([_fma(*lanes) for lanes in zip(a, b, c, strict=True)], a.dtype)
+    return type(a)(_fma(a, b, c))
+
+
+def _fma(a: Any, b: Any, c: Any) -> Any:
+    with np.errstate(all="ignore"):
+        plain = a * b + c
+    if not np.isfinite(plain) or not np.isfinite(a) or not np.isfinite(b):
+        return plain
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    return _rounded(exact, type(plain)) if exact else plain
+
+
+def _rounded(exact: Fraction, dtype: Any) -> Any:
+    """The number of ``dtype`` nearest to ``exact``, ties to even."""
+    nearest = dtype(float(exact))
+    if dtype is np.float64 or not np.isfinite(nearest):
+        return nearest
+    # float() rounded once and dtype() again: look whether a neighbour is nearer, or even in a tie.
+    candidates = [
+        nearest,
+        np.nextafter(nearest, dtype(np.inf)),
+        np.nextafter(nearest, -dtype(np.inf)),
+    ]
+    finite = [value for value in candidates if np.isfinite(value)]
+    return min(finite, key=lambda v: (abs(Fraction(float(v)) - exact), int(v.view(np.uint32)) & 1))
+
+
+def keep_first(vector: NDArray[Any], count: int) -> NDArray[Any]:
+    """The first ``count`` lanes, zeros behind them."""
+    return np.where(np.arange(LANES) < count, vector, 0).astype(vector.dtype)
+
+
+def first_of(count: int, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """The first ``count`` lanes of ``a``, those of ``b`` behind them."""
+    return np.where(np.arange(LANES) < count, a, b)
+
+
+def where_finite(test: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """``a`` in the lanes where ``test`` is finite, ``b`` in the others."""
+    return np.where(np.isfinite(test), a, b)
+
+
+def any_greater(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether ``a > b`` in any lane."""
+    return bool(np.any(a > b))
+
+
+def total(vector: NDArray[Any]) -> Any:
+    """The sum of the lanes, halves first."""
+    value = vector
+    while value.size > 1:
+        half = value.size // 2
+        value = value[:half] + value[half:]
+    return value[0]
+
+
+def load_weights(weights: NDArray[Any] | None, index: int) -> NDArray[Any] | None:
+    """Sixteen weights from ``index`` on; None of None, here and below."""
+    return None if weights is None else weights[index : index + LANES]
+
+
+def load_weights_first(weights: NDArray[Any] | None, index: int, count: int) -> NDArray[Any] | None:
+    """The first ``count`` weights from ``index`` on, zeros behind them."""
+    if weights is None:
+        return None
+    vector = np.zeros(LANES, weights.dtype)
+    vector[:count] = weights[index : index + count]
+    return vector
+
+
+def splat_weight(weights: NDArray[Any] | None, index: int) -> NDArray[Any] | None:
+    """A vector with one weight in every lane."""
+    return None if weights is None else np.full(LANES, weights[index])
+
+
+def where_counted(weight: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """``a`` in the lanes whose weight is not 0, ``b`` in the others."""
+    return np.where(weight != 0, a, b)
+
+
+def all_count(weight: NDArray[Any]) -> bool:
+    """Whether no lane has weight 0."""
+    return bool(np.all(weight != 0))
+
+
+def numbers_only(weights: NDArray[Any] | None) -> NDArray[Any] | None:
+    """The weights where they are numbers; None of a mask, and of None."""
+    return None if weights is None or weights.dtype == np.uint8 else weights
+
+
+def times_weight(weight: NDArray[Any], vector: NDArray[Any]) -> NDArray[Any]:
+    """``vector`` times the weights; a mask multiplies by 1."""
+    return vector if weight.dtype == np.uint8 else weight * vector

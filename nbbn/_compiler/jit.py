@@ -1,0 +1,241 @@
+"""How nbbn compiles: the only place with numba options.
+
+``helper`` and ``inlined`` are for functions that compiled code calls; ``step`` makes the serial and the parallel
+twin of a function that Python calls. Nothing is compiled before it is needed: a step's variant is compiled, or
+loaded from the disk cache, when it is first asked for.
+
+The signature of a step is read off its annotations, which are names of this module. Inputs are declared
+read-only, so that one compiled variant serves writable and read-only arrays; stacks (see `nbbn._kernels`) may
+have any strides between their rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types as python_types
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import llvmlite
+import numba
+import numpy as np
+from numba import config, njit, types
+from numpy.typing import NDArray
+
+from nbbn._compiler import sources
+from nbbn._compiler.cache import DiskCache
+from nbbn._compiler.forks import new_lock
+
+# Division by zero gives inf or NaN as in NumPy; no fastmath: the vectors are explicit,
+# so nothing needs reassociation, and NaN and Inf must propagate.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+# What only other compiled code calls needs no entry from Python or C.
+_INSIDE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+Int = int
+Float = float
+Stack = Annotated[NDArray[Any], "x", 3, "read-only"]
+OutStack = Annotated[NDArray[Any], "y", 3, "writable"]
+Form = Annotated[NDArray[Any], "computed", 2, "read-only"]
+OutForm = Annotated[NDArray[Any], "computed", 2, "writable"]
+Table = Annotated[NDArray[np.float64], "float64", 2, "read-only"]
+OutTable = Annotated[NDArray[np.float64], "float64", 2, "writable"]
+Parameters = Annotated[NDArray[Any], "parameters", 2, "writable"]
+Counter = Annotated[NDArray[np.int64], "int64", 1, "writable"]
+# what may be absent: None, and then another variant
+IfResidual = Annotated[NDArray[Any] | None, "y", 3, "read-only", "residual"]
+IfGradient = Annotated[NDArray[Any] | None, "y", 3, "read-only", "gradient"]
+IfWeights = Annotated[NDArray[Any] | None, "weights", 1, "read-only", "weights"]
+Kind = Annotated[tuple[float, ...], "activation"]
+
+
+class Variant(NamedTuple):
+    """What a variant of a step is compiled for."""
+
+    dtype: Any = np.float64  # of x
+    parallel: bool = False
+    activation: int = 0  # how many numbers its tuple has: see `nbbn._kernels.elementwise`
+    residual: bool = False
+    gradient: bool = False
+    weights: Any = None  # their dtype: uint8 (a mask) or float64
+    parameters: Any = np.float32  # the dtype of a layer's
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the compiler."""
+    return {"numba": numba.__version__, "llvmlite": llvmlite.__version__}
+
+
+def is_enabled() -> bool:
+    """Whether kernels are compiled (not under ``NUMBA_DISABLE_JIT``)."""
+    return not config.DISABLE_JIT
+
+
+def helper(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile ``function`` for use inside kernels; never called from Python."""
+    return _of_any_number(njit(**_INSIDE, **_OPTIONS)(function))
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Like ``helper``, and always inlined by LLVM: for what is called in a loop."""
+    return _of_any_number(njit(forceinline=True, **_INSIDE, **_OPTIONS)(function))
+
+
+def _of_any_number(compiled: Any) -> Callable[..., Any]:
+    """Let calls that spell out a number share the variant of those that do not.
+
+    For ``f(x, 0)`` numba compiles another variant than for ``f(x, i)``, and for ``Rows(x, 0)`` than for
+    ``Rows(x, i)``.
+    """
+    if is_enabled():
+        find = compiled.get_call_template
+        compiled.get_call_template = lambda args, kws: find(
+            tuple(map(_unspelt, args)), {name: _unspelt(kind) for name, kind in kws.items()}
+        )
+    found: Callable[..., Any] = compiled
+    return found
+
+
+def _unspelt(kind: types.Type) -> types.Type:
+    """Return a type without the constants in it."""
+    return types.unliteral(kind)
+
+
+# For functions that users' compiled code calls. What is not said here, numba takes from the function that
+# calls first: fastmath, of all.
+_ENTRY: dict[str, Any] = {
+    "error_model": "numpy",
+    "fastmath": False,
+    "forceinline": False,
+    "no_cfunc_wrapper": True,
+}
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` for calls from users' compiled code, and from Python."""
+    if not is_enabled():
+        return np.errstate(all="ignore")(function)  # as compiled code: NaN and Inf, no warning
+    sources.remember(function.__module__)
+    dispatcher = njit(**_ENTRY)(function)
+    dispatcher._cache = DiskCache(function, _ENTRY)
+    return dispatcher
+
+
+class Step:
+    """A function that Python calls: its serial and its parallel twin, compiled a variant at a time."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.name = function.__name__
+        self.__doc__ = function.__doc__
+        self.function = function
+        sources.remember(function.__module__)
+        self._ready: dict[Variant, Callable[..., Any]] = {}
+        self._lock = new_lock(self)
+
+    @functools.cached_property  # not before a call needs it
+    def hints(self) -> list[Any]:
+        """The annotations of the arguments."""
+        hints = get_type_hints(self.function, include_extras=True)
+        return [hint for name, hint in hints.items() if name != "return"]
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether it has loops to share out."""
+        return "prange" in self.function.__code__.co_names
+
+    def variant(self, wanted: Variant) -> Callable[..., Any]:
+        """Return the variant, compiled if it is not."""
+        found = self._ready.get(wanted)
+        return found if found is not None else self._compile(wanted)
+
+    def _compile(self, wanted: Variant) -> Callable[..., Any]:
+        with self._lock:
+            if wanted not in self._ready:
+                signature = tuple(_numba_type(hint, wanted) for hint in self.hints)
+                self._ready[wanted] = _compiled(self.function, wanted.parallel, signature)
+        return self._ready[wanted]
+
+
+def step(function: Callable[..., Any]) -> Step:
+    """Make ``function``, annotated, a `Step`."""
+    return Step(function)
+
+
+def _compiled(
+    function: Callable[..., Any], parallel: bool, signature: tuple[types.Type, ...]
+) -> Any:
+    """Return a dispatcher with this one variant, compiled or loaded, that compiles no other.
+
+    Then numba converts a writable array to the declared read-only one instead of compiling another
+    variant. Nobody knows it before: a call of one that is open to compile would do so, or fail when
+    it is closed meanwhile.
+    """
+    if config.DISABLE_JIT:
+        return np.errstate(all="ignore")(function)  # as compiled code: NaN and Inf, no warning
+    # The twins must not share a qualified name: compiled symbols are named after it.
+    twin = _renamed(function, "_parallel" if parallel else "_serial")
+    dispatcher = njit(parallel=parallel, **_OPTIONS)(twin)
+    dispatcher._cache = DiskCache(twin, {"parallel": parallel, **_OPTIONS})
+    _uninterrupted(lambda: dispatcher.compile(signature))
+    dispatcher.disable_compile()
+    return dispatcher
+
+
+def _uninterrupted(work: Callable[[], Any]) -> None:
+    """Do it where no signal handler can raise in its midst, which only the main thread's can.
+
+    numba's registries, filled half-way, would fail every later compilation in the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        work()
+        return
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="nbbn-compile")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _renamed(function: Callable[..., Any], suffix: str) -> Any:
+    name = function.__name__ + suffix
+    twin = python_types.FunctionType(
+        function.__code__.replace(co_name=name, co_qualname=name), function.__globals__, name
+    )
+    twin.__qualname__ = name
+    twin.__module__ = function.__module__
+    return twin
+
+
+_SCALARS: dict[Any, types.Type] = {int: types.intp, float: types.float64}
+
+
+def _numba_type(hint: Any, wanted: Variant) -> types.Type:
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    if hint is Kind:
+        return types.Tuple((types.float64,) * wanted.activation)
+    which, ndim, access, *condition = hint.__metadata__
+    if condition and not getattr(wanted, condition[0]):
+        return types.none
+    result = np.float32 if wanted.dtype == np.uint8 else wanted.dtype
+    dtypes = {
+        "x": wanted.dtype,
+        "y": result,
+        "computed": np.float64 if wanted.dtype == np.float64 else np.float32,
+        "parameters": wanted.parameters,
+        "weights": wanted.weights,
+        "int64": np.int64,
+        "float64": np.float64,
+    }
+    element = numba.from_dtype(np.dtype(dtypes[which]))
+    return types.Array(element, ndim, "A" if ndim == 3 else "C", readonly=access == "read-only")

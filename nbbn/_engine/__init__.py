@@ -1,0 +1,1 @@
+"""One call, from checked arrays to a running kernel."""

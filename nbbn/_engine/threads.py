@@ -1,0 +1,317 @@
+"""Threads: how many, and whether this call may start a parallel region now.
+
+A region is started only by the one caller that gets the lock; who does not get it runs the serial
+twin, which gives the same bits. In a process forked from one that had threads the OpenMP runtime is
+not usable, and numba's workqueue layer must not be entered twice (by anyone in the process):
+in both nothing parallel is started. An OpenMP runtime keeps a team of threads for each thread that
+ever started a region, until that one ends (40 callers on 4 threads: 120 more): so only a few may.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.np.ufunc import parallel as numba_parallel
+
+from nbbn._engine.machine import UNLIMITED, cpu_quota
+
+MOST_TEAMS = 8  # calling threads alive that may own a team of OpenMP threads
+
+_region: dict[int, weakref.ref[Claim]] = {}  # 0: who may start parallel regions now
+_here: ContextVar[int] = ContextVar("nbbn_num_threads", default=0)
+_everywhere = 0  # set_num_threads; 0: not set
+_default = 0
+_usable = False
+_layer_problem: str | None = None
+_unusable_after_fork: str | None = None  # why a forked process starts no region
+_mine = threading.local()  # .team: that of the calling thread; goes when the thread ends
+_teams: weakref.WeakSet[_Team] = weakref.WeakSet()
+
+
+class _Team:
+    """Stands for the OpenMP threads that one calling thread owns."""
+
+
+def affinity() -> int:
+    """Return on how many CPUs the process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def quota() -> float | None:
+    """Return the CPU quota of the process's control groups in cores, or None."""
+    found = cpu_quota()
+    return None if found == UNLIMITED else found
+
+
+def most_threads() -> int:
+    """Return numba's maximum (``NUMBA_NUM_THREADS``)."""
+    return int(numba.config.NUMBA_NUM_THREADS)
+
+
+def wanted_layer() -> str:
+    """Return the threading layer that numba was told to load (``NUMBA_THREADING_LAYER``)."""
+    return str(numba.config.THREADING_LAYER)
+
+
+def available_threads() -> int:
+    """Return the smaller of the CPU affinity, the container's CPU quota and numba's maximum."""
+    return max(1, min(affinity(), math.ceil(cpu_quota()), most_threads()))
+
+
+def get_num_threads() -> int:
+    """Return the number of threads that nbbn uses at most.
+
+    Examples
+    --------
+    >>> import nbbn
+    >>> with nbbn.num_threads(1):
+    ...     nbbn.get_num_threads()
+    1
+    """
+    global _default
+    wanted = _here.get() or _everywhere
+    if wanted:
+        return wanted
+    if not _default:
+        _default = available_threads()
+    return _default
+
+
+def set_num_threads(n: int) -> None:
+    """Set the number of threads that nbbn uses at most, for the whole process.
+
+    Results do not depend on it, to the last bit. numba's own setting is left alone.
+
+    Parameters
+    ----------
+    n : int
+        From 1 to numba's maximum (``NUMBA_NUM_THREADS``, by default the number of cores).
+
+    Raises
+    ------
+    TypeError
+        Where ``n`` is not an integer.
+    ValueError
+        Where ``n`` is out of range.
+
+    Examples
+    --------
+    >>> import nbbn
+    >>> before = nbbn.get_num_threads()
+    >>> nbbn.set_num_threads(1)
+    >>> nbbn.get_num_threads()
+    1
+    >>> nbbn.set_num_threads(before)
+    """
+    global _everywhere
+    _everywhere = _checked(n)
+
+
+@contextlib.contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """Use at most ``n`` threads inside the block, in this thread (or asynchronous task) only.
+
+    Parameters
+    ----------
+    n : int
+        From 1 to numba's maximum.
+
+    Raises
+    ------
+    TypeError
+        Where ``n`` is not an integer.
+    ValueError
+        Where ``n`` is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, nbbn
+    >>> x = np.ones((2, 3), np.float32)
+    >>> with nbbn.num_threads(1):
+    ...     moments = nbbn.batch_moments(x)
+    >>> moments.mean
+    array([1., 1., 1.])
+    """
+    token = _here.set(_checked(n))
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+def _checked(n: Any) -> int:
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"n: expected an integer, got {type(n).__name__}")
+    value = n.__index__()
+    limit = int(numba.config.NUMBA_NUM_THREADS)
+    if not 1 <= value <= limit:
+        raise ValueError(f"n: expected 1 to {limit} (numba's maximum), got {value}")
+    return int(value)
+
+
+def run_parallel(call: Callable[[], None]) -> bool:
+    """Make a call that starts a parallel region, if one may start now; return whether it did."""
+    claim = enter_region()
+    if claim is None:
+        return False
+    try:
+        call()
+    finally:
+        leave_region(claim)
+    return True
+
+
+class Claim:
+    """The right to start parallel regions, as long as somebody holds it.
+
+    A lock would stay locked where a signal handler raises between two lines (a timeout, Ctrl-C): of
+    11,343 such interruptions 31 left it so. This one goes when nothing refers to it any more.
+    """
+
+    __slots__ = ("__weakref__", "before")
+
+    before: int  # numba's number of threads for the calling thread
+
+
+def _vanished(reference: weakref.ref[Claim]) -> None:
+    if _region.get(0) is reference:
+        _region.pop(0, None)
+
+
+def enter_region() -> Claim | None:
+    """Take the right to start parallel regions, and set numba's threads; `leave_region` ends it."""
+    threads = get_num_threads()
+    if why_serial(threads) is not None:
+        return None
+    claim = Claim()
+    reference = weakref.ref(claim, _vanished)
+    # Atomic: the first one's reference stays until it is taken away.
+    if _region.setdefault(0, reference) is not reference:
+        return None
+    try:
+        if has_usable_layer() and _has_team():
+            claim.before = numba.get_num_threads()
+            if claim.before != threads:
+                numba.set_num_threads(threads)
+            return claim
+    except BaseException:
+        _vanished(reference)
+        raise
+    _vanished(reference)
+    return None
+
+
+def leave_region(claim: Claim) -> None:
+    """Give back what `enter_region` took."""
+    try:
+        if numba.get_num_threads() != claim.before:
+            numba.set_num_threads(claim.before)
+    finally:
+        _region.pop(0, None)
+
+
+def why_serial(threads: int) -> str | None:
+    """Return why this process, told to use ``threads``, starts no parallel region, or None."""
+    if threads < 2:
+        return "only one thread is to be used"
+    return _unusable_after_fork
+
+
+def is_told_serial() -> bool:
+    """Whether the user has asked for one thread, so that nothing parallel need be at hand."""
+    return (_here.get() or _everywhere) == 1
+
+
+def _has_team() -> bool:
+    """Whether the calling thread may own a team of OpenMP threads; call it inside the lock."""
+    if hasattr(_mine, "team"):
+        return True
+    if loaded_threading_layer() == "omp":  # the others have one pool for all callers
+        if len(_teams) >= MOST_TEAMS:
+            return False
+        _mine.team = _Team()
+        _teams.add(_mine.team)
+    return True
+
+
+def problem_of_layer() -> str | None:
+    """Return why the threading layer that is loaded, or could not be, is not used; None: it is."""
+    layer = loaded_threading_layer()
+    if layer is None:
+        return _layer_problem
+    if is_usable_layer(layer):
+        return None
+    return f"numba's threading layer is {layer}, which only one caller may enter"
+
+
+def has_usable_layer() -> bool:
+    """Whether parallel regions may run on numba's threading layer, which is loaded for that."""
+    global _usable
+    if not _usable and _unusable_after_fork is None:  # once it is loaded, it stays
+        _usable = is_usable_layer(threading_layer())
+    return _usable
+
+
+def is_usable_layer(layer: str | None) -> bool:
+    """Whether two callers may be in regions of this layer at once."""
+    return layer not in ("workqueue", None)
+
+
+def threading_layer() -> str | None:
+    """Return numba's threading layer, loading it if no code has yet; None where none loads."""
+    global _layer_problem
+    try:
+        numba_parallel._launch_threads()
+    except ValueError:
+        _layer_problem = f"numba finds no threading layer for {wanted_layer()!r}"
+        return None
+    return str(numba.threading_layer())
+
+
+def loaded_threading_layer() -> str | None:
+    """Return numba's threading layer, or None as long as none is loaded."""
+    try:
+        return str(numba.threading_layer())
+    except ValueError:
+        return None
+
+
+def _after_fork_in_child() -> None:
+    global _default, _unusable_after_fork
+    if _region and _unusable_after_fork is None:  # also: a thread that is setting threads up
+        _unusable_after_fork = "the process was forked in the middle of a parallel call"
+    _region.clear()
+    _default = 0  # the child may be given other CPUs
+    if numba_parallel._is_initialized:
+        _unusable_after_fork = "the process was forked from one that had threads"
+    elif _unusable_after_fork is None and _has_openmp():
+        _unusable_after_fork = "the process was forked from one that had loaded libgomp"
+
+
+def _has_openmp(maps: Path = Path("/proc/self/maps")) -> bool:
+    """Whether libgomp is loaded, by another library: after a fork, its threads would never come.
+
+    numba loads it by this name. A copy that a wheel carries under a name of its own is not it.
+    """
+    try:
+        return any(
+            line.rstrip().endswith(b"/libgomp.so.1") or b"/libgomp.so.1." in line
+            for line in maps.read_bytes().splitlines()
+        )
+    except OSError:  # not Linux
+        return False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,1 @@
+"""Files: strict headers, whole or not at all."""

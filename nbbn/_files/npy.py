@@ -1,0 +1,194 @@
+"""Arrays in .npy files: strict headers, and values read and written at any place.
+
+Not by memory maps. Mapping a file takes as much of the address space, which a process may have little
+of (``ulimit -v``); where a file shrinks meanwhile, a map ends the process; and a page fault costs more
+than copying the page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from nbbn._files import paths
+
+Array = NDArray[Any]
+
+_HEADER = re.compile(
+    r"\{ *'descr' *: *'(?P<dtype>[<>|=][a-zA-Z][0-9]{0,7})' *, *"
+    r"'fortran_order' *: *(?P<order>False|True) *, *"
+    r"'shape' *: *\((?P<shape>|[0-9]{1,15},|[0-9]{1,15}(?:, *[0-9]{1,15}){1,63},?)\) *,? *\} *\n?"
+)
+_MOST_HEADER = 10_000  # bytes; numpy's own limit for a header it trusts
+
+
+class NpyError(ValueError):
+    """What is wrong with an .npy file, or became so while it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an .npy file says of itself."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of the values."""
+        return self.size * self.dtype.itemsize
+
+
+def read_header(name: str, file: Any) -> Header:
+    """Read the header of an .npy file; only a plain form, that `numpy.save` writes, is taken.
+
+    NumPy's own reader evaluates the text, with warnings for some, and takes more than is needed here:
+    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+    version = npy.read_magic(file)
+    field = {(1, 0): "<H", (2, 0): "<I"}.get(version)
+    if field is None:
+        raise ValueError(f"{name}: expected .npy version 1 or 2, got {version}")
+    (length,) = struct.unpack(field, file.read(struct.calcsize(field)))
+    if length > _MOST_HEADER:
+        raise ValueError(f"{name}: expected a header of at most {_MOST_HEADER} bytes")
+    text = file.read(length).decode("ascii")
+    found = _HEADER.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{name}: expected an .npy header, got {text[:80]!r}")
+    shape = tuple(int(size) for size in found["shape"].split(",") if size)
+    return Header(shape, found["order"] == "True", np.dtype(found["dtype"]))
+
+
+def _bytes(values: Array) -> memoryview:
+    memory: Any = values.reshape(-1).view(np.uint8)
+    return memoryview(memory)
+
+
+class NpyFile:
+    """An .npy file that is open for reading, by several threads at once."""
+
+    def __init__(self, path: str | os.PathLike[str], file: BinaryIO) -> None:
+        self.path = str(path)
+        self._file = file
+        self._state = self._look()
+        try:
+            self.header = read_header(self.path, file)
+        except Exception as error:
+            raise NpyError(f"{self.path}: expected an .npy file ({error})") from error
+        if self.header.dtype.hasobject:
+            raise NpyError(f"{self.path}: expected numbers, got Python objects")
+        self._start = file.tell()
+        expected = self._start + self.header.nbytes
+        if self._state[0] != expected:
+            raise NpyError(
+                f"{self.path}: expected a file of {expected} bytes for shape {self.header.shape}, "
+                f"got {self._state[0]}"
+            )
+        self._seeking = threading.Lock()
+
+    def _look(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def read(self, first: int, values: Array) -> None:
+        """Fill contiguous ``values`` with those of the file from number ``first`` on."""
+        memory = _bytes(values)
+        place = self._start + first * values.itemsize
+        while memory:
+            try:
+                done = self._read_at(memory, place)
+            except OSError as error:
+                raise NpyError(f"{self.path}: cannot be read: {error.strerror}") from error
+            if not done:
+                raise NpyError(f"{self.path}: it became shorter while it was read")
+            memory, place = memory[done:], place + done
+
+    def _read_at(self, memory: memoryview, place: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [memory], place)
+        with self._seeking:
+            self._file.seek(place)
+            return self._file.readinto(memory)  # type: ignore[attr-defined, no-any-return]
+
+    def announce(self, first: int, count: int) -> None:
+        """Tell the system that values are about to be read."""
+        if hasattr(os, "posix_fadvise"):
+            size = self.header.dtype.itemsize
+            place = self._start + first * size
+            with contextlib.suppress(OSError):  # not every file system can
+                os.posix_fadvise(self._file.fileno(), place, count * size, os.POSIX_FADV_WILLNEED)
+
+    def check_unchanged(self) -> None:
+        """Raise NpyError where the file was written to since it was opened."""
+        if self._look() != self._state:
+            raise NpyError(f"{self.path}: it was changed while it was read")
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], name: str = "path") -> Iterator[NpyFile]:
+    """Open an .npy file; whatever is wrong with its header or its size is an NpyError."""
+    with paths.opened(f"{name}: expected an .npy file", path, buffering=0) as file:
+        yield NpyFile(path, file)
+
+
+class NpyOutput:
+    """The values of an .npy file that is being written, by several threads at once."""
+
+    def __init__(self, file: BinaryIO, header: Header) -> None:
+        self._file = file
+        self._itemsize = header.dtype.itemsize
+        fields = {
+            "descr": npy.dtype_to_descr(header.dtype),
+            "fortran_order": header.fortran_order,
+            "shape": header.shape,
+        }
+        npy.write_array_header_1_0(file, fields)
+        file.flush()
+        self._start = file.tell()
+        # A limit on the size of files is met here, not after an hour.
+        file.truncate(self._start + header.nbytes)
+        self._seeking = threading.Lock()
+
+    def write(self, first: int, values: Array) -> None:
+        """Write contiguous ``values`` from number ``first`` on."""
+        memory = _bytes(values)
+        place = self._start + first * values.itemsize
+        while memory:
+            done = self._write_at(memory, place)
+            memory, place = memory[done:], place + done
+
+    def finish(self, first: int, count: int) -> None:
+        """Let the system begin to write these values to the disk: less is left for the end."""
+        if hasattr(os, "posix_fadvise"):
+            place = self._start + first * self._itemsize
+            length = count * self._itemsize
+            with contextlib.suppress(OSError):  # not every file system can
+                # Pages on their way to the disk are kept in memory.
+                os.posix_fadvise(self._file.fileno(), place, length, os.POSIX_FADV_DONTNEED)
+
+    def _write_at(self, memory: memoryview, place: int) -> int:
+        if hasattr(os, "pwritev"):
+            return os.pwritev(self._file.fileno(), [memory], place)
+        with self._seeking:
+            self._file.seek(place)
+            done = self._file.write(memory)
+            self._file.flush()
+            return done

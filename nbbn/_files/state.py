@@ -1,0 +1,219 @@
+"""State of a layer in dictionaries and files: strict, atomic, and without pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn._files import paths
+from nbbn._files.npy import read_header
+
+Array = NDArray[Any]
+
+_COUNTER = "num_batches_tracked"
+_OPTIONS = "options"
+_MOST_OPTIONS = 1 << 16  # bytes
+_FLOAT64_BYTES = 8
+FEW_FEATURES = 1 << 20
+
+
+def checked_state(
+    state: Mapping[str, Any], expected: Mapping[str, Array]
+) -> tuple[dict[str, Array], int]:
+    """Return the arrays and the counter of ``state`` if they fit the ``expected`` arrays."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
+    names = sorted([*expected, _COUNTER])
+    if sorted(map(str, state)) != names:
+        raise ValueError(f"state: expected the names {names}, got {sorted(map(str, state))}")
+    found = {}
+    for name, like in expected.items():
+        if isinstance(state[name], np.ma.MaskedArray):
+            raise TypeError(f"{name}: expected a plain array, got a masked array")
+        array = np.array(state[name])  # a copy: it may be another array of the same layer
+        if array.dtype != like.dtype:
+            raise ValueError(f"{name}: expected dtype {like.dtype.name}, got {array.dtype.name}")
+        if array.shape != like.shape:
+            raise ValueError(f"{name}: expected shape {like.shape}, got {array.shape}")
+        found[name] = array
+    return found, counter(state[_COUNTER])
+
+
+def counter(value: Any) -> int:
+    """Return ``value``, one integer of any numeric type and shape, as a number of batches.
+
+    Programs that cast a whole checkpoint make it float16, others give all entries a dimension.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{_COUNTER}: expected an integer, got a masked array")
+    array = np.asarray(value)
+    if array.size != 1:
+        raise TypeError(f"{_COUNTER}: expected one integer, got shape {array.shape}")
+    found = array.reshape(-1)[0]
+    kind = array.dtype.kind
+    is_float = kind == "f" or (kind == "V" and array.dtype.name == "bfloat16")
+    if not (kind in "iu" or (is_float and float(found).is_integer())):
+        raise TypeError(f"{_COUNTER}: expected an integer, got {value!r}")
+    number = int(found)
+    if not 0 <= number <= np.iinfo(np.int64).max:
+        raise ValueError(f"{_COUNTER}: expected an integer from 0 to 2**63 - 1, got {number}")
+    return number
+
+
+def save(path: str | os.PathLike[str], options: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write an .npz file, whole or not at all."""
+    text = np.array(json.dumps(options))
+    counter = np.array(state[_COUNTER], np.int64)
+    save_arrays(path, {**state, _COUNTER: counter, _OPTIONS: text})
+
+
+def save_arrays(path: str | os.PathLike[str], arrays: dict[str, Any]) -> None:
+    """Write an .npz file of these arrays, whole or not at all."""
+    with replacing(path) as file:
+        np.savez(file, **arrays)
+
+
+def beside(path: str | os.PathLike[str]) -> Path:
+    """Return a name that is free, in the folder where `replacing` makes the file."""
+    return _resolved(path).with_name(f".nbbn-{secrets.token_hex(8)}.tmp")
+
+
+def _resolved(path: str | os.PathLike[str]) -> Path:
+    """Follow links: a link stays a link."""
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for links in a ring
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Open a file beside ``path`` for writing and rename it to ``path`` once it is on the disk."""
+    old = paths.check_regular("path: expected a regular file or a new name", path)
+    target = _resolved(path)
+    temporary = beside(target)
+    created = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    # Who may not read the old file may not read the new one, while it is written either.
+    permissions = 0o666 if old is None else old & 0o777 | 0o600
+    descriptor = os.open(temporary, created, permissions)  # less the process's umask
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(OSError):  # there is none yet
+            temporary.chmod(target.stat().st_mode & 0o777)
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class StateFile:
+    """An open .npz file; every size is checked against the file's own before memory is taken."""
+
+    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
+        self._archive = archive
+        self._size = size
+
+    def options(self) -> dict[str, Any]:
+        """Return the configuration."""
+        text = self._read(_OPTIONS, lambda dtype, shape: dtype.kind == "U" and shape == ())
+        found = json.loads(str(text))
+        if not isinstance(found, dict):
+            raise ValueError(f"{_OPTIONS}: expected a JSON object, got {type(found).__name__}")
+        # The layer takes num_features values a vector: a member must claim to hold them, and the file
+        # be as large. A layer may have none to hold, so up to a million, a few MB, are believed.
+        features = found.get("num_features")
+        claimed = max((member.file_size for member in self._archive.infolist()), default=0)
+        itemsize = 8 if found.get("dtype") == "float64" else 4
+        most = max(min(claimed, self._size) // itemsize, FEW_FEATURES)
+        if not isinstance(features, int) or features > most:
+            raise ValueError(f"num_features: expected what the file can hold, got {features!r}")
+        return found
+
+    def state(self, expected: Mapping[str, Array]) -> dict[str, Any]:
+        """Return what `checked_state` takes; ``expected`` gives shapes and dtypes."""
+        members = self._members()
+        wanted = sorted(f"{name}.npy" for name in (*expected, _COUNTER, _OPTIONS))
+        if members != wanted:
+            raise ValueError(f"expected the members {wanted}, got {members}")
+        found: dict[str, Any] = {}
+        for name, like in expected.items():
+            found[name] = self._read(
+                name, lambda dtype, shape, like=like: (dtype, shape) == (like.dtype, like.shape)
+            )
+        found[_COUNTER] = self._read(
+            _COUNTER, lambda dtype, shape: dtype.kind in "iu" and shape == ()
+        )
+        return found
+
+    def vectors(self, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Array]:
+        """Return the members, vectors of floats of one size, or scalars, and nothing else."""
+        members = self._members()
+        needed = {f"{name}.npy" for name in required}
+        accepted = needed.union(f"{name}.npy" for name in optional)
+        unique = len(members) == len(set(members))
+        if not (unique and needed <= set(members) <= accepted):
+            raise ValueError(f"expected {sorted(accepted)} as members, got {members}")
+        return {
+            name: self._read(
+                name,
+                lambda dtype, shape: (
+                    dtype.kind in "fiu"
+                    and dtype.itemsize <= _FLOAT64_BYTES
+                    and dtype.isnative
+                    and len(shape) < 2
+                ),
+            )
+            for name in (member.removesuffix(".npy") for member in members)
+        }
+
+    def _members(self) -> list[str]:
+        return sorted(member.filename for member in self._archive.infolist())
+
+    def _read(self, name: str, fits: Any) -> Array:
+        info = self._archive.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ValueError(f"{name}: expected an uncompressed member")
+        if name == _OPTIONS and info.file_size > _MOST_OPTIONS:
+            raise ValueError(f"{name}: expected at most {_MOST_OPTIONS} bytes")
+        with self._archive.open(info) as member:
+            header = read_header(name, member)
+            dtype, shape = header.dtype, header.shape
+            if header.fortran_order or not fits(dtype, shape):
+                raise ValueError(f"{name}: got dtype {dtype} and shape {shape}")
+            payload = member.read()
+            if len(payload) != dtype.itemsize * header.size:
+                raise ValueError(f"{name}: expected as many bytes as its header says")
+        return np.frombuffer(payload, dtype).reshape(shape)
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], writer: str = "save") -> Iterator[StateFile]:
+    """Open a file that ``writer`` wrote; whatever is wrong with its contents is a ValueError."""
+    expected = f"path: expected an .npz file that {writer} wrote"
+    with paths.opened(expected, path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                yield StateFile(archive, os.fstat(file.fileno()).st_size)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{expected}, got {path!s} ({reason})") from error

@@ -1,0 +1,150 @@
+"""The loops over rows of values, each written once: two that sum, three that write.
+
+What they compute is an operation that they are given: a function of this package, known when a kernel is
+compiled, so that it costs no call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbbn._compiler.jit import inlined
+from nbbn._compiler.vectors import (
+    LANES,
+    first_of,
+    fma,
+    splat,
+    store_first,
+    to_line,
+)
+from nbbn._kernels.memory import ZERO, Rows, put, smaller
+
+GROUP = 8  # rows side by side
+
+
+@inlined
+def sum_runs(terms: Any, read: Any, rows: int, length: int, about: Any) -> tuple[Any, Any]:
+    """Return ``sum(a)`` and ``sum(a * d)`` over some rows, in sixteen lanes; ``a, d = terms(...)``.
+
+    Of a partial vector both must be 0 behind its end.
+    """
+    s = q = splat(0.0)
+    for row in range(rows):
+        k = 0
+        while k + LANES <= length:
+            a, d = terms(read, row, k, LANES, about)
+            s = s + a
+            q = fma(a, d, q)
+            k += LANES
+        if k < length:
+            a, d = terms(read, row, k, length - k, about)
+            s = s + a
+            q = fma(a, d, q)
+    return s, q
+
+
+@inlined
+def sum_strip(terms: Any, read: Any, rows: Any, k: int, count: int, about: Any, sums: Any) -> Any:
+    """Add ``sum(a)`` and ``sum(a * d)`` of up to sixteen columns, from ``k`` on, to ``sums``; return them.
+
+    ``rows`` are the first one and the one behind the last.
+    """
+    s, q = sums
+    if count >= LANES:
+        for row in range(rows[0], rows[1]):
+            a, d = terms(read, row, k, LANES, about)
+            s = s + a
+            q = fma(a, d, q)
+    else:
+        for row in range(rows[0], rows[1]):
+            a, d = terms(read, row, k, count, about)
+            s = s + a
+            q = fma(a, d, q)
+    return s, q
+
+
+@inlined
+def write_rows(
+    operation: Any, pick: Any, y: Rows, read: Any, rows: int, length: int, form: Any, streaming: int
+) -> None:
+    """Write ``operation`` of each value of some rows, past the cache if ``streaming``.
+
+    ``pick(form, k, count)`` returns the coefficients of a place.
+    """
+    for row in range(rows):
+        start = y.at + row * y.stride
+        k = 0
+        if streaming:
+            k = smaller(to_line(y.values, start), length)
+            if k > 0:
+                store_first(y.values, start, k, operation(read, row, ZERO, k, pick(form, ZERO, k)))
+        while k + LANES <= length:
+            value = operation(read, row, k, LANES, pick(form, k, LANES))
+            put(y.values, start + k, value, streaming)
+            k += LANES
+        if k < length:
+            n = length - k
+            store_first(y.values, start + k, n, operation(read, row, k, n, pick(form, k, n)))
+
+
+@inlined
+def write_strips(
+    operation: Any, pick: Any, y: Rows, read: Any, rows: int, length: int, form: Any
+) -> None:
+    """`write_rows`, sixteen columns of `GROUP` rows at a time: these share their coefficients."""
+    for first in range(0, rows, GROUP):
+        stop = smaller(first + GROUP, rows)
+        for k in range(0, length, LANES):
+            n = length - k
+            c = pick(form, k, n)
+            if n >= LANES:
+                for row in range(first, stop):
+                    put(y.values, y.at + row * y.stride + k, operation(read, row, k, LANES, c), 0)
+            else:
+                for row in range(first, stop):
+                    value = operation(read, row, k, n, c)
+                    store_first(y.values, y.at + row * y.stride + k, n, value)
+
+
+@inlined
+def write_joined(
+    operation: Any,
+    pick: Any,
+    y: Rows,
+    read: Any,
+    runs: Any,
+    length: int,
+    form: Any,
+    streaming: int,
+) -> None:
+    """Write ``operation`` of runs without gaps between them, those of channel after channel.
+
+    ``runs`` are their number, the channel of the first one, and the number of channels. A vector that
+    spans two runs is computed with the coefficients of both. So there are no partial vectors between them: of
+    49 or 196 values, they would be every fourth or every thirteenth.
+    """
+    number, channel, channels = runs
+    c = pick(form, channel)
+    left = length  # values left of the current run
+    stop = number * length
+    k = 0
+    if streaming:
+        k = smaller(to_line(y.values, y.at), length)
+        if k > 0:
+            store_first(y.values, y.at, k, operation(read, ZERO, ZERO, k, c))
+            left -= k
+    while k + LANES <= stop:
+        while left >= LANES and k + LANES <= stop:
+            put(y.values, y.at + k, operation(read, ZERO, k, LANES, c), streaming)
+            k += LANES
+            left -= LANES
+        if k + LANES <= stop:
+            before = operation(read, ZERO, k, LANES, c)
+            channel = channel + 1 if channel + 1 < channels else 0
+            c = pick(form, channel)
+            after = operation(read, ZERO, k, LANES, c)
+            put(y.values, y.at + k, first_of(left, before, after), streaming)
+            k += LANES
+            left += length - LANES
+    if k < stop:
+        store_first(y.values, y.at + k, stop - k, operation(read, ZERO, k, stop - k, c))

@@ -1,0 +1,343 @@
+"""Where a channel is a run of values: arrays of (outer, C, inner).
+
+A channel is cut into parts (`rows_of_part` rows of at most `PIECE` values), by the shape only; parts are summed
+one by one and merged in a fixed order, so no result depends on the number of threads, nor on which of the two
+orders below is taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nbbn._compiler.jit import helper, inlined
+from nbbn._compiler.vectors import (
+    LANES,
+    fence,
+    has_spare_digits,
+    prefetch,
+    splat,
+    total,
+)
+from nbbn._kernels.elementwise import (
+    Activation,
+    Backward,
+    Forward,
+    backward,
+    coefficients_of,
+    forward,
+    gradient_coefficients_of,
+)
+from nbbn._kernels.loops import sum_runs, write_joined, write_rows
+from nbbn._kernels.memory import (
+    ONE,
+    ZERO,
+    Rows,
+    column_of,
+    larger,
+    load_upto,
+    one_row,
+    rows_of,
+    smaller,
+)
+from nbbn._kernels.statistics import (
+    Samples,
+    deviations,
+    moments_from_sums,
+    products,
+    worst_condition,
+)
+from nbbn._kernels.table import DEVIATION, MEAN, REFERENCE, SQUARES, SUM_GRAD, SUM_PRODUCT
+from nbbn._kernels.weights import sum_of_weights
+
+PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the part in cache
+LONG = 1 << 9  # values of a run that is a part of its own: taken in memory's order
+
+
+class Cut(NamedTuple):
+    """How the channels of an array are cut into parts."""
+
+    rows: int  # of a part
+    segments: int  # of a row
+    parts: int  # of a channel
+
+
+@helper
+def cut_of(outer: int, inner: int) -> Cut:
+    """Return the cut of an array of this shape."""
+    rows = ONE if inner >= LONG else smaller(outer, PIECE // inner)
+    segments = (inner + PIECE - 1) // PIECE
+    return Cut(rows, segments, (outer + rows - 1) // rows * segments)
+
+
+class Part(NamedTuple):
+    """Rows of a channel, from a row and a value of it on."""
+
+    row: int
+    rows: int
+    first: int
+    length: int
+
+
+@inlined
+def part_of(part: int, cut: Cut, outer: int, inner: int) -> Part:
+    """Return part ``part`` of each channel."""
+    row, first = part // cut.segments * cut.rows, part % cut.segments * PIECE
+    return Part(row, smaller(cut.rows, outer - row), first, smaller(PIECE, inner - first))
+
+
+@inlined
+def weights_of(weights: Any, part: Part, inner: int) -> Rows:
+    """Return the weights of a part, which stand without gaps."""
+    return Rows(weights, part.row * inner + part.first, inner)
+
+
+@helper
+def numbers_of_parts(weights: Any, cut: Cut, outer: int, channels: int, inner: int) -> Any:
+    """Return the number of values of each part, or their weight, and the number of columns."""
+    found = np.empty((cut.parts, 2))
+    for part in range(cut.parts):
+        p = part_of(part, cut, outer, inner)
+        start = p.row * inner + p.first
+        found[part, 0] = sum_of_weights(weights, start, p.rows * p.length)
+        found[part, 1] = channels
+    return found
+
+
+@inlined
+def near(x: Rows, length: int, weights: Any) -> float:
+    """Return what the first look takes deviations from: see `nbbn._kernels.statistics`."""
+    if has_spare_digits(x.values):
+        return 0.0
+    if weights is not None:
+        return 0.0  # the first values may have little weight, or none
+    n = smaller(length, LANES)
+    about = total(load_upto(x.values, x.at, n)) / n
+    return about if np.isfinite(about) else 0.0
+
+
+@helper
+def sum_part(x: Any, weights: Any, channel: int, p: Part, n: float, parts: Any, part: int) -> None:
+    """Write reference, deviation and m2 of one part of a channel."""
+    if n == 0.0:
+        return
+    read = Samples(column_of(x, p.row, channel, p.first), weights_of(weights, p, x.shape[2]))
+    k = near(read.x, p.length, weights)
+    s, q = sum_runs(deviations, read, p.rows, p.length, splat(k))
+    deviation, m2 = moments_from_sums(n, total(s), total(q))
+    if n * deviation * deviation > (worst_condition(x) - 1.0) * m2:
+        nearer = k + deviation
+        s, q = sum_runs(deviations, read, p.rows, p.length, splat(nearer))
+        deviation, m2 = moments_from_sums(n, total(s), total(q))
+        k = nearer
+    parts[REFERENCE, part, channel] = k
+    parts[DEVIATION, part, channel] = deviation
+    parts[SQUARES, part, channel] = m2
+
+
+@inlined
+def ask_for_channel(array: Any, channel: int, p: Part) -> None:
+    """Ask for the runs of a channel: short ones, which lie far apart, are no stream."""
+    if channel < array.shape[1]:
+        ahead = column_of(array, p.row, channel, p.first)
+        for row in range(p.rows):
+            for k in range(0, p.length, LANES):
+                prefetch(array, ahead.at + row * ahead.stride + k)
+
+
+@inlined
+def is_stack(array: Any) -> bool:
+    """Whether the runs of an array follow each other without gaps; None has none."""
+    if array is None:
+        return True
+    row, size = array.shape[2], array.itemsize
+    return array.strides[1] == row * size and array.strides[0] == array.shape[1] * row * size
+
+
+@inlined
+def are_neighbours(array: Any) -> bool:
+    """Whether the runs of a sample follow each other without gaps; None has none."""
+    if array is None:
+        return True
+    return array.strides[1] == array.shape[2] * array.itemsize  # type: ignore[no-any-return]
+
+
+class Target(NamedTuple):
+    """What is written, and with what."""
+
+    y: Any
+    residual: Any
+    grad: Any
+    form: Any  # coefficients, a column a channel
+    kind: Any
+    slope: float
+    streaming: int
+
+
+class Learned(NamedTuple):
+    """What is found out about the data."""
+
+    weights: Any
+    numbers: Any  # of values, or weight, of each part
+    parts: Any
+
+
+@inlined
+def same(form: Any, k: int, count: int) -> Any:
+    """Return the coefficients of a run, wherever in it."""
+    return form
+
+
+@helper
+def normalize_runs(x: Any, to: Target, task: int) -> None:
+    """Write y for a task: some neighbouring runs, or a segment of a long one."""
+    outer, channels, inner = x.shape
+    segments, depth = (inner + PIECE - 1) // PIECE, larger(ONE, PIECE // inner)
+    row, first = task // segments * depth, task % segments * PIECE
+    rows = smaller(depth, outer * channels - row)
+    activation = Activation(to.kind, to.slope)
+    joined = inner >= LANES and rows > 1 and is_stack(x) and is_stack(to.y)
+    if joined and is_stack(to.residual) and is_stack(to.grad):
+        at = row * inner
+        read = Forward(one_row(x, at), one_row(to.residual, at), one_row(to.grad, at), activation)
+        runs = rows, row % channels, channels
+        write_joined(
+            forward, coefficients_of, one_row(to.y, at), read, runs, inner, to.form, to.streaming
+        )
+    else:
+        for r in range(row, row + rows):
+            o, c = r // channels, r % channels
+            read = Forward(
+                rows_of(x, o, c, first),
+                rows_of(to.residual, o, c, first),
+                rows_of(to.grad, o, c, first),
+                activation,
+            )
+            y, length = rows_of(to.y, o, c, first), smaller(PIECE, inner - first)
+            write_rows(
+                forward, same, y, read, ONE, length, coefficients_of(to.form, c), to.streaming
+            )
+    if to.streaming:
+        fence()  # once a task: it waits for all that was streamed, some 80 ns
+
+
+@helper
+def normalize_group(x: Any, to: Target, first: int, stop: int) -> None:
+    """Write y for a group of neighbouring channels."""
+    outer, channels, inner = x.shape
+    activation = Activation(to.kind, to.slope)
+    joined = inner >= LANES and stop - first > 1
+    joined = joined and are_neighbours(x) and are_neighbours(to.y)
+    if joined and are_neighbours(to.residual):
+        for o in range(outer):
+            read = Forward(
+                rows_of(x, o, first, ZERO),
+                rows_of(to.residual, o, first, ZERO),
+                one_row(None, ZERO),
+                activation,
+            )
+            runs = stop - first, first, channels
+            y = rows_of(to.y, o, first, ZERO)
+            write_joined(forward, coefficients_of, y, read, runs, inner, to.form, to.streaming)
+    else:
+        for c in range(first, stop):
+            read = Forward(
+                column_of(x, ZERO, c, ZERO),
+                column_of(to.residual, ZERO, c, ZERO),
+                one_row(None, ZERO),
+                activation,
+            )
+            y, numbers = column_of(to.y, ZERO, c, ZERO), coefficients_of(to.form, c)
+            write_rows(forward, same, y, read, outer, inner, numbers, to.streaming)
+    if to.streaming:
+        fence()
+
+
+@helper
+def look_at_group(x: Any, learned: Learned, first: int, stop: int, part: int) -> None:
+    """Take the moments of one part of a group of neighbouring channels."""
+    outer, _, inner = x.shape
+    p = part_of(part, cut_of(outer, inner), outer, inner)
+    for channel in range(first, stop):
+        if p.length < LONG:
+            ask_for_channel(x, channel + 1, p)
+        sum_part(x, learned.weights, channel, p, learned.numbers[part, 0], learned.parts, part)
+
+
+class Sums(NamedTuple):
+    """What the sums of a backward are made with."""
+
+    mask: Any
+    table: Any
+    parts: Any
+
+
+class GradientTarget(NamedTuple):
+    """What a backward writes, and with what."""
+
+    grad_x: Any
+    mask: Any
+    form: Any  # coefficients, a column a channel
+    streaming: int
+
+
+@helper
+def add_up_group(grad_y: Any, x: Any, to: Sums, first: int, stop: int, part: int) -> None:
+    """Take the two sums of one part of a group of neighbouring channels."""
+    outer, _, inner = x.shape
+    p = part_of(part, cut_of(outer, inner), outer, inner)
+    parts, mask, table = to.parts, to.mask, to.table
+    of_mask = weights_of(mask, p, x.shape[2])
+    for c in range(first, stop):
+        if p.length < LONG:
+            ask_for_channel(grad_y, c + 1, p)
+            ask_for_channel(x, c + 1, p)
+        read = Backward(
+            column_of(grad_y, p.row, c, p.first), column_of(x, p.row, c, p.first), of_mask
+        )
+        s, h = sum_runs(products, read, p.rows, p.length, splat(table[MEAN, c]))
+        parts[SUM_GRAD, part, c], parts[SUM_PRODUCT, part, c] = total(s), total(h)
+
+
+@helper
+def differentiate_group(grad_y: Any, x: Any, to: GradientTarget, first: int, stop: int) -> None:
+    """Write grad_x for a group of neighbouring channels."""
+    outer, _, inner = x.shape
+    joined = inner >= LANES and stop - first > 1 and to.mask is None
+    joined = joined and are_neighbours(x) and are_neighbours(grad_y)
+    if joined and are_neighbours(to.grad_x):
+        for o in range(outer):
+            read = Backward(
+                rows_of(grad_y, o, first, ZERO), rows_of(x, o, first, ZERO), one_row(None, ZERO)
+            )
+            runs = stop - first, first, stop
+            y = rows_of(to.grad_x, o, first, ZERO)
+            write_joined(
+                backward, gradient_coefficients_of, y, read, runs, inner, to.form, to.streaming
+            )
+    else:
+        for c in range(first, stop):
+            of_mask = Rows(to.mask, ZERO, inner)
+            read = Backward(column_of(grad_y, ZERO, c, ZERO), column_of(x, ZERO, c, ZERO), of_mask)
+            y, numbers = column_of(to.grad_x, ZERO, c, ZERO), gradient_coefficients_of(to.form, c)
+            write_rows(backward, same, y, read, outer, inner, numbers, to.streaming)
+    if to.streaming:
+        fence()
+
+
+@helper
+def differentiate_runs(grad_y: Any, x: Any, to: GradientTarget, task: int) -> None:
+    """Write grad_x for a task: some neighbouring runs, or a segment of a long one."""
+    outer, channels, inner = x.shape
+    segments, depth = (inner + PIECE - 1) // PIECE, larger(ONE, PIECE // inner)
+    row, first = task // segments * depth, task % segments * PIECE
+    for r in range(row, smaller(row + depth, outer * channels)):
+        o, c = r // channels, r % channels
+        of_mask = one_row(to.mask, o * inner + first)
+        read = Backward(rows_of(grad_y, o, c, first), rows_of(x, o, c, first), of_mask)
+        y, length = rows_of(to.grad_x, o, c, first), smaller(PIECE, inner - first)
+        numbers = gradient_coefficients_of(to.form, c)
+        write_rows(backward, same, y, read, ONE, length, numbers, to.streaming)
+    if to.streaming:
+        fence()

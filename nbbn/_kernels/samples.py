@@ -1,0 +1,61 @@
+"""Whole steps in one thread, for `nbbn.nopython`: those of runs and columns, as helpers.
+
+Arrays are contiguous stacks, (outer, C, inner). Called for each sample, they take little memory: coefficients,
+and what is kept for the parts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbbn._compiler.jit import helper
+from nbbn._kernels.coefficients import inference_form
+from nbbn._kernels.memory import ZERO, aligned, scratch
+from nbbn._kernels.steps_of_columns import infer_columns, moments_of_columns
+from nbbn._kernels.steps_of_runs import infer_runs, moments_of_runs
+from nbbn._kernels.table import BETA, GAMMA, LAYER_ROWS, M2, MEAN, STATISTICS_ROWS, VAR
+
+SMALL_INNER = 16  # below, a run is only a partial vector; see `nbbn._engine.views`
+FEW_ROWS = 8
+
+_infer_runs = helper(infer_runs.function)
+_infer_columns = helper(infer_columns.function)
+_moments_of_runs = helper(moments_of_runs.function)
+_moments_of_columns = helper(moments_of_columns.function)
+
+
+@helper
+def are_runs(outer: int, channels: int, inner: int) -> bool:
+    """Whether channels are taken one by one: long runs, or few short ones."""
+    return channels == 1 or inner >= SMALL_INNER or (inner > 1 and outer < FEW_ROWS)
+
+
+@helper
+def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
+    """Write ``out3 = (x3 - center) * scale + shift``; there are values."""
+    outer, channels, inner = x3.shape
+    table = scratch(LAYER_ROWS, channels)
+    for c in range(channels):
+        table[MEAN, c], table[VAR, c] = center[c], 1.0
+        table[GAMMA, c], table[BETA, c] = scale[c], shift[c]
+    form = aligned(3, channels, x3)
+    inference_form(table, ZERO, channels, 0.0, form)
+    if are_runs(outer, channels, inner):
+        _infer_runs(x3, out3, None, None, form, (), 0.0, 0)
+    else:
+        x, y = x3.reshape((1, outer, channels * inner)), out3.reshape((1, outer, channels * inner))
+        _infer_columns(x, y, None, None, form, (), 0.0, 0)
+
+
+@helper
+def moments_of_sample(x3: Any, mean: Any, m2: Any) -> None:
+    """Write the mean and m2 of each channel; there are values."""
+    outer, channels, inner = x3.shape
+    table = scratch(STATISTICS_ROWS, channels)
+    if are_runs(outer, channels, inner):
+        _moments_of_runs(x3, None, table, 1.0, 0.0, 1)
+    else:
+        _moments_of_columns(x3.reshape((1, outer, channels * inner)), None, table, 1.0, 0.0, 0)
+    for c in range(channels):
+        mean[c] = table[MEAN, c]
+        m2[c] = table[M2, c]

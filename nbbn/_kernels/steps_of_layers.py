@@ -1,0 +1,43 @@
+"""The compiled steps on numbers per channel: what a layer needs beside the loops over its data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbbn._compiler.jit import Counter, Float, OutForm, Parameters, Table, step
+from nbbn._kernels.coefficients import gradient_form, inference_form
+from nbbn._kernels.memory import ZERO
+from nbbn._kernels.table import M2, MEAN, VAR
+
+
+@step
+def inference_coefficients(table: Table, eps: Float, form: OutForm) -> None:
+    """Write center, scale and shift of each channel to ``form``."""
+    inference_form(table, ZERO, table.shape[1], eps, form)
+
+
+@step
+def gradient_coefficients(
+    table: Table, sums: Table, count: Float, freedom: Float, form: OutForm
+) -> None:
+    """Write the six coefficients of a backward of each channel to ``form``."""
+    gradient_form(table, sums, ZERO, table.shape[1], count, freedom, form)
+
+
+@step
+def move_averages(
+    running: Parameters, batch: Table, divisor: Float, momentum: Float, counter: Counter
+) -> None:
+    """Update running mean and variance, rows of one table, from the statistics of a batch; count it.
+
+    ``running = (1 - momentum) * running + momentum * batch``, in float64, rounded once; the variance of the
+    batch is its ``m2 / divisor``. The counter is raised here, as between two lines of Python a signal handler
+    may raise.
+    """
+    for c in range(running.shape[1]):
+        mean = (1.0 - momentum) * float(running[MEAN, c]) + momentum * batch[MEAN, c]
+        var = (1.0 - momentum) * float(running[VAR, c]) + momentum * (batch[M2, c] / divisor)
+        running[MEAN, c] = mean
+        running[VAR, c] = var
+    if counter[0] < np.iinfo(np.int64).max:
+        counter[0] += 1

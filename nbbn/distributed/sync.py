@@ -1,0 +1,321 @@
+"""SyncBatchNorm: a layer on several workers that trains as one on all their batches together."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn import _checks
+from nbbn._engine import steps
+from nbbn._engine.masks import Weights
+from nbbn._engine.memory import empty_like
+from nbbn._engine.steps import Epilogue
+from nbbn._kernels import table as rows
+from nbbn.distributed._exchange import BACKWARD, FORWARD, Peers, Statistics, merged
+from nbbn.layer._forward import Forward
+from nbbn.layer.batch_norm import BatchNorm
+
+Array = NDArray[Any]
+
+
+class SyncBatchNorm(BatchNorm):
+    r"""Batch normalization with the statistics of the batches of all workers together.
+
+    Each worker (a process of MPI or of ``torch.distributed``, or a thread) has a layer of its own and
+    calls it with its share of the batch. In training the workers exchange counts, means and sums of
+    squares, of :math:`3 C + 3` numbers each, and two sums a channel in `backward`; outputs, running
+    statistics and gradients are those of `nbbn.BatchNorm` on the concatenated batch:
+
+    .. math:: n = \sum n_i, \quad \bar x = \frac1n \sum n_i \bar x_i, \quad
+              M_2 = \sum M_{2,i} + \sum n_i (\bar x_i - \bar x)^2 .
+
+    In inference nothing is exchanged, in `backward` after it neither.
+
+    Parameters
+    ----------
+    num_features : int
+        C, the number of channels; the same for all workers, as all options are.
+    comm : communicator
+        Of the workers: an mpi4py communicator, a ``torch.distributed`` process group whose backend
+        takes tensors in the CPU's memory ("gloo"), or any object with ``allgather(array)`` that
+        returns the arrays of all workers as a list, in the same order for each.
+    **options
+        Those of `nbbn.BatchNorm`.
+
+    Attributes
+    ----------
+    grad_gamma, grad_beta : ndarray or None, shape (C,)
+        Set by `backward`: after a training forward the sums over all workers, the same on each. Where
+        workers add up the gradients of other layers, leave these as they are.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an option of the wrong type or out of range; the message names it.
+
+    See Also
+    --------
+    nbbn.BatchNorm : the layer for one worker; everything else is as there.
+
+    Notes
+    -----
+    Every worker merges the same numbers in the same order, so statistics have the same bits on each.
+    They equal those of the concatenated batch to float64 rounding: a mean is sent as two float64,
+    since with one alone data far from 0 would lose the digits that `nbbn.BatchNorm` keeps.
+
+    Batches may be of different sizes, or empty; there must be enough values in all of them together.
+    Training forwards and backwards must be called by all workers, in the same order. Where one of them
+    raises before it has exchanged its numbers, each raises, the others a ``RuntimeError`` that
+    names its rank, and no statistics change anywhere. A worker that never calls is waited for, as
+    long as the communicator waits.
+
+    Pickles leave the communicator out; set `comm` before training goes on.
+
+    References
+    ----------
+    C. Peng et al., "MegDet: A Large Mini-Batch Object Detector", CVPR 2018 (statistics across
+    workers); Chan, Golub, LeVeque, The American Statistician 37 (1983) 242-247 (merging).
+
+    Examples
+    --------
+    With one worker:
+
+    >>> import numpy as np
+    >>> from nbbn.distributed import SyncBatchNorm
+    >>> class Alone:
+    ...     def allgather(self, array):
+    ...         return [array]
+    >>> bn = SyncBatchNorm(1, comm=Alone(), eps=0.0, dtype=np.float64)
+    >>> bn(np.array([[2.0], [0.0], [2.0], [4.0]])).ravel().round(4) + 0.0
+    array([ 0.    , -1.4142,  0.    ,  1.4142])
+    """
+
+    __module__ = "nbbn.distributed"  # where users find it, and pickles
+
+    def __init__(self, num_features: int, *, comm: Any, **options: Any) -> None:
+        super().__init__(num_features, **options)
+        self.comm = comm
+
+    @property
+    def comm(self) -> Any:
+        """The communicator of the workers; None in a copy made by pickle until one is set."""
+        return None if self._peers is None else self._peers.comm
+
+    @comm.setter
+    def comm(self, value: Any) -> None:
+        self._peers: Peers | None = Peers(value, self.num_features)
+
+    def _connected(self) -> Peers:
+        if self._peers is None:
+            raise RuntimeError(
+                "comm: expected a communicator to train with, got none, as pickles leave it out "
+                "(set it: bn.comm = ...)"
+            )
+        return self._peers
+
+    def __call__(
+        self,
+        x: Any,
+        *,
+        training: bool | None = None,
+        mask: Any = None,
+        residual: Any = None,
+        out: Any = None,
+    ) -> Array:
+        """Normalize the worker's share of a batch; in training with the statistics of all of it.
+
+        Parameters
+        ----------
+        x : array_like of float32, float64, float16 or bfloat16
+            With C entries along the channel axis; any memory layout. May be empty.
+        training, mask, residual, out
+            As of `nbbn.BatchNorm`. A mask may leave this worker no value, or all of them.
+
+        Returns
+        -------
+        ndarray
+            ``out``, or a new array in the memory order of ``x``, in its dtype.
+
+        Raises
+        ------
+        TypeError, ValueError, FloatingPointError
+            As `nbbn.BatchNorm`, where this worker's arguments are wrong, or what all workers have
+            together.
+        RuntimeError
+            Where another worker raised; the message names its rank. The layer is unchanged then.
+
+        Examples
+        --------
+        See the class, and the guide for programs on several workers.
+        """
+        given = {"training": training, "mask": mask, "residual": residual, "out": out}
+        mode = training if isinstance(training, (bool, np.bool_)) else self.training
+        if self._running_mean is not None and not mode:
+            return super().__call__(x, **given)
+        with self._connected().call(FORWARD):
+            return super().__call__(x, **given)
+
+    def _train(
+        self,
+        x: Array,
+        index: int,
+        out: Array | None,
+        mode: bool,
+        after: Epilogue,
+        weights: Weights | None,
+    ) -> Array:
+        local = x.size // self._num_features if weights is None else weights.total
+        token, of_residual = self._tokens(x, out, after)
+        y = empty_like(x) if out is None else out  # before the others count on this worker
+        found = np.zeros((rows.STATISTICS_ROWS, self._num_features))
+        if local:
+            steps.moments(x, index, found, weights)
+        sent = found[rows.MEAN], found[rows.MEAN_LOW], found[rows.M2]
+        total = merged(self._connected().exchange(FORWARD, local, *sent))
+        if not total.number:
+            return self._infer(x, index, out, after, weights)
+        corrections = self._correction, self._running_correction
+        _checks.enough_values(total.number, *corrections, "x of all workers")
+        table = self._statistics(total)
+        if self._on_nonfinite == "raise":
+            self._accepts(table, total.number)
+        form = steps.coefficients(table, self._eps, steps.computed_dtype(x))
+        steps.infer(x, index, form, y, after)
+        parts = token, after.again(), of_residual, weights, total.number
+        self._learn(Forward(x.view(), True, table, self._eps, *parts), total.number, mode)
+        return y
+
+    def _statistics(self, total: Statistics) -> Array:
+        """Return the table of a training forward."""
+        table = steps.new_table(self._num_features, self._table)
+        table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2] = total[1:]
+        with np.errstate(all="ignore"):  # as the kernels: no warning
+            table[rows.VAR] = total.m2 / (total.number - self._correction)
+        table[rows.INV_STD] = steps.over_std(1.0, table[rows.VAR], self._eps)
+        return table
+
+    def backward(self, grad_y: Any, *, out: Any = None) -> Array:
+        """Return the gradient of the last forward with respect to this worker's input.
+
+        After a training forward that of what all workers made of the batch: their sums over the batch are
+        added up, so ``grad_gamma`` and ``grad_beta`` are the same on each. After an inference forward
+        nothing is exchanged, and they are those of this worker's share.
+
+        Parameters
+        ----------
+        grad_y : array_like
+            Gradient of a loss of all workers together with respect to y, of the shape and dtype of the
+            input.
+        out : ndarray, optional
+            As of `nbbn.BatchNorm.backward`.
+
+        Returns
+        -------
+        ndarray
+            ``out``, or a new array.
+
+        Raises
+        ------
+        RuntimeError
+            As `nbbn.BatchNorm.backward`, and where another worker raised.
+        TypeError, ValueError
+            As `nbbn.BatchNorm.backward`.
+
+        Examples
+        --------
+        See the class, and the guide for programs on several workers.
+        """
+        last = getattr(self._here, "last", self._last)
+        if last is None:
+            training = self.training or self._running_mean is None
+        else:
+            training = last.training
+        if not training:
+            return super().backward(grad_y, out=out)
+        with self._connected().call(BACKWARD):
+            return super().backward(grad_y, out=out)
+
+    def _before_activation(
+        self, last: Forward, grad_y: Array, out: Array | None
+    ) -> tuple[Array, Array | None]:
+        """Not in ``out``, which may be ``grad_y``: another worker may yet fail."""
+        exchanges = last.training and last.after.kind
+        return super()._before_activation(last, grad_y, None if exchanges else out)
+
+    def _differentiate(
+        self, last: Forward, grad_y: Array, out: Array | None
+    ) -> tuple[Array, Array]:
+        if not last.training:
+            return super()._differentiate(last, grad_y, out)
+        x, index, weights = last.x, self._axis % last.x.ndim, last.weights
+        grad_x = empty_like(x) if out is None else out  # before the others count on this worker
+        sums = np.zeros((2, self._num_features))
+        if x.size:
+            steps.sum_gradients(grad_y, x, index, last.table, sums, weights)
+        gathered = self._connected().exchange(BACKWARD, last.total, *sums)
+        with np.errstate(all="ignore"):
+            sums[...] = gathered.rows[:, :2].sum(axis=0)
+        if x.size:
+            rest = last.total, self._correction, grad_x, weights
+            steps.write_gradient(grad_y, x, index, last.table, sums, *rest)
+        return grad_x, sums
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        del state["attributes"]["_peers"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._peers = None
+        super().__setstate__(state)
+
+    def __copy__(self) -> SyncBatchNorm:
+        copied = type(self).__new__(type(self))
+        return copied._become(self.__getstate__(), self._peers)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
+        """Return a copy with the same communicator, which is no part of the layer."""
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        return copied._become(copy.deepcopy(self.__getstate__(), memo), self._peers)
+
+    def _become(self, state: dict[str, Any], peers: Peers | None) -> SyncBatchNorm:
+        self.__setstate__(state)
+        self._peers = peers
+        return self
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls, path: str | os.PathLike[str], *, comm: Any
+    ) -> SyncBatchNorm:
+        """Return the layer that `save` wrote, this one's or that of `nbbn.BatchNorm`.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file's name.
+        comm : communicator
+            As of the class.
+
+        Returns
+        -------
+        SyncBatchNorm
+            A new layer, in the mode that it was saved in.
+
+        Raises
+        ------
+        OSError, ValueError, TypeError
+            As `nbbn.BatchNorm.load`, and for ``comm``.
+
+        Examples
+        --------
+        See the guide: one worker loads, and broadcasts `state_dict`.
+        """
+        saved = BatchNorm.load(path)
+        layer = cls(comm=comm, **saved._options())
+        layer.load_state_dict(saved.state_dict())
+        layer.train(saved.training)
+        return layer

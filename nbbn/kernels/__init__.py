@@ -1,1 +1,0 @@
-"""The compiled kernels: arrays in, arrays out; no checks, no errors, no allocation of results."""

@@ -1,0 +1,60 @@
+"""The last forward of a layer, as backward needs it, and how an overwritten input is noticed."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from nbbn._checks import overlap
+from nbbn._engine.masks import Weights
+from nbbn._engine.steps import Epilogue
+
+Array = NDArray[Any]
+Token = bytes | None  # some of the values of an array; None where a result was written over them
+
+_ALL = 4096  # values up to which all of them are kept
+_SAMPLES = 256  # ... and how many of more, about
+
+
+class Forward(NamedTuple):
+    """What backward needs of the last forward."""
+
+    x: Array
+    training: bool
+    table: Array  # of the statistics, and gamma and beta, that it normalized with
+    eps: float
+    token: Token  # of x
+    after: Epilogue
+    residual_token: Token = b""
+    weights: Weights | None = None
+    total: float = 0.0  # values a channel of all workers; see `nbbn.distributed`
+
+
+def token_of(x: Array, out: Array | None) -> Token:
+    """Return some of the values of ``x``, to notice later whether it was overwritten by others than ``out``."""
+    if out is not None and overlap(x, out):
+        return None
+    step = _step(x.size)
+    if step == 1:
+        return x.tobytes()
+    flat = x.reshape(-1) if x.flags.c_contiguous else x.flat
+    return b"".join((flat[::step].tobytes(), flat[-1:].tobytes()))
+
+
+def is_unchanged(x: Array, token: Token) -> bool:
+    """Whether ``x`` still has the values that `token_of` saw."""
+    return token is not None and token_of(x, None) == token
+
+
+@functools.lru_cache(maxsize=1024)
+def _step(size: int) -> int:
+    """Return 1 for few values, else a step coprime to the size: it falls in step with no axis."""
+    if size <= _ALL:
+        return 1
+    step = size // _SAMPLES
+    while math.gcd(step, size) > 1:
+        step += 1
+    return step

@@ -1,0 +1,260 @@
+"""The inference form of a layer: three numbers a channel that do not change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn import _checks
+from nbbn._engine import steps
+from nbbn._kernels import table as rows
+
+Array = NDArray[Any]
+
+
+class FrozenBatchNorm:
+    r"""Batch normalization with fixed statistics and parameters, for inference.
+
+    .. math:: y = \mathrm{activation}((x - \mathrm{center})\,\mathrm{scale} + \mathrm{shift}
+              + \mathrm{residual})
+
+    With ``center = mean``, ``scale = gamma / sqrt(var + eps)`` and ``shift = beta`` that is what a
+    layer computes in inference, with the same bits. It is a snapshot: nothing that happens to a layer
+    it was made from changes it, and any number of threads may call it.
+
+    Parameters
+    ----------
+    center, scale, shift : array_like of float32 or float64, shape (C,)
+        Copied.
+    axis : int, default 1
+        The channel axis of the input; may be negative.
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+        Applied last, in the same pass; see `nbbn.BatchNorm`.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0; finite.
+
+    Attributes
+    ----------
+    center, scale, shift : ndarray of float64, shape (C,)
+        Read-only.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of the wrong type, shape or range; the message names it.
+
+    See Also
+    --------
+    nbbn.BatchNorm.freeze, nbbn.fold_conv, nbbn.fold_linear
+
+    Examples
+    --------
+    >>> import numpy as np, nbbn
+    >>> frozen = nbbn.FrozenBatchNorm(np.array([2.0]), np.array([3.0]), np.array([10.0]))
+    >>> frozen(np.array([[2.0], [0.0], [2.0], [4.0]])).ravel()
+    array([10.,  4., 10., 16.])
+    """
+
+    __module__ = "nbbn"  # where users find it, and pickles
+
+    def __init__(
+        self,
+        center: Any,
+        scale: Any,
+        shift: Any,
+        *,
+        axis: int = 1,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+    ) -> None:
+        first = _checks.array("center", center)
+        if first.ndim != 1 or first.size == 0:
+            raise ValueError(f"center: expected one value a channel, got shape {first.shape}")
+        self._num_features = first.size
+        self._axis = _checks.integer("axis", axis)
+        self._activation = _checks.activation(activation)
+        self._negative_slope = _checks.real("negative_slope", negative_slope)
+        self._after = steps.epilogue(self._activation, self._negative_slope)
+        count = first.size
+        # As a table of statistics with variance 1: scale / sqrt(1 + 0) is scale.
+        self._table = steps.given_table(
+            _checks.per_channel("center", first, count),
+            np.ones(count),
+            _checks.per_channel("scale", scale, count),
+            _checks.per_channel("shift", shift, count),
+        )
+        self._table.flags.writeable = False
+        # Coefficients by what is computed with: made when first asked for; two threads make the same.
+        self._forms: dict[np.dtype[Any], Array] = {}
+
+    @classmethod
+    def from_stats(
+        cls,
+        mean: Any,
+        var: Any,
+        gamma: Any = None,
+        beta: Any = None,
+        eps: float = 1e-5,
+        *,
+        axis: int = 1,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+    ) -> FrozenBatchNorm:
+        """Return the layer with these statistics and parameters.
+
+        Parameters
+        ----------
+        mean, var : array_like of float32 or float64, shape (C,)
+            Statistics per channel.
+        gamma, beta : array_like of float32 or float64, shape (C,), optional
+            Scale (default 1) and shift (default 0) per channel.
+        eps : float, default 1e-5
+            Added to ``var`` inside the square root; finite, >= 0.
+        axis, activation, negative_slope
+            As of the class.
+
+        Returns
+        -------
+        FrozenBatchNorm
+            With ``scale = gamma / sqrt(var + eps)``, in float64; 0 where the root is 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an argument of the wrong type, shape or range, such as a negative variance.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> nbbn.FrozenBatchNorm.from_stats(np.zeros(1), np.array([4.0]), eps=0.0).scale
+        array([0.5])
+        """
+        means = _checks.array("mean", mean)
+        if means.ndim != 1 or means.size == 0:
+            raise ValueError(f"mean: expected one value a channel, got shape {means.shape}")
+        count = means.size
+        variances = _checks.variances("var", var, count).astype(np.float64)
+        gammas = np.ones(count) if gamma is None else _checks.per_channel("gamma", gamma, count)
+        betas = np.zeros(count) if beta is None else _checks.per_channel("beta", beta, count)
+        epsilon = _checks.real("eps", eps, 0.0)
+        scale = steps.over_std(gammas.astype(np.float64), variances, epsilon)
+        return cls(
+            means, scale, betas, axis=axis, activation=activation, negative_slope=negative_slope
+        )
+
+    @property
+    def num_features(self) -> int:
+        """Number of channels, C."""
+        return self._num_features
+
+    @property
+    def axis(self) -> int:
+        """The channel axis."""
+        return self._axis
+
+    @property
+    def activation(self) -> str | None:
+        """What is applied last, or None."""
+        return self._activation
+
+    @property
+    def negative_slope(self) -> float:
+        """Slope of "leaky_relu" below 0."""
+        return self._negative_slope
+
+    def _row(self, row: int) -> Array:
+        values: Array = self._table[row]
+        return values
+
+    @property
+    def center(self) -> Array:
+        """What is subtracted first."""
+        return self._row(rows.MEAN)
+
+    @property
+    def scale(self) -> Array:
+        """What the difference is multiplied by."""
+        return self._row(rows.GAMMA)
+
+    @property
+    def shift(self) -> Array:
+        """What is added then."""
+        return self._row(rows.BETA)
+
+    def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Array:
+        """Return ``activation((x - center) * scale + shift + residual)``.
+
+        Parameters
+        ----------
+        x : array_like of float32, float64, float16 or bfloat16
+            With C entries along the channel axis; any memory layout.
+        residual : array_like, optional
+            Added before the activation, in the same pass; of the shape and dtype of ``x``.
+        out : ndarray, optional
+            Where to write, of the shape and dtype of ``x``; may be ``x`` or ``residual`` itself.
+
+        Returns
+        -------
+        ndarray
+            ``out``, or a new array in the memory order of ``x``, in its dtype.
+
+        Raises
+        ------
+        TypeError
+            For any other dtype, and for masked arrays.
+        ValueError
+            For a wrong shape or ``out``. Nothing has been written then.
+
+        Examples
+        --------
+        >>> import numpy as np, nbbn
+        >>> frozen = nbbn.BatchNorm(3, eps=0.0, activation="relu").freeze()
+        >>> x = np.array([[-1.0, 0.0, 2.0]], np.float32)
+        >>> frozen(x)
+        array([[0., 0., 2.]], dtype=float32)
+        >>> frozen(x, residual=x, out=x) is x
+        True
+        """
+        values = _checks.array("x", x, _checks.HALVES)
+        index = _checks.axis(self._axis, values.ndim)
+        _checks.channels(values, index, self._num_features)
+        after = self._after
+        if residual is not None:
+            after = after._replace(residual=_checks.gradient("residual", residual, values))
+        target = None if out is None else _checks.out("out", out, values)
+        y = steps.infer(values, index, self._form(steps.computed_dtype(values)), target, after)
+        given: Array = y if out is None else out
+        return given
+
+    def _form(self, dtype: np.dtype[Any]) -> Array:
+        """Return the coefficients for what is computed with."""
+        form = self._forms.get(dtype)
+        if form is None:
+            form = self._forms[dtype] = steps.coefficients(self._table, 0.0, dtype)
+        return form
+
+    def __getstate__(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in _OPTIONS}
+        numbers = {"center": self.center, "scale": self.scale, "shift": self.shift}
+        own = {name: value for name, value in vars(self).items() if name not in _PRIVATE}
+        return {"options": options, "numbers": numbers, "attributes": own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        FrozenBatchNorm.__init__(self, **state["numbers"], **state["options"])
+        vars(self).update(state["attributes"])
+
+    def __repr__(self) -> str:
+        shown = [f"{self._num_features} channels", f"axis={self._axis}"]
+        if self._activation is not None:
+            shown.append(f"activation={self._activation!r}")
+        if self._activation == "leaky_relu":
+            shown.append(f"negative_slope={self._negative_slope!r}")
+        return f"<FrozenBatchNorm of {', '.join(shown)}>"
+
+
+_OPTIONS = ("axis", "activation", "negative_slope")
+_PRIVATE = frozenset(
+    vars(FrozenBatchNorm([0.0], [1.0], [0.0]))  # what a pickle holds otherwise, or leaves out
+)
