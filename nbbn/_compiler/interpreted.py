@@ -18,6 +18,31 @@ def _memory(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
     return np.lib.stride_tricks.as_strided(array, (index + count,), (array.itemsize,))[index:]
 
 
+def has(value: Any) -> bool:
+    """Whether there is a value, and not None."""
+    return value is not None
+
+
+def or_else(value: Any, other: Any) -> Any:
+    """``value``, or ``other`` where it is None."""
+    return other if value is None else value
+
+
+def plus(vector: Any, other: Any) -> Any:
+    """``vector + other``; ``vector`` where the other is None."""
+    return vector if other is None else vector + other
+
+
+def outer_stride(stack: Any) -> int:
+    """How many values apart the matrices of a stack are; 0 of None."""
+    return 0 if stack is None else int(stack.strides[0]) // int(stack.itemsize)
+
+
+def row_stride(stack: Any) -> int:
+    """How many values apart the rows of a stack are; 0 of None."""
+    return 0 if stack is None else int(stack.strides[1]) // int(stack.itemsize)
+
+
 def has_spare_digits(array: NDArray[Any]) -> bool:
     """Whether float64 holds values of ``array`` with digits to spare."""
     return bool(array.dtype != np.float64)
@@ -50,13 +75,17 @@ def _encode(dtype: np.dtype[Any], vector: NDArray[Any]) -> NDArray[Any]:
     return vector
 
 
-def load(array: NDArray[Any], index: int) -> NDArray[Any]:
-    """Sixteen values of ``array`` from ``index`` on."""
+def load(array: Any, index: int) -> Any:
+    """Sixteen values of ``array`` from ``index`` on; None of None."""
+    if array is None:
+        return None
     return _decode(_memory(array, index, LANES))
 
 
-def load_first(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
-    """The first ``count`` values from ``index`` on, zeros behind them."""
+def load_first(array: Any, index: int, count: int) -> Any:
+    """The first ``count`` values from ``index`` on, zeros behind them; None of None."""
+    if array is None:
+        return None
     vector = np.zeros(LANES, working_dtype(array))
     vector[:count] = _decode(_memory(array, index, count))
     return vector
@@ -220,21 +249,21 @@ def splat_weight(weights: NDArray[Any] | None, index: int) -> NDArray[Any] | Non
     return None if weights is None else np.full(LANES, weights[index])
 
 
-def where_counted(weight: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """``a`` in the lanes whose weight is not 0, ``b`` in the others."""
-    return np.where(weight != 0, a, b)
+def where_counted(weight: Any, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """``a`` in the lanes whose weight is not 0, ``b`` in the others; ``a`` without weights."""
+    return a if weight is None else np.where(weight != 0, a, b)
 
 
-def all_count(weight: NDArray[Any]) -> bool:
-    """Whether no lane has weight 0."""
-    return bool(np.all(weight != 0))
+def all_count(weight: Any) -> bool:
+    """Whether no lane has weight 0; true without weights."""
+    return weight is None or bool(np.all(weight != 0))
 
 
-def numbers_only(weights: NDArray[Any] | None) -> NDArray[Any] | None:
-    """The weights where they are numbers; None of a mask, and of None."""
-    return None if weights is None or weights.dtype == np.uint8 else weights
+def counts(weights: Any, index: int) -> bool:
+    """Whether one weight is not 0; true without weights."""
+    return weights is None or bool(weights[index] != 0)
 
 
-def times_weight(weight: NDArray[Any], vector: NDArray[Any]) -> NDArray[Any]:
+def times_weight(weight: Any, vector: NDArray[Any]) -> NDArray[Any]:
     """``vector`` times the weights; a mask multiplies by 1."""
-    return vector if weight.dtype == np.uint8 else weight * vector
+    return vector if weight is None or weight.dtype == np.uint8 else weight * vector

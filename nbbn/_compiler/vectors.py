@@ -149,9 +149,16 @@ def load_vector(
     return builder.call(function, [pointer, _INT32(_itemsize(dtype)), mask, zeros])
 
 
+def _nothing(*arguments: types.Type) -> Any:
+    """What an intrinsic returns that makes None of None."""
+    return types.none(*arguments), lambda context, builder, sig, args: context.get_dummy_value()
+
+
 @_intrinsic
 def load(typingctx: Any, array: Any, index: Any) -> Any:
-    """Sixteen values of ``array`` from ``index`` on."""
+    """Sixteen values of ``array`` from ``index`` on; None of None."""
+    if array == types.none:
+        return _nothing(array, types.intp)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         found = load_vector(context, builder, array, *args)
@@ -162,7 +169,9 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
 
 @_intrinsic
 def load_first(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
-    """The first ``count`` (at most sixteen) values from ``index`` on, zeros behind them."""
+    """The first ``count`` (at most sixteen) values from ``index`` on, zeros behind them; None of None."""
+    if array == types.none:
+        return _nothing(array, types.intp, types.intp)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         found = load_vector(context, builder, array, *args)
@@ -196,6 +205,62 @@ def working_dtype(typingctx: Any, array: Any) -> Any:
         return context.get_dummy_value()
 
     return types.DType(formats.computed(array.dtype))(array), codegen
+
+
+@_intrinsic
+def has(typingctx: Any, value: Any) -> Any:
+    """Whether there is a ``value``, and not None: a constant of the compiled variant."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(ir.IntType(1), int(value != types.none))
+
+    return types.boolean(value), codegen
+
+
+@_intrinsic
+def or_else(typingctx: Any, value: Any, other: Any) -> Any:
+    """``value``, or ``other`` where it is None."""
+    found = other if value == types.none else value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return args[1] if value == types.none else args[0]
+
+    return found(value, other), codegen
+
+
+@_intrinsic
+def plus(typingctx: Any, vector: Any, other: Any) -> Any:
+    """``vector + other``; ``vector`` where the other is None."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return args[0] if other == types.none else builder.fadd(*args)
+
+    return vector(vector, other), codegen
+
+
+def _stride_of(array: Any, axis: int) -> Any:
+    """What an intrinsic returns that tells how far apart neighbours along an axis are; 0 of None."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        number = context.get_value_type(types.intp)
+        if array == types.none:
+            return number(0)
+        strides = context.make_array(array)(context, builder, value=args[0]).strides
+        return builder.sdiv(builder.extract_value(strides, axis), number(_itemsize(array.dtype)))
+
+    return types.intp(array), codegen
+
+
+@_intrinsic
+def outer_stride(typingctx: Any, stack: Any) -> Any:
+    """How many values apart the matrices of a stack are; 0 of None."""
+    return _stride_of(stack, 0)
+
+
+@_intrinsic
+def row_stride(typingctx: Any, stack: Any) -> Any:
+    """How many values apart the rows of a stack are; 0 of None."""
+    return _stride_of(stack, 1)
 
 
 @_intrinsic
@@ -478,6 +543,7 @@ if config.DISABLE_JIT:
         fence,
         first_of,
         fma,
+        has,
         has_spare_digits,
         keep_first,
         load,
@@ -485,7 +551,11 @@ if config.DISABLE_JIT:
         narrow,
         not_above,
         not_below,
+        or_else,
+        outer_stride,
+        plus,
         prefetch,
+        row_stride,
         splat,
         square_root,
         store,

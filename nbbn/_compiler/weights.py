@@ -12,10 +12,11 @@ from typing import Any
 
 from llvmlite import ir
 from numba import config, types
-from numba.core.imputils import impl_ret_borrowed
 from numba.extending import models, register_model
 
 from nbbn._compiler.vectors import FLOAT64X16, LANES, _intrinsic, _pointer, _splat, load_vector
+
+_I1 = ir.IntType(1)
 
 
 class Bytes(types.Type):  # type: ignore[misc]
@@ -89,7 +90,9 @@ def splat_weight(typingctx: Any, weights: Any, index: Any) -> Any:
 
 @_intrinsic
 def where_counted(typingctx: Any, weight: Any, a: Any, b: Any) -> Any:
-    """``a`` in the lanes whose weight is not 0, ``b`` in the others."""
+    """``a`` in the lanes whose weight is not 0, ``b`` in the others; ``a`` without weights."""
+    if weight == types.none:
+        return a(weight, a, a), lambda context, builder, sig, args: args[1]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.select(_counts(builder, args[0]), args[1], args[2])
@@ -99,7 +102,9 @@ def where_counted(typingctx: Any, weight: Any, a: Any, b: Any) -> Any:
 
 @_intrinsic
 def all_count(typingctx: Any, weight: Any) -> Any:
-    """Whether no lane has weight 0."""
+    """Whether no lane has weight 0; true without weights."""
+    if weight == types.none:
+        return types.boolean(weight), lambda context, builder, sig, args: ir.Constant(_I1, 1)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         bits = builder.bitcast(_counts(builder, args[0]), ir.IntType(LANES))
@@ -110,32 +115,41 @@ def all_count(typingctx: Any, weight: Any) -> Any:
 
 @_intrinsic
 def times_weight(typingctx: Any, weight: Any, vector: Any) -> Any:
-    """``vector`` times the weights, of a float64 vector that is 0 where they are; a mask multiplies by 1."""
+    """``vector`` times the weights, of a float64 vector that is 0 where they are; a mask, or no
+    weights, multiply by 1.
+    """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return args[1] if weight == BYTESX16 else builder.fmul(*args)
+        return args[1] if weight in (BYTESX16, types.none) else builder.fmul(*args)
 
     return vector(weight, vector), codegen
 
 
 @_intrinsic
-def numbers_only(typingctx: Any, weights: Any) -> Any:
-    """The weights where they are numbers; None of a mask, and of None."""
-    if weights == types.none or weights.dtype == types.uint8:
-        return types.none(weights), lambda context, builder, sig, args: context.get_dummy_value()
+def counts(typingctx: Any, weights: Any, index: Any) -> Any:
+    """Whether one weight is not 0; true without weights."""
+    if weights == types.none:
+        return types.boolean(weights, index), lambda context, builder, sig, args: ir.Constant(
+            _I1, 1
+        )
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return impl_ret_borrowed(context, builder, sig.return_type, args[0])
+        pointer = _pointer(context, builder, weights, *args)
+        scalar = context.get_value_type(_vector_of(weights)).element
+        weight = builder.load(builder.bitcast(pointer, scalar.as_pointer()))
+        if scalar == ir.DoubleType():
+            return builder.fcmp_ordered("!=", weight, scalar(0.0))
+        return builder.icmp_unsigned("!=", weight, scalar(0))
 
-    return weights(weights), codegen
+    return types.boolean(weights, types.intp), codegen
 
 
 if config.DISABLE_JIT:
     from nbbn._compiler.interpreted import (  # noqa: F401
         all_count,
+        counts,
         load_weights,
         load_weights_first,
-        numbers_only,
         splat_weight,
         times_weight,
         where_counted,

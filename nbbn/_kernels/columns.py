@@ -17,8 +17,11 @@ from nbbn._compiler.vectors import (
     LANES,
     any_greater,
     fence,
+    has,
     has_spare_digits,
+    outer_stride,
     prefetch,
+    row_stride,
     splat,
     where_below,
     where_finite,
@@ -73,11 +76,9 @@ class Matrix(NamedTuple):
 
 
 @inlined
-def has_gaps(array: Any) -> bool:
-    """Whether rows of a stack have gaps between them; None has none."""
-    if array is None:
-        return False
-    return array.shape[0] > 1 or array.strides[1] != array.shape[2] * array.itemsize
+def has_gaps(array: Any, like: Any) -> bool:
+    """Whether rows of a stack of the shape of ``like`` have gaps between them; None has none."""
+    return has(array) and (like.shape[0] > 1 or row_stride(array) != like.shape[2])
 
 
 @inlined
@@ -141,12 +142,8 @@ def block_of(part: int, tile: int, columns: int, depth: int, matrix: Matrix) -> 
 @inlined
 def rows_in(array: Any, block: Block, fold: int) -> Rows:
     """Return the rows of a block, from its first column on."""
-    index = stride = ZERO
-    if array is not None:
-        stride = array.strides[1] // array.itemsize * fold
-        index = block.outer * (array.strides[0] // array.itemsize) + block.row * stride
-        index += block.first
-    return Rows(array, index, stride)
+    stride = row_stride(array) * fold
+    return Rows(array, block.outer * outer_stride(array) + block.row * stride + block.first, stride)
 
 
 @inlined
@@ -219,7 +216,7 @@ def ask_for(rows: Rows, row: int, k: int) -> int:
 def near_row(read: Samples, k: int, count: int, rows: int) -> Any:
     """Return what the first look takes deviations from: see `nbbn._kernels.statistics`."""
     about = splat(0.0)
-    if not has_spare_digits(read.x.values) and read.weights.values is None:
+    if not has_spare_digits(read.x.values) and not has(read.weights.values):
         number = smaller(rows, GROUP)
         for row in range(number):
             about = about + widen(at(read.x, row, k, count))

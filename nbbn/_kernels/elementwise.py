@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 from nbbn._compiler.jit import inlined
 from nbbn._compiler.vectors import (
     fma,
+    has,
     narrow,
     not_above,
     not_below,
+    or_else,
+    plus,
     splat,
     where_at_most,
     where_below,
@@ -125,35 +128,14 @@ def through_activation(grad: Any, value: Any, like: Any, activation: Activation)
 
 
 @inlined
-def plus(value: Any, residual: Any, rows: Any, row: int, k: int, count: int) -> Any:
-    """Return ``value + residual``; without a residual, ``value``."""
-    if residual is None:  # only of an argument does numba see it when it compiles
-        return value
-    return value + at(rows, row, k, count)
-
-
-@inlined
-def finished(value: Any, grad: Any, read: Any, row: int, k: int, count: int) -> Any:
-    """Return what is written for ``value``, an argument of the activation."""
-    if grad is None:
-        return activated(value, read.x.values, read.activation)
-    return through_activation(at(read.grad, row, k, count), value, read.x.values, read.activation)
-
-
-@inlined
 def forward(read: Forward, row: int, k: int, count: int, c: Coefficients) -> Any:
     """Return ``activation(fma(x - center, scale, shift) + residual)``."""
     value = fma(at(read.x, row, k, count) - c.center, c.scale, c.shift)
-    value = plus(value, read.residual.values, read.residual, row, k, count)
-    return finished(value, read.grad.values, read, row, k, count)
-
-
-@inlined
-def of_counted(weight: Any, through_statistics: Any, grad_y: Any, scale: Any) -> Any:
-    """Return the gradient of values that entered the statistics; of masked ones ``grad_y * scale``."""
-    if weight is None:
-        return through_statistics
-    return where_counted(weight, through_statistics, grad_y * scale)
+    value = plus(value, at(read.residual, row, k, count))
+    if has(read.grad.values):
+        grad = or_else(at(read.grad, row, k, count), value)
+        return through_activation(grad, value, read.x.values, read.activation)
+    return activated(value, read.x.values, read.activation)
 
 
 @inlined
@@ -171,7 +153,7 @@ def backward(read: Backward, row: int, k: int, count: int, c: GradientCoefficien
     """Return the gradient with respect to x."""
     grad_y = at(read.grad_y, row, k, count)
     found = input_gradient(grad_y, at(read.x, row, k, count), c)
-    return of_counted(weight_at(read.mask.values, read.mask, row, k, count), found, grad_y, c.scale)
+    return where_counted(weight_at(read.mask, row, k, count), found, grad_y * c.scale)
 
 
 @inlined
@@ -179,7 +161,7 @@ def backward_of_row(read: Backward, row: int, k: int, count: int, c: GradientCoe
     """`backward` where the values of a row, of different channels, share their place in a mask."""
     grad_y = at(read.grad_y, row, k, count)
     found = input_gradient(grad_y, at(read.x, row, k, count), c)
-    return of_counted(weight_of_row(read.mask.values, read.mask, row), found, grad_y, c.scale)
+    return where_counted(weight_of_row(read.mask, row), found, grad_y * c.scale)
 
 
 @inlined

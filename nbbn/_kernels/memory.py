@@ -11,6 +11,8 @@ from nbbn._compiler.vectors import (
     LANES,
     load,
     load_first,
+    outer_stride,
+    row_stride,
     store,
     store_first,
     stream,
@@ -50,21 +52,15 @@ def rows_of(array: Any, outer: int, row: int, first: int) -> Rows:
 
     The values of rows that are not there are None.
     """
-    index = stride = ZERO
-    if array is not None:
-        stride = array.strides[1] // array.itemsize
-        index = outer * (array.strides[0] // array.itemsize) + row * stride + first
-    return Rows(array, index, stride)
+    stride = row_stride(array)
+    return Rows(array, outer * outer_stride(array) + row * stride + first, stride)
 
 
 @inlined
 def column_of(array: Any, outer: int, row: int, first: int) -> Rows:
     """Return row ``row`` of each matrix from ``outer`` on, from its value ``first`` on."""
-    index = stride = ZERO
-    if array is not None:
-        stride = array.strides[0] // array.itemsize
-        index = outer * stride + row * (array.strides[1] // array.itemsize) + first
-    return Rows(array, index, stride)
+    stride = outer_stride(array)
+    return Rows(array, outer * stride + row * row_stride(array) + first, stride)
 
 
 @inlined

@@ -15,8 +15,11 @@ from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.vectors import (
     LANES,
     fence,
+    has,
     has_spare_digits,
+    outer_stride,
     prefetch,
+    row_stride,
     splat,
     total,
 )
@@ -110,7 +113,7 @@ def near(x: Rows, length: int, weights: Any) -> float:
     """Return what the first look takes deviations from: see `nbbn._kernels.statistics`."""
     if has_spare_digits(x.values):
         return 0.0
-    if weights is not None:
+    if has(weights):
         return 0.0  # the first values may have little weight, or none
     n = smaller(length, LANES)
     about = total(load_upto(x.values, x.at, n)) / n
@@ -147,20 +150,17 @@ def ask_for_channel(array: Any, channel: int, p: Part) -> None:
 
 
 @inlined
-def is_stack(array: Any) -> bool:
-    """Whether the runs of an array follow each other without gaps; None has none."""
-    if array is None:
-        return True
-    row, size = array.shape[2], array.itemsize
-    return array.strides[1] == row * size and array.strides[0] == array.shape[1] * row * size
+def is_stack(array: Any, like: Any) -> bool:
+    """Whether the runs of an array of the shape of ``like`` follow each other without gaps; None has none."""
+    _, rows, row = like.shape
+    right = row_stride(array) == row and outer_stride(array) == rows * row
+    return not has(array) or right
 
 
 @inlined
-def are_neighbours(array: Any) -> bool:
+def are_neighbours(array: Any, like: Any) -> bool:
     """Whether the runs of a sample follow each other without gaps; None has none."""
-    if array is None:
-        return True
-    return array.strides[1] == array.shape[2] * array.itemsize  # type: ignore[no-any-return]
+    return not has(array) or row_stride(array) == like.shape[2]
 
 
 class Target(NamedTuple):
@@ -197,8 +197,8 @@ def normalize_runs(x: Any, to: Target, task: int) -> None:
     row, first = task // segments * depth, task % segments * PIECE
     rows = smaller(depth, outer * channels - row)
     activation = Activation(to.kind, to.slope)
-    joined = inner >= LANES and rows > 1 and is_stack(x) and is_stack(to.y)
-    if joined and is_stack(to.residual) and is_stack(to.grad):
+    joined = inner >= LANES and rows > 1 and is_stack(x, x) and is_stack(to.y, x)
+    if joined and is_stack(to.residual, x) and is_stack(to.grad, x):
         at = row * inner
         read = Forward(one_row(x, at), one_row(to.residual, at), one_row(to.grad, at), activation)
         runs = rows, row % channels, channels
@@ -228,8 +228,8 @@ def normalize_group(x: Any, to: Target, first: int, stop: int) -> None:
     outer, channels, inner = x.shape
     activation = Activation(to.kind, to.slope)
     joined = inner >= LANES and stop - first > 1
-    joined = joined and are_neighbours(x) and are_neighbours(to.y)
-    if joined and are_neighbours(to.residual):
+    joined = joined and are_neighbours(x, x) and are_neighbours(to.y, x)
+    if joined and are_neighbours(to.residual, x):
         for o in range(outer):
             read = Forward(
                 rows_of(x, o, first, ZERO),
@@ -304,9 +304,9 @@ def add_up_group(grad_y: Any, x: Any, to: Sums, first: int, stop: int, part: int
 def differentiate_group(grad_y: Any, x: Any, to: GradientTarget, first: int, stop: int) -> None:
     """Write grad_x for a group of neighbouring channels."""
     outer, _, inner = x.shape
-    joined = inner >= LANES and stop - first > 1 and to.mask is None
-    joined = joined and are_neighbours(x) and are_neighbours(grad_y)
-    if joined and are_neighbours(to.grad_x):
+    joined = inner >= LANES and stop - first > 1 and not has(to.mask)
+    joined = joined and are_neighbours(x, x) and are_neighbours(grad_y, x)
+    if joined and are_neighbours(to.grad_x, x):
         for o in range(outer):
             read = Backward(
                 rows_of(grad_y, o, first, ZERO), rows_of(x, o, first, ZERO), one_row(None, ZERO)

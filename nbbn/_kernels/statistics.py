@@ -55,14 +55,14 @@ def deviations(read: Samples, row: int, k: int, count: int, about: Any) -> tuple
     d = widen(at(read.x, row, k, count)) - about
     if count < LANES:
         d = keep_first(d, count)
-    return weighted(d, weight_at(read.weights.values, read.weights, row, k, count))
+    return weighted(d, weight_at(read.weights, row, k, count))
 
 
 @inlined
 def deviations_of_row(read: Samples, row: int, k: int, count: int, about: Any) -> tuple[Any, Any]:
     """`deviations` where the values of a row, of different channels, share their weight."""
     d = widen(at(read.x, row, k, count)) - about
-    return weighted(d, weight_of_row(read.weights.values, read.weights, row))
+    return weighted(d, weight_of_row(read.weights, row))
 
 
 @inlined
@@ -70,7 +70,7 @@ def products(read: Any, row: int, k: int, count: int, about: Any) -> tuple[Any, 
     """Return ``grad_y`` and ``x - about`` of a run, to be summed."""
     d = widen(at(read.x, row, k, count)) - about
     g = widen(at(read.grad_y, row, k, count))
-    return harmless(g, d, weight_at(read.mask.values, read.mask, row, k, count))
+    return harmless(g, d, weight_at(read.mask, row, k, count))
 
 
 @inlined
@@ -78,7 +78,7 @@ def products_of_row(read: Any, row: int, k: int, count: int, about: Any) -> tupl
     """`products` where the values of a row, of different channels, share their place in a mask."""
     d = widen(at(read.x, row, k, count)) - about
     g = widen(at(read.grad_y, row, k, count))
-    return harmless(g, d, weight_of_row(read.mask.values, read.mask, row))
+    return harmless(g, d, weight_of_row(read.mask, row))
 
 
 @inlined

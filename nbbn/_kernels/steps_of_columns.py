@@ -19,6 +19,7 @@ from nbbn._compiler.jit import (
     Table,
     step,
 )
+from nbbn._compiler.vectors import has
 from nbbn._kernels.coefficients import spread
 from nbbn._kernels.columns import (
     TILE,
@@ -64,7 +65,7 @@ def infer_columns(
     inputs once, writes y once; y may be any of them. Parallel over tiles of columns of some rows.
     """
     outer, _, row = x.shape
-    gaps = has_gaps(x) or has_gaps(y) or has_gaps(residual) or has_gaps(grad)
+    gaps = has_gaps(x, x) or has_gaps(y, x) or has_gaps(residual, x) or has_gaps(grad, x)
     matrix = matrix_to_write(x, gaps, streaming)
     numbers = spread(form, row // form.shape[1], matrix.width, x)
     fold = matrix.fold
@@ -83,7 +84,7 @@ def moments_of_columns(
     over tiles of columns of parts of the rows.
     """
     channels = table.shape[1]
-    fold = fold_to_sum(x, has_gaps(x) or weights is not None)
+    fold = fold_to_sum(x, has_gaps(x, x) or has(weights))
     matrix = folded(x.shape[1], x.shape[2], fold)
     numbers = numbers_of_parts(weights, x, matrix)
     parts = np.empty((3, numbers.shape[0], matrix.width))
@@ -105,7 +106,7 @@ def gradient_sums_of_columns(
     """
     channels = table.shape[1]
     inner = x.shape[2] // channels
-    fold = fold_to_sum(x, has_gaps(x) or has_gaps(grad_y) or mask is not None)
+    fold = fold_to_sum(x, has_gaps(x, x) or has_gaps(grad_y, x) or has(mask))
     matrix = folded(x.shape[1], x.shape[2], fold)
     widths = widths_of_parts(x, matrix)
     parts = np.empty((2, widths.size, matrix.width))
@@ -126,7 +127,7 @@ def gradient_of_columns(
     of some rows.
     """
     outer, _, row = x.shape
-    gaps = has_gaps(x) or has_gaps(grad_y) or has_gaps(grad_x) or mask is not None
+    gaps = has_gaps(x, x) or has_gaps(grad_y, x) or has_gaps(grad_x, x) or has(mask)
     matrix = matrix_to_write(x, gaps, streaming)
     numbers = spread(form, row // form.shape[1], matrix.width, x)
     fold = matrix.fold

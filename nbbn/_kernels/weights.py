@@ -5,14 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nbbn._compiler.jit import helper, inlined
-from nbbn._compiler.vectors import (
-    LANES,
-    splat,
-    total,
-    value_at,
-    where_finite,
-    widen,
-)
+from nbbn._compiler.vectors import LANES, splat, total, where_finite, widen
 from nbbn._compiler.weights import (
     all_count,
     load_weights,
@@ -21,37 +14,27 @@ from nbbn._compiler.weights import (
     times_weight,
     where_counted,
 )
-from nbbn._kernels.memory import load_upto
+from nbbn._kernels.memory import Rows, load_upto
 
 
 @inlined
-def weight_at(weights: Any, rows: Any, row: int, k: int, count: int) -> Any:
+def weight_at(weights: Rows, row: int, k: int, count: int) -> Any:
     """Return the weights of up to sixteen values of a run; None without weights."""
-    index = rows.at + row * rows.stride + k
+    index = weights.at + row * weights.stride + k
     if count >= LANES:
-        return load_weights(weights, index)
-    return load_weights_first(weights, index, count)
+        return load_weights(weights.values, index)
+    return load_weights_first(weights.values, index, count)
 
 
 @inlined
-def weight_of_row(weights: Any, rows: Any, row: int) -> Any:
+def weight_of_row(weights: Rows, row: int) -> Any:
     """Return the weight that the values of a row have in common; None without weights."""
-    return splat_weight(weights, rows.at + row * rows.stride)
-
-
-@inlined
-def counts(weights: Any, rows: Any, row: int) -> bool:
-    """Whether the values of a row have a weight."""
-    if weights is None:
-        return True
-    return value_at(weights, rows.at + row * rows.stride) != 0.0
+    return splat_weight(weights.values, weights.at + row * weights.stride)
 
 
 @inlined
 def weighted(deviation: Any, weight: Any) -> tuple[Any, Any]:
     """Return weight times deviation, and the deviation; 0 where it has no weight (NaN, too)."""
-    if weight is None:
-        return deviation, deviation
     counted = where_counted(weight, deviation, splat(0.0))
     return times_weight(weight, counted), counted
 
@@ -59,8 +42,6 @@ def weighted(deviation: Any, weight: Any) -> tuple[Any, Any]:
 @inlined
 def harmless(grad_y: Any, deviation: Any, weight: Any) -> tuple[Any, Any]:
     """Return both, or zeros where a masked value is not finite: its output is no one's result."""
-    if weight is None:
-        return grad_y, deviation
     zero = splat(0.0)
     if not all_count(weight):
         grad_y = where_counted(weight, grad_y, where_finite(deviation, grad_y, zero))

@@ -161,7 +161,7 @@ def _for_each(
                 if block.runs == 1:
                     source.announce(block.first, block.size)
                 waiting.append((block, _submitted(pool, alone, block)))
-                if len(waiting) > 2 * threads:
+                if len(waiting) > 2 * number:
                     done, result = waiting.popleft()
                     use(done, result.result())
             while waiting:
