@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 
 import nbbn
-from nbbn import _cache, _sources
+from nbbn._compiler import cache as _cache
+from nbbn._compiler import sources as _sources
 
 PACKAGE = Path(nbbn.__file__).parent
 
 WORK = """
 import numpy as np, nbbn
 y = nbbn.normalize(np.array([[3.0], [5.0]]), np.array([1.0]), np.array([4.0]), eps=0.0)
-from nbbn import _warmup
+from nbbn._engine import warmup as _warmup
 made = {d for kernel in _warmup.kernels() for d in vars(kernel).values() if hasattr(d, "_cache_hits")}
 hits = sum(sum(dispatcher._cache_hits.values()) for dispatcher in made)
 print(y.tolist(), hits)
@@ -122,7 +123,7 @@ import json, sys
 import numba.core.registry
 import nbbn
 import nbbn.kernels.yardsticks
-from nbbn import _jit
+from nbbn._compiler import jit as _jit
 
 codegen = numba.core.registry.cpu_target.target_context.codegen()
 modules = {name: module for name, module in sys.modules.items() if name.startswith("nbbn.kernels.")}
@@ -237,8 +238,9 @@ def test_the_names_are_those_of_the_code_that_runs_not_of_a_later_edit(named, tm
 
 def test_every_way_to_import_is_seen():
     source = """
-import nbbn._simd
-from nbbn import _formats, config
+import nbbn._compiler.vectors
+from nbbn import config
+from nbbn._compiler import formats as _formats
 from nbbn.kernels import table as rows
 from . import vectors
 from .welford import PIECE
@@ -246,7 +248,7 @@ from .. import _layout
 import numpy.linalg
 def late(nbbn=None):
     def later():
-        from nbbn._simd_weights import all_count
+        from nbbn._compiler.weights import all_count
 """
     spec = sys.modules["nbbn.kernels.plain"].__spec__
     assert set(_sources._imports(compile(source, "", "exec"), spec)) == {
@@ -565,7 +567,7 @@ def test_import_compiles_nothing_and_starts_no_thread(tmp_path):
         "import nbbn\n"
         "after = len(os.listdir('/proc/self/task')) if os.path.isdir('/proc/self/task') else 0\n"
         "from nbbn import _dispatch\n"
-        "from nbbn._jit import Kernel\n"
+        "from nbbn._compiler.jit import Kernel\n"
         "kernels = [k for module in (_dispatch.channels_first, _dispatch.channels_last,\n"
         "           _dispatch.channels_first_backward, _dispatch.channels_last_backward,\n"
         "           _dispatch.running) for k in vars(module).values() if isinstance(k, Kernel)]\n"

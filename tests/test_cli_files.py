@@ -22,7 +22,7 @@ from processes import environment, run
 from test_cli import Terminal
 
 import nbbn
-from nbbn import _stream
+from nbbn.standardizer import _stream
 from nbbn.cli import main
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
@@ -387,7 +387,7 @@ def test_a_limit_on_the_size_of_files_is_one_sentence_before_the_work(limit, tmp
     before = contents(tmp_path)
     script = """
     import resource, sys
-    from nbbn import _stream
+    from nbbn.standardizer import _stream
     from nbbn.cli import main
     _stream.batch_moments = None
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
@@ -431,7 +431,7 @@ def test_too_many_channels_for_the_memory_are_one_sentence(tmp_path):
         file.truncate(file.tell() + (1 << 30))
     script = """
     import contextlib, io, sys
-    from nbbn import _stream
+    from nbbn.standardizer import _stream
     from nbbn.cli import main
 
     def batch_moments(values, axis):  # as numpy where there is no memory left
@@ -512,7 +512,7 @@ def test_a_file_larger_than_the_memory_that_a_process_may_have(shape, axis, tmp_
 
 SLOW = """
 import os, signal, sys, time
-from nbbn import _stream
+from nbbn.standardizer import _stream
 from nbbn.cli import main
 import nbbn
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nbbn
-from nbbn import _threads
+from nbbn._engine import threads as _threads
 from nbbn.distributed import dask_moments, dask_normalize
 
 dask = pytest.importorskip("dask", reason="dask is not installed")

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn import _dispatch, _jit, _machine, _plain, _pool, _threads
+from nbbn import _dispatch, _plain
+from nbbn._compiler import jit as _jit
+from nbbn._engine import machine as _machine
+from nbbn._engine import memory as _pool
+from nbbn._engine import threads as _threads
 from nbbn.kernels.plain import REFUSED
 
 # (shape, axis): runs and columns, few channels and many, below and above the size for threads

@@ -31,7 +31,7 @@ INFER = """
 import os, shutil, sys
 import numpy as np
 import nbbn
-from nbbn import _warmup
+from nbbn._engine import warmup as _warmup
 
 def infer():
     x = np.random.default_rng(0).normal(3, 2, (40, 5))

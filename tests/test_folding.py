@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nbbn
-from nbbn.folding import fold_conv, fold_linear
+from nbbn.layer.folding import fold_conv, fold_linear
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 by_float = pytest.mark.parametrize("name", FLOATS)

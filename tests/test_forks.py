@@ -10,7 +10,7 @@ import pytest
 from interrupts import interrupted
 from processes import WORK, expected_digest, run
 
-from nbbn import _jit
+from nbbn._compiler import jit as _jit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 

@@ -11,7 +11,10 @@ import reference
 from numba import njit
 
 import nbbn
-from nbbn import _dispatch, _jit, _machine, _plain, _threads
+from nbbn import _dispatch, _plain
+from nbbn._compiler import jit as _jit
+from nbbn._engine import machine as _machine
+from nbbn._engine import threads as _threads
 from nbbn._layout import Layout, describe, flat
 from nbbn.kernels import channels_first, channels_first_backward
 from nbbn.kernels import table as rows

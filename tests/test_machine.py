@@ -13,7 +13,9 @@ import pytest
 from processes import run
 
 import nbbn
-from nbbn import _locks, _machine, _threads
+from nbbn._compiler import forks as _locks
+from nbbn._engine import machine as _machine
+from nbbn._engine import threads as _threads
 
 
 def groups(root, files, membership):
@@ -204,7 +206,7 @@ def test_a_signal_handler_may_call_the_layer_that_is_being_called():
 INTERRUPTED = """
 import signal, threading, time
 import numpy as np, nbbn
-from nbbn import _threads
+from nbbn._engine import threads as _threads
 
 class TimeUp(Exception): pass
 

@@ -17,7 +17,7 @@ import pytest
 from compare import assert_same_bits, layer, snapshot
 
 import nbbn
-from nbbn import _storage
+from nbbn._files import state as _storage
 
 X = cases.values((6, 3, 5))
 F32 = np.float32

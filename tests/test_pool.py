@@ -14,7 +14,7 @@ import pytest
 from interrupts import interrupted
 
 import nbbn
-from nbbn import _pool
+from nbbn._engine import memory as _pool
 
 SHAPE = (8, 16, 64, 64)  # 2 MB of float32
 

@@ -21,7 +21,9 @@ import reference
 from compare import assert_same_bits, same_bits
 
 import nbbn
-from nbbn import _dispatch, _jit, _machine
+from nbbn import _dispatch
+from nbbn._compiler import jit as _jit
+from nbbn._engine import machine as _machine
 from nbbn.distributed import SyncBatchNorm
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from nbbn import _simd, _simd_python
+from nbbn._compiler import vectors as _simd
+from nbbn._compiler import interpreted as _simd_python
 
 BITS = """
     import hashlib, numpy as np, nbbn

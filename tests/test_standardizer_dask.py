@@ -9,7 +9,7 @@ import pytest
 from compare import assert_same_bits, eps_of
 
 import nbbn
-from nbbn import _threads
+from nbbn._engine import threads as _threads
 
 pytest.importorskip("dask", reason="dask is not installed")
 da = pytest.importorskip("dask.array", reason="dask is not installed")

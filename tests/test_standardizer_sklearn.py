@@ -10,7 +10,7 @@ import reference
 from compare import assert_same_bits, assert_within, eps_of
 
 import nbbn
-from nbbn import _estimator
+from nbbn.standardizer import _estimator
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nbbn
-from nbbn import _npy, _storage, _stream
+from nbbn._files import npy as _npy
+from nbbn._files import state as _storage
+from nbbn.standardizer import _stream
 
 bounded = settings(max_examples=min(120, settings.default.max_examples))
 DTYPES = ("float32", "float64", "float16", "uint8")

@@ -14,8 +14,12 @@ import pytest
 
 import nbbn
 import nbbn.kernels
-from nbbn import _dispatch, _jit, _machine, _threads, _warmup
-from nbbn._jit import Kernel, PlainKernel
+from nbbn import _dispatch
+from nbbn._compiler import jit as _jit
+from nbbn._engine import machine as _machine
+from nbbn._engine import threads as _threads
+from nbbn._engine import warmup as _warmup
+from nbbn._compiler.jit import Kernel, PlainKernel
 from nbbn.cli import main
 
 # the kernels of the yardsticks are for measuring only

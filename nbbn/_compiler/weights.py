@@ -115,9 +115,7 @@ def all_count(typingctx: Any, weight: Any) -> Any:
 
 @_intrinsic
 def times_weight(typingctx: Any, weight: Any, vector: Any) -> Any:
-    """``vector`` times the weights, of a float64 vector that is 0 where they are; a mask, or no
-    weights, multiply by 1.
-    """
+    """``vector`` times the weights; of a float64 vector that is 0 where they are. A mask, or None: 1."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return args[1] if weight in (BYTESX16, types.none) else builder.fmul(*args)
