@@ -374,7 +374,7 @@ OPERATIONS = (normalize, inference, train, moments, sums, standardizer, nopython
 @contextlib.contextmanager
 def stream_anything():
     """Results of any size are written past the cache: the one look behind the public interface."""
-    for name in ("nbbn._machine", "nbbn.machine", "nbbn._run.machine"):
+    for name in ("nbbn._engine.machine", "nbbn._machine", "nbbn.machine"):
         with contextlib.suppress(ImportError):
             module = importlib.import_module(name)
             break

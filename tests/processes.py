@@ -14,6 +14,8 @@ import pytest
 
 import nbbn
 
+TESTS = Path(__file__).parent  # scripts import `rooms` from there
+
 # What scripts begin with. `digest` is of the results of a large input that is contiguous, of one with
 # channels last and gaps, and of a small one: every way to a parallel region, and few kernels to
 # compile. What no kernel has written keeps its 777.
@@ -62,7 +64,7 @@ def environment(**changes):
         "NUMBA_NUM_THREADS": "4",
         "OPENBLAS_NUM_THREADS": "1",  # threads that are counted are not NumPy's
         "PYTHONFAULTHANDLER": "1",
-        "PYTHONPATH": str(Path(nbbn.__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(map(str, (Path(nbbn.__file__).parents[1], TESTS))),
         "PYTHONWARNINGS": "error",
         **changes,
     }

@@ -10,7 +10,7 @@ import pytest
 from interrupts import interrupted
 from processes import WORK, expected_digest, run
 
-from nbbn._compiler import jit as _jit
+from rooms import forks, internals
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -298,10 +298,10 @@ def test_a_signal_handler_that_raises_before_a_fork_leaves_no_lock_held():
         raise TimeoutError
 
     for step in itertools.count():
-        ended = interrupted(lambda: _jit._before_fork() or True, _jit._before_fork, step, handler)
-        _jit._after_fork()
+        ended = interrupted(lambda: forks._before_fork() or True, forks._before_fork, step, handler)
+        forks._after_fork()
         with ThreadPoolExecutor(1) as pool:
-            for lock in _jit._COMPILER_LOCKS:
+            for lock in internals.COMPILER_LOCKS:
                 assert pool.submit(lock.acquire, blocking=False).result(), step
                 pool.submit(lock.release).result()
         if ended:

@@ -1,0 +1,80 @@
+"""The private rooms that tests look into, named once; scripts of other processes import this, too."""
+
+import contextlib
+import importlib
+import pkgutil
+
+import pytest
+
+import nbbn
+import nbbn._kernels
+from nbbn._compiler import cache, forks, interpreted, internals, jit, sources, vectors
+from nbbn._compiler.jit import Step, Variant
+from nbbn._engine import machine, masks, memory, plan, steps, threads, views, warmup
+from nbbn._files import npy, state
+from nbbn._kernels import runs, samples, steps_of_columns, steps_of_layers, steps_of_runs, table
+
+__all__ = [
+    "Step", "Variant", "cache", "forks", "internals", "interpreted", "jit", "machine", "masks", "memory", "npy",
+    "plan", "runs", "samples", "sources", "state", "steps", "steps_of_columns", "steps_of_layers",
+    "steps_of_runs", "table", "threads", "vectors", "views", "warmup",
+]  # fmt: skip
+
+needs_jit = pytest.mark.skipif(not jit.is_enabled(), reason="nothing is compiled")
+
+
+def all_steps():
+    """Every compiled step, by its name."""
+    modules = [
+        importlib.import_module(f"nbbn._kernels.{module.name}")
+        for module in pkgutil.iter_modules(nbbn._kernels.__path__)
+    ]
+    found = [value for module in modules for value in vars(module).values()]
+    return {step.name: step for step in found if isinstance(step, Step)}
+
+
+def loaded():
+    """How many compiled variants this process has loaded from disk."""
+    made = {made for step in all_steps().values() for made in step._ready.values()}
+    return sum(sum(one._cache_hits.values()) for one in made)
+
+
+# How a step may be run. Of one that has nothing to decide, some of them are the same.
+WAYS = {
+    "serial": {},
+    "parallel": {"parallel": True},
+    "streamed": {"streaming": 1},
+    "by group": {"by_group": True},
+    "in groups of one": {"by_group": True, "group": 1},
+    "in groups of three": {"group": 3},
+    "by group, streamed, parallel": {"by_group": True, "streaming": 1, "parallel": True},
+    "rows asked for": {"ahead": 1},
+}
+
+
+@contextlib.contextmanager
+def way(name):
+    """Run all steps in this way, whatever pays."""
+    wanted = {"parallel": False, "streaming": 0, "by_group": False, "ahead": 0, **WAYS[name]}
+    real = plan._plan.__wrapped__
+
+    def decide(view, written, in_place, passes, *rest):
+        found = real(view, written, in_place, passes, *rest)._replace(**wanted)
+        by_group = found.by_group and view.runs and passes > 1
+        return found._replace(by_group=by_group, ahead=found.ahead * (not view.runs))
+
+    threads_used = 2 if wanted["parallel"] else 1
+    with pytest.MonkeyPatch.context() as patch, nbbn.num_threads(threads_used):
+        patch.setattr(plan, "_plan", decide)
+        yield
+
+
+@contextlib.contextmanager
+def everything_is_large():
+    """Threads, groups and stores past the cache from the smallest arrays on, where these can be at all."""
+    with pytest.MonkeyPatch.context() as patch, nbbn.num_threads(2):
+        patch.setattr(plan, "PARALLEL_FROM", 1)
+        patch.setattr(plan, "_SHORTEST_STREAM", 0)
+        patch.setattr(machine, "last_level_cache", lambda: 0)
+        patch.setattr(plan, "_plan", plan._plan.__wrapped__)  # what was decided before is not kept
+        yield
