@@ -1,9 +1,13 @@
-"""The private names of numba and llvmlite that are used, each with what happens where it is missing."""
+"""What nbbn asks of numba beside compiling: its threads, and the private names that are used.
+
+Each private name stands here once, with what happens where it is missing.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numba
 from llvmlite.binding import ffi
 from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel as numba_parallel
@@ -19,3 +23,41 @@ COMPILER_LOCKS: tuple[Any, ...] = tuple(
     )
     if hasattr(lock, "acquire")
 )
+
+
+def most_threads() -> int:
+    """Return numba's maximum (``NUMBA_NUM_THREADS``)."""
+    return int(numba.config.NUMBA_NUM_THREADS)
+
+
+def wanted_layer() -> str:
+    """Return the threading layer that numba was told to load (``NUMBA_THREADING_LAYER``)."""
+    return str(numba.config.THREADING_LAYER)
+
+
+def loaded_layer() -> str | None:
+    """Return the threading layer, or None as long as none is loaded."""
+    try:
+        return str(numba.threading_layer())
+    except ValueError:
+        return None
+
+
+def load_layer() -> None:
+    """Load the threading layer, if no code has yet; ValueError where none is to be had."""
+    numba_parallel._launch_threads()
+
+
+def has_started_threads() -> bool:
+    """Whether the threading layer is loaded: its threads do not survive a fork."""
+    return bool(numba_parallel._is_initialized)
+
+
+def threads_of_caller() -> int:
+    """Return how many threads numba uses for the calling thread."""
+    return int(numba.get_num_threads())
+
+
+def set_threads_of_caller(number: int) -> None:
+    """Set how many threads numba uses for the calling thread."""
+    numba.set_num_threads(number)

@@ -21,6 +21,7 @@ import llvmlite
 import numba
 import numpy as np
 from numba import config, njit, types
+from numba import prange as prange  # for the yardsticks of `nbbn._bench`
 from numpy.typing import NDArray
 
 from nbbn._compiler import sources
@@ -131,7 +132,7 @@ class Step:
         self.__doc__ = function.__doc__
         self.function = function
         sources.remember(function.__module__)
-        self._ready: dict[Variant, Callable[..., Any]] = {}
+        self._ready: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._lock = new_lock(self)
 
     @functools.cached_property  # not before a call needs it
@@ -145,16 +146,17 @@ class Step:
         """Whether it has loops to share out."""
         return "prange" in self.function.__code__.co_names
 
-    def variant(self, wanted: Variant) -> Callable[..., Any]:
-        """Return the variant, compiled if it is not."""
+    def variant(self, wanted: tuple[Any, ...]) -> Callable[..., Any]:
+        """Return the variant, compiled if it is not; a plain tuple will do, which is made faster."""
         found = self._ready.get(wanted)
         return found if found is not None else self._compile(wanted)
 
-    def _compile(self, wanted: Variant) -> Callable[..., Any]:
+    def _compile(self, wanted: tuple[Any, ...]) -> Callable[..., Any]:
         with self._lock:
             if wanted not in self._ready:
-                signature = tuple(_numba_type(hint, wanted) for hint in self.hints)
-                self._ready[wanted] = _compiled(self.function, wanted.parallel, signature)
+                named = Variant(*wanted)
+                signature = tuple(_numba_type(hint, named) for hint in self.hints)
+                self._ready[named] = _compiled(self.function, named.parallel, signature)
         return self._ready[wanted]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nbbn._compiler import cache, jit, vectors
+from nbbn._compiler import cache, internals, jit, vectors
 from nbbn._engine import memory, threads
 from nbbn._version import __version__
 
@@ -49,9 +49,9 @@ def config() -> dict[str, Any]:
         "available_threads": threads.available_threads(),
         "affinity": threads.affinity(),
         "cpu_quota": threads.quota(),
-        "most_threads": threads.most_threads(),
+        "most_threads": internals.most_threads(),
         "threading_layer": threads.loaded_threading_layer(),
-        "wanted_layer": threads.wanted_layer(),
+        "wanted_layer": internals.wanted_layer(),
         "parallel": _parallel(),
         "cpu": vectors.cpu_name(),
         "simd_bits": vectors.simd_bits(),

@@ -91,9 +91,8 @@ def _lines(x: Array, op: str, index: int, out: Array | None) -> list[Line]:
     view = view_of(index, False, *inputs, *([] if op == "moments" else [target]))
     if view is None:
         raise AssertionError(f"no view of {source.shape} with strides {source.strides}")
-    in_place = target is not None and same_memory(target, source)
-    size = 0 if op == "moments" else target.nbytes
-    plan = make_plan(view, source.nbytes * (1 + more), size, in_place, passes)
+    written = None if op == "moments" else target
+    plan = make_plan(view, inputs, written, passes)
     lines = [
         ("read", read),
         ("view", _view(view)),

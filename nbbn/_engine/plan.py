@@ -6,10 +6,15 @@ A decision is made here and nowhere else; `nbbn.explain` prints them. None of th
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from nbbn._engine import machine, threads
-from nbbn._engine.views import SMALL_INNER, View
+from nbbn._engine.views import SMALL_INNER, View, same_memory
+
+Array = NDArray[Any]
 
 # A parallel region pays from here on (values of one array). Measured on 2 threads, us, serial and
 # parallel: inference of (512, 64) 12 and 17, (2048, 64) 47 and 44; training of (8, 512, 8, 8) 162 and
@@ -38,21 +43,26 @@ class Plan(NamedTuple):
     stores: str  # why through the cache, or past it
 
 
-def is_large(size: int) -> bool:
-    """Whether a parallel region pays for ``size`` values."""
-    return size >= PARALLEL_FROM
-
-
 def make_plan(
-    view: View, read: int, written: int = 0, in_place: bool = False, passes: int = 1
+    view: View, read: Sequence[Array], written: Array | None = None, passes: int = 1
 ) -> Plan:
-    """Return how a step on arrays of this view is run.
-
-    It reads so many bytes ``passes`` times, and writes so many; ``in_place``, over what it reads.
-    """
-    large = read + written > machine.last_level_cache() * 3 // 4
+    """Return how a step on arrays of this view is run, that reads some arrays ``passes`` times."""
+    if view.size < PARALLEL_FROM:
+        return _small(view)
+    moved = sum(array.nbytes for array in read)
+    in_place, size = False, 0
+    if written is not None:
+        size = written.nbytes
+        in_place = any(same_memory(written, array) for array in read)
+    large = moved + size > machine.last_level_cache() * 3 // 4
     few = passes > 1 and threads.get_num_threads() > max(1, view.channels // 2)
-    return _plan(view, written, in_place, passes, large, few, PARALLEL_FROM)
+    return _plan(view, size, in_place, passes, large, few)
+
+
+@functools.lru_cache(maxsize=1024)
+def _small(view: View) -> Plan:
+    reason = f"{view.size} values are fewer than {PARALLEL_FROM}"
+    return Plan(False, False, 0, group_of(view), 0, reason, reason)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -70,7 +80,7 @@ def _plan(
     run = _run_that_is_written(view, group if order is None else 0)
     stores = _why_through_cache(written, written // view.size * run, in_place, large)
     return Plan(
-        view.size >= parallel_from,
+        True,
         order is None,
         int(stores is None),
         group,

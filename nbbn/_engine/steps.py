@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn._compiler.jit import Step, Variant
+from nbbn._compiler.jit import Step
 from nbbn._engine import threads
 from nbbn._engine.masks import Weights
-from nbbn._engine.plan import Plan, make_plan
-from nbbn._engine.views import Reading, View, read_in_place, same_memory
+from nbbn._engine.plan import make_plan
+from nbbn._engine.views import Reading, View, read_in_place
 from nbbn._kernels import steps_of_columns as columns
 from nbbn._kernels import steps_of_layers as layers
 from nbbn._kernels import steps_of_runs as runs
@@ -30,7 +30,13 @@ ACTIVATIONS = {
 }
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-_KERNEL_DTYPES = {np.dtype(np.float16): np.uint16, np.dtype(np.uint8): np.uint8}
+# What kernels see of a dtype: of half types, their bits. That of bfloat16 is no type of numpy's own.
+_SEEN_AS: dict[Any, Any] = {
+    _FLOAT32: np.float32,
+    _FLOAT64: np.float64,
+    np.dtype(np.uint8): np.uint8,
+}
+_SEEN_AS[np.dtype(np.float16)] = np.uint16
 
 
 class Epilogue(NamedTuple):
@@ -66,21 +72,27 @@ def computed_dtype(x: Array) -> np.dtype[Any]:
     return _FLOAT64 if x.dtype == _FLOAT64 else _FLOAT32
 
 
-def kernel_dtype(dtype: np.dtype[Any]) -> Any:
-    """Return the type that kernels see: of half types, that of their bits."""
-    if dtype.itemsize == 2:
-        return np.uint16 if dtype == np.float16 else np.int16
-    return dtype.type
+def _variant(
+    x: Array,
+    activation: int = 0,
+    residual: bool = False,
+    gradient: bool = False,
+    weights: Array | None = None,
+) -> tuple[Any, ...]:
+    """Return what `Variant` says, faster."""
+    of_weights = None if weights is None else weights.dtype.type
+    seen_as = _SEEN_AS.get(x.dtype, np.int16)
+    return seen_as, False, activation, residual, gradient, of_weights, np.float32
 
 
-def _run(step: Step, wanted: Variant, parallel: bool, *arguments: Any) -> None:
+def _run(step: Step, wanted: tuple[Any, ...], parallel: bool, *arguments: Any) -> None:
     """Run the parallel twin where that pays and may be started now, else the serial one."""
     claim = threads.enter_region() if parallel else None
     if claim is None:
         step.variant(wanted)(*arguments)
         return
     try:
-        step.variant(wanted._replace(parallel=True))(*arguments)
+        step.variant((wanted[0], True, *wanted[2:]))(*arguments)
     finally:
         threads.leave_region(claim)
 
@@ -88,7 +100,7 @@ def _run(step: Step, wanted: Variant, parallel: bool, *arguments: Any) -> None:
 def coefficients(table: Array, eps: float, dtype: np.dtype[Any]) -> Array:
     """Return center, scale and shift of each channel in ``dtype``, from a table of statistics."""
     form = np.empty((3, table.shape[1]), dtype)
-    wanted = Variant(dtype.type)
+    wanted = dtype.type, False, 0, False, False, None, np.float32
     layers.inference_coefficients.variant(wanted)(table, eps, form)
     return form
 
@@ -124,14 +136,11 @@ def _write(reading: Reading, form: Array, after: Epilogue, grad: Array | None) -
     """Run the elementwise step."""
     view, x, y = reading.view, reading.source, reading.target
     residual = None if after.residual is None else reading.read[-1]
-    plan = _plan_to_write(reading)
+    plan = make_plan(view, (x, *reading.read), y)
     kind = after.kind
-    wanted = Variant(
-        kernel_dtype(x.dtype), False, len(kind), residual is not None, grad is not None
-    )
     _run(
         runs.infer_runs if view.runs else columns.infer_columns,
-        wanted,
+        _variant(x, len(kind), residual is not None, grad is not None),
         plan.parallel,
         view.of(x),
         view.of(y),
@@ -142,13 +151,6 @@ def _write(reading: Reading, form: Array, after: Epilogue, grad: Array | None) -
         after.slope,
         plan.streaming,
     )
-
-
-def _plan_to_write(reading: Reading, passes: int = 1) -> Plan:
-    x, y = reading.source, reading.target
-    read = x.nbytes + sum(array.nbytes for array in reading.read)
-    in_place = y is x or any(same_memory(y, a) for a in (x, *reading.read))
-    return make_plan(reading.view, read, y.nbytes, in_place, passes)
 
 
 def given_table(mean: Array, var: Array, gamma: Array | None, beta: Array | None) -> Table:
@@ -195,15 +197,17 @@ def moments(
 
 def _look(
     view: View, x: Array, weights: Array | None, table: Table, freedom: float, eps: float
-) -> None:
-    plan = make_plan(view, x.nbytes)
-    kind = None if weights is None else weights.dtype.type
-    wanted = Variant(kernel_dtype(x.dtype), weights=kind)
-    arguments = view.of(x), weights, table, freedom, eps
+) -> Array:
+    """Write the statistics of x to ``table``; return the coefficients."""
+    plan = make_plan(view, (x,))
+    form = np.empty((3, view.channels), computed_dtype(x))
+    wanted, stack = _variant(x, weights=weights), view.of(x)
+    arguments = stack, weights, table, form, freedom, eps
     if view.runs:
         _run(runs.moments_of_runs, wanted, plan.parallel, *arguments, plan.group)
     else:
         _run(columns.moments_of_columns, wanted, plan.parallel, *arguments, plan.ahead)
+    return form
 
 
 def train(
@@ -224,24 +228,19 @@ def train(
     view, source = reading.view, reading.source
     count = view.size / view.channels if weights is None else weights.total
     of_weights = None if weights is None else weights.in_order(source, index)
-    plan = _plan_to_write(reading, 2)
+    plan = make_plan(view, (source, *reading.read), reading.target, 2)
     if not plan.by_group:
-        _look(view, source, of_weights, table, count - correction, eps)
-        _write(reading, coefficients(table, eps, computed_dtype(x)), after, None)
+        form = _look(view, source, of_weights, table, count - correction, eps)
+        _write(reading, form, after, None)
         return reading.result()
-    wanted = Variant(
-        kernel_dtype(x.dtype),
-        activation=len(after.kind),
-        residual=after.residual is not None,
-        weights=None if of_weights is None else of_weights.dtype.type,
-    )
+    residual = None if after.residual is None else view.of(reading.read[0])
     _run(
         runs.train_groups,
-        wanted,
+        _variant(x, len(after.kind), residual is not None, False, of_weights),
         plan.parallel,
         view.of(source),
         view.of(reading.target),
-        None if after.residual is None else view.of(reading.read[0]),
+        residual,
         of_weights,
         table,
         after.kind,
@@ -266,58 +265,72 @@ def move_averages(
     parameters: Array, table: Table, divisor: float, momentum: float, counter: Array
 ) -> None:
     """Update running mean and variance, rows of ``parameters``, in place, and count the batch."""
-    wanted = Variant(parameters=parameters.dtype.type)
+    wanted = np.float64, False, 0, False, False, None, parameters.dtype.type
     layers.move_averages.variant(wanted)(parameters, table, divisor, momentum, counter)
 
 
 def sum_gradients(
-    grad_y: Array, x: Array, index: int, table: Table, sums: Table, mask: Weights | None = None
-) -> None:
-    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``sums``."""
+    grad_y: Array,
+    x: Array,
+    index: int,
+    table: Table,
+    sums: Table,
+    mask: Weights | None = None,
+    freedom: float = 1.0,
+) -> Array:
+    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``sums``.
+
+    Return the coefficients of the other half, of the values of ``x`` alone.
+    """
     view, (source, grad) = read_in_place(index, mask is not None, x, grad_y)
+    count = view.size / view.channels if mask is None else mask.total
     of_mask = None if mask is None else mask.in_order(source, index)
-    plan = make_plan(view, source.nbytes + grad.nbytes)
-    wanted = Variant(kernel_dtype(x.dtype), weights=None if of_mask is None else of_mask.dtype.type)
-    arguments = view.of(grad), view.of(source), of_mask, table, sums
+    plan = make_plan(view, (source, grad))
+    form = np.empty((6, view.channels), computed_dtype(x))
+    wanted = _variant(x, weights=of_mask)
+    arguments = view.of(grad), view.of(source), of_mask, table, sums, form, count, freedom
     if view.runs:
         _run(runs.gradient_sums_of_runs, wanted, plan.parallel, *arguments, plan.group)
     else:
         _run(columns.gradient_sums_of_columns, wanted, plan.parallel, *arguments, plan.ahead)
+    return form
 
 
 def write_gradient(
     grad_y: Array,
     x: Array,
     index: int,
-    table: Table,
-    sums: Table,
-    count: float,
-    correction: float,
+    form: Array,
     out: Array | None = None,
     mask: Weights | None = None,
 ) -> Array:
-    """Return grad_x, in ``out`` or a new array, from the sums of ``count`` values a channel."""
+    """Return grad_x, in ``out`` or a new array, with the coefficients of `gradient_coefficients`."""
     reading = Reading(index, x, (grad_y,), out, None, mask is not None)
-    form = np.empty((6, table.shape[1]), computed_dtype(x))
-    freedom = count - correction
-    layers.gradient_coefficients.variant(Variant(form.dtype.type))(
-        table, sums, count, freedom, form
-    )
-    view, plan = reading.view, _plan_to_write(reading)
-    of_mask = None if mask is None else mask.in_order(reading.source, index)
-    wanted = Variant(kernel_dtype(x.dtype), weights=None if of_mask is None else of_mask.dtype.type)
+    view, source, grad = reading.view, reading.source, reading.read[0]
+    plan = make_plan(view, (source, grad), reading.target)
+    of_mask = None if mask is None else mask.in_order(source, index)
     _run(
         runs.gradient_of_runs if view.runs else columns.gradient_of_columns,
-        wanted,
+        _variant(x, weights=of_mask),
         plan.parallel,
-        view.of(reading.read[0]),
-        view.of(reading.source),
+        view.of(grad),
+        view.of(source),
         view.of(reading.target),
         of_mask,
         form,
         plan.streaming,
     )
     return reading.result()
+
+
+def gradient_coefficients(
+    table: Table, sums: Table, count: float, correction: float, dtype: np.dtype[Any]
+) -> Array:
+    """Return what `write_gradient` takes, from the sums of ``count`` values a channel."""
+    form = np.empty((6, table.shape[1]), dtype)
+    wanted = dtype.type, False, 0, False, False, None, np.float32
+    layers.gradient_coefficients.variant(wanted)(table, sums, count, count - correction, form)
+    return form
 
 
 def differentiate(
@@ -345,19 +358,19 @@ def differentiate(
             form[rows.SCALE] = table[rows.GAMMA] * table[rows.INV_STD]
         return infer(grad_y, index, form, out), sums
     reading = Reading(index, x, (grad_y,), out, None, mask is not None)
-    view, plan = reading.view, _plan_to_write(reading, 2)
+    view, source, grad = reading.view, reading.source, reading.read[0]
     count = view.size / view.channels if mask is None else mask.total
+    plan = make_plan(view, (source, grad), reading.target, 2)
     if not plan.by_group:
-        sum_gradients(grad_y, x, index, table, sums, mask)
-        return write_gradient(grad_y, x, index, table, sums, count, correction, out, mask), sums
-    of_mask = None if mask is None else mask.in_order(reading.source, index)
-    wanted = Variant(kernel_dtype(x.dtype), weights=None if of_mask is None else of_mask.dtype.type)
+        form = sum_gradients(grad, source, index, table, sums, mask, count - correction)
+        return write_gradient(grad, source, index, form, out, mask), sums
+    of_mask = None if mask is None else mask.in_order(source, index)
     _run(
         runs.differentiate_groups,
-        wanted,
+        _variant(x, weights=of_mask),
         plan.parallel,
-        view.of(reading.read[0]),
-        view.of(reading.source),
+        view.of(grad),
+        view.of(source),
         view.of(reading.target),
         of_mask,
         table,

@@ -19,9 +19,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import numba
-from numba.np.ufunc import parallel as numba_parallel
-
+from nbbn._compiler import internals
+from nbbn._compiler.internals import most_threads, wanted_layer
 from nbbn._engine.machine import UNLIMITED, cpu_quota
 
 MOST_TEAMS = 8  # calling threads alive that may own a team of OpenMP threads
@@ -52,16 +51,6 @@ def quota() -> float | None:
     """Return the CPU quota of the process's control groups in cores, or None."""
     found = cpu_quota()
     return None if found == UNLIMITED else found
-
-
-def most_threads() -> int:
-    """Return numba's maximum (``NUMBA_NUM_THREADS``)."""
-    return int(numba.config.NUMBA_NUM_THREADS)
-
-
-def wanted_layer() -> str:
-    """Return the threading layer that numba was told to load (``NUMBA_THREADING_LAYER``)."""
-    return str(numba.config.THREADING_LAYER)
 
 
 def available_threads() -> int:
@@ -154,7 +143,7 @@ def _checked(n: Any) -> int:
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"n: expected an integer, got {type(n).__name__}")
     value = n.__index__()
-    limit = int(numba.config.NUMBA_NUM_THREADS)
+    limit = most_threads()
     if not 1 <= value <= limit:
         raise ValueError(f"n: expected 1 to {limit} (numba's maximum), got {value}")
     return int(value)
@@ -201,9 +190,9 @@ def enter_region() -> Claim | None:
         return None
     try:
         if has_usable_layer() and _has_team():
-            claim.before = numba.get_num_threads()
+            claim.before = internals.threads_of_caller()
             if claim.before != threads:
-                numba.set_num_threads(threads)
+                internals.set_threads_of_caller(threads)
             return claim
     except BaseException:
         _vanished(reference)
@@ -215,8 +204,8 @@ def enter_region() -> Claim | None:
 def leave_region(claim: Claim) -> None:
     """Give back what `enter_region` took."""
     try:
-        if numba.get_num_threads() != claim.before:
-            numba.set_num_threads(claim.before)
+        if internals.threads_of_caller() != claim.before:
+            internals.set_threads_of_caller(claim.before)
     finally:
         _region.pop(0, None)
 
@@ -272,19 +261,16 @@ def threading_layer() -> str | None:
     """Return numba's threading layer, loading it if no code has yet; None where none loads."""
     global _layer_problem
     try:
-        numba_parallel._launch_threads()
+        internals.load_layer()
     except ValueError:
         _layer_problem = f"numba finds no threading layer for {wanted_layer()!r}"
         return None
-    return str(numba.threading_layer())
+    return loaded_threading_layer()
 
 
 def loaded_threading_layer() -> str | None:
     """Return numba's threading layer, or None as long as none is loaded."""
-    try:
-        return str(numba.threading_layer())
-    except ValueError:
-        return None
+    return internals.loaded_layer()
 
 
 def _after_fork_in_child() -> None:
@@ -293,7 +279,7 @@ def _after_fork_in_child() -> None:
         _unusable_after_fork = "the process was forked in the middle of a parallel call"
     _region.clear()
     _default = 0  # the child may be given other CPUs
-    if numba_parallel._is_initialized:
+    if internals.has_started_threads():
         _unusable_after_fork = "the process was forked from one that had threads"
     elif _unusable_after_fork is None and _has_openmp():
         _unusable_after_fork = "the process was forked from one that had loaded libgomp"

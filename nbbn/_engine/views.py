@@ -29,27 +29,18 @@ SMALL_INNER = 16
 _BITS = {np.dtype(np.float16): np.uint16}  # what kernels see of it; see `nbbn._compiler.formats`
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # there is one of each: see `_strided`
 class View:
     """How arrays of one shape are read."""
 
     runs: bool  # (outer, C, inner), a channel a run of values; else (outer, rows, C * inner)
     shape: tuple[int, int, int]
     order: tuple[int, ...] | None  # the axes as they lie in memory; None: as they stand
+    size: int  # values in all
     channels: int
+    inner: int  # values of a channel side by side
     joined: bool  # whether no array has gaps
     neighbours: bool  # ... between the channels of a sample
-
-    @property
-    def inner(self) -> int:
-        """Values of a channel side by side."""
-        return self.shape[2] if self.runs else self.shape[2] // self.channels
-
-    @property
-    def size(self) -> int:
-        """Values in all."""
-        outer, rows, row = self.shape
-        return outer * rows * row
 
     def of(self, array: Array) -> Array:
         """Return a stack of what is in ``array``: the same memory."""
@@ -134,7 +125,8 @@ def _strided(
     neighbours = channels == 1 or all(one[index] == inner for one in strides)
     memory = [axis for axis in order or range(len(shape)) if shape[axis] > 1]
     joined = _are_joined(memory, shape, strides)
-    return View(not columns, stack, order, channels, joined, neighbours)
+    size = stack[0] * stack[1] * stack[2]
+    return View(not columns, stack, order, size, channels, inner, joined, neighbours)
 
 
 def _size(axes: list[int], shape: tuple[int, ...]) -> int:
@@ -216,7 +208,7 @@ class Reading:
         self.out = out
         target = empty_like(x, dtype) if out is None else out
         view = None
-        if out is None or all(apart(out, a) for a in (x, *read)):
+        if out is None or (apart(out, x) and all(apart(out, a) for a in read)):
             view = view_of(index, weighted, x, target, *read)
         if view is None:
             x, target, read, view = _fitting(index, x, read, out, dtype, weighted)

@@ -51,11 +51,13 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
 def moments_of_sample(x3: Any, mean: Any, m2: Any) -> None:
     """Write the mean and m2 of each channel; there are values."""
     outer, channels, inner = x3.shape
-    table = scratch(STATISTICS_ROWS, channels)
+    table, form = scratch(STATISTICS_ROWS, channels), aligned(3, channels, x3)
     if are_runs(outer, channels, inner):
-        _moments_of_runs(x3, None, table, 1.0, 0.0, 1)
+        _moments_of_runs(x3, None, table, form, 1.0, 0.0, 1)
     else:
-        _moments_of_columns(x3.reshape((1, outer, channels * inner)), None, table, 1.0, 0.0, 0)
+        _moments_of_columns(
+            x3.reshape((1, outer, channels * inner)), None, table, form, 1.0, 0.0, 0
+        )
     for c in range(channels):
         mean[c] = table[MEAN, c]
         m2[c] = table[M2, c]

@@ -13,6 +13,7 @@ from nbbn._compiler.jit import (
     IfWeights,
     Int,
     Kind,
+    OutForm,
     OutStack,
     OutTable,
     Stack,
@@ -20,7 +21,7 @@ from nbbn._compiler.jit import (
     step,
 )
 from nbbn._compiler.vectors import has
-from nbbn._kernels.coefficients import spread
+from nbbn._kernels.coefficients import gradient_form, inference_form, spread
 from nbbn._kernels.columns import (
     TILE,
     GradientTarget,
@@ -76,9 +77,17 @@ def infer_columns(
 
 @step
 def moments_of_columns(
-    x: Stack, weights: IfWeights, table: OutTable, freedom: Float, eps: Float, ahead: Int
+    x: Stack,
+    weights: IfWeights,
+    table: OutTable,
+    form: OutForm,
+    freedom: Float,
+    eps: Float,
+    ahead: Int,
 ) -> None:
-    """Write the statistics of each channel to ``table``; ``freedom`` is ``n - correction``.
+    """Write the statistics of each channel to ``table``, which holds gamma and beta, and its coefficients to ``form``.
+
+    ``freedom`` is ``n - correction``.
 
     With ``weights``, one a row, n is their sum. Reads x once; ``ahead``, asks for rows ahead of time. Parallel
     over tiles of columns of parts of the rows.
@@ -93,13 +102,24 @@ def moments_of_columns(
     look_at_rest(x, Learned(weights, numbers, parts, fold, ahead))
     merge_parts(parts, numbers, ZERO, channels, channels, x.shape[2] // channels, table)
     write_variances(table, ZERO, channels, freedom, eps)
+    inference_form(table, ZERO, channels, eps, form)
 
 
 @step
 def gradient_sums_of_columns(
-    grad_y: Stack, x: Stack, mask: IfWeights, table: Table, sums: OutTable, ahead: Int
+    grad_y: Stack,
+    x: Stack,
+    mask: IfWeights,
+    table: Table,
+    sums: OutTable,
+    form: OutForm,
+    count: Float,
+    freedom: Float,
+    ahead: Int,
 ) -> None:
     """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``sums``.
+
+    And to ``form`` the coefficients of `gradient_of_columns`, of ``count`` values a channel.
 
     Where ``mask`` is 0, one number a row, x may be NaN. Reads both arrays once. Parallel over tiles of
     columns of parts of the rows.
@@ -115,6 +135,7 @@ def gradient_sums_of_columns(
         add_up_tile(grad_y, x, Sums(mask, means, parts, fold, ahead), np.intp(task))
     add_up_rest(grad_y, x, Sums(mask, means, parts, fold, ahead))
     add_parts(parts, widths, ZERO, channels, channels, inner, sums)
+    gradient_form(table, sums, ZERO, channels, count, freedom, form)
 
 
 @step

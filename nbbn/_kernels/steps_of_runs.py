@@ -13,6 +13,7 @@ from nbbn._compiler.jit import (
     IfWeights,
     Int,
     Kind,
+    OutForm,
     OutStack,
     OutTable,
     Stack,
@@ -65,9 +66,17 @@ def infer_runs(
 
 @step
 def moments_of_runs(
-    x: Stack, weights: IfWeights, table: OutTable, freedom: Float, eps: Float, group: Int
+    x: Stack,
+    weights: IfWeights,
+    table: OutTable,
+    form: OutForm,
+    freedom: Float,
+    eps: Float,
+    group: Int,
 ) -> None:
-    """Write the statistics of each channel to ``table``; ``freedom`` is ``n - correction``.
+    """Write the statistics of each channel to ``table``, which holds gamma and beta, and its coefficients to ``form``.
+
+    ``freedom`` is ``n - correction``.
 
     With ``weights``, (outer, inner) without gaps, n is their sum. Reads x once, in memory's order. Parallel
     over the parts of groups of channels.
@@ -84,6 +93,7 @@ def moments_of_runs(
         look_at_group(x, Learned(weights, numbers, parts), first, stop, part)
     merge_parts(parts, numbers, ZERO, channels, channels, ONE, table)
     write_variances(table, ZERO, channels, freedom, eps)
+    inference_form(table, ZERO, channels, eps, form)
 
 
 @step
@@ -125,9 +135,19 @@ def train_groups(
 
 @step
 def gradient_sums_of_runs(
-    grad_y: Stack, x: Stack, mask: IfWeights, table: Table, sums: OutTable, group: Int
+    grad_y: Stack,
+    x: Stack,
+    mask: IfWeights,
+    table: Table,
+    sums: OutTable,
+    form: OutForm,
+    count: Float,
+    freedom: Float,
+    group: Int,
 ) -> None:
     """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``sums``.
+
+    And to ``form`` the coefficients of `gradient_of_runs`, of ``count`` values a channel.
 
     Where ``mask`` is 0, (outer, inner) without gaps, x may be NaN. Reads both arrays once. Parallel over the
     parts of groups of channels.
@@ -142,6 +162,7 @@ def gradient_sums_of_runs(
         stop = smaller(first + group, channels)
         add_up_group(grad_y, x, Sums(mask, table, parts), first, stop, part)
     add_parts(parts, widths, ZERO, channels, channels, ONE, sums)
+    gradient_form(table, sums, ZERO, channels, count, freedom, form)
 
 
 @step

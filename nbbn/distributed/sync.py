@@ -260,8 +260,9 @@ class SyncBatchNorm(BatchNorm):
         with np.errstate(all="ignore"):
             sums[...] = gathered.rows[:, :2].sum(axis=0)
         if x.size:
-            rest = last.total, self._correction, grad_x, weights
-            steps.write_gradient(grad_y, x, index, last.table, sums, *rest)
+            rest = last.total, self._correction, steps.computed_dtype(x)
+            form = steps.gradient_coefficients(last.table, sums, *rest)
+            steps.write_gradient(grad_y, x, index, form, grad_x, weights)
         return grad_x, sums
 
     def __getstate__(self) -> dict[str, Any]:
