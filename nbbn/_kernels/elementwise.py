@@ -27,7 +27,7 @@ from nbbn._compiler.vectors import (
 )
 from nbbn._compiler.weights import where_counted
 from nbbn._kernels.memory import at, load_upto
-from nbbn._kernels.statistics import weight_at, weight_of_row
+from nbbn._kernels.weights import weight_at, weight_of_row
 
 # how long the tuple is that stands for an activation
 NONE = 0

@@ -30,8 +30,8 @@ class Rows(NamedTuple):
 
 
 # In a NamedTuple a constant is a type of its own, for which numba compiles anew; these have the type of others.
-ZERO = np.intp(0)
-ONE = np.intp(1)
+ZERO: Any = np.intp(0)
+ONE: Any = np.intp(1)
 
 
 @inlined
