@@ -73,7 +73,6 @@ def _plan(
     passes: int,
     large: bool,
     few: bool,
-    parallel_from: int,
 ) -> Plan:
     order = _why_pass_by_pass(view, passes, large, few)
     group = group_of(view)
