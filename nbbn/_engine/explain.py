@@ -92,6 +92,9 @@ def _lines(x: Array, op: str, index: int, out: Array | None) -> list[Line]:
     if view is None:
         raise AssertionError(f"no view of {source.shape} with strides {source.strides}")
     plan = make_plan(view, inputs, None if op == "moments" else target, passes)
+    if op == "backward" and not plan.by_group:
+        second = make_plan(view, inputs, target, 1, not view.runs)
+        plan = second._replace(order=plan.order)
     lines = [
         ("read", read),
         ("view", _view(view)),

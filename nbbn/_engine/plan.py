@@ -44,9 +44,16 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    view: View, read: Sequence[Array], written: Array | None = None, passes: int = 1
+    view: View,
+    read: Sequence[Array],
+    written: Array | None = None,
+    passes: int = 1,
+    joins: bool = True,
 ) -> Plan:
-    """Return how a step on arrays of this view is run, that reads some arrays ``passes`` times."""
+    """Return how a step on arrays of this view is run, that reads some arrays ``passes`` times.
+
+    ``joins`` is whether it writes runs, or rows, without gaps between them as one.
+    """
     if view.size < PARALLEL_FROM:
         return _small(view)
     moved = sum(array.nbytes for array in read)
@@ -56,7 +63,7 @@ def make_plan(
         in_place = any(same_memory(written, array) for array in read)
     large = moved + size > machine.last_level_cache() * 3 // 4
     few = passes > 1 and threads.get_num_threads() > max(1, view.channels // 2)
-    return _plan(view, size, in_place, passes, large, few)
+    return _plan(view, size, in_place, passes, joins, large, few)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -71,12 +78,13 @@ def _plan(
     written: int,
     in_place: bool,
     passes: int,
+    joins: bool,
     large: bool,
     few: bool,
 ) -> Plan:
     order = _why_pass_by_pass(view, passes, large, few)
     group = group_of(view)
-    run = _run_that_is_written(view, group if order is None else 0)
+    run = _run_that_is_written(view, group if order is None else 0, joins)
     stores = _why_through_cache(written, written // view.size * run, in_place, large)
     return Plan(
         True,
@@ -101,12 +109,12 @@ def group_of(view: View) -> int:
     return max(1, min(_RUN // inner, _SLAB // (outer * inner), channels // _GROUPS))
 
 
-def _run_that_is_written(view: View, group: int) -> int:
+def _run_that_is_written(view: View, group: int, joins: bool) -> int:
     """Return how many values are written side by side; ``group`` is 0 in one pass over all channels."""
+    joins = joins and (not view.runs or view.inner >= SMALL_INNER)
     if group and view.runs:
-        joined = view.neighbours and group > 1 and view.inner >= SMALL_INNER
-        return view.inner * (group if joined else 1)
-    joined = view.joined and (not view.runs or view.inner >= SMALL_INNER)
+        return view.inner * (group if joins and view.neighbours else 1)
+    joined = joins and view.joined
     return view.size if joined else view.shape[2]
 
 
