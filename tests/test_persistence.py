@@ -473,11 +473,7 @@ def test_older_pickles_and_files_load():
         )
     assert_same_bits(old("batch_norm").grad_gamma, expected["grad_gamma"])
     assert_same_bits(old("batch_norm").batch_var, expected["batch_var"])
-    assert_same_bits(old("frozen")(x), expected["frozen"])
-    fused = old("frozen_leaky_relu")
-    assert_same_bits(fused(x), expected["batch_norm"])
-    assert (fused.activation, fused.negative_slope, fused.axis) == ("leaky_relu", 0.125, 1)
-    assert_same_bits(pickle.loads(pickle.dumps(fused))(x), expected["batch_norm"])
+    assert_same_bits(pickle.loads(pickle.dumps(old("batch_norm"))).batch_var, expected["batch_var"])
     assert_same_bits(old("moments").mean, expected["mean"])
     assert_same_bits(old("moments").m2, expected["m2"])
     assert old("moments").count == 12

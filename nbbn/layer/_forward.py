@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from nbbn._checks import overlap
 from nbbn._engine.masks import Weights
 from nbbn._engine.steps import Epilogue
+from nbbn._engine.views import View
 
 Array = NDArray[Any]
 Token = bytes | None  # some of the values of an array; None where a result was written over them
@@ -28,14 +29,37 @@ class Forward(NamedTuple):
     eps: float
     token: Token  # of x
     after: Epilogue
-    residual_token: Token = b""
+    residual_token: Token = None
     weights: Weights | None = None
     total: float = 0.0  # values a channel of all workers; see `nbbn.distributed`
 
 
+class Call(NamedTuple):
+    """One forward: what was given, checked."""
+
+    x: Array
+    index: int  # of the channel axis
+    out: Array | None
+    after: Epilogue
+    weights: Weights | None
+    known: View | None  # of x, if it was found before
+
+    def forward(self, training: bool, table: Array, eps: float, total: float = 0.0) -> Forward:
+        """Return what backward will need; before anything is written."""
+        after, x, of_residual = self.after, self.x, None
+        token = token_of(x, self.out)
+        if after.residual is not None:
+            if after.kind:
+                of_residual = token_of(after.residual, self.out)
+            after = after.again()
+        return Forward(
+            x.view(), training, table, eps, token, after, of_residual, self.weights, total
+        )
+
+
 def token_of(x: Array, out: Array | None) -> Token:
     """Return some of the values of ``x``, to notice later whether it was overwritten by others than ``out``."""
-    if out is not None and overlap(x, out):
+    if out is not None and (out is x or overlap(x, out)):
         return None
     step = _step(x.size)
     if step == 1:
