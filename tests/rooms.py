@@ -8,7 +8,7 @@ import pytest
 
 import nbbn
 import nbbn._kernels
-from nbbn._compiler import cache, forks, interpreted, internals, jit, sources, vectors
+from nbbn._compiler import cache, forks, internals, interpreted, jit, sources, vectors
 from nbbn._compiler.jit import Step, Variant
 from nbbn._engine import machine, masks, memory, plan, steps, threads, views, warmup
 from nbbn._files import npy, state
@@ -56,16 +56,16 @@ WAYS = {
 def way(name):
     """Run all steps in this way, whatever pays."""
     wanted = {"parallel": False, "streaming": 0, "by_group": False, "ahead": 0, **WAYS[name]}
-    real = plan._plan.__wrapped__
+    real = plan.make_plan
 
-    def decide(view, written, in_place, passes, *rest):
-        found = real(view, written, in_place, passes, *rest)._replace(**wanted)
+    def decide(view, read, written=None, passes=1, joins=True):
+        found = real(view, read, written, passes, joins)._replace(**wanted)
         by_group = found.by_group and view.runs and passes > 1
         return found._replace(by_group=by_group, ahead=found.ahead * (not view.runs))
 
     threads_used = 2 if wanted["parallel"] else 1
     with pytest.MonkeyPatch.context() as patch, nbbn.num_threads(threads_used):
-        patch.setattr(plan, "_plan", decide)
+        patch.setattr(steps, "make_plan", decide)
         yield
 
 

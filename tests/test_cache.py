@@ -13,20 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from processes import TESTS
+from rooms import cache as of_disk
+from rooms import sources
 
 import nbbn
-from nbbn._compiler import cache as _cache
-from nbbn._compiler import sources as _sources
 
 PACKAGE = Path(nbbn.__file__).parent
 
 WORK = """
 import numpy as np, nbbn
 y = nbbn.normalize(np.array([[3.0], [5.0]]), np.array([1.0]), np.array([4.0]), eps=0.0)
-from nbbn._engine import warmup as _warmup
-made = {d for kernel in _warmup.kernels() for d in vars(kernel).values() if hasattr(d, "_cache_hits")}
-hits = sum(sum(dispatcher._cache_hits.values()) for dispatcher in made)
-print(y.tolist(), hits)
+import rooms
+print(y.tolist(), rooms.loaded())
 """
 RIGHT = "[[1.0], [2.0]]"
 
@@ -34,7 +33,8 @@ RIGHT = "[[1.0], [2.0]]"
 def start(cache, package=None, code=WORK, **environment):
     variables = {**os.environ, "NBBN_CACHE_DIR": str(cache), **environment}
     variables = {name: value for name, value in variables.items() if value is not None}
-    variables["PYTHONPATH"] = str(package or Path(nbbn.__file__).parents[1])
+    package = package or Path(nbbn.__file__).parents[1]
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, (package, TESTS)))
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code],
         env=variables,
@@ -74,7 +74,7 @@ def copy(warm, tmp_path):
 
 
 def test_a_second_process_compiles_nothing(warm):
-    assert run(warm) == f"{RIGHT} 1"
+    assert run(warm) == f"{RIGHT} 2"
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 10, "half", "flip"], ids=str)
@@ -89,7 +89,7 @@ def test_damaged_files_are_a_miss(copy, damage):
         else:
             path.write_bytes(damage)
     assert run(copy) == f"{RIGHT} 0"
-    assert run(copy) == f"{RIGHT} 1"  # and they are replaced
+    assert run(copy) == f"{RIGHT} 2"  # and they are replaced
 
 
 def test_a_hostile_file_is_not_unpickled(copy):
@@ -102,37 +102,32 @@ def test_a_hostile_file_is_not_unpickled(copy):
 def test_an_edited_helper_in_another_module_is_never_stale(copy, tmp_path):
     package = tmp_path / "edited"
     shutil.copytree(Path(nbbn.__file__).parent, package / "nbbn")
-    module = package / "nbbn" / "kernels" / "epilogue.py"
+    module = package / "nbbn" / "_kernels" / "elementwise.py"
     source = module.read_text()
-    edited = source.replace(
-        "    return fma(x - center, scale, shift)", "    return fma(center - x, scale, shift)"
-    )
+    right = "fma(at(read.x, row, k, count) - c.center, c.scale, c.shift)"
+    edited = source.replace(right, "fma(c.center - at(read.x, row, k, count), c.scale, c.shift)")
     assert edited != source
-    assert run(copy, package) == f"{RIGHT} 1"  # the same sources elsewhere: the same code
+    assert run(copy, package) == f"{RIGHT} 2"  # the same sources elsewhere: the same code
     module.write_text(edited)
-    assert run(copy, package) == "[[-1.0], [-2.0]] 0"
+    assert run(copy, package) == "[[-1.0], [-2.0]] 1"  # the coefficients
     module.write_text(source)
-    assert run(copy, package) == f"{RIGHT} 1"
+    assert run(copy, package) == f"{RIGHT} 2"
 
 
 # --- what names a file ---
 
-# Prints the name of a file for each kernel and each function of nopython.
+# Prints the name of a file for each step and each function of nopython.
 NAMES = """
-import json, sys
+import json
 import numba.core.registry
 import nbbn
-import nbbn.kernels.yardsticks
-from nbbn._compiler import jit as _jit
+import rooms
 
 codegen = numba.core.registry.cpu_target.target_context.codegen()
-modules = {name: module for name, module in sys.modules.items() if name.startswith("nbbn.kernels.")}
 names = {}
-for place, module in modules.items():
-    for kernel in vars(module).values():
-        if isinstance(kernel, (_jit.Kernel, _jit.PlainKernel)) and kernel.function.__module__ == place:
-            cache = _jit._dispatcher(kernel.function, False)._cache
-            names[f"{place}:{kernel.name}"] = cache._path("()", codegen)
+for step in rooms.all_steps().values():
+    cache = rooms.cache.DiskCache(step.function, {})
+    names[f"{step.function.__module__}:{step.name}"] = cache._path("()", codegen)
 for function in (nbbn.nopython.normalize, nbbn.nopython.moments):
     names[f"nbbn.nopython:{function.__name__}"] = function._cache._path("()", codegen)
 print(json.dumps({name: path and path.name for name, path in names.items()}))
@@ -181,7 +176,7 @@ def changed(before, after):
 @pytest.fixture(scope="module")
 def named(tmp_path_factory):
     found = names(tmp_path_factory.mktemp("cache"))
-    assert len(found) > 20
+    assert len(found) > 12
     assert len(set(found.values())) == len(found)
     return found
 
@@ -190,8 +185,8 @@ def test_an_edit_of_any_file_names_anew_what_is_compiled_of_it_and_nothing_else(
     users = users_of(PACKAGE)
     of_kernels = {name.split(":")[0] for name in named}
     read = sorted(module for module in users if users[module] & of_kernels)
-    assert {"nbbn._simd_weights", "nbbn._layout", "nbbn._jit", "nbbn.kernels.table"} <= set(read)
-    assert "nbbn._threads" not in read
+    assert {"nbbn._compiler.weights", "nbbn._compiler.jit", "nbbn._kernels.table"} <= set(read)
+    assert "nbbn._engine.threads" not in read
 
     def edited(module):
         package = copied(tmp_path / module)
@@ -204,35 +199,35 @@ def test_an_edit_of_any_file_names_anew_what_is_compiled_of_it_and_nothing_else(
     for module in read:
         expected = {name for name in named if name.split(":")[0] in users[module]}
         assert found[module] == expected, module
-    assert {name.split(":")[0] for name in found["nbbn._layout"]} == {"nbbn.nopython"}
-    assert "nbbn.kernels.channels_last:normalize_channels_last" in found["nbbn._simd_weights"]
-    assert not any("yardsticks" in name for name in found["nbbn._simd_weights"])
+    assert {name.split(":")[0] for name in found["nbbn._kernels.samples"]} == {"nbbn.nopython"}
+    assert "nbbn._kernels.steps_of_columns:infer_columns" in found["nbbn._compiler.weights"]
+    assert not any("of_columns" in name for name in found["nbbn._kernels.runs"])
 
 
 def test_an_edit_of_other_files_and_of_comments_names_nothing_anew(named, tmp_path):
     package = copied(tmp_path)
     for module, path in modules_of(package / "nbbn"):
         source = "# A comment.\n\n" + path.read_text()
-        if module in ("nbbn.layer", "nbbn._threads"):
+        if module in ("nbbn.layer.batch_norm", "nbbn._engine.threads"):
             source += "\nEDITED = 1\n"
         path.write_text(source)
     assert changed(named, names(tmp_path, package)) == set()
 
 
 def test_a_constant_that_another_machine_has_otherwise_is_part_of_the_name(named, tmp_path):
-    before = "import nbbn.kernels.samples as module\nmodule.FEW_ROWS += 1\n"
+    before = "import nbbn._kernels.samples as module\nmodule.FEW_ROWS += 1\n"
     found = changed(named, names(tmp_path, before=before))
     assert found == {"nbbn.nopython:normalize", "nbbn.nopython:moments"}
 
 
 def test_the_names_are_those_of_the_code_that_runs_not_of_a_later_edit(named, tmp_path):
     package = copied(tmp_path)
-    module = package / "nbbn" / "kernels" / "epilogue.py"
+    module = package / "nbbn" / "_kernels" / "elementwise.py"
     before = f"import nbbn\nwith open({str(module)!r}, 'a') as file: file.write('EDITED = 1\\n')\n"
     found = names(tmp_path, package, before)
     nameless = {name for name in found if found[name] is None}  # it could only be guessed
-    assert "nbbn.kernels.channels_last:normalize_channels_last" in nameless
-    assert "nbbn.kernels.running:move_averages" not in nameless
+    assert "nbbn._kernels.steps_of_columns:infer_columns" in nameless
+    assert "nbbn._kernels.steps_of_layers:move_averages" not in nameless
     assert all(found[name] == named[name] for name in found.keys() - nameless)
 
 
@@ -241,25 +236,25 @@ def test_every_way_to_import_is_seen():
 import nbbn._compiler.vectors
 from nbbn import config
 from nbbn._compiler import formats as _formats
-from nbbn.kernels import table as rows
-from . import vectors
-from .welford import PIECE
-from .. import _layout
+from nbbn._kernels import table as rows
+from . import columns
+from .runs import PIECE
+from .. import _checks
 import numpy.linalg
 def late(nbbn=None):
     def later():
         from nbbn._compiler.weights import all_count
 """
-    spec = sys.modules["nbbn.kernels.plain"].__spec__
-    assert set(_sources._imports(compile(source, "", "exec"), spec)) == {
+    spec = sys.modules["nbbn._kernels.samples"].__spec__
+    assert set(sources._imports(compile(source, "", "exec"), spec)) == {
         "nbbn",
-        "nbbn._formats",
-        "nbbn._layout",
-        "nbbn._simd",
-        "nbbn._simd_weights",
-        "nbbn.kernels.table",
-        "nbbn.kernels.vectors",
-        "nbbn.kernels.welford",
+        "nbbn._checks",
+        "nbbn._compiler.formats",
+        "nbbn._compiler.vectors",
+        "nbbn._compiler.weights",
+        "nbbn._kernels.columns",
+        "nbbn._kernels.runs",
+        "nbbn._kernels.table",
     }
 
 
@@ -312,7 +307,7 @@ def forms(tmp_path_factory):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_package_without_source_files_runs_what_was_compiled_of_them(warm, forms, form):
     package, before = forms[form]
-    assert run(warm, package, before + WORK) == f"{RIGHT} 1"
+    assert run(warm, package, before + WORK) == f"{RIGHT} 2"
 
 
 def test_a_package_without_source_files_compiles_and_keeps_it(forms, tmp_path):
@@ -339,8 +334,8 @@ print(sum(nbbn.nopython.moments.stats.cache_hits.values()))
     assert first.startswith(expected + "0\n0 ") and int(first.split()[-1]) > 10
     kept = files(tmp_path)
     assert {path.name.rsplit("-", 1)[0] for path in kept} > {
-        "collect_moments_channels_last_serial",
-        "collect_moments_channels_last_parallel",
+        "moments_of_columns_serial",
+        "moments_of_columns_parallel",
         "moments",
     }
     assert run(tmp_path, package, code) == expected + "1"
@@ -355,7 +350,7 @@ def test_processes_racing_for_a_cold_cache_are_all_right(tmp_path):
     processes = [start(tmp_path) for _ in range(3)]
     for process in processes:
         assert finish(process) == f"{RIGHT} 0"
-    assert run(tmp_path) == f"{RIGHT} 1"
+    assert run(tmp_path) == f"{RIGHT} 2"
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -449,7 +444,7 @@ PLACES = {
 @pytest.mark.parametrize(("make", "is_kept"), PLACES.values(), ids=PLACES)
 def test_a_place_that_others_may_exchange_is_not_trusted(make, is_kept, tmp_path, of_another):
     place = make(tmp_path, lambda path: (of_another(path), path)[1])
-    found = _cache._usable_directory(str(place), None, None)
+    found = of_disk._usable_directory(str(place), None, None)
     if is_kept:
         assert found == place / "nbbn"
     else:
@@ -470,14 +465,16 @@ def test_a_folder_that_a_group_may_write_to(is_private, tmp_path, monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: user)
     monkeypatch.setattr(grp, "getgrgid", lambda gid: group)
     folder(tmp_path / "a", 0o770)
-    assert isinstance(_cache._usable_directory(str(tmp_path / "a"), None, None), Path) == is_private
+    assert (
+        isinstance(of_disk._usable_directory(str(tmp_path / "a"), None, None), Path) == is_private
+    )
 
 
 @posix
 def test_folders_are_made_for_nobody_else(tmp_path):
     before = os.umask(0)
     try:
-        _cache._usable_directory(str(tmp_path / "a" / "b"), None, None)
+        of_disk._usable_directory(str(tmp_path / "a" / "b"), None, None)
     finally:
         os.umask(before)
     for made in ("a", "a/b", "a/b/nbbn"):
@@ -487,8 +484,8 @@ def test_folders_are_made_for_nobody_else(tmp_path):
 def test_a_relative_cache_folder_of_the_desktop_is_ignored(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME" if os.name == "posix" else "USERPROFILE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert _cache._usable_directory(None, None, "here") == tmp_path / ".cache" / "nbbn"
-    assert _cache._usable_directory(None, None, str(tmp_path / "x")) == tmp_path / "x" / "nbbn"
+    assert of_disk._usable_directory(None, None, "here") == tmp_path / ".cache" / "nbbn"
+    assert of_disk._usable_directory(None, None, str(tmp_path / "x")) == tmp_path / "x" / "nbbn"
 
 
 @posix
@@ -496,21 +493,21 @@ def test_a_file_that_another_user_may_have_written_is_a_miss(copy, of_another):
     for path in files(copy):
         path.chmod(0o666)
     assert run(copy) == f"{RIGHT} 0"
-    assert run(copy) == f"{RIGHT} 1"  # and it is replaced
+    assert run(copy) == f"{RIGHT} 2"  # and it is replaced
     for path in files(copy):
         of_another(path)
         with pytest.raises(PermissionError, match="another user"):
-            _cache._read(path)
+            of_disk._read(path)
 
 
 def test_the_file_of_another_variant_is_a_miss_under_this_name(tmp_path):
     code = """
 import numpy as np
-from nbbn.kernels.running import move_average
+from rooms import Variant, steps_of_layers
 for dtype in (np.float32, np.float64):
-    made, running = move_average.variant(np.float64, dtype, False), np.ones(2, dtype)
-    made(running, np.full(2, 3.0), 1.0, 0.5)
-    print(running.tolist(), sum(made._cache_hits.values()))
+    made, running = steps_of_layers.move_averages.variant(Variant(parameters=dtype)), np.ones((4, 2), dtype)
+    made(running, np.full((7, 2), 3.0), 1.0, 0.5, np.zeros(1, np.int64))
+    print(running[0].tolist(), sum(made._cache_hits.values()))
 """
     right = "[2.0, 2.0] {0}\n[2.0, 2.0] {0}"
     assert run(tmp_path, code=code) == right.format(0)
@@ -544,8 +541,8 @@ def test_the_serial_and_the_parallel_twin_have_files_of_their_own(monkeypatch, t
     )
     run(tmp_path, code=code)
     names = [path.name.rsplit("-", 1)[0] for path in files(tmp_path)]
-    assert "collect_moments_channels_last_serial" in names
-    assert "collect_moments_channels_last_parallel" in names
+    assert "moments_of_columns_serial" in names
+    assert "moments_of_columns_parallel" in names
 
 
 def test_the_folder_is_told(monkeypatch, tmp_path):
@@ -555,7 +552,7 @@ def test_the_folder_is_told(monkeypatch, tmp_path):
     assert nbbn.config()["cache_directory"] is None
     monkeypatch.delenv("NBBN_CACHE_DIR")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
-    assert _cache.cache_directory() == tmp_path / "numba" / "nbbn"
+    assert of_disk.cache_directory() == tmp_path / "numba" / "nbbn"
 
 
 def test_import_compiles_nothing_and_starts_no_thread(tmp_path):
@@ -566,13 +563,10 @@ def test_import_compiles_nothing_and_starts_no_thread(tmp_path):
         "before = len(os.listdir('/proc/self/task')) if os.path.isdir('/proc/self/task') else 0\n"
         "import nbbn\n"
         "after = len(os.listdir('/proc/self/task')) if os.path.isdir('/proc/self/task') else 0\n"
-        "from nbbn import _dispatch\n"
-        "from nbbn._compiler.jit import Kernel\n"
-        "kernels = [k for module in (_dispatch.channels_first, _dispatch.channels_last,\n"
-        "           _dispatch.channels_first_backward, _dispatch.channels_last_backward,\n"
-        "           _dispatch.running) for k in vars(module).values() if isinstance(k, Kernel)]\n"
-        "compiled = sum(len(k._ready) for k in kernels)\n"
-        "print(after - before, compiled, len(kernels) > 10, nbbn.config()['threading_layer'])\n"
+        "import rooms\n"
+        "steps = rooms.all_steps().values()\n"
+        "compiled = sum(len(step._ready) for step in steps)\n"
+        "print(after - before, compiled, len(steps) > 10, nbbn.config()['threading_layer'])\n"
     )
     assert run(tmp_path, code=code) == "0 0 True None"
     assert not files(tmp_path)

@@ -22,8 +22,8 @@ from processes import environment, run
 from test_cli import Terminal
 
 import nbbn
-from nbbn.standardizer import _stream
 from nbbn.cli import main
+from nbbn.standardizer import _stream
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
 

@@ -11,9 +11,9 @@ import reference
 from compare import assert_same_bits, assert_within, eps_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rooms import threads as _threads
 
 import nbbn
-from nbbn._engine import threads as _threads
 from nbbn.distributed import dask_moments, dask_normalize
 
 dask = pytest.importorskip("dask", reason="dask is not installed")

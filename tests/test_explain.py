@@ -1,16 +1,13 @@
-"""explain says what then happens: compared with the kernels, twins and stores of real calls."""
+"""explain says what then happens: compared with the steps, twins and stores of real calls."""
+
+import inspect
 
 import cases
 import numpy as np
 import pytest
+import rooms
 
 import nbbn
-from nbbn import _dispatch, _plain
-from nbbn._compiler import jit as _jit
-from nbbn._engine import machine as _machine
-from nbbn._engine import memory as _pool
-from nbbn._engine import threads as _threads
-from nbbn.kernels.plain import REFUSED
 
 # (shape, axis): runs and columns, few channels and many, below and above the size for threads
 SHAPES = (
@@ -20,6 +17,7 @@ SHAPES = (
     ((2, 3, 10, 10), 1),
     ((4, 2, 200, 200), 1),
     ((4, 64, 40, 40), 1),
+    ((60, 64, 7, 7), 1),
     ((4, 40, 40, 64), -1),
 )
 LAYOUTS = {
@@ -39,54 +37,31 @@ def lines_of(text):
 
 
 class Seen:
-    """What a call did: whether it was one of a plain kernel, kernels, parallel or not, streaming or not."""
+    """What a call did: its steps, in parallel or not, streaming or not."""
 
     def __init__(self):
-        self.plain = False
-        self.kernels = []
+        self.steps = []
         self.parallel = False
         self.streaming = False
 
 
 def spy(patch):
     seen = Seen()
-    infer_plain, is_streamed = _plain.infer, _dispatch.is_streamed
-    run, run_plain, enter_region = _dispatch._run, _plain._run, _threads.enter_region
+    run, enter_region = rooms.steps._run, rooms.threads.enter_region
 
-    def _run(kernel, x, params, *arguments, **keywords):
-        seen.kernels.append(kernel.name)
-        run(kernel, x, params, *arguments, **keywords)
-
-    def decide(*arguments, **keywords):
-        seen.streaming = bool(is_streamed(*arguments, **keywords))
-        return int(seen.streaming)
-
-    def run_of_plain(kernel, plan, arrays, *rest):
-        status = run_plain(kernel, plan, arrays, *rest)
-        if status != REFUSED:
-            seen.plain = True
-            first = plan.layout.channels_first
-            seen.kernels.append("channels_first" if first else "channels_last")
-        return status
-
-    def infer(x, y, table, eps, plan, *fused):
-        status = infer_plain(x, y, table, eps, plan, *fused)
-        if plan.direct and status != REFUSED:  # then it does without `_run`
-            seen.plain = True
-            first = plan.layout.channels_first
-            seen.kernels.append("channels_first" if first else "channels_last")
-        return status
+    def _run(step, wanted, parallel, *arguments):
+        seen.steps.append(step.name)
+        given = inspect.signature(step.function).bind(*arguments).arguments
+        seen.streaming = bool(given.get("streaming", False))
+        run(step, wanted, parallel, *arguments)
 
     def enter():
         entered = enter_region()
         seen.parallel = seen.parallel or entered is not None
         return entered
 
-    patch.setattr(_dispatch, "_run", _run)
-    patch.setattr(_dispatch, "is_streamed", decide)
-    patch.setattr(_plain, "_run", run_of_plain)
-    patch.setattr(_plain, "infer", infer)
-    patch.setattr(_threads, "enter_region", enter)
+    patch.setattr(rooms.steps, "_run", _run)
+    patch.setattr(rooms.threads, "enter_region", enter)
     return seen
 
 
@@ -104,7 +79,7 @@ def do(op, x, axis, patch):
     return seen
 
 
-@pytest.mark.skipif(not _jit.is_enabled(), reason="there is one way only")
+@rooms.needs_jit
 @pytest.mark.parametrize("cache", [1 << 40, 0], ids=["cached", "uncached"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -113,23 +88,22 @@ def test_it_says_what_happens(op, layout, threads, cache):
     for shape, axis in SHAPES:
         x = LAYOUTS[layout](cases.values(shape, np.float32, loc=1.0, seed=1))
         with nbbn.num_threads(threads), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_machine, "last_level_cache", lambda: cache)
+            patch.setattr(rooms.machine, "last_level_cache", lambda: cache)
             _, said = lines_of(nbbn.explain(x, op, axis=axis))
             seen = do(op, x, axis, patch)
-        assert said["plain"].startswith("yes") is seen.plain, (shape, said)
         assert said["threads"].startswith("2 ") is seen.parallel, (shape, said)
-        first = said["layout"].startswith("channels first")
-        name = "channels_first" if first else "channels_last"
-        assert seen.kernels and all(name in kernel for kernel in seen.kernels), (shape, said)
+        kind = "columns" if said["view"].startswith("a matrix") else ("runs", "groups")
+        assert seen.steps and all(step.endswith(kind) for step in seen.steps), (shape, said)
+        passes = 2 if said["order"].startswith("two passes") else 1
+        assert len(seen.steps) == passes, (shape, said)
+        assert said["order"].startswith("groups of") is seen.steps[0].endswith("groups")
         if op != "moments":
             assert said["stores"].startswith("past") is seen.streaming, (shape, said)
-        if op in ("training", "backward") and not seen.plain:
-            assert said["kernel"].startswith("two passes") is (len(seen.kernels) == 2)
 
 
 def test_memory_of_the_result():
     large, small = np.zeros((600, 1000), np.float32), np.zeros((3, 4), np.float32)
-    for x, pooled in ((large, _pool.is_pooled(large.nbytes)), (small, False)):
+    for x, pooled in ((large, rooms.memory.is_pooled(large.nbytes)), (small, False)):
         assert ("from the pool" in nbbn.explain(x)) is pooled
     assert lines_of(nbbn.explain(small, out=small))[1]["result"] == "x itself"
     assert lines_of(nbbn.explain(small, out=np.empty_like(small)))[1]["result"] == "out"
@@ -138,11 +112,9 @@ def test_memory_of_the_result():
 def test_out_of_another_layout_or_overlapping():
     buffer = np.zeros((5, 4, 6, 6), np.float32)
     overlapping = lines_of(nbbn.explain(buffer[:4], out=buffer[1:]))[1]
-    assert overlapping["plain"] == "no, as out overlaps x in part"
     assert "which overlaps x" in overlapping["write"]
     x = np.zeros((4, 5, 6, 7), np.float32)
     other = lines_of(nbbn.explain(x, out=np.asfortranarray(x)))[1]
-    assert other["plain"] == "no, as out is not C-contiguous"
     assert "laid out otherwise" in other["write"]
 
 
@@ -150,14 +122,13 @@ def test_misaligned_x_is_copied():
     raw = np.zeros(4 * 3 * 4 + 1, np.uint8)
     x = raw[1:].view(np.float32).reshape(4, 3)
     said = lines_of(nbbn.explain(x))[1]
-    assert said["plain"] == "no, as x is not aligned"
     assert said["read"] == "a copy, as x is not aligned"
 
 
-def test_halves_take_the_general_way():
+def test_halves_are_read_as_others():
     said = lines_of(nbbn.explain(np.zeros((40, 30), np.float16)))[1]
-    assert said["plain"] == "no, as x is of float16"
-    assert said["layout"].startswith("columns, a matrix of 40 rows and 30 columns")
+    assert said["read"] == "in place"
+    assert said["view"] == "a matrix of 40 rows and 30 columns"
 
 
 def test_why_serial(monkeypatch):
@@ -165,20 +136,24 @@ def test_why_serial(monkeypatch):
     with nbbn.num_threads(1):
         assert "only one thread is to be used" in nbbn.explain(x)
     with nbbn.num_threads(2):
-        monkeypatch.setattr(_threads, "loaded_threading_layer", lambda: "workqueue")
+        monkeypatch.setattr(rooms.threads, "loaded_threading_layer", lambda: "workqueue")
         assert "workqueue, which only one caller may enter" in nbbn.explain(x)
-        monkeypatch.setattr(_threads, "loaded_threading_layer", lambda: None)
+        monkeypatch.setattr(rooms.threads, "loaded_threading_layer", lambda: None)
         assert "the threading layer that numba will load" in nbbn.explain(x)
-        monkeypatch.setattr(_threads, "_unusable_after_fork", "the process was forked")
+        monkeypatch.setattr(rooms.threads, "_unusable_after_fork", "the process was forked")
         assert "forked" in nbbn.explain(x)
 
 
-def test_few_channels_take_two_passes_with_threads():
+def test_few_channels_take_two_passes_with_threads(monkeypatch):
+    monkeypatch.setattr(rooms.machine, "last_level_cache", lambda: 0)
     x = np.zeros((4, 2, 200, 200), np.float32)
-    with nbbn.num_threads(2):
-        assert "2 channels do not occupy 2 threads" in nbbn.explain(x, "training")
-    with nbbn.num_threads(1):
-        assert "channel by channel" in lines_of(nbbn.explain(x, "training"))[1]["kernel"]
+    for op in ("training", "backward"):
+        with nbbn.num_threads(2):
+            order = lines_of(nbbn.explain(x, op))[1]["order"]
+            assert order == "two passes: 2 channels do not occupy the threads"
+        with nbbn.num_threads(1):
+            order = lines_of(nbbn.explain(x, op))[1]["order"]
+            assert order.startswith("groups of 1 channels, one after the other")
 
 
 def test_empty_x():
@@ -189,10 +164,10 @@ def test_nothing_is_computed_or_compiled(monkeypatch):
     def forbidden(*arguments, **keywords):
         raise AssertionError("explain did something")
 
-    monkeypatch.setattr(_jit.Kernel, "variant", forbidden)
-    monkeypatch.setattr(_jit, "_compiled", forbidden)
-    monkeypatch.setattr(_threads, "threading_layer", forbidden)
-    monkeypatch.setattr(_pool.Pool, "take", forbidden)
+    monkeypatch.setattr(rooms.Step, "variant", forbidden)
+    monkeypatch.setattr(rooms.jit, "_compiled", forbidden)
+    monkeypatch.setattr(rooms.threads, "threading_layer", forbidden)
+    monkeypatch.setattr(rooms.memory.Pool, "take", forbidden)
     for op in ("inference", "training", "moments", "backward"):
         for x in (np.ones((600, 1000)), np.ones((4, 5, 6))[:, ::-1]):
             before = x.copy()

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 import pytest
 from interrupts import interrupted
 from processes import WORK, expected_digest, run
-
 from rooms import forks, internals
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

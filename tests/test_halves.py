@@ -156,7 +156,7 @@ def test_any_number_of_threads_gives_the_same_bits(half, threads):
 
 def test_past_the_cache(monkeypatch):
     """Half a cache line at a time, from any position."""
-    from nbbn._engine import machine as _machine
+    from rooms import machine as _machine
 
     monkeypatch.setattr(_machine, "last_level_cache", lambda: 1)
     for half in HALVES.values():

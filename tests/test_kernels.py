@@ -1,25 +1,21 @@
-"""Every entry of the dispatch table, on every layout that it takes: right, and with the bits of the other entries."""
+"""Every step on every kind of view: right, and with the same bits in every way to run it."""
 
 import ast
-import inspect
 from pathlib import Path
 
 import cases
 import numpy as np
+import processes
 import pytest
 import reference
+import rooms
 from numba import njit
+from rooms import steps, table
 
 import nbbn
-from nbbn import _dispatch, _plain
-from nbbn._compiler import jit as _jit
-from nbbn._engine import machine as _machine
-from nbbn._engine import threads as _threads
-from nbbn._layout import Layout, describe, flat
-from nbbn.kernels import channels_first, channels_first_backward
-from nbbn.kernels import table as rows
 
-# (shape, axis) of each kind of canonical view: runs, single runs, columns, folded columns with a tail, one channel
+# (shape, axis) of each kind of view: short runs, long ones, single ones, cut ones; columns, narrow, wide, with a
+# rest and several a channel; one channel
 VIEWS = (
     ((5, 7, 6, 6), 1),
     ((3, 2, 40, 50), 1),
@@ -29,258 +25,247 @@ VIEWS = (
     ((70, 3), 1),
     ((11, 5, 3), 1),
     ((4, 600), 1),
-    ((50000,), 0),
+    ((3, 4, 1100), 2),
+    ((9, 1, 33), 1),
 )
-VIEWS = tuple(view for view in VIEWS if view[0][view[1]] < 1000)
+by_view = pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
+by_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
+EPS = 0.25
 
 
-def arrays(shape, axis, dtype, count):
-    made = [cases.values(shape, dtype, loc=3.0 * k, seed=k) for k in range(count)]
-    layout = describe(shape, axis % len(shape), made[0].itemsize, *[a.strides for a in made])
-    assert layout is not None
-    return made, layout
+def in_every_way(call):
+    """What ``call`` returns, a tuple of arrays: the same bits in every way."""
+    results = {}
+    for name in rooms.WAYS:
+        with rooms.way(name):
+            results[name] = call()
+    first = results["serial"]
+    for name, found in results.items():
+        assert [a.tobytes() for a in found] == [a.tobytes() for a in first], name
+    return first
 
 
-def entries(operation, layout):
-    """All entries that could do it: whether threads suffice is not a question of being able to."""
-    for entry in _dispatch.TABLE[operation]:
-        with nbbn.num_threads(1):
-            if entry.declines(layout) is None:
-                yield entry
+def table_of(gamma, beta):
+    found = steps.new_table(gamma.size)
+    found[table.GAMMA], found[table.BETA] = gamma, beta
+    return found
 
 
-MODES = {"serial": (1, False), "parallel": (2, False), "streaming": (2, True)}
-
-
-@pytest.fixture(params=MODES)
-def mode(request, monkeypatch):
-    """Serial, parallel, and parallel with results written past the cache."""
-    threads, streaming = MODES[request.param]
-    monkeypatch.setattr(_dispatch, "PARALLEL_FROM", 1)
-    if streaming:
-        monkeypatch.setattr(_machine, "last_level_cache", lambda: 0)
-        monkeypatch.setattr(_dispatch, "_SHORTEST_STREAM", 0)
-    with nbbn.num_threads(threads):
-        yield request.param
-
-
-def table_of(channels, **given):
-    table = np.full((rows.STATISTICS_ROWS, channels), np.nan)
-    for name, values in given.items():
-        table[getattr(rows, name)] = values
-    return table
-
-
-@pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
-def test_moments_of_every_entry(shape, axis, dtype, mode):
-    (x,), layout = arrays(shape, axis, dtype, 1)
+@by_dtype
+@by_view
+def test_moments(shape, axis, dtype):
+    x = cases.values(shape, dtype, loc=3.0)
     count, mean, m2 = reference.moments(x, axis)
-    for entry in entries("moments", layout):
-        table = table_of(layout.channels)
-        entry.run(flat(x), layout, count - 1.0, 0.25, table)
-        assert layout.count == count
-        np.testing.assert_allclose(table[rows.MEAN], mean, atol=2e-15, rtol=1e-15)
-        np.testing.assert_allclose(table[rows.M2], m2, rtol=1e-14)
-        np.testing.assert_allclose(table[rows.VAR], m2 / (count - 1), rtol=1e-14)
-        inv_std = 1 / np.sqrt(m2 / (count - 1) + 0.25)
-        np.testing.assert_allclose(table[rows.INV_STD], inv_std, rtol=1e-14)
+
+    def moments():
+        found = steps.new_table(shape[axis])
+        assert steps.moments(x, axis, found, None, 1.0, EPS) == count
+        return (found,)
+
+    (found,) = in_every_way(moments)
+    np.testing.assert_allclose(found[table.MEAN], mean, atol=2e-15, rtol=1e-15)
+    np.testing.assert_allclose(found[table.M2], m2, rtol=1e-14)
+    np.testing.assert_allclose(found[table.VAR], m2 / (count - 1), rtol=1e-14)
+    inv_std = 1 / np.sqrt(m2 / (count - 1) + EPS)
+    np.testing.assert_allclose(found[table.INV_STD], inv_std, rtol=1e-14)
+
+
+@by_dtype
+@by_view
+def test_inference(shape, axis, dtype):
+    x = cases.values(shape, dtype, loc=3.0)
+    gamma, beta, mean, var = cases.parameters(shape[axis], dtype)
+    form = steps.coefficients(steps.given_table(mean, var, gamma, beta), EPS, x.dtype)
+    (y,) = in_every_way(lambda: (steps.infer(x, axis, form),))
+    expected = reference.inference(x, mean, var, gamma, beta, axis=axis, eps=EPS)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=30 * np.finfo(dtype).eps)
+
+
+@by_dtype
+@by_view
+def test_training(shape, axis, dtype):
+    x = cases.values(shape, dtype, loc=3.0)
+    gamma, beta = cases.parameters(shape[axis], dtype)[:2]
+
+    def train():
+        found = table_of(gamma, beta)
+        return steps.train(x, axis, found, EPS, 0.0), found
+
+    y, found = in_every_way(train)
+    expected = reference.training(x, gamma, beta, axis=axis, eps=EPS)
+    np.testing.assert_allclose(y, expected.y, rtol=0, atol=30 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(found[table.VAR], expected.var, rtol=1e-14)
+
+
+@by_dtype
+@by_view
+def test_gradients(shape, axis, dtype):
+    x, grad_y = cases.values(shape, dtype, loc=3.0), cases.values(shape, dtype, seed=1)
+    gamma, beta = cases.parameters(shape[axis], np.float64)[:2]
+    found = table_of(gamma, beta)
+    steps.moments(x, axis, found, None, 0.0, EPS)
+    grad_x, sums = in_every_way(lambda: steps.differentiate(grad_y, x, axis, found, 0.0))
+    expected = reference.backward(grad_y, x, gamma, axis=axis, eps=EPS)
+    scale = np.abs(expected.x).max()
+    np.testing.assert_allclose(grad_x, expected.x, rtol=0, atol=scale * 50 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(sums[table.SUM_GRAD], expected.beta, rtol=1e-11, atol=1e-9)
+    of_gamma, of_beta = steps.parameter_gradients(found, sums, np.dtype(np.float64))
+    np.testing.assert_allclose(of_gamma, expected.gamma, rtol=1e-11, atol=1e-9)
+    np.testing.assert_array_equal(of_beta, sums[table.SUM_GRAD])
+
+    def in_two_steps():
+        added, count = np.empty_like(sums), float(x.size // shape[axis])
+        form = steps.sum_gradients(grad_y, x, axis, found, added, None, count)
+        again = steps.gradient_coefficients(found, added, count, 0.0, form.dtype)
+        np.testing.assert_array_equal(form, again)
+        return steps.write_gradient(grad_y, x, axis, form), added
+
+    again = in_every_way(in_two_steps)
+    for one, other in zip(again, (grad_x, sums), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
-def test_training_of_every_entry(shape, axis, dtype, mode):
-    (x, y), layout = arrays(shape, axis, dtype, 2)
-    gamma, beta = cases.parameters(layout.channels, dtype)[:2]
-    expected = reference.training(x, gamma, beta, axis=axis)
-    results = []
-    for entry in entries("train", layout):
-        y[...] = np.nan
-        table = table_of(layout.channels, GAMMA=gamma, BETA=beta)
-        entry.run(flat(x), flat(y), layout, float(layout.count), 1e-5, table)
-        np.testing.assert_allclose(y, expected.y, rtol=0, atol=30 * np.finfo(dtype).eps)
-        results.append((y.tobytes(), table.tobytes()))
-    assert len(set(results)) == 1
+def test_running_averages(dtype):
+    running = np.array([[1, 2], [3, 4], [5, 6], [7, 8]], dtype)
+    batch = steps.new_table(2)
+    batch[table.MEAN], batch[table.M2] = [10, 20], [30, 40]
+    counter = np.array([6])
+    steps.move_averages(running, batch, 10.0, 0.5, counter)
+    np.testing.assert_array_equal(running, [[5.5, 11], [3, 4], [5, 6], [7, 8]])
+    assert counter == 7
 
 
-@pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
-def test_backward_of_every_entry(shape, axis, dtype, mode):
-    (x, grad_y, grad_x), layout = arrays(shape, axis, dtype, 3)
-    gamma = cases.parameters(layout.channels, np.float64)[0]
-    forward = reference.training(x, axis=axis)
-    expected = reference.backward(grad_y, x, gamma, axis=axis)
-    given = {"GRAD_MEAN": forward.mean, "GRAD_INV_STD": forward.inv_std, "GRAD_GAMMA": gamma}
-    results = []
-    for entry in entries("backward", layout):
-        grad_x[...] = np.nan
-        table = table_of(layout.channels, **given)
-        count = float(layout.count)
-        entry.run(flat(grad_y), flat(x), flat(grad_x), layout, count, count, table, None)
-        scale = np.abs(expected.x).max()
-        np.testing.assert_allclose(
-            grad_x, expected.x, rtol=0, atol=scale * 50 * np.finfo(dtype).eps
-        )
-        np.testing.assert_allclose(table[rows.SUM_GRAD], expected.beta, rtol=1e-11, atol=1e-9)
-        results.append((grad_x.tobytes(), table.tobytes()))
-    assert len(set(results)) == 1
-
-
-@pytest.mark.parametrize("dtype", cases.DTYPES)
+@by_dtype
 @pytest.mark.parametrize("offset", [0, 1, 5])
-@pytest.mark.parametrize(("shape", "axis"), VIEWS, ids=str)
-def test_streaming_changes_no_bit_and_writes_nothing_else(shape, axis, offset, dtype, monkeypatch):
-    x = cases.values(shape, dtype)
-    grad = cases.values(shape, dtype, seed=1)
-    monkeypatch.setattr(_dispatch, "_SHORTEST_STREAM", 0)
-    monkeypatch.setattr(_dispatch, "PARALLEL_FROM", 0)  # below, nothing is streamed
-    monkeypatch.setattr(_plain, "make_plan", _plain.make_plan.__wrapped__)
+@by_view
+def test_streaming_changes_no_bit_and_writes_nothing_else(shape, axis, offset, dtype):
+    x, grad = cases.values(shape, dtype), cases.values(shape, dtype, seed=1)
     results = []
-    for streaming in (False, True):
-        cache = 0 if streaming else 1 << 40
-        monkeypatch.setattr(_machine, "last_level_cache", lambda cache=cache: cache)
+    for way in ("serial", "streamed", "by group, streamed, parallel"):
         bn = nbbn.BatchNorm(shape[axis], axis=axis, dtype=dtype)
         buffers = [np.full(x.size + 40, -7, dtype) for _ in range(3)]
         outs = [b[16 + offset : 16 + offset + x.size].reshape(shape) for b in buffers]
-        with nbbn.num_threads(1):
+        with rooms.way(way):
             bn(x, out=outs[0])
             bn.backward(grad, out=outs[1])
             bn(x, training=False, out=outs[2])
         results.append(np.stack(buffers))
-    np.testing.assert_array_equal(results[0], results[1])
-    assert np.all(results[1][:, : 16 + offset] == -7)
-    assert np.all(results[1][:, 16 + offset + x.size :] == -7)
+    for found in results[1:]:
+        np.testing.assert_array_equal(results[0], found)
+    assert np.all(found[:, : 16 + offset] == -7)
+    assert np.all(found[:, 16 + offset + x.size :] == -7)
 
 
-@pytest.mark.parametrize("operation", _dispatch.TABLE)
-def test_every_layout_is_taken(operation):
-    for shape, axis in VIEWS:
-        _, layout = arrays(shape, axis, np.float32, 1)
-        names = [entry.name for entry in _dispatch.TABLE[operation]]
-        assert _dispatch.explain(operation, layout)[-1] in names
+# --- what is decided ---
 
 
-def test_explain_gives_the_reason(monkeypatch):
-    monkeypatch.setattr(_threads, "get_num_threads", lambda: 4)
-    _, layout = arrays((8, 3, 100, 100), 1, np.float32, 1)
-    assert _dispatch.explain("train", layout) == [
-        "not channel by channel: 3 channels do not occupy 4 threads",
-        "two passes",
-    ]
+def plan_of(x, passes=1, in_place=False):
+    view = rooms.views.view_of(1, False, x)
+    return rooms.plan.make_plan(view, [x], x if in_place else np.empty_like(x), passes)
 
 
 def test_streaming_is_for_what_exceeds_the_cache(monkeypatch):
-    (x, y), layout = arrays((8, 4, 32, 32), 1, np.float32, 2)
+    x = np.empty((8, 16, 32, 32), np.float32)
     full = 2 * x.nbytes * 4 // 3  # of which both arrays take three quarters
     for size, expected in ((full + 4, 0), (full - 4, 1)):
-        monkeypatch.setattr(_machine, "last_level_cache", lambda size=size: size)
-        assert _dispatch.is_streamed("normalize", layout, y, x) == expected
-        assert _dispatch.is_streamed("normalize", layout, x, x) == 0
+        monkeypatch.setattr(rooms.machine, "last_level_cache", lambda size=size: size)
+        assert plan_of(x).streaming == expected
+        assert plan_of(x, in_place=True).streaming == 0
 
 
 def test_the_largest_cache_is_read_from_the_system(tmp_path):
     for index, text in enumerate(("32K\n", "1024K\n", "32M\n", "?")):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(text)
-    assert _machine.last_level_cache(tmp_path) == 32 << 20
-    assert _machine.last_level_cache(tmp_path / "none") == 32 << 20
-
-
-def recorded(patch, module):
-    """A list that will hold the length of each run that kernels of the module, called as Python, write."""
-    runs, real = [], ("channels_of_group", "segments_and_rows", "joins")
-
-    def recorder(name, signature):
-        def record(*arguments):
-            given = signature.bind(*arguments).arguments
-            runs.append(given["length"] * (given["rows"] if "joined" in name else 1))
-
-        return record
-
-    for name, value in list(vars(module).items()):
-        if not hasattr(value, "py_func"):
-            continue
-        if name in real:
-            patch.setattr(module, name, value.py_func)
-        elif name.endswith("_rows"):
-            patch.setattr(module, name, recorder(name, inspect.signature(value.py_func)))
-        else:
-            patch.setattr(module, name, lambda *arguments: (0, 0, 0))
-    patch.setattr(module, "working_dtype", lambda x: np.float32)
-    patch.setattr(module, "fence", lambda: None)
-    return runs
-
-
-def call_in_python(kernel, layout, masked, patch):
-    """The longest run of values that a kernel writes."""
-    of_x, of_y, of_grad = layout.strides
-    nothing = None, 0, 0
-    mask = np.ones(1, np.uint8) if masked else None
-    x, table = np.zeros(1, np.float32), np.zeros((10, layout.channels))
-    y = x, *of_y, 1
-    if kernel == "normalize_channels_first":
-        module, arguments = channels_first, (table, 0.0, *y, *nothing, (), 0.0, *nothing)
-    elif kernel == "train_channels_first":
-        module, arguments = channels_first, (1.0, 0.0, table, *y, *nothing, (), 0.0, mask)
-    else:
-        module, arguments = channels_first_backward, (1.0, 1.0, table, *y, mask)
-    runs = recorded(patch, module)
-    before = () if module is channels_first else (x, *of_grad)
-    getattr(module, kernel).function(*before, x, *layout.view, *of_x, *arguments)
-    return max(runs)
-
-
-@pytest.mark.skipif(not _jit.is_enabled(), reason="helpers are told by their compiled form")
-@pytest.mark.parametrize(
-    ("kernel", "masked", "operation"),
-    [
-        ("normalize_channels_first", False, "normalize"),
-        ("train_channels_first", False, "train"),
-        ("train_channels_first", True, "train"),
-        ("backward_channels_first", False, "backward"),
-        ("backward_channels_first", True, "input gradient"),
-        ("backward_input_channels_first", False, "input gradient"),
-        ("backward_input_channels_first", True, "input gradient"),
-    ],
-)
-@pytest.mark.parametrize("gap", [(0, 0), (7, 0), (0, 7)])  # after a sample, after a channel
-def test_how_much_is_written_in_a_row_is_what_kernels_do(kernel, masked, operation, gap):
-    sizes = (2, 64, 49), (3, 512, 49), (2000, 64, 49), (700, 40, 49), (5, 1, 30), (3, 40, 5000)
-    for outer, channels, inner in sizes:
-        step = inner + gap[1]
-        strides = channels * step + gap[0], step if channels > 1 else 0
-        layout = Layout(True, channels, outer * inner, inner, outer, 1, 0, (strides,) * 3)
-        with pytest.MonkeyPatch.context() as patch:
-            found = call_in_python(kernel, layout, masked, patch)
-        said = _dispatch.written_in_a_row(operation, layout)
-        # Where that is long, it is only that it is: a kernel may begin a new task.
-        assert min(found, 4096) == min(said, 4096), (outer, channels, inner)
+    assert rooms.machine.last_level_cache(tmp_path) == 32 << 20
+    assert rooms.machine.last_level_cache(tmp_path / "none") == 32 << 20
 
 
 def test_short_runs_of_many_samples_are_not_streamed(monkeypatch):
-    monkeypatch.setattr(_machine, "last_level_cache", lambda: 0)
-    x = np.empty((2048, 512, 7, 7), np.float32)  # its pages are never touched
-    layout = _plain.make_plan(x.shape, 1).layout
-    streamed = {
-        op: _dispatch.is_streamed(op, layout, x, x[:]) for op in ("normalize", "train", "backward")
+    monkeypatch.setattr(rooms.machine, "last_level_cache", lambda: 0)
+    many = np.empty((2048, 512, 7, 7), np.float32)  # its pages are never touched
+    few = np.empty((32, 512, 7, 7), np.float32)  # whose channels are worked on in groups
+    with nbbn.num_threads(1):
+        assert plan_of(many).streaming == 1
+        assert plan_of(many, passes=2).streaming == 0
+        assert plan_of(many, in_place=True).streaming == 0
+        assert plan_of(few, passes=2).streaming == 1
+
+
+# Prints, for each call: its name, how many values the steps, interpreted, write in a row, and whether past the cache.
+WRITTEN = """
+import numpy as np
+import nbbn
+from rooms import machine, masks, plan, steps, steps_of_runs
+from nbbn._kernels import columns, runs
+
+machine.last_level_cache = lambda: 0
+plan.PARALLEL_FROM = 0
+nbbn.set_num_threads(1)
+written, past = [], []
+
+def write_rows(operation, pick, y, read, rows, length, form, streaming):
+    written.append(length)
+    past.append(streaming)
+
+def write_joined(operation, pick, y, read, of, length, form, streaming):
+    written.append(of[0] * length)
+    past.append(streaming)
+
+for module in (columns, runs):
+    module.write_rows, module.write_joined, module.fence = write_rows, write_joined, lambda: None
+    module.is_in_cache = lambda x: False
+for name in ("look_at_group", "add_up_group", "merge_parts", "add_parts", "write_variances", "inference_form",
+             "gradient_form"):
+    setattr(steps_of_runs, name, lambda *_: None)
+steps_of_runs.numbers_of_parts = lambda *_: np.ones((9999, 2))
+steps.look = lambda view, *_: np.ones((3, view.channels), np.float32)
+steps.sum_gradients = lambda grad_y, x, *_: np.ones((6, x.shape[1]), np.float32)
+
+def row(outer, channels, inner):
+    return np.empty((outer, channels, inner), np.float32)
+
+arrays = [row(*shape) for shape in ((2, 64, 49), (3, 512, 49), (400, 64, 49), (5, 1, 30), (3, 40, 2000), (9, 70, 2),
+                                    (900, 70, 1), (9, 1200, 1), (2, 4000, 8))]
+arrays += [row(3, 520, 49)[:, :512], row(3, 512, 60)[:, :, :49], row(3, 48, 500)[:, :, :300], row(90, 70, 2)[:, :60],
+           row(90, 600, 1)[:, :400]]
+for x in arrays:
+    outer, channels, inner = x.shape
+    form, table = np.ones((6, channels), np.float32), steps.new_table(channels)
+    mask = masks.Weights(np.ones((outer, inner), bool), (outer, inner), 1.0)
+    calls = {
+        "infer": lambda: steps.infer(x, 1, form[:3]),
+        "train": lambda: steps.train(x, 1, table, 0.0, 0.0),
+        "train, masked": lambda: steps.train(x, 1, table, 0.0, 0.0, weights=mask),
+        "differentiate": lambda: steps.differentiate(x, x, 1, table, 0.0),
+        "differentiate, masked": lambda: steps.differentiate(x, x, 1, table, 0.0, mask=mask),
+        "write_gradient": lambda: steps.write_gradient(x, x, 1, form),
+        "write_gradient, masked": lambda: steps.write_gradient(x, x, 1, form, mask=mask),
     }
-    assert streamed == {"normalize": 0, "train": 0, "backward": 0}  # in place
-    y = np.empty_like(x)
-    streamed = {
-        op: _dispatch.is_streamed(op, layout, y, x) for op in ("normalize", "train", "backward")
-    }
-    assert streamed == {"normalize": 1, "train": 0, "backward": 0}
-    few = _plain.make_plan((32, 512, 7, 7), 1).layout  # whose channels are worked on in groups
-    assert _dispatch.is_streamed("train", few, y, x) == 1
+    for name, call in calls.items():
+        written.clear(), past.clear()
+        call()
+        assert len(set(past)) == 1
+        print(f"{name}_of_{x.shape}".replace(" ", ""), max(written), past[0])
+"""
+
+
+def test_past_the_cache_is_what_is_written_in_long_runs():
+    found = processes.run(WRITTEN, env={"NUMBA_DISABLE_JIT": "1"}, timeout=300)
+    calls = list(zip(found[::3], map(int, found[1::3]), map(int, found[2::3]), strict=True))
+    assert len(calls) == 14 * 7
+    wrong = [call for call in calls if (call[1] * 4 >= rooms.plan._SHORTEST_STREAM) != call[2]]
+    assert wrong == []
 
 
 def test_no_slice_is_assigned_to_in_compiled_code():
     """For ``a[:] = b`` numba compiles the text of its error, 37 functions: 3 s of the first training call."""
     package = Path(nbbn.__file__).parent
-    files = [package / f"{name}.py" for name in ("_simd", "_simd_weights", "_formats", "nopython")]
+    files = [package / "_compiler" / f"{name}.py" for name in ("vectors", "weights", "formats")]
     found = [
         f"{path.name}:{node.lineno}"
-        for path in [*files, *(package / "kernels").rglob("*.py")]
+        for path in [*files, package / "nopython.py", *(package / "_kernels").rglob("*.py")]
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Subscript)
         and isinstance(node.ctx, ast.Store)
@@ -289,9 +274,9 @@ def test_no_slice_is_assigned_to_in_compiled_code():
     assert found == []
 
 
-@pytest.mark.skipif(not _jit.is_enabled(), reason="nothing is compiled")
+@rooms.needs_jit
 def test_a_number_that_is_spelt_out_makes_no_variant():
-    twice = _jit.helper(lambda x: x + x)
+    twice = rooms.jit.helper(lambda x: x + x)
 
     @njit
     def both(x):

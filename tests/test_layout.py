@@ -132,9 +132,7 @@ def test_a_view_addresses_every_value_of_its_channel_once(data):
     kept = numbered(shape, axis)
     memory = np.full([(n * every[a] + 2 * before[a]) for a, n in enumerate(shape)], np.nan)
     memory = np.ascontiguousarray(memory.transpose(order)).transpose(np.argsort(order))
-    index = tuple(
-        slice(before[a], before[a] + n * every[a], every[a]) for a, n in enumerate(shape)
-    )
+    index = tuple(slice(before[a], before[a] + n * every[a], every[a]) for a, n in enumerate(shape))
     x = memory[index]
     x[...] = kept
     for weighted in (False, True):

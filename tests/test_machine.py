@@ -11,11 +11,11 @@ import numba
 import numpy as np
 import pytest
 from processes import run
+from rooms import forks as _locks
+from rooms import machine as _machine
+from rooms import threads as _threads
 
 import nbbn
-from nbbn._compiler import forks as _locks
-from nbbn._engine import machine as _machine
-from nbbn._engine import threads as _threads
 
 
 def groups(root, files, membership):
@@ -206,7 +206,7 @@ def test_a_signal_handler_may_call_the_layer_that_is_being_called():
 INTERRUPTED = """
 import signal, threading, time
 import numpy as np, nbbn
-from nbbn._engine import threads as _threads
+from rooms import threads as _threads
 
 class TimeUp(Exception): pass
 

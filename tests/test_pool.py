@@ -12,9 +12,9 @@ import cases
 import numpy as np
 import pytest
 from interrupts import interrupted
+from rooms import memory as _pool
 
 import nbbn
-from nbbn._engine import memory as _pool
 
 SHAPE = (8, 16, 64, 64)  # 2 MB of float32
 

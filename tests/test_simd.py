@@ -7,9 +7,8 @@ import sys
 import numpy as np
 import pytest
 from numba import njit
-
-from nbbn._compiler import vectors as _simd
-from nbbn._compiler import interpreted as _simd_python
+from rooms import interpreted as _simd_python
+from rooms import vectors as _simd
 
 BITS = """
     import hashlib, numpy as np, nbbn

@@ -7,9 +7,9 @@ import cases
 import numpy as np
 import pytest
 from compare import assert_same_bits, eps_of
+from rooms import threads as _threads
 
 import nbbn
-from nbbn._engine import threads as _threads
 
 pytest.importorskip("dask", reason="dask is not installed")
 da = pytest.importorskip("dask.array", reason="dask is not installed")

@@ -13,10 +13,10 @@ import reference
 from compare import assert_same_bits, assert_within, eps_of, forward_bound, mean_error, var_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rooms import npy as _npy
+from rooms import state as _storage
 
 import nbbn
-from nbbn._files import npy as _npy
-from nbbn._files import state as _storage
 from nbbn.standardizer import _stream
 
 bounded = settings(max_examples=min(120, settings.default.max_examples))

@@ -191,7 +191,7 @@ print(nbbn.config()["threading_layer"])
 MASKS = """
 import contextlib
 import numba
-from nbbn._engine import threads as _threads
+from rooms import threads as _threads
 
 def infer():
     nbbn.BatchNorm(12).eval()(large)

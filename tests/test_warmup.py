@@ -1,29 +1,19 @@
 """warmup: afterwards nothing is compiled; bad arguments; the command."""
 
 import os
-import pkgutil
 import subprocess
 import sys
 import threading
-from importlib import import_module
 from pathlib import Path
 
 import cases
 import numpy as np
 import pytest
+import rooms
+from rooms import needs_jit
 
 import nbbn
-import nbbn.kernels
-from nbbn import _dispatch
-from nbbn._compiler import jit as _jit
-from nbbn._engine import machine as _machine
-from nbbn._engine import threads as _threads
-from nbbn._engine import warmup as _warmup
-from nbbn._compiler.jit import Kernel, PlainKernel
 from nbbn.cli import main
-
-# the kernels of the yardsticks are for measuring only
-MODULES = {module.name for module in pkgutil.iter_modules(nbbn.kernels.__path__)} - {"yardsticks"}
 
 # (shape, axis): runs and columns, one channel and many, small and larger, with tails
 SHAPES = (
@@ -45,8 +35,6 @@ LAYOUTS = (
     cases.read_only,
 )
 
-needs_jit = pytest.mark.skipif(not _jit.is_enabled(), reason="nothing is compiled")
-
 
 class CompiledError(Exception):
     """A call compiled something."""
@@ -55,10 +43,8 @@ class CompiledError(Exception):
 @pytest.fixture
 def fresh(monkeypatch):
     """As in a new process with a warm cache."""
-    for kernel in _warmup.kernels():
-        monkeypatch.setattr(kernel, "_ready", type(kernel._ready)())
-        if isinstance(kernel, PlainKernel):
-            monkeypatch.setattr(kernel, "call", _jit._no_variant)
+    for step in rooms.all_steps().values():
+        monkeypatch.setattr(step, "_ready", {})
 
 
 @pytest.fixture
@@ -67,9 +53,13 @@ def no_compiler(monkeypatch):
         def compile_nothing(function, parallel, signature):
             raise CompiledError(f"{function.__name__} {signature}")
 
-        monkeypatch.setattr(_jit, "_compiled", compile_nothing)
+        monkeypatch.setattr(rooms.jit, "_compiled", compile_nothing)
 
     return forbid
+
+
+def ready():
+    return {variant for step in rooms.all_steps().values() for variant in step._ready}
 
 
 def infer(x, axis, params):
@@ -98,9 +88,7 @@ def train(x, axis, params):
 def every_way(call, dtype):
     """Call with layouts of every kind, serial below the gates of size and parallel above them."""
     every_layout(call, dtype)
-    with pytest.MonkeyPatch.context() as patch, nbbn.num_threads(2):
-        patch.setattr(_dispatch, "PARALLEL_FROM", 1)
-        patch.setattr(_machine, "last_level_cache", lambda: 0)
+    with rooms.everything_is_large():
         every_layout(call, dtype)
 
 
@@ -151,8 +139,7 @@ def test_a_second_call_compiles_nothing(fresh, no_compiler):
 @pytest.mark.parametrize("dtypes", ["float32", np.float32, np.dtype("float32"), iter(["f4"])])
 def test_one_dtype_may_stand_alone(dtypes, fresh):
     nbbn.warmup(dtypes)
-    ready = {key[0] for kernel in _warmup.kernels() for key in kernel._ready}
-    assert ready == {np.float32}
+    assert {variant.dtype for variant in ready()} == {np.float32}
 
 
 @needs_jit
@@ -217,18 +204,26 @@ def test_any_thread_may_call_it(fresh, no_compiler):
 
 @needs_jit
 def test_parallel_twins_are_left_out_where_they_never_run(fresh, monkeypatch):
-    monkeypatch.setattr(_threads, "has_usable_layer", lambda: False)
+    monkeypatch.setattr(rooms.threads, "has_usable_layer", lambda: False)
     nbbn.warmup()
-    ready = {key for kernel in _warmup.kernels() for key in kernel._ready}
-    assert ready
-    assert not any(key[2] for key in ready)  # where the keys of both kinds of kernels tell it
+    assert {variant.parallel for variant in ready()} == {False}
 
 
-def test_no_kernel_is_forgotten():
-    known = _warmup.kernels()
-    for name in MODULES:
-        for value in vars(import_module(f"nbbn.kernels.{name}")).values():
-            assert not isinstance(value, (Kernel, PlainKernel)) or value in known
+@needs_jit
+def test_no_step_is_forgotten():
+    provided = {step for step, _ in rooms.warmup.variants("float32", True)}
+    assert provided == set(rooms.all_steps().values())
+
+
+@needs_jit
+@pytest.mark.parametrize(
+    ("training", "activations", "most"),
+    [(False, (), 6), (True, (), 25), (False, "relu", 14), (True, "relu", 45)],
+)
+def test_how_much_there_is_to_compile(training, activations, most, monkeypatch):
+    monkeypatch.setattr(rooms.threads, "has_usable_layer", lambda: True)
+    found = rooms.warmup.variants("float32", training, activations)
+    assert 0 < len(found) <= most
 
 
 @pytest.mark.parametrize(
@@ -282,7 +277,7 @@ def test_the_command(capsys):
 @needs_jit
 def test_options_of_the_command(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(_warmup, "variants", lambda *given: asked.append(given) or [])
+    monkeypatch.setattr(rooms.warmup, "variants", lambda *given: asked.append(given) or [])
     assert main(["warmup", "--dtype", "float64, float32", "--dtype", "f4", "--training"]) == 0
     assert asked == [(["float64", "float32", "f4"], True, [])]
     assert main(["warmup", "--activation", "relu,none"]) == 0
