@@ -55,19 +55,11 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command, by default with the arguments of the process, and return the exit status.
 
-    Parameters
-    ----------
-    argv
-        The arguments after the program's name; those of the process if None.
-
-    Returns
-    -------
-    int
-        The exit status: 0 on success, 2 on bad usage or bad input and where standard output is
-        full (one line on standard error says what), 130 after Ctrl-C, 141 where the reader of
-        standard output has gone; 129 after SIGHUP, 143 after SIGTERM, 152 after SIGXCPU.
+    0 on success, 2 on bad usage or bad input and where standard output is full (one line on standard error
+    says what), 130 after Ctrl-C, 141 where the reader of standard output has gone; 129 after SIGHUP, 143 after
+    SIGTERM, 152 after SIGXCPU.
     """
     parser = _build_parser()
     try:

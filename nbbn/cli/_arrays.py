@@ -18,13 +18,7 @@ _INPUT = "IN.npy"
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
-    """Declare the input and its channel axis.
-
-    Parameters
-    ----------
-    parser
-        That of the command.
-    """
+    """Declare the input and its channel axis."""
     parser.add_argument(
         "input",
         type=Path,
@@ -42,25 +36,7 @@ def add_input(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path, axis: int) -> Iterator[npy.NpyFile]:
-    """Open the input, and check its type and axis.
-
-    Parameters
-    ----------
-    path
-        An .npy file.
-    axis
-        The channel axis.
-
-    Yields
-    ------
-    NpyFile
-        The open file.
-
-    Raises
-    ------
-    CommandError
-        For whatever is wrong with it, also while it is read.
-    """
+    """Open the input, and check its type and axis; what goes wrong later is a CommandError, too."""
     with contextlib.ExitStack() as stack:
         try:
             source = stack.enter_context(npy.opened(path, _INPUT))
@@ -82,45 +58,12 @@ def reading(path: Path, axis: int) -> Iterator[npy.NpyFile]:
 
 
 def channels(source: npy.NpyFile, axis: int) -> int:
-    """Return the number of channels.
-
-    Parameters
-    ----------
-    source
-        The input.
-    axis
-        The channel axis.
-
-    Returns
-    -------
-    int
-        The size of that axis.
-    """
+    """Return the number of channels."""
     return _stream.view(source.header, axis)[1]
 
 
 def moments(source: npy.NpyFile, axis: int, label: str) -> Moments:
-    """Return the moments of the input, with a progress bar.
-
-    Parameters
-    ----------
-    source
-        The input.
-    axis
-        The channel axis.
-    label
-        What the bar is called.
-
-    Returns
-    -------
-    Moments
-        Those of all of it.
-
-    Raises
-    ------
-    CommandError
-        Where there are no values.
-    """
+    """Return the moments of the input, with a progress bar."""
     header = source.header
     if not header.size:
         raise CommandError(f"{source.path}: expected at least one value, got shape {header.shape}")
@@ -129,20 +72,7 @@ def moments(source: npy.NpyFile, axis: int, label: str) -> Moments:
 
 
 def check_statistics_file(path: Path | None, *others: Path) -> None:
-    """Make sure, before the work is done, that statistics can be saved.
-
-    Parameters
-    ----------
-    path
-        Where they are to be saved, if anywhere.
-    others
-        Files that it must not be.
-
-    Raises
-    ------
-    CommandError
-        Where they cannot.
-    """
+    """Make sure, before the work is done, that statistics can be saved."""
     if path is None:
         return
     check_file(path, "--save-stats")  # now links lead somewhere
@@ -150,42 +80,14 @@ def check_statistics_file(path: Path | None, *others: Path) -> None:
 
 
 def check_apart(path: Path, option: str, *others: Path) -> None:
-    """Make sure that a file to write is none of others.
-
-    Parameters
-    ----------
-    path
-        Where it is to be written.
-    option
-        What it was given by, for the message.
-    others
-        Files that it must not be; of links none leads in a ring.
-
-    Raises
-    ------
-    CommandError
-        Where it is one of them.
-    """
+    """Make sure that a file to write is none of others; of links none leads in a ring."""
     for other in others:
         if path.resolve() == other.resolve():
             raise CommandError(f"{option}: expected a file of its own, got {path}")
 
 
 def save_statistics(path: Path, found: Moments) -> None:
-    """Write an .npz file, whole or not at all.
-
-    Parameters
-    ----------
-    path
-        Where to write it.
-    found
-        What is saved.
-
-    Raises
-    ------
-    CommandError
-        Where it cannot be written.
-    """
+    """Write an .npz file, whole or not at all."""
     try:
         _stream.save(path, found)
     except OSError as error:

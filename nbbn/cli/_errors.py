@@ -2,10 +2,4 @@
 
 
 class CommandError(Exception):
-    """Bad usage or bad input: one line for standard error, exit status 2.
-
-    Parameters
-    ----------
-    message
-        What is wrong and what would be right, in one line.
-    """
+    """Bad usage or bad input: one line for standard error, exit status 2."""

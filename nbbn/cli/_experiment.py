@@ -28,17 +28,9 @@ TEST_IMAGES = 500
 
 @dataclass(frozen=True)
 class Digits:
-    """Handwritten digits, split into those to learn from and those to test on.
+    """Handwritten digits, split into those to learn from and those to test on."""
 
-    Attributes
-    ----------
-    x_train, x_test
-        Pixels from 0 to 1, shape (images, 64), float32.
-    y_train, y_test
-        The digits, shape (images,).
-    """
-
-    x_train: FloatArray
+    x_train: FloatArray  # pixels from 0 to 1, shape (images, 64), float32
     y_train: IntArray
     x_test: FloatArray
     y_test: IntArray
@@ -46,38 +38,21 @@ class Digits:
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to train the network.
-
-    Attributes
-    ----------
-    learning_rate
-        Of the gradient descent.
-    batch_norm
-        Whether the network has batch-normalization layers.
-    scaled
-        Whether the first layer's weights are multiplied by 100 before training.
-    """
+    """One way to train the network."""
 
     learning_rate: float
-    batch_norm: bool
-    scaled: bool
+    batch_norm: bool  # whether there are such layers
+    scaled: bool  # whether the first layer's weights are multiplied by 100 before training
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one training went.
+    """How one training went."""
 
-    Attributes
-    ----------
-    accuracies
-        Share of the test images that are recognized: untrained, then after each epoch. It ends
-        early where the network diverged.
-    diverged
-        Whether the numbers stopped being finite.
-    """
-
-    accuracies: tuple[float, ...]
-    diverged: bool
+    accuracies: tuple[
+        float, ...
+    ]  # of the test images: untrained, after each epoch until it diverged
+    diverged: bool  # whether the numbers stopped being finite
 
     @property
     def final_accuracy(self) -> float | None:
@@ -94,13 +69,7 @@ class Outcome:
 
 
 def load_digits() -> Digits:
-    """Load scikit-learn's 1,797 images and split them, always in the same way.
-
-    Raises
-    ------
-    ImportError
-        Where scikit-learn is not installed.
-    """
+    """Load scikit-learn's 1,797 images and split them, always in the same way."""
     from sklearn import datasets
 
     pixels, labels = datasets.load_digits(return_X_y=True)
@@ -131,19 +100,6 @@ def train(
 
     Settings differ in nothing else: the initial weights (but for their scale) and the order of
     the images are the same for the same seed.
-
-    Parameters
-    ----------
-    setting
-        How to train.
-    digits
-        What to learn.
-    epochs
-        How often to go through the training images.
-    seed
-        Of the initial weights and of the order of the images.
-    after_epoch
-        Called at the end of each epoch.
     """
     # A dependency of scikit-learn, so it is there where the digits are.
     from threadpoolctl import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -185,15 +141,6 @@ def logit_change(digits: Digits, *, batch_norm: bool, seed: int) -> float:
 
     That is the largest change of a logit, as a share of the largest logit, when the first layer
     of the untrained network is multiplied by 100.
-
-    Parameters
-    ----------
-    digits
-        The batch is taken from its training images.
-    batch_norm
-        Whether the network has batch-normalization layers.
-    seed
-        Of the initial weights.
     """
     network = Network(SIZES, batch_norm=batch_norm, seed=seed)
     network.train()

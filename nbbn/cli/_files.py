@@ -15,18 +15,7 @@ _FORMATS = ("png", "svg", "pdf")
 
 
 def check_figure(path: Path) -> None:
-    """Make sure, before the work is done, that a drawing can be written.
-
-    Parameters
-    ----------
-    path
-        Where it is to be written; the suffix names the format.
-
-    Raises
-    ------
-    CommandError
-        Where the format is unknown or no file can be made in the folder.
-    """
+    """Make sure, before the work is done, that a drawing can be written."""
     if _format(path) not in _FORMATS:
         suffixes = ", ".join("." + name for name in _FORMATS)
         raise CommandError(f"--plot: the suffix must be one of {suffixes}, got {path.name!r}")
@@ -34,20 +23,7 @@ def check_figure(path: Path) -> None:
 
 
 def check_file(path: Path, option: str) -> None:
-    """Make sure that a file can be made in the folder.
-
-    Parameters
-    ----------
-    path
-        The file that is to be written.
-    option
-        What it was given by, for the message.
-
-    Raises
-    ------
-    CommandError
-        Where it cannot.
-    """
+    """Make sure that a file can be made in the folder; ``option`` is what it was given by."""
     try:
         paths.check_regular(f"{option}: expected a file", path)
         temporary = state_files.beside(path)
@@ -62,22 +38,7 @@ def check_file(path: Path, option: str) -> None:
 
 
 def check_room(path: Path, option: str, size: int) -> None:
-    """Make sure that a file system has room, before hours are spent on filling it.
-
-    Parameters
-    ----------
-    path
-        The file that is to be written.
-    option
-        What it was given by, for the message.
-    size
-        Its bytes.
-
-    Raises
-    ------
-    CommandError
-        Where there is less.
-    """
+    """Make sure that a file system has room, before hours are spent on filling it."""
     free = shutil.disk_usage(path.resolve().parent).free
     if free < size:
         raise CommandError(
@@ -86,40 +47,12 @@ def check_room(path: Path, option: str, size: int) -> None:
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib figure.
-
-    Parameters
-    ----------
-    path
-        Where to write; the suffix names the format.
-    figure
-        What to write.
-
-    Raises
-    ------
-    CommandError
-        Where the file cannot be written.
-    """
+    """Write a matplotlib figure, in the format that the suffix names."""
     _write(path, "--plot", lambda file: figure.savefig(file, format=_format(path), dpi=150))
 
 
 def write_text(path: Path, text: str, option: str) -> None:
-    """Write text.
-
-    Parameters
-    ----------
-    path
-        Where to write.
-    text
-        What to write.
-    option
-        What the path was given by, for the message.
-
-    Raises
-    ------
-    CommandError
-        Where the file cannot be written.
-    """
+    """Write text."""
     _write(path, option, lambda file: file.write(text.encode()))
 
 
@@ -137,20 +70,5 @@ def _format(path: Path) -> str:
 
 
 def cannot_write(path: Path, option: str, error: OSError) -> CommandError:
-    """Return the error that says so.
-
-    Parameters
-    ----------
-    path
-        What cannot be written.
-    option
-        What it was given by.
-    error
-        Why.
-
-    Returns
-    -------
-    CommandError
-        To be raised.
-    """
+    """Return the error that says that a file cannot be written, and why."""
     return CommandError(f"{option}: cannot write {path}: {error.strerror or error}")

@@ -24,14 +24,7 @@ IntArray = NDArray[np.integer[Any]]
 class Dense:
     """A fully connected layer, ``y = x @ weight + bias``.
 
-    Parameters
-    ----------
-    inputs, outputs
-        Number of features before and after.
-    rng
-        Draws the weights: normal, variance ``2 / inputs`` (He et al. 2015, made for ReLU).
-    dtype
-        Of the parameters.
+    Weights are drawn with variance ``2 / inputs`` (He et al. 2015, made for ReLU).
     """
 
     def __init__(
@@ -71,16 +64,7 @@ class ReLU:
 class Network:
     """Dense layers with ReLU between them and, if asked for, batch normalization before each ReLU.
 
-    Parameters
-    ----------
-    sizes
-        Number of features from the input to the output, such as ``(64, 100, 100, 10)``.
-    batch_norm
-        Whether a :class:`nbbn.BatchNorm` follows each dense layer but the last.
-    seed
-        Of the initial weights: the same with and without batch normalization.
-    dtype
-        float32 or float64, for everything in the network.
+    The initial weights for a seed are the same with and without it.
     """
 
     def __init__(
@@ -150,15 +134,7 @@ def softmax_cross_entropy(logits: FloatArray, labels: IntArray) -> tuple[float, 
 
 
 class SGD:
-    """Stochastic gradient descent with momentum, in place.
-
-    Parameters
-    ----------
-    learning_rate
-        The step along the negative gradient.
-    momentum
-        The share of the last step that is taken again.
-    """
+    """Stochastic gradient descent with momentum, in place."""
 
     def __init__(self, learning_rate: float, momentum: float) -> None:
         self.learning_rate = learning_rate

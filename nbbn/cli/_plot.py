@@ -25,20 +25,7 @@ _MARKERS = "os^Dv"
 
 
 def draw(path: Path, outcomes: Mapping[Setting, Outcome]) -> None:
-    """Draw the learning curves into a file, which appears, or is replaced, once it is whole.
-
-    Parameters
-    ----------
-    path
-        Where to write; the suffix names the format.
-    outcomes
-        What was measured.
-
-    Raises
-    ------
-    CommandError
-        Where the file cannot be written.
-    """
+    """Draw the learning curves into a file, which appears, or is replaced, once it is whole."""
     _files.write_figure(path, _figure(outcomes))
 
 

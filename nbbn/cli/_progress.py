@@ -16,17 +16,6 @@ _BAR_WIDTH = 30
 class Progress:
     """A bar on one line of a terminal, with the time left; nothing where there is no terminal.
 
-    Parameters
-    ----------
-    total
-        Number of steps until done.
-    label
-        What is being done.
-    in_bytes
-        Whether a step is a byte: then the rate is shown, too.
-    stream
-        Where to draw; standard error if None.
-
     Examples
     --------
     >>> with Progress(3, "Counting") as progress:  # doctest: +SKIP
@@ -62,13 +51,7 @@ class Progress:
             self._write("\r" + " " * self._columns() + "\r")
 
     def advance(self, steps: int = 1) -> None:
-        """Count steps as done and, ten times a second at most, redraw the bar.
-
-        Parameters
-        ----------
-        steps
-            How many steps were done since the last call.
-        """
+        """Count steps as done and, ten times a second at most, redraw the bar."""
         self.done += steps
         if time.monotonic() - self._drawn_at >= _SECONDS_BETWEEN_DRAWINGS:
             self._draw()

@@ -25,13 +25,7 @@ _WIDTH = 79
 
 
 def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command and its arguments.
-
-    Parameters
-    ----------
-    commands
-        What :meth:`argparse.ArgumentParser.add_subparsers` returned.
-    """
+    """Declare the command and its arguments."""
     parser = commands.add_parser(
         "demo",
         help="train a classifier on handwritten digits, with and without batch normalization",
@@ -96,18 +90,7 @@ def _missing(package: str, error: ImportError) -> CommandError:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, print the table and, with ``--plot``, draw the learning curves.
-
-    Parameters
-    ----------
-    arguments
-        The parsed command line: ``epochs``, ``seed``, ``plot``.
-
-    Raises
-    ------
-    CommandError
-        Where scikit-learn or matplotlib is missing, or the drawing cannot be written.
-    """
+    """Train, print the table and, with ``--plot``, draw the learning curves."""
     if arguments.plot is not None:
         # Before training, because a mistyped path should not cost a minute.
         _load_plot()

@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command and its arguments.
-
-    Parameters
-    ----------
-    commands
-        What :meth:`argparse.ArgumentParser.add_subparsers` returned.
-    """
+    """Declare the command and its arguments."""
     parser = commands.add_parser(
         "info",
         help="print versions, threads and cache folder",
@@ -31,13 +25,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print :func:`nbbn.show_config`, with the threading layer that a large call would load.
-
-    Parameters
-    ----------
-    arguments
-        The parsed command line; it has no options.
-    """
+    """Print :func:`nbbn.show_config`, with the threading layer that a large call would load."""
     if nbbn.get_num_threads() > 1 and jit.is_enabled():
         threads.has_usable_layer()
     nbbn.show_config()

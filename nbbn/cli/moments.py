@@ -16,13 +16,7 @@ _WIDTH = 24  # of the longest float64 that repr writes
 
 
 def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command and its arguments.
-
-    Parameters
-    ----------
-    commands
-        What :meth:`argparse.ArgumentParser.add_subparsers` returned.
-    """
+    """Declare the command and its arguments."""
     parser = commands.add_parser(
         "moments",
         help="print count, mean and variance of each channel of an .npy file",
@@ -43,18 +37,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the table, or save the statistics.
-
-    Parameters
-    ----------
-    arguments
-        The parsed command line: ``input``, ``axis``, ``save_stats``.
-
-    Raises
-    ------
-    CommandError
-        For bad input, and where the file cannot be written.
-    """
+    """Print the table, or save the statistics."""
     with _arrays.reading(arguments.input, arguments.axis) as source:
         _arrays.check_statistics_file(arguments.save_stats, arguments.input)
         found = _arrays.moments(source, arguments.axis, "statistics")

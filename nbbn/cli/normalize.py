@@ -22,13 +22,7 @@ _OUTPUT = "OUT.npy"
 
 
 def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command and its arguments.
-
-    Parameters
-    ----------
-    commands
-        What :meth:`argparse.ArgumentParser.add_subparsers` returned.
-    """
+    """Declare the command and its arguments."""
     parser = commands.add_parser(
         "normalize",
         help="standardize an .npy file that may be larger than memory",
@@ -60,18 +54,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the normalized file.
-
-    Parameters
-    ----------
-    arguments
-        The parsed command line: ``input``, ``output``, ``axis``, ``save_stats``, ``stats``.
-
-    Raises
-    ------
-    CommandError
-        For bad input, and where a file cannot be written.
-    """
+    """Write the normalized file."""
     path, axis = arguments.output, arguments.axis
     with _arrays.reading(arguments.input, axis) as source:
         check_file(path, _OUTPUT)

@@ -19,13 +19,7 @@ _DEFAULT = ["float32"]
 
 
 def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command and its arguments.
-
-    Parameters
-    ----------
-    commands
-        What :meth:`argparse.ArgumentParser.add_subparsers` returned.
-    """
+    """Declare the command and its arguments."""
     parser = commands.add_parser(
         "warmup",
         help="compile what inference or training needs, and keep it on disk",
@@ -66,18 +60,7 @@ def _words(texts: Iterable[str]) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Compile, and print how much and where it is kept.
-
-    Parameters
-    ----------
-    arguments
-        The parsed command line: ``dtype``, ``activation``, ``training``.
-
-    Raises
-    ------
-    CommandError
-        For an unknown dtype or activation.
-    """
+    """Compile, and print how much and where it is kept."""
     names = _words(arguments.dtype or _DEFAULT)
     activations = [None if name == "none" else name for name in _words(arguments.activation or ())]
     try:
