@@ -117,7 +117,7 @@ def infer(
     if x.size == 0:
         return np.empty_like(x, dtype) if out is None else out
     reading = Reading(index, x, after.read, out, dtype)
-    _write(reading, form, after, None)
+    write(reading.view, reading.source, reading.target, form, after, *reading.read)
     return reading.result()
 
 
@@ -127,25 +127,33 @@ def before_activation(
     """Return the gradient with respect to the activation's argument, in ``out`` or a new array."""
     if x.size == 0:
         return np.empty_like(x) if out is None else out
-    reading = Reading(index, x, (grad_y, *after.read), out)
-    _write(reading, form, after, reading.read[0])
+    reading = Reading(index, x, (*after.read, grad_y), out)
+    *residual, grad = reading.read
+    write(reading.view, reading.source, reading.target, form, after, *residual, grad=grad)
     return reading.result()
 
 
-def _write(reading: Reading, form: Array, after: Epilogue, grad: Array | None) -> None:
-    """Run the elementwise step."""
-    view, x, y = reading.view, reading.source, reading.target
-    residual = None if after.residual is None else reading.read[-1]
-    plan = make_plan(view, (x, *reading.read), y)
-    kind = after.kind
+def write(
+    view: View,
+    x: Array,
+    y: Array,
+    form: Array,
+    after: Epilogue = NOTHING,
+    residual: Array | None = None,
+    grad: Array | None = None,
+) -> None:
+    """Run the elementwise step on arrays that have this view."""
+    read = [array for array in (x, residual, grad) if array is not None]
+    plan = make_plan(view, read, y)
+    kind, of = after.kind, view.of
     _run(
         runs.infer_runs if view.runs else columns.infer_columns,
         _variant(x, len(kind), residual is not None, grad is not None),
         plan.parallel,
-        view.of(x),
-        view.of(y),
-        None if residual is None else view.of(residual),
-        None if grad is None else view.of(grad),
+        of(x),
+        of(y),
+        None if residual is None else of(residual),
+        None if grad is None else of(grad),
         form,
         kind,
         after.slope,
@@ -191,14 +199,19 @@ def moments(
     view, (source,) = read_in_place(index, weights is not None, x)
     count = view.size / view.channels if weights is None else weights.total
     of_weights = None if weights is None else weights.in_order(source, index)
-    _look(view, source, of_weights, table, count - correction, eps)
+    look(view, source, table, count - correction, eps, of_weights)
     return count
 
 
-def _look(
-    view: View, x: Array, weights: Array | None, table: Table, freedom: float, eps: float
+def look(
+    view: View,
+    x: Array,
+    table: Table,
+    freedom: float,
+    eps: float,
+    weights: Array | None = None,
 ) -> Array:
-    """Write the statistics of x to ``table``; return the coefficients."""
+    """Write the statistics of x, which has this view, to ``table``; return the coefficients."""
     plan = make_plan(view, (x,))
     form = np.empty((3, view.channels), computed_dtype(x))
     wanted, stack = _variant(x, weights=weights), view.of(x)
@@ -228,29 +241,34 @@ def train(
     view, source = reading.view, reading.source
     count = view.size / view.channels if weights is None else weights.total
     of_weights = None if weights is None else weights.in_order(source, index)
-    plan = make_plan(view, (source, *reading.read), reading.target, 2)
-    if not plan.by_group:
-        form = _look(view, source, of_weights, table, count - correction, eps)
-        _write(reading, form, after, None)
-        return reading.result()
-    residual = None if after.residual is None else view.of(reading.read[0])
-    _run(
-        runs.train_groups,
-        _variant(x, len(after.kind), residual is not None, False, of_weights),
-        plan.parallel,
-        view.of(source),
-        view.of(reading.target),
-        residual,
-        of_weights,
-        table,
-        after.kind,
-        after.slope,
-        count - correction,
-        eps,
-        plan.streaming,
-        plan.group,
-    )
+    options = table, count - correction, eps, after, of_weights
+    look_and_write(view, source, reading.target, *options, *reading.read)
     return reading.result()
+
+
+def look_and_write(
+    view: View,
+    x: Array,
+    y: Array,
+    table: Table,
+    freedom: float,
+    eps: float,
+    after: Epilogue = NOTHING,
+    weights: Array | None = None,
+    residual: Array | None = None,
+) -> None:
+    """Run both steps of a training forward, `look` and `write`, or one that does both group by group."""
+    read = (x,) if residual is None else (x, residual)
+    plan = make_plan(view, read, y, 2)
+    if not plan.by_group:
+        form = look(view, x, table, freedom, eps, weights)
+        write(view, x, y, form, after, residual)
+        return
+    kind, of = after.kind, view.of
+    added = None if residual is None else of(residual)
+    arguments = of(x), of(y), added, weights, table, kind, after.slope, freedom, eps
+    wanted = _variant(x, len(kind), residual is not None, False, weights)
+    _run(runs.train_groups, wanted, plan.parallel, *arguments, plan.streaming, plan.group)
 
 
 def completed(given: Table, eps: float) -> Table:
@@ -283,12 +301,27 @@ def sum_gradients(
     Return the coefficients of the other half, of the values of ``x`` alone.
     """
     view, (source, grad) = read_in_place(index, mask is not None, x, grad_y)
-    count = view.size / view.channels if mask is None else mask.total
     of_mask = None if mask is None else mask.in_order(source, index)
-    plan = make_plan(view, (source, grad))
+    count = view.size / view.channels if mask is None else mask.total
+    return add_up(view, grad, source, table, sums, count, freedom, of_mask)
+
+
+def add_up(
+    view: View,
+    grad_y: Array,
+    x: Array,
+    table: Table,
+    sums: Table,
+    count: float,
+    freedom: float,
+    mask: Array | None = None,
+) -> Array:
+    """`sum_gradients` of arrays that have this view; return the coefficients of `write_back`."""
+    plan = make_plan(view, (x, grad_y))
     form = np.empty((6, view.channels), computed_dtype(x))
-    wanted = _variant(x, weights=of_mask)
-    arguments = view.of(grad), view.of(source), of_mask, table, sums, form, count, freedom
+    gradients = np.empty((2, view.channels), form.dtype)
+    wanted, of = _variant(x, weights=mask), view.of
+    arguments = of(grad_y), of(x), mask, table, sums, form, gradients, count, freedom
     if view.runs:
         _run(runs.gradient_sums_of_runs, wanted, plan.parallel, *arguments, plan.group)
     else:
@@ -306,21 +339,20 @@ def write_gradient(
 ) -> Array:
     """Return grad_x, in ``out`` or a new array, with the coefficients of `gradient_coefficients`."""
     reading = Reading(index, x, (grad_y,), out, None, mask is not None)
-    view, source, grad = reading.view, reading.source, reading.read[0]
-    plan = make_plan(view, (source, grad), reading.target)
-    of_mask = None if mask is None else mask.in_order(source, index)
-    _run(
-        runs.gradient_of_runs if view.runs else columns.gradient_of_columns,
-        _variant(x, weights=of_mask),
-        plan.parallel,
-        view.of(grad),
-        view.of(source),
-        view.of(reading.target),
-        of_mask,
-        form,
-        plan.streaming,
-    )
+    of_mask = None if mask is None else mask.in_order(reading.source, index)
+    write_back(reading.view, reading.read[0], reading.source, reading.target, form, of_mask)
     return reading.result()
+
+
+def write_back(
+    view: View, grad_y: Array, x: Array, grad_x: Array, form: Array, mask: Array | None = None
+) -> None:
+    """Run the step that writes grad_x on arrays that have this view."""
+    joins = mask is None and not view.runs
+    plan, of = make_plan(view, (x, grad_y), grad_x, 1, joins), view.of
+    step = runs.gradient_of_runs if view.runs else columns.gradient_of_columns
+    arguments = of(grad_y), of(x), of(grad_x), mask, form, plan.streaming
+    _run(step, _variant(x, weights=mask), plan.parallel, *arguments)
 
 
 def gradient_coefficients(
@@ -360,27 +392,33 @@ def differentiate(
     reading = Reading(index, x, (grad_y,), out, None, mask is not None)
     view, source, grad = reading.view, reading.source, reading.read[0]
     count = view.size / view.channels if mask is None else mask.total
-    plan = make_plan(view, (source, grad), reading.target, 2)
-    if not plan.by_group:
-        form = sum_gradients(grad, source, index, table, sums, mask, count - correction)
-        return write_gradient(grad, source, index, form, out, mask), sums
     of_mask = None if mask is None else mask.in_order(source, index)
-    _run(
-        runs.differentiate_groups,
-        _variant(x, weights=of_mask),
-        plan.parallel,
-        view.of(grad),
-        view.of(source),
-        view.of(reading.target),
-        of_mask,
-        table,
-        sums,
-        count,
-        count - correction,
-        plan.streaming,
-        plan.group,
-    )
+    options = table, sums, count, count - correction, of_mask
+    add_up_and_write_back(view, grad, source, reading.target, *options)
     return reading.result(), sums
+
+
+def add_up_and_write_back(
+    view: View,
+    grad_y: Array,
+    x: Array,
+    grad_x: Array,
+    table: Table,
+    sums: Table,
+    count: float,
+    freedom: float,
+    mask: Array | None = None,
+) -> None:
+    """Run both steps of a backward, `add_up` and `write_back`, or one that does both group by group."""
+    plan = make_plan(view, (x, grad_y), grad_x, 2)
+    if not plan.by_group:
+        form = add_up(view, grad_y, x, table, sums, count, freedom, mask)
+        write_back(view, grad_y, x, grad_x, form, mask)
+        return
+    gradients, of = np.empty((2, view.channels), computed_dtype(x)), view.of
+    arguments = of(grad_y), of(x), of(grad_x), mask, table, sums, gradients, count, freedom
+    wanted = _variant(x, weights=mask)
+    _run(runs.differentiate_groups, wanted, plan.parallel, *arguments, plan.streaming, plan.group)
 
 
 def parameter_gradients(table: Table, sums: Table, dtype: np.dtype[Any]) -> tuple[Array, Array]:

@@ -90,7 +90,7 @@ def _strided(
     others = [axis for axis, size in enumerate(shape) if size > 1 and axis != index]
     others.sort(key=lambda axis: -lead[axis])
     if channels == 1:
-        before, after = others, []
+        before, after = others, list[int]()
         while before and _are_joined([before[-1], *after], shape, strides):
             after.insert(0, before.pop())
     else:

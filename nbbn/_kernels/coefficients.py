@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from nbbn._compiler.jit import helper
-from nbbn._kernels.memory import aligned
+from nbbn._compiler.vectors import LANES
+from nbbn._kernels.memory import aligned, load_upto, store_upto
 from nbbn._kernels.table import (
     BETA,
     GAMMA,
@@ -69,16 +70,27 @@ def gradient_form(
 
 
 @helper
+def parameter_gradients(table: Any, sums: Any, first: int, stop: int, gradients: Any) -> None:
+    """Write the gradients with respect to gamma and beta of some channels."""
+    for c in range(first, stop):
+        gradients[0, c] = sums[SUM_PRODUCT, c] * table[INV_STD, c]
+        gradients[1, c] = sums[SUM_GRAD, c]
+
+
+@helper
 def spread(form: Any, inner: int, width: int, like: Any) -> Any:
     """Return numbers per channel as numbers per column: ``width`` of them, column ``j`` of ``j // inner % C``."""
     rows, channels = form.shape
     found = aligned(rows, width, like)
+    stride, repeat = found.shape[1], channels * inner
     for row in range(rows):
-        j = 0
-        while j < width:
-            for channel in range(channels):
-                for _ in range(inner):
-                    if j < width:
-                        found[row, j] = form[row, channel]
-                    j += 1
+        if inner == 1:
+            for j in range(0, channels, LANES):
+                n = channels - j
+                store_upto(found, row * stride + j, n, load_upto(form, row * channels + j, n))
+        else:
+            for j in range(repeat):
+                found[row, j] = form[row, j // inner]
+        for j in range(repeat, width):
+            found[row, j] = found[row, j - repeat]
     return found

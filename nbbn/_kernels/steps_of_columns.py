@@ -21,7 +21,7 @@ from nbbn._compiler.jit import (
     step,
 )
 from nbbn._compiler.vectors import has
-from nbbn._kernels.coefficients import gradient_form, inference_form, spread
+from nbbn._kernels.coefficients import gradient_form, inference_form, parameter_gradients, spread
 from nbbn._kernels.columns import (
     TILE,
     GradientTarget,
@@ -113,13 +113,15 @@ def gradient_sums_of_columns(
     table: Table,
     sums: OutTable,
     form: OutForm,
+    gradients: OutForm,
     count: Float,
     freedom: Float,
     ahead: Int,
 ) -> None:
     """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``sums``.
 
-    And to ``form`` the coefficients of `gradient_of_columns`, of ``count`` values a channel.
+    And to ``form`` the coefficients of `gradient_of_columns`, of ``count`` values a channel;
+    and to ``gradients`` those with respect to gamma and beta.
 
     Where ``mask`` is 0, one number a row, x may be NaN. Reads both arrays once. Parallel over tiles of
     columns of parts of the rows.
@@ -136,6 +138,7 @@ def gradient_sums_of_columns(
     add_up_rest(grad_y, x, Sums(mask, means, parts, fold, ahead))
     add_parts(parts, widths, ZERO, channels, channels, inner, sums)
     gradient_form(table, sums, ZERO, channels, count, freedom, form)
+    parameter_gradients(table, sums, ZERO, channels, gradients)
 
 
 @step

@@ -21,7 +21,7 @@ from nbbn._compiler.jit import (
     step,
 )
 from nbbn._compiler.vectors import working_dtype
-from nbbn._kernels.coefficients import gradient_form, inference_form
+from nbbn._kernels.coefficients import gradient_form, inference_form, parameter_gradients
 from nbbn._kernels.memory import ONE, ZERO, larger, smaller
 from nbbn._kernels.runs import (
     PIECE,
@@ -141,13 +141,15 @@ def gradient_sums_of_runs(
     table: Table,
     sums: OutTable,
     form: OutForm,
+    gradients: OutForm,
     count: Float,
     freedom: Float,
     group: Int,
 ) -> None:
     """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``sums``.
 
-    And to ``form`` the coefficients of `gradient_of_runs`, of ``count`` values a channel.
+    And to ``form`` the coefficients of `gradient_of_runs`, of ``count`` values a channel;
+    and to ``gradients`` those with respect to gamma and beta.
 
     Where ``mask`` is 0, (outer, inner) without gaps, x may be NaN. Reads both arrays once. Parallel over the
     parts of groups of channels.
@@ -163,6 +165,7 @@ def gradient_sums_of_runs(
         add_up_group(grad_y, x, Sums(mask, table, parts), first, stop, part)
     add_parts(parts, widths, ZERO, channels, channels, ONE, sums)
     gradient_form(table, sums, ZERO, channels, count, freedom, form)
+    parameter_gradients(table, sums, ZERO, channels, gradients)
 
 
 @step
@@ -188,6 +191,7 @@ def differentiate_groups(
     mask: IfWeights,
     table: Table,
     sums: OutTable,
+    gradients: OutForm,
     count: Float,
     freedom: Float,
     streaming: Int,
@@ -210,5 +214,6 @@ def differentiate_groups(
             add_up_group(grad_y, x, Sums(mask, table, parts), first, stop, part)
         add_parts(parts, widths, first, stop, channels, ONE, sums)
         gradient_form(table, sums, first, stop, count, freedom, form)
+        parameter_gradients(table, sums, first, stop, gradients)
         to = GradientTarget(grad_x, mask, form, streaming)
         differentiate_group(grad_y, x, to, first, stop)
