@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nbbn._bench import recording
-from nbbn._bench.options import DEST_PREFIX, Selection, add_options, make_selection
-from nbbn._bench.race import Race, Result
-from nbbn._bench.report import as_json, summary_lines
+from benchmarks.harness import recording
+from benchmarks.harness.options import DEST_PREFIX, Selection, add_options, make_selection
+from benchmarks.harness.race import Race, Result
+from benchmarks.harness.report import as_json, summary_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

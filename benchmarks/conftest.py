@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from nbbn._bench.cases import Case
-from nbbn._bench.machine import describe_machine
-from nbbn._bench.options import Selection, add_options, make_selection
-from nbbn._bench.race import Race, Result
-from nbbn._bench.report import summary_lines
+from benchmarks.harness.cases import Case
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.options import Selection, add_options, make_selection
+from benchmarks.harness.race import Race, Result
+from benchmarks.harness.report import summary_lines
 
 _RESULTS = pytest.StashKey[dict[Case, Result]]()
 _VERSIONS = pytest.StashKey[dict[str, str]]()

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import nbbn
-from nbbn._bench.machine import describe_machine
+from benchmarks.harness.machine import describe_machine
 from nbbn.cli import main as command
 
 _BUFFER = 1 << 22  # bytes; larger and smaller ones were not faster

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.machine import describe_run
 from benchmarks.performance import failures, noise, not_fastest, peer_tables, run_of
 from benchmarks.table import ROOT, rewrite
-from nbbn._bench.overview import describe_run
 
 FOLDER = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "benchmarks.md"

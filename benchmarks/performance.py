@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.cases import ALL_OPERATIONS, STATISTICS, Case
+from benchmarks.harness.implementations import BASELINE, LIMITS, UNADORNED
+from benchmarks.harness.machine import describe_run
+from benchmarks.harness.race import Result
+from benchmarks.harness.report import from_json
+from benchmarks.harness.shapes import Shape, format_shape
 from benchmarks.table import ROOT, keep, write_readme
-from nbbn._bench.cases import ALL_OPERATIONS, STATISTICS, Case
-from nbbn._bench.implementations import BASELINE, LIMITS, UNADORNED
-from nbbn._bench.overview import behind, describe_run, format_ratio, timed_peers
-from nbbn._bench.race import Result
-from nbbn._bench.report import NOISY_RATIO, format_seconds, from_json
-from nbbn._bench.shapes import Shape, format_shape
+from nbbn.cli._bench_table import NOISY_RATIO, behind, format_ratio, format_seconds, timed_peers
 
 STARTUP = ROOT / "benchmarks" / "startup.json"
 PAGE = ROOT / "docs" / "performance.md"
@@ -552,7 +553,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     # Only where it is drawn: the test of the page does without matplotlib.
     import matplotlib
 
-    from nbbn._bench.plot import make_figure
+    from nbbn.cli._bench_plot import make_figure
 
     results = run_of(record).results
     threads = max(result.case.threads for result in results)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbbn._bench.machine import describe_machine
+from benchmarks.harness.machine import describe_machine
 
 _IMPORT = """
 import time

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbbn._bench.report import condensed
-from nbbn._bench.shapes import FEATURES, RESNET50_IMAGES
+from benchmarks.harness.report import condensed
+from benchmarks.harness.shapes import FEATURES, RESNET50_IMAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "benchmarks" / "recorded.json"

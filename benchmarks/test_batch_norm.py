@@ -9,9 +9,9 @@ from itertools import chain
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from nbbn._bench.cases import Case
-from nbbn._bench.race import Outcome, Race, Result
-from nbbn._bench.shapes import parse_shape
+from benchmarks.harness.cases import Case
+from benchmarks.harness.race import Outcome, Race, Result
+from benchmarks.harness.shapes import parse_shape
 
 
 class Replay:

@@ -1,6 +1,8 @@
 """The harness itself: it has to reject wrong results, and to report what was measured."""
 
+import argparse
 import itertools
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,8 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.test_batch_norm import Replay
-from nbbn._bench.cases import (
+from benchmarks.harness.cases import (
     ALL_OPERATIONS,
     DTYPES,
     FUSED,
@@ -23,18 +24,21 @@ from nbbn._bench.cases import (
     Case,
     list_cases,
 )
-from nbbn._bench.implementations import IMPLEMENTATIONS, LIMITS, UNADORNED
-from nbbn._bench.implementations.yardsticks import _Trips
-from nbbn._bench.problem import (
+from benchmarks.harness.implementations import IMPLEMENTATIONS, LIMITS, UNADORNED
+from benchmarks.harness.implementations.yardsticks import _Trips
+from benchmarks.harness.options import USUAL_FUSED, add_options, make_selection
+from benchmarks.harness.problem import (
     TOLERANCE,
     Problem,
     WrongResultError,
     check_outputs,
     make_problem,
 )
-from nbbn._bench.race import Outcome, Race, Result, Worker, WorkerDiedError
-from nbbn._bench.report import as_json, format_seconds, from_json, summary_lines
-from nbbn._bench.shapes import expand_shapes, parse_shape
+from benchmarks.harness.race import Outcome, Race, Result, Worker, WorkerDiedError
+from benchmarks.harness.report import as_json, condensed, from_json, summary_lines
+from benchmarks.harness.shapes import expand_shapes, parse_shape
+from benchmarks.test_batch_norm import Replay
+from nbbn.cli._bench_table import format_seconds
 
 CASES = list_cases(
     operations=ALL_OPERATIONS,
@@ -106,7 +110,7 @@ def test_a_race_times_every_round_and_checks() -> None:
 
 def test_a_worker_that_dies_fails_its_case_only() -> None:
     with pytest.raises(WorkerDiedError, match="KeyError: 'nobody'"):
-        Worker("nobody", 1).greet()
+        Worker("nobody", 1).receive()
     with Race(["nobody", "numpy"], rounds=1, seconds=0.0) as race:
         outcomes = race.run(CASE).outcomes
     assert outcomes["nobody"].status == "failed"
@@ -426,3 +430,69 @@ def test_ratios_come_back_from_json() -> None:
     lines = summary_lines([result], {})
     assert any("2.50" in line and "plain stores, serial" in line for line in lines)
     assert from_json(as_json([result], Race(outcomes, rounds=1, seconds=0.0))) == [result]
+
+
+TRAINING = Case("training", (32, 64, 56, 56), 2)
+
+
+def _result(case: Case, times: dict[str, float], **others: Outcome) -> Result:
+    timed = {name: Outcome(durations=[time] * 3) for name, time in times.items()}
+    return Result(case, timed | others)
+
+
+def test_a_condensed_record_has_the_same_ratios() -> None:
+    mixed = Case("inference", (8, 3), 1, variant="out", params="float64")
+    results = [
+        _result(
+            TRAINING,
+            {"nbbn": 2.0, "torch": 3.0, "two-trip": 1.0},
+            numpy=Outcome("failed", "x\nwrong"),
+        ),
+        _result(mixed, {"nbbn": 2.0, "copy-affine": 1.5}, torch=Outcome("skipped", "no")),
+    ]
+    results[0].outcomes["nbbn"] = Outcome(durations=[1.0, 2.0, 9.0], note="serial")
+    kept = from_json(
+        json.loads(json.dumps(condensed(as_json(results, Race((), rounds=1, seconds=0)))))
+    )
+    assert [r.case for r in kept] == [TRAINING, mixed]
+    assert kept[0].ratio("torch") == 1.5
+    assert kept[0].ratio("torch", "minimum") == 3.0
+    assert kept[0].ratio_to_limit("nbbn") == 2.0
+    assert kept[0].outcomes["nbbn"].note == "serial"
+    assert kept[0].outcomes["numpy"].reason == "wrong"
+    assert "torch" not in kept[1].outcomes
+
+
+def test_named_operations_are_measured_on_all_shapes() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser.add_argument)
+    options = ["--quick", "--operations", f"{USUAL_FUSED},moments", "--dtypes", "bfloat16,float32"]
+    cases = make_selection(parser.parse_args(options)).cases
+    fused, moments = (
+        [case for case in cases if case.operation == name] for name in (USUAL_FUSED, "moments")
+    )
+    assert {case.shape for case in fused} == {case.shape for case in moments}
+    assert {case.dtype for case in fused} == {"bfloat16", "float32"}
+    assert {case.dtype for case in moments} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--shapes", "huge"], "'huge' (or name a set: resnet50"),
+        (["--shapes", "8x0"], "at least 1"),
+        (["--threads", "0"], "not a positive whole number"),
+        (["--implementations", "numpi"], "'numpi' is none of nbbn"),
+        (["--operations", "sleep"], "'sleep' is none of inference"),
+        (["--dtypes", "float8"], "'float8' is none of float32"),
+        (["--seconds", "-1"], "not a number of seconds"),
+    ],
+)
+def test_bad_options_are_told(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser.add_argument)
+    with pytest.raises(SystemExit):
+        parser.parse_args(arguments)
+    assert expected in capsys.readouterr().err

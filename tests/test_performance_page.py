@@ -2,30 +2,31 @@
 
 import importlib
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nbbn._bench.cases import Case, is_defined
-from nbbn._bench.implementations import LIMITS
-from nbbn._bench.race import Outcome, Race, Result
-from nbbn._bench.recording import SETS, recorded_cases
-from nbbn._bench.report import as_json, condensed, from_json
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # benchmarks/ is no part of what is installed
+
+from benchmarks.harness.cases import Case, is_defined  # noqa: E402
+from benchmarks.harness.implementations import LIMITS  # noqa: E402
+from benchmarks.harness.race import Outcome, Race, Result  # noqa: E402
+from benchmarks.harness.recording import SETS, recorded_cases  # noqa: E402
+from benchmarks.harness.report import as_json, condensed, from_json  # noqa: E402
+
 IMAGE = (32, 64, 56, 56)
 
 
 @pytest.fixture
-def performance(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
+def performance():
     return importlib.import_module("benchmarks.performance")
 
 
 @pytest.fixture
-def pages(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
+def pages():
     return importlib.import_module("benchmarks.pages")
 
 

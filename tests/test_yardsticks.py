@@ -1,14 +1,31 @@
 """The loops that nbbn's speed is compared with compute what they say, over the whole array."""
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from nbbn.kernels import yardsticks
+from nbbn._bench import yardsticks
+from nbbn._compiler.jit import Variant
 
 pytestmark = pytest.mark.long
 
 SIZES = (5, 16, 1000, yardsticks.STRIDE, yardsticks.STRIDE + 24, 5 * yardsticks.STRIDE + 7)
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """All loops: a copy and a fused one are in benchmarks/."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent))
+    return importlib.import_module("benchmarks.harness.loops")
+
+
+def run(loop, dtype, parallel, x, second, *others):
+    """Call the variant for these arrays, each as a stack of one row."""
+    stacks = [a.reshape(1, 1, -1) if isinstance(a, np.ndarray) else a for a in (x, second, *others)]
+    loop.variant(Variant(dtype, parallel, residual=second is not None))(*stacks)
 
 
 def aligned(size, dtype):
@@ -45,9 +62,9 @@ def parallel(request):
 def test_reading(size, dtype, parallel):
     a, b = random(size, dtype), random(size, dtype, seed=1)
     sums = np.full(-(-size // yardsticks.STRIDE), np.nan, dtype)
-    yardsticks.read.variant(dtype, None, parallel)(a, sums)
+    run(yardsticks.read, dtype, parallel, a, None, sums)
     np.testing.assert_allclose(sums, piece_sums(a), rtol=TOLERANCE[dtype])
-    yardsticks.read_two.variant(dtype, None, parallel)(a, b, sums)
+    run(yardsticks.read, dtype, parallel, a, b, sums)
     np.testing.assert_allclose(sums, piece_sums(a, b), rtol=TOLERANCE[dtype])
 
 
@@ -57,17 +74,17 @@ def test_reading(size, dtype, parallel):
 @pytest.mark.parametrize(
     ("name", "inputs", "adds_sums"),
     [
-        ("copy_affine", 1, False),
-        ("combine", 2, False),
-        ("read_then_affine", 1, True),
-        ("read_two_then_combine", 2, True),
+        ("write", 1, False),
+        ("write", 2, False),
+        ("read_then_write", 1, True),
+        ("read_then_write", 2, True),
     ],
 )
-def test_writing(name, inputs, adds_sums, size, dtype, streaming, parallel):
+def test_writing(loops, name, inputs, adds_sums, size, dtype, streaming, parallel):
     arrays = [random(size, dtype, seed) for seed in range(inputs)]
     y = aligned(size, dtype)
     y[...] = -7
-    getattr(yardsticks, name).variant(dtype, None, parallel)(*arrays, y, streaming)
+    run(getattr(loops, name), dtype, parallel, *[*arrays, None][:2], y, streaming)
     shift = beside(piece_sums(*arrays), size) if adds_sums else 0.25
     expected = 0.75 * arrays[0].astype(np.float64) + sum(arrays[1:]) + shift
     used = size // 16 * 16
@@ -77,13 +94,14 @@ def test_writing(name, inputs, adds_sums, size, dtype, streaming, parallel):
 
 @pytest.mark.parametrize("streaming", [0, 1], ids=["plain", "streaming"])
 @pytest.mark.parametrize("size", SIZES)
-def test_copying_keeps_every_bit(size, streaming, parallel):
+def test_copying_keeps_every_bit(loops, size, streaming, parallel):
     x, y = aligned(size, np.float32), aligned(size, np.float32)
     # NaN with all sorts of bits, too: pairs of half types are copied like this
     bits = np.random.default_rng(0).integers(0, 2**32, size, dtype=np.uint32)
     x.view(np.uint32)[...] = bits
     y[...] = -7
-    yardsticks.copy.variant(np.float32, None, parallel)(x, y, streaming)
+    stacks = (array.reshape(1, 1, size) for array in (x, y))
+    loops.copy.variant(Variant(np.float32, parallel))(*stacks, streaming)
     used = size // 16 * 16
     np.testing.assert_array_equal(y.view(np.uint32)[:used], bits[:used])
     assert (y[used:] == -7).all()
@@ -95,7 +113,7 @@ def test_bytes_become_float32(size, streaming, parallel):
     x, y = aligned(size, np.uint8), aligned(size, np.float32)
     x[...] = np.random.default_rng(0).integers(0, 256, size)
     y[...] = -7
-    yardsticks.copy_affine.variant(np.uint8, None, parallel)(x, y, streaming)
+    run(yardsticks.write, np.uint8, parallel, x, None, y, streaming)
     used = size // 16 * 16
     np.testing.assert_array_equal(y[:used], 0.75 * x[:used] + 0.25)
     assert (y[used:] == -7).all()
@@ -106,7 +124,7 @@ def test_half_types_are_combined_as_float32(size, parallel):
     a, b = (random(size, np.float16, seed) for seed in range(2))
     y = aligned(size, np.float16)
     bits = [array.view(np.uint16) for array in (a, b, y)]
-    yardsticks.combine.variant(np.uint16, None, parallel)(*bits, 0)
+    run(yardsticks.write, np.uint16, parallel, *bits, 0)
     used = size // 16 * 16
     expected = 0.75 * a[:used].astype(np.float32) + (b[:used].astype(np.float32) + np.float32(0.25))
     np.testing.assert_allclose(y[:used], expected, rtol=2**-10)
@@ -116,5 +134,5 @@ def test_half_types_are_combined_as_float32(size, parallel):
 def test_in_place(dtype, parallel):
     x = random(1000, dtype)
     expected = 0.75 * x + dtype(0.25)
-    yardsticks.copy_affine.variant(dtype, None, parallel)(x, x, 0)
+    run(yardsticks.write, dtype, parallel, x, None, x, 0)
     np.testing.assert_allclose(x[:992], expected[:992], rtol=TOLERANCE[dtype])

@@ -1,5 +1,5 @@
-"""Speed of nbbn beside its peers: one registry of implementations, one list of shapes, one engine.
+"""``nbbn bench``: how fast this machine is with nbbn, beside other libraries and its own limit.
 
-``nbbn bench``, ``pytest benchmarks/`` and ``python -m benchmarks.compare`` are faces of `race`. Part
-of the package, so that what is installed can be measured; nothing of the package imports it.
+Each library runs in a process of its own (`worker`), and is timed in turn with the others (`race`). More libraries,
+types and layouts are measured by ``benchmarks/`` of a checkout, which is built on this.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import statistics
@@ -14,20 +15,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from nbbn._bench.cases import Case
-from nbbn._bench.implementations import BASELINE, IMPLEMENTATIONS, LIMITS
+BASELINE = "nbbn"
+"""The implementation that every other one is compared with."""
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-)
 MIN_ROUNDS = 5
 ANSWER_LIMIT_SECONDS = 600.0
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class WorkerDiedError(Exception):
@@ -38,8 +33,7 @@ class WorkerDiedError(Exception):
 class Outcome:
     """What one implementation did in one race: ``durations`` are seconds per call, by round.
 
-    ``note`` says which of its ways it took, where it has several. ``kept`` has what a condensed
-    record keeps of the durations, median and minimum.
+    ``status`` is timed, skipped or failed; ``note`` says which of its ways it took, where it has several.
     """
 
     status: str = "timed"
@@ -47,24 +41,23 @@ class Outcome:
     loops: int = 1
     durations: list[float] = field(default_factory=list)
     note: str = ""
-    kept: dict[str, float] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
         """The median of the durations."""
-        return statistics.median(self.durations) if self.durations else self.kept["median"]
+        return statistics.median(self.durations)
 
     @property
     def minimum(self) -> float:
         """The least of the durations."""
-        return min(self.durations) if self.durations else self.kept["minimum"]
+        return min(self.durations)
 
 
 @dataclass
 class Result:
     """One race: what each implementation did, in the order of the registry."""
 
-    case: Case
+    case: Any
     outcomes: dict[str, Outcome]
 
     def ratio_to(self, name: str, reference: str, statistic: str = "median") -> float | None:
@@ -79,61 +72,45 @@ class Result:
 
     def ratio_to_limit(self, name: str, statistic: str = "median") -> float | None:
         """Return the time of ``name`` over that of the operation's yardstick."""
-        return self.ratio_to(name, LIMITS[self.case.operation], statistic)
+        return self.ratio_to(name, self.case.limit, statistic)
 
 
 class Worker:
     """The parent's end of `nbbn._bench.worker`; its library loads while others are started."""
 
-    def __init__(self, implementation: str, threads: int) -> None:
+    def __init__(self, registry: str, implementation: str, threads: int) -> None:
         # The nbbn that runs here, and not one in the current folder (-P).
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+        modules = [sys.modules[name.partition(".")[0]] for name in (__name__, registry)]
+        paths = [str(Path(str(module.__file__)).parents[1]) for module in modules]
+        paths += filter(None, [os.environ.get("PYTHONPATH")])
         warnings = [f"-W{option}" for option in sys.warnoptions]
         command = [sys.executable, "-P", *warnings, "-m", "nbbn._bench.worker"]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self._process = subprocess.Popen(
-            [*command, implementation, str(threads)],
+            [*command, registry, implementation, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(paths)}
+            | dict.fromkeys(_THREADS, str(threads)),
         )
 
-    def greet(self) -> dict[str, Any]:
-        """Wait until the library is loaded; return its versions, or why there are none.
-
-        Raises
-        ------
-        WorkerDiedError
-            If the process ended instead.
-        """
-        return self._receive()
-
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request and return its answer.
-
-        Raises
-        ------
-        WorkerDiedError
-            If there is none.
-        """
+        """Send a request and return its answer; `WorkerDiedError` if there is none."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
-        return self._receive()
+        return self.receive()
 
-    def _receive(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
+        """Return the next answer; the first one is unasked: versions, or why there are none."""
         assert self._process.stdout is not None
         watchdog = threading.Timer(ANSWER_LIMIT_SECONDS, self._process.kill)
         watchdog.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            watchdog.cancel()
+        line = self._process.stdout.readline()
+        watchdog.cancel()
         if line:
             answer: dict[str, Any] = json.loads(line)
             return answer
@@ -146,9 +123,8 @@ class Worker:
     def close(self) -> None:
         """End the process; closing twice is allowed."""
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+            with suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -163,24 +139,21 @@ class Race:
     A race makes up to ``rounds`` rounds; after the fifth it ends once ``seconds`` have passed.
     """
 
+    registry: ClassVar[str] = "nbbn._bench.libraries"
+
     def __init__(self, implementations: Iterable[str], *, rounds: int, seconds: float) -> None:
+        self.known = importlib.import_module(self.registry).IMPLEMENTATIONS
         self.implementations = tuple(implementations)
-        self.rounds = rounds
-        self.seconds = seconds
+        self.rounds, self.seconds = rounds, seconds
         self.versions: dict[str, str] = {}
         self._threads = 0
         self._workers: dict[str, Worker] = {}
-        self._absent: dict[str, Outcome] = {}
+        self._absent: dict[str, dict[str, Any]] = {}  # why it could not be started
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -189,73 +162,55 @@ class Race:
             self._workers.popitem()[1].close()
         self._absent.clear()
 
-    def run(self, case: Case) -> Result:
+    def run(self, case: Any) -> Result:
         """Check and time every implementation on ``case``."""
         if case.threads != self._threads:
             self.close()
             self._threads = case.threads
         result = Result(case, {name: Outcome() for name in self.implementations})
-        declined = {name: self._decline(name, case) for name in self.implementations}
-        self._start([name for name, answer in declined.items() if answer is None])
         for name, outcome in result.outcomes.items():
-            answer = declined[name] or self._is_absent(name)
-            answer = answer or self._ask(name, "prepare", case=case.to_dict())
-            self._note(outcome, answer)
+            reason = self.known[name].declines(case) if name in self.known else None
+            _note(outcome, {} if reason is None else {"skipped": reason})
+        self._start(_timed(result))
+        for name in _timed(result):
+            outcome = result.outcomes[name]
+            answer = self._absent.get(name) or self._ask(name, "prepare", case=case.to_dict())
+            _note(outcome, answer)
             outcome.loops, outcome.note = answer.get("loops", 1), answer.get("note", "")
         self._run_rounds(result)
-        for name, outcome in result.outcomes.items():
-            if outcome.status == "timed":
-                self._ask(name, "release")
+        for name in _timed(result):
+            self._ask(name, "release")
         return result
 
     def _run_rounds(self, result: Result) -> None:
         start = time.monotonic()
-        least = min(MIN_ROUNDS, self.rounds)
         for number in range(self.rounds):
-            racers = [name for name, o in result.outcomes.items() if o.status == "timed"]
-            if not racers or (number >= least and time.monotonic() - start > self.seconds):
+            racers = _timed(result)
+            is_late = number >= MIN_ROUNDS and time.monotonic() - start > self.seconds
+            if not racers or is_late:
                 return
             # Whoever always ran after the same neighbour would always find the same caches.
             first = number % len(racers)
             for name in racers[first:] + racers[:first]:
-                outcome = result.outcomes[name]
                 answer = self._ask(name, "measure")
-                self._note(outcome, answer)
-                if outcome.status == "timed":
-                    outcome.durations.append(answer["seconds"])
-
-    @staticmethod
-    def _note(outcome: Outcome, answer: dict[str, Any]) -> None:
-        for status in ("skipped", "failed"):
-            if status in answer:
-                outcome.status, outcome.reason = status, answer[status]
-
-    def _decline(self, name: str, case: Case) -> dict[str, Any] | None:
-        known = IMPLEMENTATIONS.get(name)
-        reason = known.declines(case) if known is not None else None
-        return {"skipped": reason} if reason is not None else None
+                _note(result.outcomes[name], answer)
+                if "seconds" in answer:
+                    result.outcomes[name].durations.append(answer["seconds"])
 
     def _start(self, names: Iterable[str]) -> None:
         """Start the workers of ``names`` that do not run, all at a time: loading takes seconds."""
         new = [name for name in names if name not in self._workers and name not in self._absent]
-        for name in new:
-            self._workers[name] = Worker(name, self._threads)
+        self._workers |= {name: Worker(self.registry, name, self._threads) for name in new}
         for name in new:
             try:
-                greeting = self._workers[name].greet()
+                greeting = self._workers[name].receive()
             except WorkerDiedError as error:
                 greeting = {"failed": str(error)}
             if "versions" in greeting:
                 self.versions |= greeting["versions"]
-                continue
-            self._workers.pop(name).close()
-            self._absent[name] = Outcome()
-            self._note(self._absent[name], greeting)
-
-    def _is_absent(self, name: str) -> dict[str, Any] | None:
-        """Return why the implementation could not be started, or None."""
-        outcome = self._absent.get(name)
-        return None if outcome is None else {outcome.status: outcome.reason}
+            else:
+                self._workers.pop(name).close()
+                self._absent[name] = greeting
 
     def _ask(self, name: str, do: str, **arguments: Any) -> dict[str, Any]:
         try:
@@ -263,3 +218,13 @@ class Race:
         except WorkerDiedError as error:
             del self._workers[name]
             return {"failed": str(error)}
+
+
+def _note(outcome: Outcome, answer: dict[str, Any]) -> None:
+    for status in ("skipped", "failed"):
+        if status in answer:
+            outcome.status, outcome.reason = status, answer[status]
+
+
+def _timed(result: Result) -> list[str]:
+    return [name for name, outcome in result.outcomes.items() if outcome.status == "timed"]

@@ -7,6 +7,7 @@ output. Between two requests the process is blocked on the pipe and none of its 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import sys
@@ -14,9 +15,8 @@ import time
 import traceback
 from typing import Any
 
-from nbbn._bench.cases import Case
-from nbbn._bench.implementations import IMPLEMENTATIONS, Implementation, UnsupportedError
-from nbbn._bench.problem import WrongResultError, make_problem
+from nbbn._bench.base import Implementation
+from nbbn._bench.problem import WrongResultError
 from nbbn._bench.timer import Timer
 
 SETTLE_LIMIT_SECONDS = 0.5
@@ -41,25 +41,24 @@ class Worker:
         self.implementation = implementation
         self.timer: Timer | None = None
 
-    def answer(self, request: dict[str, Any]) -> Answer:
-        """Do what ``request`` says; whatever goes wrong is part of the answer."""
-        answer: Answer
+    def answer(self, do: str, **arguments: Any) -> Answer:
+        """Do what a request says; whatever goes wrong is part of the answer."""
         try:
-            answer = getattr(self, request.pop("do"))(**request)
-        except UnsupportedError as error:
-            answer = {"skipped": str(error)}
+            found: Answer = getattr(self, do)(**arguments)
+        except NotImplementedError as error:
+            found = {"skipped": str(error)}
         except WrongResultError as error:
-            answer = {"failed": f"wrong result: {error}"}
+            found = {"failed": f"wrong result: {error}"}
         except Exception:
-            answer = {"failed": traceback.format_exc().rstrip()}
-        if "failed" in answer or "skipped" in answer:
+            found = {"failed": traceback.format_exc().rstrip()}
+        if "failed" in found or "skipped" in found:
             self.release()
         settle()
-        return answer
+        return found
 
     def prepare(self, case: dict[str, Any]) -> Answer:
         """Make the input, check the first result, calibrate."""
-        problem = make_problem(Case.from_dict(case))
+        problem = self.implementation.problem(case)
         prepared = self.implementation.prepare(problem)
         self.implementation.verify(problem, prepared, prepared.call())
         del problem
@@ -70,8 +69,7 @@ class Worker:
 
     def measure(self) -> Answer:
         """Time the call."""
-        if self.timer is None:
-            return {"failed": "nothing is prepared"}
+        assert self.timer is not None
         return {"seconds": self.timer.measure()}
 
     def release(self) -> Answer:
@@ -100,19 +98,17 @@ def load(implementation: Implementation, threads: int) -> Answer:
         return {"failed": traceback.format_exc().rstrip()}
 
 
-def main() -> None:
+def main(registry: str, name: str, threads: str) -> None:
     """Serve requests until standard input ends."""
-    name, threads = sys.argv[1], int(sys.argv[2])
     # A library that prints must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    implementation = IMPLEMENTATIONS[name]
-    worker = Worker(implementation)
+    worker = Worker(importlib.import_module(registry).IMPLEMENTATIONS[name])
     with answers:
-        print(json.dumps(load(implementation, threads)), file=answers, flush=True)
+        print(json.dumps(load(worker.implementation, int(threads))), file=answers, flush=True)
         for line in sys.stdin:
-            print(json.dumps(worker.answer(json.loads(line))), file=answers, flush=True)
+            print(json.dumps(worker.answer(**json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

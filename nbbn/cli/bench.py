@@ -4,25 +4,64 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nbbn
-from nbbn._bench.implementations import BASELINE, LIMITS
-from nbbn._bench.options import Selection, add_options, make_selection
-from nbbn._bench.overview import overview_lines
-from nbbn._bench.race import Race, Result
-from nbbn._bench.report import as_json
+from nbbn._bench.cases import FUSED, OPERATIONS, Case, Shape
+from nbbn._bench.libraries import IMPLEMENTATIONS
+from nbbn._bench.race import BASELINE, Outcome, Race, Result
 from nbbn.cli import _files
+from nbbn.cli._bench_table import overview_lines
 from nbbn.cli._errors import CommandError
 from nbbn.cli._progress import Progress
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+BATCH = 32
+RESNET50_IMAGES: tuple[Shape, ...] = (
+    (64, 112, 112),
+    (64, 56, 56),
+    (256, 56, 56),
+    (128, 56, 56),
+    (128, 28, 28),
+    (512, 28, 28),
+    (256, 28, 28),
+    (256, 14, 14),
+    (1024, 14, 14),
+    (512, 14, 14),
+    (512, 7, 7),
+    (2048, 7, 7),
+)
+"""(channels, height, width) of every distinct batch normalization in ResNet-50, in order."""
+
+FEATURES: tuple[Shape, ...] = (
+    (1, 64),
+    (32, 256),
+    (128, 256),
+    (1024, 1024),
+    (65536, 256),
+    (1_000_000, 32),
+)
+"""(samples, features): dense layers and tables, from the smallest call upwards."""
+
+QUICK: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 256, 14, 14), (32, 2048, 7, 7), (128, 256))
+"""A sample of the others for ``--quick``: larger than a core's cache, inside it, 7x7, a table."""
+
+QUICK_FUSED: tuple[Shape, ...] = ((32, 256, 14, 14), (128, 256))
+"""Of these the ones that a fused operation is measured on, too: images and a table."""
+
 _INSTALL = 'pip install "nbbn[demo]"'
+
+# rounds of a race at most, and the seconds after which it ends
+_THOROUGH = (15, 1.5)
+_BRIEF = (7, 0.5)
 
 
 def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,9 +76,8 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "bench",
         help="measure this machine: nbbn beside other libraries and the memory's limit",
         description=(
-            "Time nbbn beside NumPy, whichever of torch, onnxruntime, jax, openvino and "
-            "scikit-learn is installed, and loops that only move the memory. --quick takes less "
-            "than a minute."
+            "Time nbbn beside NumPy, whichever of torch, onnxruntime and scikit-learn is installed, "
+            "and loops that only move the memory, in float32."
         ),
         epilog=f"--plot needs matplotlib: {_INSTALL}",
         allow_abbrev=False,
@@ -51,7 +89,11 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="FILE",
         help="draw bars beside the limit; the suffix says how: .png, .svg or .pdf",
     )
-    add_options(parser.add_argument)
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer shapes and rounds, one thread count: 1 to 3 minutes",
+    )
     parser.set_defaults(run=run)
 
 
@@ -61,26 +103,23 @@ def run(arguments: argparse.Namespace) -> None:
     Parameters
     ----------
     arguments
-        The parsed command line: ``json``, ``plot``, and what ``add_options`` declares.
+        The parsed command line: ``json``, ``plot`` and ``quick``.
 
     Raises
     ------
     CommandError
-        Where matplotlib is missing, a file cannot be written, the options leave nothing to
-        measure or to draw, or nbbn itself failed.
+        Where matplotlib is missing, a file cannot be written, or nbbn itself failed.
     """
-    selection = make_selection(arguments)
     # Before the work: a mistyped path should not cost minutes.
-    _check(selection, arguments)
+    _check(arguments)
     compiled, started = _count_compiled(), time.monotonic()
-    with Race(
-        selection.implementations, rounds=selection.rounds, seconds=selection.seconds
-    ) as race:
-        results = _run_all(race, selection)
+    rounds, seconds = _BRIEF if arguments.quick else _THOROUGH
+    with Race(IMPLEMENTATIONS, rounds=rounds, seconds=seconds) as race:
+        results = _run_all(race, list_cases(arguments.quick, usable_cores()))
     print("\n".join(overview_lines(results, race.versions)))
     _print_duration(time.monotonic() - started, _count_compiled() - compiled)
     if arguments.json is not None:
-        text = json.dumps(as_json(results, race), indent=1) + "\n"
+        text = json.dumps(_as_json(results, race), indent=1) + "\n"
         _files.write_text(arguments.json, text, "--json")
         print(f"All numbers are in {arguments.json}")
     if arguments.plot is not None:
@@ -88,37 +127,77 @@ def run(arguments: argparse.Namespace) -> None:
     _fail_with(results)
 
 
-def _check(selection: Selection, arguments: argparse.Namespace) -> None:
-    if not selection.cases:
-        raise CommandError("the options leave nothing to measure")
+def usable_cores() -> int:
+    """Return the number of cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def list_cases(quick: bool, cores: int) -> tuple[Case, ...]:
+    """Return what ``nbbn bench`` measures; threads vary slowest, so that workers are kept long."""
+    shapes = QUICK if quick else (*((BATCH, *image) for image in RESNET50_IMAGES), *FEATURES)
+    counts = [count for count in (1, 2) if count <= cores]
+    return tuple(
+        Case(operation, shape, count)
+        # the same libraries loaded again for another count would take half of the time
+        for count in (counts[-1:] if quick else counts)
+        for operation in (*OPERATIONS, FUSED)
+        for shape in (QUICK_FUSED if quick and operation == FUSED else shapes)
+        # one value a channel has no variance to train with
+        if shape != (1, 64) or operation in ("inference", "moments", FUSED)
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         _files.check_file(arguments.json, "--json")
-    if arguments.plot is None:
-        return
-    _load_plot()
-    _files.check_figure(arguments.plot)
-    wanted = dict.fromkeys([BASELINE, *(LIMITS[case.operation] for case in selection.cases)])
-    missing = [name for name in wanted if name not in selection.implementations]
-    if missing:
-        raise CommandError(f"--plot: --implementations has to name {', '.join(missing)}, too")
+    if arguments.plot is not None:
+        _load_plot()
+        _files.check_figure(arguments.plot)
 
 
 def _load_plot() -> ModuleType:
     try:
-        from nbbn._bench import plot
+        from nbbn.cli import _bench_plot
     except ImportError as error:
         reason = str(error).partition("\n")[0]
         raise CommandError(f"matplotlib is needed ({reason}); {_INSTALL}") from None
-    return plot
+    return _bench_plot
 
 
-def _run_all(race: Race, selection: Selection) -> list[Result]:
+def _run_all(race: Race, cases: Sequence[Case]) -> list[Result]:
     results = []
-    with Progress(len(selection.cases), "Measuring") as progress:
-        for case in selection.cases:
+    with Progress(len(cases), "Measuring") as progress:
+        for case in cases:
             results.append(race.run(case))
             progress.advance()
     return results
+
+
+def _as_json(results: Sequence[Result], race: Race) -> dict[str, Any]:
+    """Return everything that was measured, where and with what; no path, and no name of the machine."""
+    config = {
+        k: v for k, v in nbbn.config().items() if k not in ("cache_directory", "cache_problem")
+    }
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": config,
+        "versions": dict(sorted(race.versions.items())),
+        "settings": {"rounds": race.rounds, "seconds": race.seconds},
+        "results": [
+            result.case.to_dict() | {"implementation": name} | _as_dict(outcome)
+            for result in results
+            for name, outcome in result.outcomes.items()
+        ],
+    }
+
+
+def _as_dict(outcome: Outcome) -> dict[str, Any]:
+    if outcome.status != "timed":
+        # The last line: a whole traceback would carry this machine's paths.
+        return {"status": outcome.status, "reason": outcome.reason.splitlines()[-1]}
+    return vars(outcome) | {"median": outcome.median, "minimum": outcome.minimum}
 
 
 def _count_compiled() -> int:

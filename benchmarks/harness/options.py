@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nbbn._bench import shapes
-from nbbn._bench.cases import (
+from benchmarks.harness import shapes
+from benchmarks.harness.cases import (
     ALL_OPERATIONS,
     DTYPES,
     LAYOUTS,
@@ -18,8 +18,8 @@ from nbbn._bench.cases import (
     Case,
     list_cases,
 )
-from nbbn._bench.implementations import IMPLEMENTATIONS, QUICK
-from nbbn._bench.machine import usable_cores
+from benchmarks.harness.implementations import IMPLEMENTATIONS, QUICK
+from nbbn.cli.bench import usable_cores
 
 DEST_PREFIX = "race_"
 

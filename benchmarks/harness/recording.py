@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from nbbn._bench.cases import (
+from benchmarks.harness.cases import (
     DTYPES,
     FUSED,
     LAYOUTS,
@@ -18,7 +18,7 @@ from nbbn._bench.cases import (
     Case,
     list_cases,
 )
-from nbbn._bench.shapes import FEATURES, ODD, Shape
+from benchmarks.harness.shapes import FEATURES, ODD, Shape
 
 THREADS = (1, 2)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from nbbn._bench.cases import STATISTICS, STORED, Case
-from nbbn._bench.implementations.base import (
+from benchmarks.harness.cases import STATISTICS, STORED, Case
+from benchmarks.harness.implementations.base import (
     Implementation,
     OfScaler,
     Prepared,
@@ -22,45 +21,19 @@ from nbbn._bench.implementations.base import (
     named_y,
     with_out,
 )
-from nbbn._bench.problem import EPS, MOMENTUM, Array, Mask, Problem
+from benchmarks.harness.problem import EPS, Array, Mask, Problem
+from nbbn._bench import libraries
 
 
-class Nbbn(OfScaler, Implementation):
+class Nbbn(OfScaler, Implementation, libraries.Nbbn):
     """The layer, the functions for moments and backward, and `nbbn.Standardizer`."""
 
-    name = "nbbn"
-    module = "nbbn"
     dtypes = STORED
     has_fused = True
 
-    def load(self, threads: int) -> None:
-        """Import nbbn, and keep it from asking how many cores there are."""
-        super().load(threads)
-        self.library.set_num_threads(threads)
-
-    def versions(self) -> dict[str, str]:
-        """Return the versions of nbbn and its compiler."""
-        compiler: dict[str, str] = importlib.import_module("nbbn._jit").versions()
-        return {Nbbn.name: str(self.library.__version__)} | compiler
-
-    def threads(self) -> int | None:
-        """Return the number that nbbn does not exceed."""
-        return int(self.library.get_num_threads())
-
     def _layer(self, problem: Problem) -> Any:
-        case = problem.case
-        layer = self.library.BatchNorm(
-            case.channels,
-            axis=case.axis,
-            eps=EPS,
-            momentum=MOMENTUM,
-            dtype=problem.gamma.dtype,
-            activation=case.activation,
-        )
-        layer.gamma[...], layer.beta[...] = problem.gamma, problem.beta
-        layer.running_mean[...] = problem.running_mean
-        layer.running_var[...] = problem.running_var
-        return layer
+        case, dtype = problem.case, problem.gamma.dtype
+        return self.layer(problem, axis=case.axis, dtype=dtype, activation=case.activation)
 
     def prepare_inference(self, problem: Problem) -> Prepared:
         """``layer(x)`` after ``layer.eval()``; for bytes ``normalize``."""

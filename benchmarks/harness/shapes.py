@@ -1,35 +1,22 @@
-"""The shapes that are measured, as plain data; this file imports nothing.
+"""The shapes that are measured, as plain data; those of ``nbbn bench`` are in `nbbn.cli.bench`.
 
 To measure another family of shapes, add a tuple and name it in `SHAPE_SETS`.
 """
 
-Shape = tuple[int, ...]
+from __future__ import annotations
 
-RESNET50_IMAGES: tuple[Shape, ...] = (
-    (64, 112, 112),
-    (64, 56, 56),
-    (256, 56, 56),
-    (128, 56, 56),
-    (128, 28, 28),
-    (512, 28, 28),
-    (256, 28, 28),
-    (256, 14, 14),
-    (1024, 14, 14),
-    (512, 14, 14),
-    (512, 7, 7),
-    (2048, 7, 7),
-)
-"""(channels, height, width) of every distinct batch normalization in ResNet-50, in order."""
+from nbbn._bench.cases import Shape, format_shape
+from nbbn.cli.bench import BATCH, FEATURES, QUICK, QUICK_FUSED, RESNET50_IMAGES
 
-FEATURES: tuple[Shape, ...] = (
-    (1, 64),
-    (32, 256),
-    (128, 256),
-    (1024, 1024),
-    (65536, 256),
-    (1_000_000, 32),
-)
-"""(samples, features): dense layers and tables, from the smallest call upwards."""
+__all__ = [
+    "FEATURES",
+    "QUICK_FUSED",
+    "RESNET50_IMAGES",
+    "Shape",
+    "expand_shapes",
+    "format_shape",
+    "parse_shape",
+]
 
 ODD: tuple[Shape, ...] = (
     (8, 1, 224, 224),
@@ -39,13 +26,7 @@ ODD: tuple[Shape, ...] = (
 )
 """One channel, three with large images, far more channels than samples, volumes."""
 
-QUICK: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 256, 14, 14), (32, 2048, 7, 7), (128, 256))
-"""A sample of the others for ``--quick``: larger than a core's cache, inside it, 7x7, a table."""
-
-QUICK_FUSED: tuple[Shape, ...] = ((32, 256, 14, 14), (128, 256))
-"""Of these the ones that a fused operation is measured on, too: images and a table."""
-
-DEFAULT_BATCHES: tuple[int, ...] = (32,)
+DEFAULT_BATCHES: tuple[int, ...] = (BATCH,)
 
 IMAGE_SETS: dict[str, tuple[Shape, ...]] = {"resnet50": RESNET50_IMAGES}
 """Sets that take their first dimension from ``--batch``."""
@@ -54,11 +35,6 @@ SHAPE_SETS: dict[str, tuple[Shape, ...]] = {"features": FEATURES, "odd": ODD, "q
 """Sets of whole shapes."""
 
 DEFAULT_SETS: tuple[str, ...] = ("resnet50", "features")
-
-
-def format_shape(shape: Shape) -> str:
-    """Return ``(32, 64, 56, 56)`` as ``32x64x56x56``."""
-    return "x".join(str(size) for size in shape)
 
 
 def parse_shape(text: str) -> Shape:

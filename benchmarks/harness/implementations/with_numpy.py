@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nbbn._bench.cases import DTYPES, STORED
-from nbbn._bench.implementations.base import (
+from benchmarks.harness.cases import DTYPES, STORED
+from benchmarks.harness.implementations.base import (
     Implementation,
     Outputs,
     Prepared,
@@ -22,7 +22,7 @@ from nbbn._bench.implementations.base import (
     reduced_axes,
     scale_and_shift,
 )
-from nbbn._bench.problem import EPS, MOMENTUM, Array, Problem, along_channels
+from benchmarks.harness.problem import EPS, MOMENTUM, Array, Problem, along_channels
 
 Known = tuple[int, Array, Array]
 """Count, mean and sum of squared deviations of the data so far."""

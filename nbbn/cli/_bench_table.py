@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from nbbn._bench.implementations import BASELINE, IMPLEMENTATIONS, LIMITS
-from nbbn._bench.machine import describe_machine
-from nbbn._bench.race import Result
-from nbbn._bench.report import NOISY_RATIO, format_seconds
-from nbbn._bench.shapes import format_shape
+import nbbn
+from nbbn._bench.cases import format_shape, format_threads
+from nbbn._bench.race import BASELINE, Result
 
 WIDTH = 100
 
+LIBRARIES = (BASELINE, "numpy", "torch", "onnxruntime", "jax", "openvino", "sklearn")
+"""In the order of tables; all others are yardsticks. Two of them are in runs of ``benchmarks/`` only."""
+
+# Rounds of the same call that differ by more were disturbed.
+NOISY_RATIO = 1.5
+
+_UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
+
 _EXPLANATION = (
-    f"{BASELINE}: time of a call, median. of limit: that time over the yardstick's, which only moves "
+    f"{BASELINE}: time of a call, median. of limit: that time over that of loops that only move "
     "as much memory; 1.00 is as fast as this machine can. The other columns: how many times "
     f"{BASELINE}'s time the library takes; < marks where it is the faster one."
 )
@@ -28,39 +34,42 @@ def format_ratio(ratio: float | None) -> str:
     return f"{ratio:.{2 if ratio < 9.995 else 1 if ratio < 99.95 else 0}f}"
 
 
-def describe_run(machine: dict[str, Any], versions: dict[str, str]) -> str:
-    """Return processor, cores, caches and versions in one sentence."""
-    data = [c for c in machine["caches"] if c["type"] != "Instruction"]
-    caches = ", ".join(f"L{c['level']} {_short_size(c['size'])}" for c in data)
-    cores = f"{machine['usable_cores']} of {machine['cores']} cores"
-    parts = [machine["cpu"], cores, caches, f"{machine['system']} {machine['architecture']}"]
+def format_seconds(seconds: float) -> str:
+    """Return a duration with three digits and its unit."""
+    unit, scale = next((pair for pair in _UNITS if seconds >= pair[1]), _UNITS[-1])
+    value = seconds / scale
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{digits}f} {unit}"
+
+
+def describe_versions(versions: dict[str, str]) -> str:
+    """Return versions as text."""
     # OpenVINO's goes on with the build, after a hyphen.
     short = {name: version.partition("-")[0] for name, version in sorted(versions.items())}
-    software = ", ".join(f"{name} {version}" for name, version in short.items())
-    return f"{', '.join(filter(None, parts))}; {machine['python']}, {software}"
+    return ", ".join(f"{name} {version}" for name, version in short.items())
 
 
 def overview_lines(results: Sequence[Result], versions: dict[str, str]) -> list[str]:
     """Return a table for each operation, thread count and storage, and what it says."""
     peers = timed_peers(results)
-    lines = [*_wrap(describe_run(describe_machine(), versions)), ""]
+    config = nbbn.config()
+    machine = f"{config['cpu']}, {config['simd_bits']} bits; Python {config['python']}"
+    lines = [*_wrap(f"{machine}, {describe_versions(versions)}"), ""]
     groups: dict[tuple[str, int, str], list[Result]] = {}
     for result in results:
         case = result.case
         groups.setdefault((case.operation, case.threads, case.storage), []).append(result)
     for (operation, threads, storage), group in groups.items():
-        count = f"{threads} thread{'s' if threads > 1 else ''}"
-        title = ", ".join(filter(None, (operation, count, storage)))
-        lines += [f"{title}; limit: {LIMITS[operation]}", *_table(group, peers), ""]
+        title = ", ".join(filter(None, (operation, format_threads(threads), storage)))
+        lines += [title, *_table(group, peers), ""]
     lines += _wrap(_EXPLANATION)
     return [*lines, "", *_behind(results, peers), *_noise(results), *_troubles(results)]
 
 
 def timed_peers(results: Iterable[Result]) -> list[str]:
-    """Return the libraries that were timed at least once, in the order of the registry."""
+    """Return the libraries that were timed at least once, in the order of `LIBRARIES`."""
     found = {name for r in results for name, o in r.outcomes.items() if o.status == "timed"}
-    known = (name for name, known in IMPLEMENTATIONS.items() if not known.is_yardstick)
-    return [name for name in known if name in found and name != BASELINE]
+    return [name for name in LIBRARIES if name in found and name != BASELINE]
 
 
 def behind(result: Result, peers: Iterable[str]) -> list[tuple[str, float]]:
@@ -68,11 +77,6 @@ def behind(result: Result, peers: Iterable[str]) -> list[tuple[str, float]]:
     ratios = ((peer, result.ratio(peer)) for peer in peers)
     slower = [(peer, ratio) for peer, ratio in ratios if ratio is not None and ratio < 1]
     return sorted(slower, key=lambda pair: pair[1])
-
-
-def _short_size(size: str) -> str:
-    kib = int(size.rstrip("K")) if size.endswith("K") else None
-    return size if kib is None else f"{kib // 1024} MB" if kib >= 1024 else f"{kib} KB"
 
 
 def _table(group: Sequence[Result], peers: Sequence[str]) -> list[str]:

@@ -8,26 +8,14 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
-from nbbn._bench.cases import Case
-from nbbn._bench.implementations import BASELINE, IMPLEMENTATIONS, LIMITS
-from nbbn._bench.machine import describe_machine
-from nbbn._bench.race import Outcome, Race, Result
-from nbbn._bench.shapes import format_shape
+from benchmarks.harness.cases import Case
+from benchmarks.harness.implementations import BASELINE, IMPLEMENTATIONS, LIMITS
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.race import Kept, Outcome, Race, Result
+from benchmarks.harness.shapes import format_shape
+from nbbn.cli._bench_table import NOISY_RATIO, format_seconds
 
 JSON_FORMAT = 1
-
-# Rounds of the same call that differ by more were disturbed.
-NOISY_RATIO = 1.5
-
-_UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration with three digits and its unit."""
-    unit, scale = next((pair for pair in _UNITS if seconds >= pair[1]), _UNITS[-1])
-    value = seconds / scale
-    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:.{digits}f} {unit}"
 
 
 def summary_lines(results: Sequence[Result], versions: dict[str, str]) -> list[str]:
@@ -71,14 +59,16 @@ def from_json(record: dict[str, Any]) -> list[Result]:
         case = Case.from_dict({name: entry[name] for name in names if name in entry})
         result = results.setdefault(case, Result(case, {}))
         durations = entry.get("durations", [])
-        summary = () if durations else ("median", "minimum")
-        result.outcomes[entry["implementation"]] = Outcome(
+        common = (
             entry.get("status", "timed"),
             entry.get("reason", ""),
             entry.get("loops", 1),
             durations,
             entry.get("note", ""),
-            {name: entry[name] for name in summary if name in entry},
+        )
+        is_condensed = "median" in entry and not durations
+        result.outcomes[entry["implementation"]] = (
+            Kept(*common, entry["median"], entry["minimum"]) if is_condensed else Outcome(*common)
         )
     return list(results.values())
 

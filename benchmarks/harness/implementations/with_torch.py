@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nbbn._bench.cases import STORED, Case
-from nbbn._bench.implementations.base import (
+from benchmarks.harness.cases import STORED, Case
+from benchmarks.harness.implementations.base import (
     Implementation,
     Prepared,
     named_backward,
@@ -20,35 +20,23 @@ from nbbn._bench.implementations.base import (
     named_y,
     scale_and_shift,
 )
-from nbbn._bench.problem import EPS, MOMENTUM, Array, Problem
+from benchmarks.harness.problem import EPS, MOMENTUM, Array, Problem
+from nbbn._bench import libraries
 from nbbn._bench.timer import fastest
 
 
-class Torch(Implementation):
+class Torch(Implementation, libraries.Torch):
     """torch on the CPU, its memory shared with the NumPy arrays, gradients off."""
 
-    name = "torch"
-    module = "torch"
     dtypes = STORED
     has_fused = True
-
-    def load(self, threads: int) -> None:
-        """Import torch, and leave its recording of gradients for good."""
-        super().load(threads)
-        self.library.set_num_threads(threads)
-        # For the whole process: entering it once a call would cost a small call a third.
-        self.library.inference_mode().__enter__()
-
-    def threads(self) -> int | None:
-        """Return the size of torch's pool."""
-        return int(self.library.get_num_threads())
 
     def declines(self, case: Case) -> str | None:
         """Return why it cannot do this case."""
         declined = super().declines(case) or self.declines_variant(case, "fresh", "out")
         return declined or self.declines_params(case)
 
-    def _tensors(self, problem: Problem) -> tuple[Any, ...]:
+    def _of(self, problem: Problem) -> tuple[Any, ...]:
         """Return x (a view whose axis 1 is the channels) and copies of the four vectors."""
         p = problem
         vectors = (p.gamma, p.beta, p.running_mean, p.running_var)
@@ -100,7 +88,7 @@ class Torch(Implementation):
         """``torch.nn.functional.batch_norm``, or the ``.out`` overload beneath it."""
         if problem.case.dtype == "uint8":
             return self._of_bytes(problem)
-        call = self._forward(problem, self._tensors(problem), training=False)
+        call = self._forward(problem, self._of(problem), training=False)
         finished = self._finished(problem, call)
         return Prepared(finished, lambda y: named_y(self._array(problem, _first(y))))
 
@@ -130,7 +118,7 @@ class Torch(Implementation):
 
     def prepare_training(self, problem: Problem) -> Prepared:
         """The function of inference with ``training=True``."""
-        tensors = self._tensors(problem)
+        tensors = self._of(problem)
         mean, var = tensors[3].numpy(), tensors[4].numpy()
         call = self._finished(problem, self._forward(problem, tensors, training=True))
         return Prepared(call, lambda y: named_training(self._array(problem, _first(y)), mean, var))
@@ -159,7 +147,7 @@ class Torch(Implementation):
     def prepare_weighted_training(self, problem: Problem) -> Prepared:
         """The moments, ``addcmul``, and ``lerp_`` of the running statistics."""
         torch, p = self.library, problem
-        x, weight, bias, running_mean, running_var = self._tensors(p)
+        x, weight, bias, running_mean, running_var = self._of(p)
         moments, unbias = self._weighted_moments(p, x), p.count / (p.count - 1)
         like_x = (-1, *[1] * (x.ndim - 2))
 
@@ -187,7 +175,7 @@ class Torch(Implementation):
     def prepare_backward(self, problem: Problem) -> Prepared:
         """``native_batch_norm_backward``, which autograd calls, on the saved statistics."""
         torch, p = self.library, problem
-        x, weight, _, mean, var = self._tensors(p)
+        x, weight, _, mean, var = self._of(p)
         saved = [torch.from_numpy(v.astype(p.x.dtype)) for v in (p.mean, p.inv_std)]
         grad_y = self._view(p, p.grad_y)
         arguments = (grad_y, x, weight, mean, var, *saved, True, EPS, [True, True, True])

@@ -7,15 +7,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from nbbn.cli._bench_table import describe_versions
+from nbbn.cli.bench import usable_cores
+
 _SYSTEM_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _SYSTEM_CPUS = Path("/proc/cpuinfo")
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def describe_machine() -> dict[str, Any]:
@@ -59,3 +55,18 @@ def _memory_gib() -> float | None:
     except (AttributeError, OSError, ValueError):
         return None
     return round(total / 2**30, 1)
+
+
+def describe_run(machine: dict[str, Any], versions: dict[str, str]) -> str:
+    """Return processor, cores, caches and versions in one sentence."""
+    data = [c for c in machine["caches"] if c["type"] != "Instruction"]
+    caches = ", ".join(f"L{c['level']} {_short_size(c['size'])}" for c in data)
+    cores = f"{machine['usable_cores']} of {machine['cores']} cores"
+    parts = [machine["cpu"], cores, caches, f"{machine['system']} {machine['architecture']}"]
+    software = describe_versions(versions)
+    return f"{', '.join(filter(None, parts))}; {machine['python']}, {software}"
+
+
+def _short_size(size: str) -> str:
+    kib = int(size.rstrip("K")) if size.endswith("K") else None
+    return size if kib is None else f"{kib // 1024} MB" if kib >= 1024 else f"{kib} KB"

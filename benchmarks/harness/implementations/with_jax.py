@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nbbn._bench.cases import STORED
-from nbbn._bench.implementations.base import (
+from benchmarks.harness.cases import STORED
+from benchmarks.harness.implementations.base import (
     Implementation,
     Prepared,
     named_backward,
@@ -19,7 +19,7 @@ from nbbn._bench.implementations.base import (
     reduced_axes,
     scale_and_shift,
 )
-from nbbn._bench.problem import EPS, MOMENTUM, Array, Problem, along_channels
+from benchmarks.harness.problem import EPS, MOMENTUM, Array, Problem, along_channels
 
 
 class Jax(Implementation):

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from nbbn._bench.cases import STORED, Case
-from nbbn._bench.implementations.base import (
+from benchmarks.harness.cases import STORED, Case
+from benchmarks.harness.implementations.base import (
     Implementation,
     Prepared,
     UnsupportedError,
     named_y,
     scale_and_shift,
 )
-from nbbn._bench.problem import Array, Problem
+from benchmarks.harness.problem import Array, Problem
 
 
 class OpenVino(Implementation):

@@ -7,16 +7,16 @@ implementation's own process after the thread count is in the environment.
 
 from __future__ import annotations
 
-from nbbn._bench.cases import STATISTICS
-from nbbn._bench.implementations.base import Implementation, Prepared, UnsupportedError
-from nbbn._bench.implementations.with_jax import Jax
-from nbbn._bench.implementations.with_nbbn import Nbbn, Plain
-from nbbn._bench.implementations.with_numpy import NumPy
-from nbbn._bench.implementations.with_onnxruntime import OnnxRuntime
-from nbbn._bench.implementations.with_openvino import OpenVino
-from nbbn._bench.implementations.with_sklearn import ScikitLearn
-from nbbn._bench.implementations.with_torch import Torch
-from nbbn._bench.implementations.yardsticks import (
+from benchmarks.harness.cases import LIMITS
+from benchmarks.harness.implementations.base import Implementation, Prepared, UnsupportedError
+from benchmarks.harness.implementations.with_jax import Jax
+from benchmarks.harness.implementations.with_nbbn import Nbbn, Plain
+from benchmarks.harness.implementations.with_numpy import NumPy
+from benchmarks.harness.implementations.with_onnxruntime import OnnxRuntime
+from benchmarks.harness.implementations.with_openvino import OpenVino
+from benchmarks.harness.implementations.with_sklearn import ScikitLearn
+from benchmarks.harness.implementations.with_torch import Torch
+from benchmarks.harness.implementations.yardsticks import (
     AddAffine,
     BareKernel,
     CopyAffine,
@@ -41,24 +41,6 @@ BASELINE = Nbbn.name
 
 UNADORNED = Plain.name
 """The same without a mask, weights or several batches, where the operation has them."""
-
-LIMITS = {
-    "inference": CopyAffine.name,
-    "moments": Read.name,
-    "training": TwoTrip.name,
-    "backward": TwoTrip.name,
-    "inference+relu": CopyAffine.name,
-    "inference+residual+relu": AddAffine.name,
-    "inference+hard_swish": CopyAffine.name,
-    "training+relu": TwoTrip.name,
-    "fit": Read.name,
-    "partial_fit": Read.name,
-    "transform": CopyAffine.name,
-    "inverse_transform": CopyAffine.name,
-    "fit_transform": TwoTrip.name,
-}
-LIMITS |= {operation: LIMITS[plain] for operation, plain in STATISTICS.items()}
-"""The yardstick of each operation, which every time is a multiple of."""
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     implementation.name: implementation

@@ -12,10 +12,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nbbn._bench.implementations import BASELINE, IMPLEMENTATIONS, LIMITS
-from nbbn._bench.overview import format_ratio
-from nbbn._bench.race import Result
-from nbbn._bench.shapes import format_shape
+from nbbn._bench.cases import format_shape, format_threads
+from nbbn._bench.race import BASELINE, Result
+from nbbn.cli._bench_table import LIBRARIES, format_ratio
 
 _STYLES: dict[str, dict[str, Any]] = {
     "nbbn": {"facecolor": "black"},
@@ -66,14 +65,12 @@ def _panels(results: Sequence[Result]) -> list[tuple[str, list[tuple[str, _Bars]
     threads = {result.case.threads for result in results}
     panels: dict[str, list[tuple[str, _Bars]]] = {}
     for result in results:
-        names = [n for n, known in IMPLEMENTATIONS.items() if not known.is_yardstick]
-        ratios = ((name, result.ratio_to_limit(name)) for name in names)
+        ratios = ((name, result.ratio_to_limit(name)) for name in LIBRARIES)
         bars = [(name, ratio) for name, ratio in ratios if ratio is not None]
         if not any(name == BASELINE for name, _ in bars):
             continue
         case = result.case
-        plural = "s" if case.threads > 1 else ""
-        count = f"{case.threads} thread{plural}" if len(threads) > 1 else ""
+        count = format_threads(case.threads) if len(threads) > 1 else ""
         storage = case.storage.replace(" ", "\n") if case.storage else ""
         label = "\n".join(filter(None, (format_shape(case.shape), count, storage)))
         panels.setdefault(case.operation, []).append((label, bars))
@@ -92,7 +89,7 @@ def _draw(axes: Axes, operation: str, groups: Sequence[tuple[str, _Bars]], heigh
     # The longest bar leaves room for its name.
     axes.set_xlim(least, most * (most / least) ** 0.45)
     axes.set_ylim(height - _GAP / 2, -_HEAD)
-    axes.set_title(f"{operation}: times the limit, {LIMITS[operation]}", fontsize=10, loc="left")
+    axes.set_title(f"{operation}: times the limit", fontsize=10, loc="left")
     ticks, labels, y = [], [], 0.0
     for label, bars in groups:
         rows = max(len(bars), 1 + label.count("\n"))

@@ -1,6 +1,6 @@
 """What memory allows, and what a call costs at least: nothing to be ahead of.
 
-The loops of `nbbn.kernels.yardsticks` run on flat arrays of the size and data type of x, which begin
+The loops of `benchmarks.harness.loops` run on one row of the size and data type of x, which begins
 at a multiple of 64 bytes; what follows in a fused operation costs no bytes but those of a residual.
 Of plain and streaming stores, serial and parallel, the fastest is taken.
 """
@@ -16,48 +16,38 @@ from typing import Any
 
 import numpy as np
 
-from nbbn._bench.cases import DTYPES, STORED, Case
-from nbbn._bench.implementations.base import (
+from benchmarks.harness.cases import DTYPES, STORED, Case
+from benchmarks.harness.implementations.base import (
     Implementation,
     Outputs,
     Prepared,
-    UnsupportedError,
     input_and_out,
     named_y,
 )
-from nbbn._bench.problem import EPS, TOLERANCE, Array, Problem, WrongResultError
+from benchmarks.harness.problem import EPS, TOLERANCE, Array, Problem, WrongResultError
+from nbbn._bench.limit import aligned, stack, ways
 from nbbn._bench.timer import fastest
 
-_LINE = 64  # bytes
 _LANES = 16  # what is left over of a size that is no multiple is not touched
-_SEEN_AS = {"float16": np.uint16, "bfloat16": np.int16}  # by kernels: see nbbn._formats
+_SEEN_AS = {"float16": np.uint16, "bfloat16": np.int16}  # by kernels: see nbbn._compiler.formats
 _SMALL_CALL = 1 << 16  # values: beyond, the call itself is lost in the noise of the loop
 
 # (whether parallel, whether past the cache) -> the call
 Make = Callable[[bool, int], Callable[[], Any]]
 
 
-def aligned(size: int, dtype: Any) -> Array:
-    """Return an empty array that begins at a multiple of 64 bytes."""
-    itemsize = np.dtype(dtype).itemsize
-    buffer = np.empty(size * itemsize + _LINE, np.uint8)
-    start = -buffer.ctypes.data % _LINE
-    array: Array = buffer[start : start + size * itemsize].view(dtype)
-    return array
-
-
 class Yardstick(Implementation):
-    """A loop over flat arrays that computes next to nothing."""
+    """A loop that computes next to nothing."""
 
     module = "nbbn"
     is_yardstick = True
     has_fused = True
 
     def load(self, threads: int) -> None:
-        """Import the kernels; numba takes its threads from the environment."""
+        """Import the loops; numba takes its threads from the environment."""
         super().load(threads)
         self.library.set_num_threads(threads)  # raises where numba has fewer
-        self.kernels = importlib.import_module("nbbn.kernels.yardsticks")
+        self.loops = importlib.import_module("benchmarks.harness.loops")
 
     def versions(self) -> dict[str, str]:
         """Return the version of nbbn, which the loops are part of."""
@@ -68,25 +58,28 @@ class Yardstick(Implementation):
         found = prepared.outputs(result)
         expected = getattr(self, f"expect_{problem.case.base}")(problem)
         for name, values in expected.items():
-            error = float(np.max(np.abs(found[name][: values.size] - values), initial=0.0))
+            error = float(np.max(np.abs(found[name].ravel()[: values.size] - values), initial=0.0))
             scale = max(1.0, float(np.max(np.abs(values), initial=0.0)))
             if not error <= TOLERANCE[problem.case.dtype] * scale:
                 raise WrongResultError(f"{name} is off by {error:.3g}")
 
-    def _kernel(self, name: str, problem: Problem, parallel: bool) -> Callable[..., Any]:
-        compiled: Callable[..., Any] = getattr(self.kernels, name).variant(
-            _SEEN_AS.get(problem.case.dtype, problem.x.dtype.type), None, parallel
-        )
-        return compiled
+    def _loop(
+        self, name: str, problem: Problem, parallel: bool, inputs: tuple[Array, ...], *others: Any
+    ) -> Callable[[], Any]:
+        """Bind one or two inputs, and what else the loop takes."""
+        dtype = _SEEN_AS.get(problem.case.dtype, problem.x.dtype.type)
+        x, second = (*inputs, None)[:2]
+        wanted = self.loops.Variant(dtype, parallel, residual=second is not None)
+        return partial(getattr(self.loops, name).variant(wanted), x, second, *others)
 
     def _sums(self, problem: Problem) -> Array:
-        pieces = -(-problem.x.size // self.kernels.STRIDE)
-        return np.empty(pieces, problem.x.dtype)
+        pieces = -(-problem.x.size // self.loops.STRIDE)
+        return np.empty((1, 1, pieces), problem.x.dtype)
 
     def _piece_sums(self, *arrays: Array) -> Array:
         """Return the sum of all arrays over each piece."""
         used = _used(arrays[0])
-        starts = np.arange(0, used, self.kernels.STRIDE)
+        starts = np.arange(0, used, self.loops.STRIDE)
         return sum(
             (np.add.reduceat(a.ravel()[:used], starts, dtype=np.float64) for a in arrays),
             np.zeros(starts.size),
@@ -94,18 +87,12 @@ class Yardstick(Implementation):
 
     def _spread(self, sums: Array, x: Array) -> Array:
         """Return each piece's sum beside each of its values."""
-        spread: Array = np.repeat(sums, self.kernels.STRIDE)[: _used(x)]
+        spread: Array = np.repeat(sums, self.loops.STRIDE)[: _used(x)]
         return spread
 
 
 def _used(x: Array) -> int:
     return x.size // _LANES * _LANES
-
-
-def _copy(x: Array) -> Array:
-    copy = aligned(x.size, x.dtype)
-    copy[...] = x.ravel()
-    return copy
 
 
 def _affine(x: Array) -> Array:
@@ -119,12 +106,9 @@ def _choose(
     problem: Problem, make: Make, outputs: Outputs, reset: Callable[[], None], stores: bool = True
 ) -> Prepared:
     """Return the fastest way; ``reset`` then takes back what the trials wrote."""
-    calls = {}
-    for parallel in (False, True) if problem.case.threads > 1 else (False,):
-        for streaming in (0, 1) if stores else (0,):
-            parts = ["streaming stores" if streaming else "plain stores"] if stores else []
-            parts.append("parallel" if parallel else "serial")
-            calls[", ".join(parts)] = make(parallel, streaming)
+    calls = ways(make, problem.case.threads)
+    if not stores:
+        calls = {name.rpartition(" ")[2]: call for name, call in calls.items() if "plain" in name}
     name = fastest(calls)
     reset()
     return Prepared(calls[name], lambda _: outputs, name)
@@ -145,16 +129,15 @@ class CopyAffine(Yardstick):
     def prepare_inference(self, problem: Problem) -> Prepared:
         """``y = 0.75 x + 0.25``, over x where the case is in place; ``y = x`` for half types."""
         p = problem
-        x = _copy(p.x)
+        x = stack(p.x)
         y = x if p.case.variant == "inplace" else aligned(x.size, p.result_dtype)
 
         def make(parallel: bool, streaming: int) -> Callable[[], Any]:
             if p.case.dtype in _SEEN_AS:  # two values as one, bit by bit
-                pairs = (array[: x.size // 2 * 2].view(np.float32) for array in (x, y))
-                return partial(
-                    self.kernels.copy.variant(np.float32, None, parallel), *pairs, streaming
-                )
-            return partial(self._kernel("copy_affine", p, parallel), x, y, streaming)
+                pairs = (array[..., : x.size // 2 * 2].view(np.float32) for array in (x, y))
+                copy = self.loops.copy.variant(self.loops.Variant(np.float32, parallel))
+                return partial(copy, *pairs, streaming)
+            return self._loop("write", p, parallel, (x,), y, streaming)
 
         def reset() -> None:
             y.fill(np.nan)
@@ -188,14 +171,14 @@ class AddAffine(Yardstick):
     def prepare_inference(self, problem: Problem) -> Prepared:
         """``y = 0.75 x + residual + 0.25``."""
         p = problem
-        x, residual, y = _copy(p.x), _copy(p.residual), aligned(p.x.size, p.x.dtype)
         seen = _SEEN_AS.get(p.case.dtype, p.x.dtype)
-        arrays = tuple(array.view(seen) for array in (x, residual, y))
+        result = aligned(p.x.size, p.x.dtype)
+        x, residual, y = (array.view(seen) for array in (stack(p.x), stack(p.residual), result))
 
         def make(parallel: bool, streaming: int) -> Callable[[], Any]:
-            return partial(self._kernel("combine", p, parallel), *arrays, streaming)
+            return self._loop("write", p, parallel, (x, residual), y, streaming)
 
-        return _choose(p, make, {"y": y}, lambda: y.fill(np.nan))
+        return _choose(p, make, {"y": result}, lambda: result.fill(np.nan))
 
     def expect_inference(self, problem: Problem) -> Outputs:
         """``0.75 x + residual + 0.25``."""
@@ -212,10 +195,10 @@ class Read(Yardstick):
 
     def prepare_moments(self, problem: Problem) -> Prepared:
         """The sum of each piece."""
-        x, sums = _copy(problem.x), self._sums(problem)
+        x, sums = stack(problem.x), self._sums(problem)
 
         def make(parallel: bool, _: int) -> Callable[[], Any]:
-            return partial(self._kernel("read", problem, parallel), x, sums)
+            return self._loop("read", problem, parallel, (x,), sums)
 
         return _choose(problem, make, {"sums": sums}, lambda: sums.fill(np.nan), stores=False)
 
@@ -233,13 +216,13 @@ class _Trips(Yardstick):
 
     def prepare_training(self, problem: Problem) -> Prepared:
         """Read x, and again to write y."""
-        return self._prepare(problem, _copy(problem.x))
+        return self._prepare(problem, stack(problem.x))
 
     prepare_fit_transform = prepare_training
 
     def prepare_backward(self, problem: Problem) -> Prepared:
         """Read x and grad_y, and again to write grad_x."""
-        return self._prepare(problem, _copy(problem.x), _copy(problem.grad_y))
+        return self._prepare(problem, stack(problem.x), stack(problem.grad_y))
 
     def _prepare(self, problem: Problem, *inputs: Array) -> Prepared:
         y, sums = aligned(problem.x.size, problem.x.dtype), self._sums(problem)
@@ -264,14 +247,13 @@ class TwoTrip(_Trips):
     prepare_weighted_backward = _Trips.prepare_backward
 
     def _make(self, problem: Problem, inputs: tuple[Array, ...], y: Array, sums: Array) -> Make:
-        names = ("read", "copy_affine") if len(inputs) == 1 else ("read_two", "combine")
-
         def make(parallel: bool, streaming: int) -> Callable[[], Any]:
-            first, second = (self._kernel(name, problem, parallel) for name in names)
+            read = self._loop("read", problem, parallel, inputs, sums)
+            write = self._loop("write", problem, parallel, inputs, y, streaming)
 
             def call() -> None:
-                first(*inputs, sums)
-                second(*inputs, y, streaming)
+                read()
+                write()
 
             return call
 
@@ -296,10 +278,8 @@ class OneTrip(_Trips):
     name = "one-trip"
 
     def _make(self, problem: Problem, inputs: tuple[Array, ...], y: Array, sums: Array) -> Make:
-        name = "read_then_affine" if len(inputs) == 1 else "read_two_then_combine"
-
         def make(parallel: bool, streaming: int) -> Callable[[], Any]:
-            return partial(self._kernel(name, problem, parallel), *inputs, y, streaming)
+            return self._loop("read_then_write", problem, parallel, inputs, y, streaming)
 
         return make
 
@@ -342,20 +322,15 @@ class BareKernel(Implementation):
 
 
 def _bare_call(problem: Problem, x: Array, y: Array) -> Callable[[], Any]:
-    """Bind what `nbbn._dispatch` hands to the kernel."""
-    layout_of = importlib.import_module("nbbn._layout")
-    steps = importlib.import_module("nbbn._steps")
-    kernels = importlib.import_module("nbbn.kernels.channels_last")
-    p = problem
-    layout = layout_of.describe(x.shape, p.case.axis % x.ndim, x.itemsize, x.strides, y.strides)
-    if layout.channels_first:  # a single channel
-        raise UnsupportedError("bare-kernel is for channels side by side")
-    table = steps.statistics_rows(p.running_mean, p.running_var, p.gamma, p.beta)
-    kernel = kernels.normalize_channels_last.variant(x.dtype.type, table.dtype.type, False)
-    of_x, of_y = layout.strides
-    nothing_follows = (None, 0, (), 0.0, None, 0)
-    return partial(
-        kernel,
-        *(layout_of.flat(x), *layout.view, *of_x, table, EPS, layout_of.flat(y), *of_y, 0),
-        *nothing_follows,
-    )
+    """Bind what `nbbn._engine.steps` hands to the kernel."""
+    p, engine = problem, importlib.import_module("nbbn._engine.steps")
+    variant = importlib.import_module("nbbn._compiler.jit").Variant
+    kernels = importlib.import_module("nbbn._kernels.steps_of_columns")
+    table = np.zeros((engine.rows.LAYER_ROWS, p.case.channels))
+    names = {"MEAN": p.running_mean, "VAR": p.running_var, "GAMMA": p.gamma, "BETA": p.beta}
+    for name, values in names.items():
+        table[getattr(engine.rows, name)] = values
+    form = engine.coefficients(table, EPS, x.dtype)
+    matrices = (array.reshape(1, -1, p.case.channels) for array in (x, y))
+    kernel = kernels.infer_columns.variant(variant(x.dtype.type))
+    return partial(kernel, *matrices, None, None, form, (), 0.0, 0)

@@ -2,72 +2,46 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
-from nbbn._bench.cases import DTYPES, Case
-from nbbn._bench.problem import EPS, Array, Problem, along_channels, check_outputs
+from benchmarks.harness.cases import DTYPES, Case
+from benchmarks.harness.problem import (
+    EPS,
+    Array,
+    Problem,
+    along_channels,
+    check_outputs,
+    make_problem,
+)
+from nbbn._bench import base
+from nbbn._bench.base import Prepared
 
 Outputs = dict[str, Array]
 
 
-class UnsupportedError(Exception):
+class UnsupportedError(NotImplementedError):
     """The implementation cannot do this case; the message says why."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A case ready to be timed.
-
-    ``call`` is what is timed, once a repetition. ``outputs`` takes what ``call`` returned and
-    names the arrays in it, in the memory layout of the problem; it is called after the first
-    ``call``, so moving averages have made one step. ``note`` says what was chosen, if anything.
-    """
-
-    call: Callable[[], Any]
-    outputs: Callable[[Any], Outputs]
-    note: str = ""
-
-
-class Implementation(ABC):
+class Implementation(base.Implementation):
     """Something that can be measured: a method ``prepare_OPERATION`` for each that it has.
 
     A fused operation is prepared by the method of its base, where ``has_fused`` says that it heeds
     the case's activation and residual; one with a mask or weights by ``prepare_weighted_OPERATION``.
+    `Prepared.outputs` names the arrays, in the memory layout of the problem.
     """
 
-    name: ClassVar[str]
-    module: ClassVar[str]
     is_yardstick: ClassVar[bool] = False
     """Whether it shows what the machine allows, and is nothing to be ahead of."""
     dtypes: ClassVar[tuple[str, ...]] = DTYPES
     """The data types of x that it takes."""
     has_fused: ClassVar[bool] = False
-
-    def missing(self) -> str | None:
-        """Return why it cannot be measured here, or None."""
-        if importlib.util.find_spec(self.module) is None:
-            return f"{self.module} is not installed"
-        return None
-
-    def load(self, threads: int) -> None:
-        """Import the library; ``threads`` is for those that do not read the environment."""
-        self.library = importlib.import_module(self.module)
-
-    def versions(self) -> dict[str, str]:
-        """Return the versions of the library and of what its speed depends on."""
-        return {self.name: str(self.library.__version__)}
-
-    def threads(self) -> int | None:
-        """Return the threads the library says it uses, or None if it does not say."""
-        return None
 
     def declines(self, case: Case) -> str | None:
         """Return why it cannot do this case, or None; asked before it is loaded."""
@@ -78,6 +52,10 @@ class Implementation(ABC):
         if case.dtype == "bfloat16" and importlib.util.find_spec("ml_dtypes") is None:
             return "ml_dtypes, which has bfloat16, is not installed"
         return None
+
+    def problem(self, fields: dict[str, Any]) -> Problem:
+        """Return the input of the case whose fields these are."""
+        return make_problem(Case.from_dict(fields))
 
     def prepare(self, problem: Problem) -> Prepared:
         """Return the call for ``problem``, whose case it does not decline.

@@ -1,0 +1,246 @@
+"""The registry: nbbn, the libraries beside it, and how each does an operation."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nbbn._bench.base import Implementation, Prepared
+from nbbn._bench.limit import Limit
+from nbbn._bench.problem import EPS, MOMENTUM, Array, Problem, axes_of, formula
+
+
+class Nbbn(Implementation):
+    """The layer, and the functions for moments and backward."""
+
+    name = "nbbn"
+    module = "nbbn"
+
+    def load(self, threads: int) -> None:
+        """Import nbbn, and keep it from asking how many cores there are."""
+        super().load(threads)
+        self.library.set_num_threads(threads)
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of nbbn and its compiler."""
+        config = self.library.config()
+        return {name: config[name] for name in ("nbbn", "numba", "llvmlite")}
+
+    def threads(self) -> int | None:
+        """Return the number that nbbn does not exceed."""
+        return int(self.library.get_num_threads())
+
+    def layer(self, p: Any, **options: Any) -> Any:
+        """Return a layer in training."""
+        activation = "relu" if p.case.has_residual else None
+        options = {"activation": activation} | options
+        layer = self.library.BatchNorm(len(p.gamma), eps=EPS, momentum=MOMENTUM, **options)
+        layer.gamma[...], layer.beta[...] = p.gamma, p.beta
+        layer.running_mean[...], layer.running_var[...] = p.running_mean, p.running_var
+        return layer
+
+    def prepare_inference(self, p: Problem) -> Prepared:
+        """``layer(x)`` after ``layer.eval()``."""
+        return Prepared(partial(self.layer(p).eval(), p.x, **p.options))
+
+    def prepare_moments(self, p: Problem) -> Prepared:
+        """``batch_moments``."""
+        call = partial(self.library.batch_moments, p.x)
+        return Prepared(call, lambda moments: (moments.mean, moments.var()))
+
+    def prepare_training(self, p: Problem) -> Prepared:
+        """``layer(x)``."""
+        bn = self.layer(p)
+        return Prepared(partial(bn, p.x), lambda y: (y, bn.running_mean, bn.running_var))
+
+    def prepare_backward(self, p: Problem) -> Prepared:
+        """``batch_norm_backward`` on the batch's statistics."""
+        function = self.library.batch_norm_backward
+        return Prepared(partial(function, p.second, p.x, p.mean, p.inv_std, p.gamma), tuple)
+
+
+class NumPy(Implementation):
+    """Whole-array expressions, as one writes without a library."""
+
+    name = "numpy"
+    module = "numpy"
+
+    def prepare(self, problem: Problem) -> Prepared:
+        """The formulas; of inference scale and shift are computed beforehand."""
+        return Prepared(formula(problem), tuple)
+
+
+class Torch(Implementation):
+    """torch on the CPU, its memory shared with the NumPy arrays, gradients off."""
+
+    name = "torch"
+    module = "torch"
+
+    def load(self, threads: int) -> None:
+        """Import torch, and leave its recording of gradients for good."""
+        super().load(threads)
+        self.library.set_num_threads(threads)
+        # For the whole process: entering it once a call would cost a small call a third.
+        self.library.inference_mode().__enter__()
+
+    def threads(self) -> int | None:
+        """Return the size of torch's pool."""
+        return int(self.library.get_num_threads())
+
+    def _tensors(self, *arrays: Array) -> list[Any]:
+        return [self.library.from_numpy(array) for array in arrays]
+
+    def prepare_inference(self, p: Problem, training: bool = False) -> Prepared:
+        """``torch.nn.functional.batch_norm``; the residual and relu in place."""
+        vectors = [v.copy() for v in (p.running_mean, p.running_var, p.gamma, p.beta)]
+        batch_norm = self.library.nn.functional.batch_norm
+        call = partial(batch_norm, *self._tensors(p.x, *vectors), training, MOMENTUM, EPS)
+        if training:
+            return Prepared(call, lambda y: (y.numpy(), *vectors[:2]))
+        if p.case.has_residual:
+            (residual,), relu = self._tensors(p.second), self.library.relu_
+            return Prepared(lambda: relu(call().add_(residual)), lambda y: (y.numpy(),))
+        return Prepared(call, lambda y: (y.numpy(),))
+
+    def prepare_moments(self, p: Problem) -> Prepared:
+        """``torch.var_mean``."""
+        call = partial(self.library.var_mean, *self._tensors(p.x), axes_of(p.x), correction=0)
+        return Prepared(call, lambda pair: (pair[1].numpy(), pair[0].numpy()))
+
+    def prepare_training(self, p: Problem) -> Prepared:
+        """The function of inference with ``training=True``."""
+        return Torch.prepare_inference(self, p, training=True)
+
+    def prepare_backward(self, p: Problem) -> Prepared:
+        """``native_batch_norm_backward``, which autograd calls, on the saved statistics."""
+        saved = (v.astype(np.float32) for v in (p.mean, p.inv_std))
+        arrays = (p.second, p.x, p.gamma, p.running_mean, p.running_var, *saved)
+        function = self.library.ops.aten.native_batch_norm_backward.default
+        call = partial(function, *self._tensors(*arrays), True, EPS, [True, True, True])
+        return Prepared(call, lambda grads: tuple(g.numpy() for g in grads))
+
+
+class OnnxRuntime(Implementation):
+    """A session on the CPU, of a model of a BatchNormalization node and what follows it."""
+
+    name = "onnxruntime"
+    module = "onnxruntime"
+    opset, ir = 15, 8  # the last version of the operator, and the file format of its time
+
+    def missing(self) -> str | None:
+        """Return what is not installed: onnx writes the model."""
+        absent = [name for name in (self.module, "onnx") if importlib.util.find_spec(name) is None]
+        return f"{' and '.join(absent)} not installed" if absent else None
+
+    def load(self, threads: int) -> None:
+        """Import both libraries; a session takes its threads from its options."""
+        super().load(threads)
+        self.onnx = importlib.import_module("onnx")
+        self.options = self.library.SessionOptions()
+        self.options.intra_op_num_threads, self.options.inter_op_num_threads = threads, 1
+
+    def session(self, p: Any, given: dict[str, Array], names: list[str], steps: Any) -> Any:
+        """Return one that computes ``names`` of ``given``; ``steps`` follow: operators and inputs."""
+        helper, to_tensor = self.onnx.helper, self.onnx.numpy_helper.from_array
+        vectors = ("gamma", "beta", "running_mean", "running_var")
+        between = [*(f"after_{number}" for number in range(len(steps))), names[0]]
+        node = helper.make_node(
+            "BatchNormalization",
+            ["x", *vectors],
+            [between[0], *names[1:]],
+            epsilon=EPS,
+            momentum=1 - MOMENTUM,  # ONNX's is the weight of the old value
+            training_mode=int(len(names) > 1),
+        )
+        following = [
+            helper.make_node(kind, [before, *more], [after])
+            for (kind, more), before, after in zip(steps, between, between[1:], strict=False)
+        ]
+        element = helper.np_dtype_to_tensor_dtype(p.x.dtype)
+        shapes = {name: p.x.shape if name == names[0] else p.gamma.shape for name in names}
+        graph = helper.make_graph(
+            [node, *following],
+            "batch_norm",
+            [helper.make_tensor_value_info(name, element, p.x.shape) for name in given],
+            [helper.make_tensor_value_info(name, element, shapes[name]) for name in names],
+            [to_tensor(getattr(p, name), name) for name in vectors],
+        )
+        opset = [helper.make_opsetid("", self.opset)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=self.ir)
+        return self.library.InferenceSession(
+            model.SerializeToString(), self.options, providers=["CPUExecutionProvider"]
+        )
+
+    def prepare_inference(self, p: Problem) -> Prepared:
+        """``session.run``."""
+        given, steps = {"x": p.x} | p.options, []
+        if p.case.has_residual:
+            steps = [("Add", ["residual"]), ("Relu", [])]
+        call = partial(self.session(p, given, ["y"], steps).run, None, given)
+        return Prepared(call, tuple)
+
+    def prepare_training(self, p: Problem) -> Prepared:
+        """The same with ``training_mode=1``: y and the new running statistics are its outputs."""
+        given = {"x": p.x}
+        run = partial(self.session(p, given, ["y", "new_mean", "new_var"], []).run, None, given)
+        return Prepared(run, lambda found: (*found[:2], sample_var(p, found[2])))
+
+
+class ScikitLearn(Implementation):
+    """StandardScaler, for (N, C), without its checks for NaN and of its own parameters.
+
+    It has no gamma and beta: they are folded into its mean and scale, as
+    ``(x - mean) / std * gamma + beta = (x - (mean - beta * std / gamma)) / (std / gamma)``.
+    """
+
+    name = "sklearn"
+    module = "sklearn"
+
+    def load(self, threads: int) -> None:
+        """Import the library, and turn checks off that cost a pass over the data."""
+        super().load(threads)
+        self.library.set_config(assume_finite=True, skip_parameter_validation=True)
+
+    def declines(self, case: Any) -> str | None:
+        """Return why it cannot do this case."""
+        if len(case.shape) != 2 or case.has_residual:
+            return "StandardScaler takes (N, C) only, and adds no residual"
+        return super().declines(case)
+
+    def new_scaler(self, **options: Any) -> Any:
+        """Return one that knows no data yet."""
+        return importlib.import_module("sklearn.preprocessing").StandardScaler(**options)
+
+    def folded(self, p: Any, **options: Any) -> Any:
+        """Return one whose ``transform`` is inference."""
+        scaler = self.new_scaler(**options)
+        scaler.scale_ = np.sqrt(p.running_var.astype(np.float64) + EPS) / p.gamma
+        scaler.mean_ = p.running_mean - p.beta * scaler.scale_
+        scaler.var_ = scaler.scale_**2
+        scaler.n_features_in_, scaler.n_samples_seen_ = len(p.gamma), 2
+        return scaler
+
+    def prepare_inference(self, p: Problem) -> Prepared:
+        """``transform``."""
+        return Prepared(partial(self.folded(p).transform, p.x))
+
+    def prepare_moments(self, p: Problem) -> Prepared:
+        """``fit``, which starts anew."""
+        call = partial(self.new_scaler().fit, p.x)
+        return Prepared(call, lambda scaler: (scaler.mean_, scaler.var_))
+
+
+def sample_var(p: Any, var: Array) -> Array:
+    """Return what the moving average of the population's variance, which ONNX keeps, is of the sample's."""
+    n, kept = p.x.size / len(p.gamma), (1 - MOMENTUM) * p.running_var
+    found: Array = kept + (var - kept) * (n / (n - 1))
+    return found
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    known.name: known for known in (Nbbn(), NumPy(), Torch(), OnnxRuntime(), ScikitLearn(), Limit())
+}
