@@ -516,7 +516,7 @@ from nbbn.standardizer import _stream
 from nbbn.cli import main
 import nbbn
 
-def step(*arguments, plain=_stream.apply_table):
+def step(*arguments, plain=_stream.apply_form):
     time.sleep(float(os.environ.get("PAUSE", "0")))
     return plain(*arguments)
 
@@ -524,7 +524,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs in t
 if hasattr(signal, "SIGHUP"):  # ignored under nohup
     signal.signal(signal.SIGHUP, signal.SIG_IGN if "NOHUP" in os.environ else signal.SIG_DFL)
 _stream.VALUES = 64
-_stream.apply_table = step
+_stream.apply_form = step
 nbbn.set_num_threads(2)
 sys.exit(main(["normalize", *sys.argv[1:]]))
 """
@@ -626,7 +626,7 @@ def test_ctrl_c_waits_for_those_who_write(tmp_path, monkeypatch, capsys, small_b
     """Else a thread would write into a file that is closed, or into the next one with its number."""
     save(tmp_path / "in.npy")
     open_files, write = [], _stream.NpyOutput.write
-    replacing = _stream._storage.replacing
+    replacing = _stream.state_files.replacing
 
     @contextlib.contextmanager
     def watched(path):
@@ -647,7 +647,7 @@ def test_ctrl_c_waits_for_those_who_write(tmp_path, monkeypatch, capsys, small_b
     def advance(self, steps):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_stream._storage, "replacing", watched)
+    monkeypatch.setattr(_stream.state_files, "replacing", watched)
     monkeypatch.setattr(_stream.NpyOutput, "write", slow)
     np.savez(tmp_path / "s.npz", mean=np.zeros(5), var=np.ones(5))
     monkeypatch.setattr(nbbn.cli._progress.Progress, "advance", advance)

@@ -128,8 +128,9 @@ def before_activation(
     if x.size == 0:
         return np.empty_like(x) if out is None else out
     reading = Reading(index, x, (*after.read, grad_y), out)
-    *residual, grad = reading.read
-    write(reading.view, reading.source, reading.target, form, after, *residual, grad=grad)
+    residual = None if after.residual is None else reading.read[0]
+    view, source, target = reading.view, reading.source, reading.target
+    write(view, source, target, form, after, residual, reading.read[-1])
     return reading.result()
 
 
