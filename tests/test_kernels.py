@@ -45,6 +45,12 @@ def in_every_way(call):
     return first
 
 
+def exactness(dtype, count, mean, m2):
+    """The bound of m2: float32 data may lose the factor of its condition number, of docs/mathematics.md."""
+    condition = 1 + (count * mean**2 / m2).max() if dtype is np.float32 else 1
+    return 1e-14 * condition
+
+
 def table_of(gamma, beta):
     found = steps.new_table(gamma.size)
     found[table.GAMMA], found[table.BETA] = gamma, beta
@@ -64,10 +70,11 @@ def test_moments(shape, axis, dtype):
 
     (found,) = in_every_way(moments)
     np.testing.assert_allclose(found[table.MEAN], mean, atol=2e-15, rtol=1e-15)
-    np.testing.assert_allclose(found[table.M2], m2, rtol=1e-14)
-    np.testing.assert_allclose(found[table.VAR], m2 / (count - 1), rtol=1e-14)
+    rtol = exactness(dtype, count, mean, m2)
+    np.testing.assert_allclose(found[table.M2], m2, rtol=rtol)
+    np.testing.assert_allclose(found[table.VAR], m2 / (count - 1), rtol=rtol)
     inv_std = 1 / np.sqrt(m2 / (count - 1) + EPS)
-    np.testing.assert_allclose(found[table.INV_STD], inv_std, rtol=1e-14)
+    np.testing.assert_allclose(found[table.INV_STD], inv_std, rtol=rtol)
 
 
 @by_dtype
@@ -94,7 +101,8 @@ def test_training(shape, axis, dtype):
     y, found = in_every_way(train)
     expected = reference.training(x, gamma, beta, axis=axis, eps=EPS)
     np.testing.assert_allclose(y, expected.y, rtol=0, atol=30 * np.finfo(dtype).eps)
-    np.testing.assert_allclose(found[table.VAR], expected.var, rtol=1e-14)
+    rtol = exactness(dtype, *reference.moments(x, axis))
+    np.testing.assert_allclose(found[table.VAR], expected.var, rtol=rtol)
 
 
 @by_dtype
