@@ -508,7 +508,7 @@ _INTRODUCTION = """
 # Performance
 
 How fast nbbn was on one machine, as fractions of what its memory allows and beside other libraries. Yours
-differs: `nbbn bench --quick` measures it in less than a minute. [Benchmarks](benchmarks.md) says what is timed, and
+differs: `nbbn bench --quick` measures it in 1 to 3 minutes. [Benchmarks](benchmarks.md) says what is timed, and
 how the yardsticks `copy-affine`, `read`, `two-trip` and `bare-kernel` are made.
 """
 

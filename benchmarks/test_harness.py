@@ -110,7 +110,7 @@ def test_a_race_times_every_round_and_checks() -> None:
 
 def test_a_worker_that_dies_fails_its_case_only() -> None:
     with pytest.raises(WorkerDiedError, match="KeyError: 'nobody'"):
-        Worker("nobody", 1).receive()
+        Worker("nobody", 1).ask("measure")
     with Race(["nobody", "numpy"], rounds=1, seconds=0.0) as race:
         outcomes = race.run(CASE).outcomes
     assert outcomes["nobody"].status == "failed"

@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 
 import nbbn
-from nbbn._bench.cases import FUSED, OPERATIONS, Case
 from nbbn._bench.libraries import IMPLEMENTATIONS
-from nbbn._bench.problem import WrongResultError, check_outputs, formula, make_problem
+from nbbn._bench.problem import (
+    FUSED,
+    OPERATIONS,
+    Case,
+    WrongResultError,
+    check_outputs,
+    formula,
+    make_problem,
+)
 from nbbn._bench.race import Outcome, Race, Result
 from nbbn.cli import _bench_table as table
 from nbbn.cli import bench, main

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nbbn._bench.cases import OPERATIONS, Shape, format_shape, format_threads
+from nbbn._bench.problem import OPERATIONS, Shape, format_shape, format_threads
 
 FUSED = (
     "inference+relu",

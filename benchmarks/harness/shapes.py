@@ -5,7 +5,7 @@ To measure another family of shapes, add a tuple and name it in `SHAPE_SETS`.
 
 from __future__ import annotations
 
-from nbbn._bench.cases import Shape, format_shape
+from nbbn._bench.problem import Shape, format_shape
 from nbbn.cli.bench import BATCH, FEATURES, QUICK, QUICK_FUSED, RESNET50_IMAGES
 
 __all__ = [

@@ -8,12 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from nbbn._bench.cases import Case
-from nbbn._bench.problem import check_outputs, make_problem
-
-
-def _only(result: Any) -> Any:
-    return (result,)
+from nbbn._bench.problem import Case, check_outputs, make_problem
 
 
 @dataclass(frozen=True)
@@ -24,7 +19,7 @@ class Prepared:
     """
 
     call: Callable[[], Any]
-    outputs: Callable[[Any], Any] = _only
+    outputs: Callable[[Any], Any] = lambda result: (result,)
     note: str = ""
 
 
@@ -40,13 +35,14 @@ class Implementation:
 
     def missing(self) -> str | None:
         """Return why it cannot be measured here, or None."""
-        if importlib.util.find_spec(self.module) is None:
-            return f"{self.module} is not installed"
-        return None
+        found = importlib.util.find_spec(self.module)
+        return None if found else f"{self.module} is not installed"
 
     def load(self, threads: int) -> None:
-        """Import the library; ``threads`` is for those that do not read the environment."""
+        """Import the library, and tell it its threads where it can be told."""
         self.library = importlib.import_module(self.module)
+        if hasattr(self.library, "set_num_threads"):
+            self.library.set_num_threads(threads)
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the library and of what its speed depends on."""
@@ -54,15 +50,13 @@ class Implementation:
 
     def threads(self) -> int | None:
         """Return the threads the library says it uses, or None if it does not say."""
-        return None
+        tell = getattr(self.library, "get_num_threads", None)
+        return None if tell is None else int(tell())
 
     def declines(self, case: Any) -> str | None:
         """Return why it cannot do this case, or None; asked before it is loaded."""
-        if type(self).prepare is Implementation.prepare and not hasattr(
-            self, f"prepare_{case.base}"
-        ):
-            return f"{self.name} has no {case.operation}"
-        return None
+        has = hasattr(self, f"prepare_{case.base}")
+        return None if has else f"{self.name} has no {case.operation}"
 
     def problem(self, fields: dict[str, Any]) -> Any:
         """Return the input of the case whose fields these are."""

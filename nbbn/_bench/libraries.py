@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from nbbn._bench.base import Implementation, Prepared
-from nbbn._bench.limit import Limit
-from nbbn._bench.problem import EPS, MOMENTUM, Array, Problem, axes_of, formula
+from nbbn._bench.problem import EPS, MOMENTUM, Array, Problem, axes_of, formula, stack
+from nbbn._bench.timer import fastest, ways
 
 
 class Nbbn(Implementation):
@@ -20,19 +21,10 @@ class Nbbn(Implementation):
     name = "nbbn"
     module = "nbbn"
 
-    def load(self, threads: int) -> None:
-        """Import nbbn, and keep it from asking how many cores there are."""
-        super().load(threads)
-        self.library.set_num_threads(threads)
-
     def versions(self) -> dict[str, str]:
         """Return the versions of nbbn and its compiler."""
         config = self.library.config()
         return {name: config[name] for name in ("nbbn", "numba", "llvmlite")}
-
-    def threads(self) -> int | None:
-        """Return the number that nbbn does not exceed."""
-        return int(self.library.get_num_threads())
 
     def layer(self, p: Any, **options: Any) -> Any:
         """Return a layer in training."""
@@ -59,8 +51,8 @@ class Nbbn(Implementation):
 
     def prepare_backward(self, p: Problem) -> Prepared:
         """``batch_norm_backward`` on the batch's statistics."""
-        function = self.library.batch_norm_backward
-        return Prepared(partial(function, p.second, p.x, p.mean, p.inv_std, p.gamma), tuple)
+        arrays = (p.second, p.x, p.mean, p.inv_std, p.gamma)
+        return Prepared(partial(self.library.batch_norm_backward, *arrays), tuple)
 
 
 class NumPy(Implementation):
@@ -69,9 +61,11 @@ class NumPy(Implementation):
     name = "numpy"
     module = "numpy"
 
-    def prepare(self, problem: Problem) -> Prepared:
+    def prepare_inference(self, p: Problem) -> Prepared:
         """The formulas; of inference scale and shift are computed beforehand."""
-        return Prepared(formula(problem), tuple)
+        return Prepared(formula(p), tuple)
+
+    prepare_moments = prepare_training = prepare_backward = prepare_inference
 
 
 class Torch(Implementation):
@@ -83,13 +77,8 @@ class Torch(Implementation):
     def load(self, threads: int) -> None:
         """Import torch, and leave its recording of gradients for good."""
         super().load(threads)
-        self.library.set_num_threads(threads)
         # For the whole process: entering it once a call would cost a small call a third.
         self.library.inference_mode().__enter__()
-
-    def threads(self) -> int | None:
-        """Return the size of torch's pool."""
-        return int(self.library.get_num_threads())
 
     def _tensors(self, *arrays: Array) -> list[Any]:
         return [self.library.from_numpy(array) for array in arrays]
@@ -140,53 +129,46 @@ class OnnxRuntime(Implementation):
         """Import both libraries; a session takes its threads from its options."""
         super().load(threads)
         self.onnx = importlib.import_module("onnx")
+        importlib.import_module("onnx.parser")
         self.options = self.library.SessionOptions()
         self.options.intra_op_num_threads, self.options.inter_op_num_threads = threads, 1
 
-    def session(self, p: Any, given: dict[str, Array], names: list[str], steps: Any) -> Any:
-        """Return one that computes ``names`` of ``given``; ``steps`` follow: operators and inputs."""
-        helper, to_tensor = self.onnx.helper, self.onnx.numpy_helper.from_array
+    def session(self, p: Any, inputs: Iterable[str], outputs: Sequence[str], *then: str) -> Any:
+        """Return one that makes ``outputs`` of ``inputs``; ``then`` follows: the right sides of nodes, of v."""
         vectors = ("gamma", "beta", "running_mean", "running_var")
-        between = [*(f"after_{number}" for number in range(len(steps))), names[0]]
-        node = helper.make_node(
-            "BatchNormalization",
-            ["x", *vectors],
-            [between[0], *names[1:]],
-            epsilon=EPS,
-            momentum=1 - MOMENTUM,  # ONNX's is the weight of the old value
-            training_mode=int(len(names) > 1),
+        shapes = [",".join(map(str, shape)) for shape in (p.x.shape, p.gamma.shape)]
+        types = [f"{'double' if p.x.dtype == np.float64 else 'float'}[{shape}]" for shape in shapes]
+        given = ", ".join(f"{types[0]} {name}" for name in inputs)
+        found = ", ".join(f"{types[name != 'y']} {name}" for name in outputs)
+        values = ["y", *(f"v{number}" for number in range(len(then)))][::-1]
+        # the momentum of ONNX is the weight of the old value
+        options = (
+            f"epsilon = {EPS:f}, momentum = {1 - MOMENTUM}, training_mode = {len(outputs) // 2}"
         )
-        following = [
-            helper.make_node(kind, [before, *more], [after])
-            for (kind, more), before, after in zip(steps, between, between[1:], strict=False)
-        ]
-        element = helper.np_dtype_to_tensor_dtype(p.x.dtype)
-        shapes = {name: p.x.shape if name == names[0] else p.gamma.shape for name in names}
-        graph = helper.make_graph(
-            [node, *following],
-            "batch_norm",
-            [helper.make_tensor_value_info(name, element, p.x.shape) for name in given],
-            [helper.make_tensor_value_info(name, element, shapes[name]) for name in names],
-            [to_tensor(getattr(p, name), name) for name in vectors],
+        first = ", ".join([values[0], *outputs[1:]])
+        nodes = [f"{first} = BatchNormalization <{options}> (x, {', '.join(vectors)})"]
+        for node, before, after in zip(then, values, values[1:], strict=False):
+            nodes.append(f"{after} = {node.format(v=before)}")
+        model = self.onnx.parser.parse_model(
+            f'<ir_version: {self.ir}, opset_import: ["": {self.opset}]>\n'
+            f"batch_norm ({given}) => ({found}) {{ {' '.join(nodes)} }}"
         )
-        opset = [helper.make_opsetid("", self.opset)]
-        model = helper.make_model(graph, opset_imports=opset, ir_version=self.ir)
+        to_tensor = importlib.import_module("onnx.numpy_helper").from_array
+        model.graph.initializer.extend(to_tensor(getattr(p, name), name) for name in vectors)
         return self.library.InferenceSession(
             model.SerializeToString(), self.options, providers=["CPUExecutionProvider"]
         )
 
     def prepare_inference(self, p: Problem) -> Prepared:
         """``session.run``."""
-        given, steps = {"x": p.x} | p.options, []
-        if p.case.has_residual:
-            steps = [("Add", ["residual"]), ("Relu", [])]
-        call = partial(self.session(p, given, ["y"], steps).run, None, given)
-        return Prepared(call, tuple)
+        given = {"x": p.x} | p.options
+        then = ("Add({v}, residual)", "Relu({v})") if p.case.has_residual else ()
+        return Prepared(partial(self.session(p, given, ["y"], *then).run, None, given), tuple)
 
     def prepare_training(self, p: Problem) -> Prepared:
         """The same with ``training_mode=1``: y and the new running statistics are its outputs."""
         given = {"x": p.x}
-        run = partial(self.session(p, given, ["y", "new_mean", "new_var"], []).run, None, given)
+        run = partial(self.session(p, given, ["y", "new_mean", "new_var"]).run, None, given)
         return Prepared(run, lambda found: (*found[:2], sample_var(p, found[2])))
 
 
@@ -230,15 +212,46 @@ class ScikitLearn(Implementation):
 
     def prepare_moments(self, p: Problem) -> Prepared:
         """``fit``, which starts anew."""
-        call = partial(self.new_scaler().fit, p.x)
-        return Prepared(call, lambda scaler: (scaler.mean_, scaler.var_))
+        fit = self.new_scaler().fit
+        return Prepared(partial(fit, p.x), lambda scaler: (scaler.mean_, scaler.var_))
 
 
-def sample_var(p: Any, var: Array) -> Array:
+class Limit(Implementation):
+    """Loops that move as much memory as the operation has to, and compute next to nothing.
+
+    Inference reads x and a residual once and writes y. Training and backward read all twice. Of plain and streaming
+    stores, serial and parallel, the fastest is taken.
+    """
+
+    name = "limit"
+    module = "nbbn"
+
+    def prepare_inference(self, problem: Problem) -> Prepared:
+        """Find the fastest way to move the memory."""
+        base, loops = problem.case.base, importlib.import_module("nbbn._bench.yardsticks")
+        x, y = stack(problem.x), stack(problem.x)
+        second = stack(problem.second) if base == "backward" or problem.case.has_residual else None
+        sums = np.empty((1, 1, -(-x.size // loops.STRIDE)), x.dtype)
+
+        def make(parallel: bool, streaming: int) -> Callable[[], Any]:
+            wanted = loops.Variant(x.dtype.type, parallel, residual=second is not None)
+            read = partial(loops.read.variant(wanted), x, second, sums)
+            write = partial(loops.write.variant(wanted), x, second, y, streaming)
+            return {"moments": read, "inference": write}.get(base, lambda: (read(), write()))
+
+        calls = ways(make, problem.case.threads)
+        return Prepared(calls[name := fastest(calls)], note=name)
+
+    prepare_moments = prepare_training = prepare_backward = prepare_inference
+
+    def verify(self, problem: Problem, prepared: Prepared, result: Any) -> None:
+        """Nothing: it has no result."""
+
+
+def sample_var(p: Any, var: Array) -> Any:
     """Return what the moving average of the population's variance, which ONNX keeps, is of the sample's."""
     n, kept = p.x.size / len(p.gamma), (1 - MOMENTUM) * p.running_var
-    found: Array = kept + (var - kept) * (n / (n - 1))
-    return found
+    return kept + (var - kept) * (n / (n - 1))
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {

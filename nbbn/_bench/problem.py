@@ -1,24 +1,25 @@
-"""The arrays of a case, and the NumPy formulas: in float64 every implementation is checked by them."""
+"""What one race is about, its arrays, and the NumPy formulas: in float64 all are checked by them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from nbbn._bench.cases import Case
-
 Array = npt.NDArray[np.floating]
 Outputs = tuple[Array, ...]
+Shape = tuple[int, ...]
+
+OPERATIONS = ("inference", "moments", "training", "backward")
+FUSED = "inference+residual+relu"  # the end of a residual block
 
 EPS = 1e-5
 MOMENTUM = 0.125  # exact in float32, which is what ONNX keeps it in
-
 # Sums in float32 over 400,000 rows were seen to be off by 7e-5; a wrong formula is off by more.
 TOLERANCE = 2e-4
-
 # A prime number of random values is repeated: drawing 25 million anew takes longer than a race.
 _RANDOM_VALUES = 1_048_573
 _BLOCK_VALUES = 1 << 20  # checked at a time: whole arrays in float64 would not fit memory
@@ -26,6 +27,46 @@ _BLOCK_VALUES = 1 << 20  # checked at a time: whole arrays in float64 would not 
 
 class WrongResultError(Exception):
     """An implementation returned something else than the formula."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One race: every implementation does this, and their times are compared."""
+
+    operation: str
+    shape: Shape
+    threads: int
+    limit: ClassVar[str] = "limit"  # the yardstick
+    storage: ClassVar[str] = ""  # where it is not the usual one
+
+    @property
+    def base(self) -> str:
+        """The operation without what is fused with it."""
+        return self.operation.partition("+")[0]
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether a second array is added."""
+        return "residual" in self.operation
+
+    @property
+    def label(self) -> str:
+        """The case as text."""
+        return f"{self.operation} {format_shape(self.shape)} {format_threads(self.threads)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, fit for JSON."""
+        return asdict(self) | {"shape": list(self.shape)}
+
+
+def format_shape(shape: Shape) -> str:
+    """Return ``(32, 64, 56, 56)`` as ``32x64x56x56``."""
+    return "x".join(map(str, shape))
+
+
+def format_threads(count: int) -> str:
+    """Return ``1 thread``, ``2 threads``."""
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -85,6 +126,22 @@ def along_channels(vector: Array, x: Array) -> Array:
     return vector.reshape(-1, *[1] * (x.ndim - 2))
 
 
+def aligned(size: int, dtype: Any) -> Array:
+    """Return an empty stack of one row that begins at a multiple of 64 bytes."""
+    nbytes = size * np.dtype(dtype).itemsize
+    buffer = np.empty(nbytes + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    array: Array = buffer[start : start + nbytes].view(dtype).reshape(1, 1, size)
+    return array
+
+
+def stack(x: Array) -> Array:
+    """Return a copy of the values of x, as `aligned` does."""
+    copy = aligned(x.size, x.dtype)
+    copy[...] = x.ravel()
+    return copy
+
+
 def formula(p: Problem) -> Callable[[], Outputs]:
     """Return the call that computes the operation as one writes it without a library.
 
@@ -142,6 +199,4 @@ def check_outputs(problem: Problem, outputs: Outputs) -> None:
             part = found[:, block] if values.ndim > 1 else found[block]
             error, scale = np.max(np.abs(part - values)), max(1.0, np.max(np.abs(values)))
             if not error <= TOLERANCE * scale:  # so that a NaN fails
-                raise WrongResultError(
-                    f"result {number} is off by {error:.3g}, values are up to {scale:.3g}"
-                )
+                raise WrongResultError(f"result {number} is off by {error:.3g} of {scale:.3g}")

@@ -12,14 +12,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-BASELINE = "nbbn"
-"""The implementation that every other one is compared with."""
-
+BASELINE = "nbbn"  # what every other one is compared with
 MIN_ROUNDS = 5
 ANSWER_LIMIT_SECONDS = 600.0
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -31,16 +29,13 @@ class WorkerDiedError(Exception):
 
 @dataclass
 class Outcome:
-    """What one implementation did in one race: ``durations`` are seconds per call, by round.
+    """What one implementation did in one race: ``durations`` are seconds per call, by round."""
 
-    ``status`` is timed, skipped or failed; ``note`` says which of its ways it took, where it has several.
-    """
-
-    status: str = "timed"
+    status: str = "timed"  # or skipped, or failed
     reason: str = ""
     loops: int = 1
     durations: list[float] = field(default_factory=list)
-    note: str = ""
+    note: str = ""  # which of its ways it took, where it has several
 
     @property
     def median(self) -> float:
@@ -102,18 +97,13 @@ class Worker:
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
-        return self.receive()
-
-    def receive(self) -> dict[str, Any]:
-        """Return the next answer; the first one is unasked: versions, or why there are none."""
         assert self._process.stdout is not None
         watchdog = threading.Timer(ANSWER_LIMIT_SECONDS, self._process.kill)
         watchdog.start()
         line = self._process.stdout.readline()
         watchdog.cancel()
         if line:
-            answer: dict[str, Any] = json.loads(line)
-            return answer
+            return dict(json.loads(line))
         status = self._process.wait()
         self._errors.seek(0)
         last_words = self._errors.read()[-2000:].decode(errors="replace").strip()
@@ -121,19 +111,16 @@ class Worker:
         raise WorkerDiedError(f"the worker ended with status {status}\n{last_words}".strip())
 
     def close(self) -> None:
-        """End the process; closing twice is allowed."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(BrokenPipeError):
-                pipe.close()  # type: ignore[union-attr]
+        """End the process."""
         try:
-            self._process.wait(timeout=10)
+            self._process.communicate(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
         self._errors.close()
 
 
-class Race:
+class Race(AbstractContextManager["Race"]):
     """Runs races, and keeps workers from one to the next while the thread count stays.
 
     A race makes up to ``rounds`` rounds; after the fifth it ends once ``seconds`` have passed.
@@ -148,10 +135,6 @@ class Race:
         self.versions: dict[str, str] = {}
         self._threads = 0
         self._workers: dict[str, Worker] = {}
-        self._absent: dict[str, dict[str, Any]] = {}  # why it could not be started
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -160,7 +143,6 @@ class Race:
         """End all workers."""
         while self._workers:
             self._workers.popitem()[1].close()
-        self._absent.clear()
 
     def run(self, case: Any) -> Result:
         """Check and time every implementation on ``case``."""
@@ -169,14 +151,17 @@ class Race:
             self._threads = case.threads
         result = Result(case, {name: Outcome() for name in self.implementations})
         for name, outcome in result.outcomes.items():
-            reason = self.known[name].declines(case) if name in self.known else None
-            _note(outcome, {} if reason is None else {"skipped": reason})
-        self._start(_timed(result))
+            known = self.known.get(name)
+            reason = known and (known.missing() or known.declines(case))
+            _note(outcome, {"skipped": reason} if reason else {})
+        new = [name for name in _timed(result) if name not in self._workers]
+        # all at a time: loading takes seconds
+        self._workers |= {name: Worker(self.registry, name, self._threads) for name in new}
         for name in _timed(result):
-            outcome = result.outcomes[name]
-            answer = self._absent.get(name) or self._ask(name, "prepare", case=case.to_dict())
+            outcome, answer = result.outcomes[name], self._ask(name, "prepare", case=case.to_dict())
             _note(outcome, answer)
             outcome.loops, outcome.note = answer.get("loops", 1), answer.get("note", "")
+            self.versions |= answer.get("versions", {})
         self._run_rounds(result)
         for name in _timed(result):
             self._ask(name, "release")
@@ -196,21 +181,6 @@ class Race:
                 _note(result.outcomes[name], answer)
                 if "seconds" in answer:
                     result.outcomes[name].durations.append(answer["seconds"])
-
-    def _start(self, names: Iterable[str]) -> None:
-        """Start the workers of ``names`` that do not run, all at a time: loading takes seconds."""
-        new = [name for name in names if name not in self._workers and name not in self._absent]
-        self._workers |= {name: Worker(self.registry, name, self._threads) for name in new}
-        for name in new:
-            try:
-                greeting = self._workers[name].receive()
-            except WorkerDiedError as error:
-                greeting = {"failed": str(error)}
-            if "versions" in greeting:
-                self.versions |= greeting["versions"]
-            else:
-                self._workers.pop(name).close()
-                self._absent[name] = greeting
 
     def _ask(self, name: str, do: str, **arguments: Any) -> dict[str, Any]:
         try:

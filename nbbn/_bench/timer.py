@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+Call = Callable[[], Any]
+
 SHORT_CALL_SECONDS = 200e-6
 LOOP_SECONDS = 2e-3
 CALIBRATION_CALLS = 5
@@ -17,7 +19,7 @@ CHOICE_ROUNDS = 7
 class Timer:
     """The call of the case at hand, and how often a measurement repeats it."""
 
-    def __init__(self, call: Callable[[], Any]) -> None:
+    def __init__(self, call: Call) -> None:
         self.call = call
         self.loops = 1
         self._seconds = self._calibrate()
@@ -48,7 +50,7 @@ class Timer:
         return seconds
 
 
-def fastest(calls: dict[str, Callable[[], Any]]) -> str:
+def fastest(calls: dict[str, Call]) -> str:
     """Return the name of the call with the least time, timed in turn.
 
     The minimum, not the median: a call on two threads is held up more often than one on one.
@@ -59,3 +61,13 @@ def fastest(calls: dict[str, Callable[[], Any]]) -> str:
         for name, timer in timers.items():
             seconds[name].append(timer.measure())
     return min(calls, key=lambda name: min(seconds[name], default=0.0))
+
+
+def ways(make: Callable[[bool, int], Call], threads: int) -> dict[str, Call]:
+    """Return what ``make`` returns of (whether parallel, whether past the cache), by name."""
+    stores, kinds = ("plain stores", "streaming stores"), ("serial", "parallel")[:threads]
+    return {
+        f"{store}, {kind}": make(kind == "parallel", streaming)
+        for kind in kinds
+        for streaming, store in enumerate(stores)
+    }

@@ -20,7 +20,6 @@ from nbbn._bench.problem import WrongResultError
 from nbbn._bench.timer import Timer
 
 SETTLE_LIMIT_SECONDS = 0.5
-
 Answer = dict[str, Any]
 
 
@@ -56,6 +55,17 @@ class Worker:
         settle()
         return found
 
+    def load(self, threads: int) -> Answer:
+        """Import the library."""
+        self.implementation.load(threads)
+        actual = self.implementation.threads()
+        if actual not in (None, threads):
+            return {"failed": f"uses {actual} threads where {threads} were asked for"}
+        # The libraries stay: collecting them again for each case took longer than many a race.
+        gc.collect()
+        gc.freeze()
+        return {}
+
     def prepare(self, case: dict[str, Any]) -> Answer:
         """Make the input, check the first result, calibrate."""
         problem = self.implementation.problem(case)
@@ -65,7 +75,8 @@ class Worker:
         self.timer = Timer(prepared.call)
         gc.collect()
         gc.disable()
-        return {"loops": self.timer.loops, "note": prepared.note}
+        versions = self.implementation.versions()
+        return {"loops": self.timer.loops, "note": prepared.note, "versions": versions}
 
     def measure(self) -> Answer:
         """Time the call."""
@@ -80,34 +91,17 @@ class Worker:
         return {}
 
 
-def load(implementation: Implementation, threads: int) -> Answer:
-    """Import the library; return its versions, or why there are none."""
-    reason = implementation.missing()
-    if reason is not None:
-        return {"skipped": reason}
-    try:
-        implementation.load(threads)
-        actual = implementation.threads()
-        if actual not in (None, threads):
-            return {"failed": f"uses {actual} threads where {threads} were asked for"}
-        # The libraries stay: collecting them again for each case took longer than many a race.
-        gc.collect()
-        gc.freeze()
-        return {"versions": implementation.versions()}
-    except Exception:
-        return {"failed": traceback.format_exc().rstrip()}
-
-
 def main(registry: str, name: str, threads: str) -> None:
     """Serve requests until standard input ends."""
     # A library that prints must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     worker = Worker(importlib.import_module(registry).IMPLEMENTATIONS[name])
+    loaded = worker.answer("load", threads=int(threads))
     with answers:
-        print(json.dumps(load(worker.implementation, int(threads))), file=answers, flush=True)
         for line in sys.stdin:
-            print(json.dumps(worker.answer(**json.loads(line))), file=answers, flush=True)
+            answer = loaded or worker.answer(**json.loads(line))
+            print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nbbn._bench.cases import format_shape, format_threads
+from nbbn._bench.problem import format_shape, format_threads
 from nbbn._bench.race import BASELINE, Result
 from nbbn.cli._bench_table import LIBRARIES, format_ratio
 

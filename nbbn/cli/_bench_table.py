@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 import nbbn
-from nbbn._bench.cases import format_shape, format_threads
+from nbbn._bench.problem import format_shape, format_threads
 from nbbn._bench.race import BASELINE, Result
 
 WIDTH = 100
@@ -54,7 +54,8 @@ def overview_lines(results: Sequence[Result], versions: dict[str, str]) -> list[
     peers = timed_peers(results)
     config = nbbn.config()
     machine = f"{config['cpu']}, {config['simd_bits']} bits; Python {config['python']}"
-    lines = [*_wrap(f"{machine}, {describe_versions(versions)}"), ""]
+    libraries = {name: version for name, version in versions.items() if name != "limit"}
+    lines = [*_wrap(f"{machine}, {describe_versions(libraries)}"), ""]
     groups: dict[tuple[str, int, str], list[Result]] = {}
     for result in results:
         case = result.case

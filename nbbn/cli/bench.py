@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import nbbn
-from nbbn._bench.cases import FUSED, OPERATIONS, Case, Shape
 from nbbn._bench.libraries import IMPLEMENTATIONS
+from nbbn._bench.problem import FUSED, OPERATIONS, Case, Shape
 from nbbn._bench.race import BASELINE, Outcome, Race, Result
 from nbbn.cli import _files
 from nbbn.cli._bench_table import overview_lines

@@ -29,7 +29,7 @@ class UnsupportedError(NotImplementedError):
     """The implementation cannot do this case; the message says why."""
 
 
-class Implementation(base.Implementation):
+class Implementation(base.Implementation, ABC):
     """Something that can be measured: a method ``prepare_OPERATION`` for each that it has.
 
     A fused operation is prepared by the method of its base, where ``has_fused`` says that it heeds

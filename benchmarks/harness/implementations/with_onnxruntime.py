@@ -19,14 +19,13 @@ from nbbn._bench import libraries
 
 _TRAINED = ("y", "new_mean", "new_var")
 
-_Nodes = tuple[tuple[str, tuple[str, ...]], ...]
-_STEPS: dict[tuple[str, ...], _Nodes] = {
+_STEPS: dict[tuple[str, ...], tuple[str, ...]] = {
     (): (),
-    ("relu",): (("Relu", ()),),
-    ("residual", "relu"): (("Add", ("residual",)), ("Relu", ())),
-    ("hard_swish",): (("HardSwish", ()),),
+    ("relu",): ("Relu({v})",),
+    ("residual", "relu"): ("Add({v}, residual)", "Relu({v})"),
+    ("hard_swish",): ("HardSwish({v})",),
 }
-"""The nodes that follow: their operators, and their inputs besides what came before."""
+"""The nodes that follow."""
 
 
 class OnnxRuntime(Implementation, libraries.OnnxRuntime):
@@ -60,7 +59,7 @@ class OnnxRuntime(Implementation, libraries.OnnxRuntime):
     def _calls(self, problem: Problem, names: tuple[str, ...]) -> tuple[Any, Any]:
         """Return the call, and what makes the list of output arrays of its result."""
         x, given = problem.x, _inputs(problem)
-        session = self.session(problem, given, list(names), _STEPS[problem.case.steps])
+        session = self.session(problem, given, names, *_STEPS[problem.case.steps])
         if problem.case.variant == "fresh":
             return partial(session.run, None, given), list
         shapes = [x.shape, *[(problem.case.channels,)] * (len(names) - 1)]

@@ -25,8 +25,8 @@ from benchmarks.harness.implementations.base import (
     named_y,
 )
 from benchmarks.harness.problem import EPS, TOLERANCE, Array, Problem, WrongResultError
-from nbbn._bench.limit import aligned, stack, ways
-from nbbn._bench.timer import fastest
+from nbbn._bench.problem import aligned, stack
+from nbbn._bench.timer import fastest, ways
 
 _LANES = 16  # what is left over of a size that is no multiple is not touched
 _SEEN_AS = {"float16": np.uint16, "bfloat16": np.int16}  # by kernels: see nbbn._compiler.formats
@@ -46,7 +46,6 @@ class Yardstick(Implementation):
     def load(self, threads: int) -> None:
         """Import the loops; numba takes its threads from the environment."""
         super().load(threads)
-        self.library.set_num_threads(threads)  # raises where numba has fewer
         self.loops = importlib.import_module("benchmarks.harness.loops")
 
     def versions(self) -> dict[str, str]:
