@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from nbbn import _checks
 from nbbn._engine import steps
-from nbbn._engine.masks import Weights
+from nbbn._engine.known import Known
 from nbbn._engine.memory import empty_like
-from nbbn._engine.steps import Epilogue
 from nbbn._kernels import table as rows
 from nbbn.distributed._exchange import BACKWARD, FORWARD, Peers, Statistics, merged
-from nbbn.layer._forward import Forward
+from nbbn.layer._forward import Call, Forward
 from nbbn.layer.batch_norm import BatchNorm
 
 Array = NDArray[Any]
@@ -159,34 +158,35 @@ class SyncBatchNorm(BatchNorm):
         with self._connected().call(FORWARD):
             return super().__call__(x, **given)
 
-    def _train(
-        self,
-        x: Array,
-        index: int,
-        out: Array | None,
-        mode: bool,
-        after: Epilogue,
-        weights: Weights | None,
-    ) -> Array:
+    def _call_known(self, known: Known, x: Array, training: Any, out: Any) -> Array | None:
+        """Only inference is as for one worker."""
+        mode = self._training if training is None else training
+        if mode or self._running_mean is None:
+            return None
+        return super()._call_known(known, x, training, out)
+
+    def _train(self, call: Call, mode: bool) -> Array:
+        x, index, weights = call.x, call.axis, call.weights
         local = x.size // self._num_features if weights is None else weights.total
-        token, of_residual = self._tokens(x, out, after)
-        y = empty_like(x) if out is None else out  # before the others count on this worker
+        last = call.forward(True, self._table, self._eps)
+        y = (
+            empty_like(x) if call.out is None else call.out
+        )  # before the others count on this worker
         found = np.zeros((rows.STATISTICS_ROWS, self._num_features))
         if local:
             steps.moments(x, index, found, weights)
         sent = found[rows.MEAN], found[rows.MEAN_LOW], found[rows.M2]
         total = merged(self._connected().exchange(FORWARD, local, *sent))
         if not total.number:
-            return self._infer(x, index, out, after, weights)
+            return self._infer(call)
         corrections = self._correction, self._running_correction
         _checks.enough_values(total.number, *corrections, "x of all workers")
         table = self._statistics(total)
         if self._on_nonfinite == "raise":
             self._accepts(table, total.number)
         form = steps.coefficients(table, self._eps, steps.computed_dtype(x))
-        steps.infer(x, index, form, y, after)
-        parts = token, after.again(), of_residual, weights, total.number
-        self._learn(Forward(x.view(), True, table, self._eps, *parts), total.number, mode)
+        steps.infer(x, index, form, y, call.after)
+        self._learn(last._replace(table=table, total=total.number), total.number, mode)
         return y
 
     def _statistics(self, total: Statistics) -> Array:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from nbbn._checks import overlap
+from nbbn._engine.known import Known
 from nbbn._engine.masks import Weights
 from nbbn._engine.steps import Epilogue
-from nbbn._engine.views import View
 
 Array = NDArray[Any]
 Token = bytes | None  # some of the values of an array; None where a result was written over them
@@ -31,18 +31,18 @@ class Forward(NamedTuple):
     after: Epilogue
     residual_token: Token = None
     weights: Weights | None = None
-    total: float = 0.0  # values a channel of all workers; see `nbbn.distributed`
+    total: float = 0.0  # values a channel, of all workers
+    known: Known | None = None
 
 
 class Call(NamedTuple):
     """One forward: what was given, checked."""
 
     x: Array
-    index: int  # of the channel axis
+    axis: int
     out: Array | None
     after: Epilogue
     weights: Weights | None
-    known: View | None  # of x, if it was found before
 
     def forward(self, training: bool, table: Array, eps: float, total: float = 0.0) -> Forward:
         """Return what backward will need; before anything is written."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from nbbn import _checks
 from nbbn._compiler.forks import new_lock
 from nbbn._engine import steps
+from nbbn._engine.known import Memory
 from nbbn._engine.steps import Epilogue
-from nbbn._engine.views import Views
 from nbbn._files import state as state_files
 from nbbn._kernels import table as rows
 from nbbn.layer._forward import Forward
@@ -106,7 +106,9 @@ class LayerState:
         self.grad_gamma = self.grad_beta = self.grad_residual = None
         self._last: Forward | None = None
         self._here = threading.local()  # .last: the last forward of this thread
-        self._views = Views()
+        self._known = Memory()
+        most = max(self._correction, self._running_correction)
+        self._too_few = max(1.0, most) if most > 0.0 else 0.0  # values a channel, to train with
         self._lock = new_lock(self)
         self._collected: Moments | None = None  # inside `nbbn.calibrate`
         self._num_collected = 0  # batches

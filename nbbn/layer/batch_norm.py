@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from nbbn import _checks
 from nbbn._engine import masks, steps
+from nbbn._engine.known import Known
 from nbbn._kernels import table as rows
-from nbbn.layer._forward import Call, Forward, is_unchanged
+from nbbn.layer._forward import Call, Forward, is_unchanged, token_of
 from nbbn.layer._state import LayerState
 from nbbn.layer.frozen import FrozenBatchNorm
 from nbbn.moments import Moments, of_table
@@ -186,12 +187,14 @@ class BatchNorm(LayerState):
         >>> bn.batch_mean
         array([4.5, 5.5, 6.5])
         """
-        known = self._views.of(x)
-        values = x if known is not None else _checks.array("x", x, _checks.HALVES)
+        known = self._known.of(x) if mask is None and residual is None else None
+        if known is not None:
+            found = self._call_known(known, x, training, out)
+            if found is not None:
+                return found
+        values = _checks.array("x", x, _checks.HALVES)
         index = _checks.axis(self._axis, values.ndim)
-        if known is None:
-            _checks.channels(values, index, self._num_features)
-            self._views.remember(x, index)
+        _checks.channels(values, index, self._num_features)
         weights = None if mask is None else masks.of_mask(mask, values.shape, index)
         mode = self._training if training is None else _checks.flag("training", training)
         after = self._after
@@ -199,19 +202,43 @@ class BatchNorm(LayerState):
             added = _checks.gradient("residual", residual, values)
             after = after._replace(residual=added.view())
         target = None if out is None else _checks.out("out", out, values)
-        call = Call(values, index, target, after, weights, known)
+        call = Call(values, index, target, after, weights)
         if mode or self._running_mean is None:
             y = self._train(call, mode)
         else:
             y = self._infer(call)
+        self._known.learn(x, index)
         return y if out is None else out  # a subclass or a tensor too
+
+    def _call_known(self, known: Known, x: Array, training: Any, out: Any) -> Array | None:
+        """Forward of an array like one before; None where that takes a closer look."""
+        mode = self._training if training is None else training
+        y = known.target(x, out)
+        if y is None or not isinstance(mode, bool):
+            return None
+        token = None if out is x else token_of(x, None)
+        if not mode and self._running_mean is not None:
+            with self._lock:  # a snapshot: another thread may be training
+                table = self._table.astype(np.float64)
+            form = steps.coefficients(table, self._eps, x.dtype)
+            known.infer(x, y, form, self._after)
+            self._keep(Forward(x.view(), False, table, self._eps, token, self._after))
+            return y
+        count = x.size // self._num_features
+        if count <= self._too_few or self._on_nonfinite != "propagate":
+            return None
+        table = steps.new_table(self._num_features, self._table)
+        known.train(x, y, table, count - self._correction, self._eps, self._after)
+        parts = table, self._eps, token, self._after, None, None, count, known
+        self._learn(Forward(x.view(), True, *parts), count, mode)
+        return y
 
     def _infer(self, call: Call) -> Array:
         with self._lock:  # a snapshot: another thread may be training
             table = self._table.astype(np.float64)
         last = call.forward(False, table, self._eps)
         form = steps.coefficients(table, self._eps, steps.computed_dtype(call.x))
-        y = steps.infer(call.x, call.index, form, call.out, call.after, known=call.known)
+        y = steps.infer(call.x, call.axis, form, call.out, call.after)
         self._keep(last)
         return y
 
@@ -227,11 +254,11 @@ class BatchNorm(LayerState):
         name = "x" if weights is None else "mask"
         _checks.enough_values(count, self._correction, self._running_correction, name)
         if call.out is not None and self._on_nonfinite == "raise":
-            steps.moments(x, call.index, table, weights)
+            steps.moments(x, call.axis, table, weights)
             self._accepts(table, count)
         last = call.forward(True, table, self._eps, count)
-        options = self._eps, self._correction, call.out, call.after, weights, call.known
-        y = steps.train(x, call.index, table, *options)
+        options = self._eps, self._correction, call.out, call.after, weights
+        y = steps.train(x, call.axis, table, *options)
         self._learn(last, count, mode)
         return y
 
@@ -289,8 +316,9 @@ class BatchNorm(LayerState):
         return False
 
     def _track(self, table: Array, count: float) -> None:
-        number = self.num_batches_tracked + 1
-        momentum = 1.0 / number if self._momentum is None else self._momentum
+        momentum = self._momentum
+        if momentum is None:
+            momentum = 1.0 / (self.num_batches_tracked + 1)
         divisor = count - self._running_correction
         steps.move_averages(self._table, table, divisor, momentum, self._counter)
 
@@ -346,6 +374,10 @@ class BatchNorm(LayerState):
                 "backward: expected the input of the last forward unchanged, "
                 "but it was overwritten in place"
             )
+        if last.known is not None and not last.after.kind and x.dtype == self._dtype:
+            found = self._backward_known(last.known, last, grad_y, out)
+            if found is not None:
+                return found
         gradient = _checks.gradient("grad_y", grad_y, x)
         target = None if out is None else _checks.out("out", out, x)
         if not last.training:
@@ -357,6 +389,20 @@ class BatchNorm(LayerState):
         self.grad_beta = None if self._beta is None else grad_beta
         self.grad_residual = grad_residual
         return grad_x if out is None else out
+
+    def _backward_known(self, known: Known, last: Forward, grad_y: Any, out: Any) -> Array | None:
+        """Backward of a small array; None where that takes a closer look."""
+        if not known.is_like(last.x, grad_y, False):
+            return None
+        grad_x = known.target(grad_y, out)
+        if grad_x is None or (out is not None and np.may_share_memory(out, last.x)):
+            return None
+        freedom = last.total - self._correction
+        found = known.differentiate(grad_y, last.x, grad_x, last.table, last.total, freedom)
+        self.grad_gamma = None if self._gamma is None else found[0]
+        self.grad_beta = None if self._beta is None else found[1]
+        self.grad_residual = None
+        return grad_x
 
     def _before_activation(
         self, last: Forward, grad_y: Array, out: Array | None
