@@ -32,6 +32,10 @@ def _after_fork_in_child() -> None:
             owner._lock = threading.RLock()
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 _PATIENCE = 60.0  # seconds that a fork waits for another thread's compilation
 _held = threading.local()
 
