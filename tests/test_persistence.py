@@ -15,9 +15,9 @@ import cases
 import numpy as np
 import pytest
 from compare import assert_same_bits, layer, snapshot
+from rooms import state as _storage
 
 import nbbn
-from nbbn._files import state as _storage
 
 X = cases.values((6, 3, 5))
 F32 = np.float32
