@@ -229,7 +229,7 @@ for name in ("look_at_group", "add_up_group", "merge_parts", "add_parts", "write
     setattr(steps_of_runs, name, lambda *_: None)
 steps_of_runs.numbers_of_parts = lambda *_: np.ones((9999, 2))
 steps.look = lambda view, *_: np.ones((3, view.channels), np.float32)
-steps.sum_gradients = lambda grad_y, x, *_: np.ones((6, x.shape[1]), np.float32)
+steps.add_up = lambda view, *_: np.ones((6, view.channels), np.float32)
 
 def row(outer, channels, inner):
     return np.empty((outer, channels, inner), np.float32)

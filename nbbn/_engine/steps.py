@@ -411,7 +411,7 @@ def add_up_and_write_back(
     mask: Array | None = None,
 ) -> None:
     """Run both steps of a backward, `add_up` and `write_back`, or one that does both group by group."""
-    plan = make_plan(view, (x, grad_y), grad_x, 2)
+    plan = make_plan(view, (x, grad_y), grad_x, 2, mask is None)
     if not plan.by_group:
         form = add_up(view, grad_y, x, table, sums, count, freedom, mask)
         write_back(view, grad_y, x, grad_x, form, mask)
