@@ -79,7 +79,9 @@ def test_inference_is_the_float32_result_rounded_once(half, shape, axis, layout)
     assert_same_bits(out, bn(x))
 
 
-@by_half
+@pytest.mark.parametrize(
+    "half", [HALVES["float16"], pytest.param(BFLOAT16, marks=pytest.mark.long)], ids=HALVES
+)
 @by_shape
 @pytest.mark.parametrize("layout", LAYOUTS[:3])
 @pytest.mark.parametrize("activation", [None, pytest.param("relu", marks=pytest.mark.long)])
