@@ -547,12 +547,12 @@ def working(tmp_path, *more, pause=0.0, **variables):
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 def wait_for_temporary(folder, process):
     """Wait until the output is being written, under a name of its own."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not any(name.name.startswith(".nbbn-") for name in folder.iterdir()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
@@ -581,7 +581,7 @@ def test_an_interrupt_leaves_nothing_behind(names, statuses, said, tmp_path):
         wait_for_temporary(folder, process)
         for name in names:
             process.send_signal(getattr(signal, name))
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert (out, err) == (b"", said)
     assert process.returncode in statuses
     assert contents(folder) == before
@@ -595,7 +595,7 @@ def test_a_command_under_nohup_goes_on(tmp_path):
     with working(tmp_path, pause=0.001, NOHUP="1") as process:
         wait_for_temporary(folder, process)
         process.send_signal(signal.SIGHUP)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (0, b"", b"")
     assert_within(np.load(folder / "out.npy"), *standardized(x))
 
@@ -613,7 +613,7 @@ def test_a_process_that_is_killed_leaves_the_old_file_or_the_whole_new_one(tmp_p
             wait_for_temporary(folder, process)
             time.sleep(rng.uniform(0, 0.15))
             process.kill()
-            process.wait(60)
+            process.wait(300)
         if (folder / "out.npy").read_bytes() != old:
             assert_within(np.load(folder / "out.npy"), expected, bound)
         left = set(contents(folder)) - {"in.npy", "out.npy"}
@@ -692,7 +692,7 @@ def test_a_bar_on_a_terminal_and_none_in_a_pipe(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SLOW))
     command = [sys.executable, str(script), str(tmp_path / "in.npy"), str(tmp_path / "out.npy")]
-    done = subprocess.run(command, env=environment(), capture_output=True, timeout=120, check=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, timeout=300, check=True)
     assert (done.stdout, done.stderr) == (b"", b"")
     reader, writer = pty.openpty()
     process = subprocess.Popen(
@@ -704,7 +704,7 @@ def test_a_bar_on_a_terminal_and_none_in_a_pipe(tmp_path):
         while part := os.read(reader, 1 << 16):
             seen += part
     os.close(reader)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert (process.returncode, out) == (0, b"")
     assert b"1/2 statistics [" in seen
     assert b"2/2 normalizing [#" in seen
@@ -722,4 +722,4 @@ def test_a_reader_of_moments_that_has_gone_is_no_error(tmp_path):
     process.stdout.close()
     assert process.stderr.read() == ""
     process.stderr.close()
-    assert process.wait(60) == 141
+    assert process.wait(300) == 141

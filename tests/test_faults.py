@@ -190,7 +190,7 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_file(tmp_path):
             time.sleep(rng.uniform(0.005, 0.03))
         finally:
             process.kill()
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL
         bn = nbbn.BatchNorm.load(path)
         if bn.num_features > 3:
