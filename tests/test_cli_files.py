@@ -23,7 +23,7 @@ from test_cli import Terminal
 
 import nbbn
 from nbbn import _stream
-from nbbn.cli import main
+from nbbn.cli import _files, main
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
 
@@ -585,6 +585,20 @@ def test_an_interrupt_leaves_nothing_behind(names, statuses, said, tmp_path):
     assert (out, err) == (b"", said)
     assert process.returncode in statuses
     assert contents(folder) == before
+
+
+def test_an_interrupt_before_the_work_leaves_nothing_behind(tmp_path, monkeypatch):
+    real, opened = os.open, []
+
+    def interrupted(*arguments):
+        opened.append(arguments[0])
+        os.close(real(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _files.check_file(tmp_path / "out.npy", "OUT.npy")
+    assert len(opened) == 1 and contents(tmp_path) == {}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, TextIO
 
@@ -127,6 +128,8 @@ def _unwinding() -> Iterator[None]:
         nonlocal ended
         if not ended:  # where a terminal closes, both it and the shell send SIGHUP
             ended = True
+            # What is being opened just now is closed with the process.
+            warnings.simplefilter("ignore", ResourceWarning)
             raise _Terminated(number)
 
     for number in ours:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,8 +52,11 @@ def check_file(path: Path, option: str) -> None:
     try:
         _files.check_regular(f"{option}: expected a file", path)
         temporary = _storage.beside(path)
-        temporary.open("xb").close()
-        temporary.unlink()
+        try:  # an interrupt leaves no file, and nothing that is not closed
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
     except ValueError as error:
         raise CommandError(str(error)) from None
     except IsADirectoryError:
