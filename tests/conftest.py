@@ -27,6 +27,34 @@ WARMUPS = (
     ("--dtype", "float16,bfloat16,uint8"),
 )
 
+# Tests whose parameters compile one thing after another: the marker goes to all of them but those that hold the
+# second text. By compiling alone, they took half of a default run.
+LONG_BUT_FOR = (
+    ("test_cache.py::test_an_edit_of_", None),
+    ("test_cache.py::test_a_constant_that_another_machine", None),
+    ("test_cache.py::test_the_names_are_those_of_the_code", None),
+    ("test_cache.py::test_a_package_without_source_files", None),
+    ("test_combinations.py::", "[float32-float32-"),
+    ("test_exactness.py::test_no_deviation_and_eps_0", "[float32-shape0-"),
+    ("test_frozen.py::test_the_activation_is_frozen_too", "[relu-shape1-"),
+    ("test_hostile_files.py::test_archives_that_grow", "[gamma"),
+    ("test_robustness.py::test_numpys_errors_are_no_business", "[float32-"),
+)
+LONG_WITH = (
+    ("test_fused.py", "hard_swish"),
+    ("test_sync.py", "leaky_relu"),
+)  # relu stands for them
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
+def pytest_collection_modifyitems(items):
+    for item in items:
+        name = item.nodeid
+        spared = [but_for for place, but_for in LONG_BUT_FOR if place in name]
+        slow = any(but_for is None or but_for not in name for but_for in spared)
+        if slow or any(file in name and what in name for file, what in LONG_WITH):
+            item.add_marker(pytest.mark.long)
+
 
 @pytest.hookimpl(tryfirst=True)  # before xdist's, which reads these options
 def pytest_cmdline_main(config):
