@@ -99,7 +99,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
     target = _resolved(path)
     temporary = beside(target)
     created = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    # Who may not read the old file may not read the new one, while it is written either.
+    # Whom the mode of the old file keeps out, the new one's does, while it is written too.
     permissions = 0o666 if old is None else old & 0o777 | 0o600
     descriptor = os.open(temporary, created, permissions)  # less the process's umask
     try:

@@ -47,23 +47,32 @@ LONG_WITH = (
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    marked = set()
     for item in items:
         name = item.nodeid
-        spared = [but_for for place, but_for in LONG_BUT_FOR if place in name]
-        slow = any(but_for is None or but_for not in name for but_for in spared)
-        if slow or any(file in name and what in name for file, what in LONG_WITH):
+        rules = [rule for rule in LONG_BUT_FOR if rule[0] in name]
+        slow = [rule for rule in rules if rule[1] is None or rule[1] not in name]
+        slow += [rule for rule in LONG_WITH if rule[0] in name and rule[1] in name]
+        marked.update(slow)
+        if slow:
             item.add_marker(pytest.mark.long)
+    if is_run_of_all(config):  # a rule outlives the name of its test
+        idle = [rule for rule in (*LONG_BUT_FOR, *LONG_WITH) if rule not in marked]
+        assert not idle, f"these rules mark no test: {idle}"
+
+
+def is_run_of_all(config):
+    return config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist's, which reads these options
 def pytest_cmdline_main(config):
     """Take every core for a run of all tests, unless told otherwise; for a few, one process is faster."""
     option = config.option
-    is_all = config.args_source is config.ArgsSource.TESTPATHS and not option.keyword
     is_open = getattr(option, "numprocesses", "no xdist") is None and option.dist == "no"
     is_plain = not (option.collectonly or option.usepdb or hasattr(config, "workerinput"))
-    if is_all and is_open and is_plain:
+    if is_run_of_all(config) and is_open and is_plain:
         option.numprocesses, option.dist = "auto", "loadfile"
 
 

@@ -602,6 +602,33 @@ def test_an_interrupt_before_the_work_leaves_nothing_behind(tmp_path, monkeypatc
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_a_signal_whose_exception_is_lost_is_not_the_last(tmp_path):
+    code = """
+import os, signal, sys, time
+from nbbn import cli
+
+class Lost:
+    def __del__(self):  # what is raised here, Python tells and forgets
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+sys.unraisablehook = lambda _: print("lost", flush=True)
+with cli._unwinding():
+    Lost()
+    os.kill(os.getpid(), signal.SIGTERM)  # at once: it stands for the same
+    print("on", flush=True)
+    time.sleep(1.5 * cli._AT_ONCE)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["lost", "on"]
+    assert "_Terminated" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_a_command_under_nohup_goes_on(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
