@@ -24,7 +24,8 @@ settings.load_profile("few")
 WARMUPS = (
     ("--dtype", "float32", "--training"),
     ("--dtype", "float64", "--training"),
-    ("--dtype", "float16,bfloat16,uint8"),
+    ("--dtype", "float16,uint8"),
+    ("--dtype", "bfloat16"),
 )
 
 # Tests whose parameters compile one thing after another: the marker goes to all of them but those that hold the
