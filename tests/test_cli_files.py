@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import random
 import re
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import reference
 from compare import assert_same_bits, assert_within, forward_bound, mean_error, var_error
+from interrupts import interrupted
 from processes import environment, run
 from test_cli import Terminal
 
@@ -389,6 +391,7 @@ def test_a_limit_on_the_size_of_files_is_one_sentence_before_the_work(limit, tmp
     import resource, sys
     from nbbn import _stream
     from nbbn.cli import main
+from nbbn.cli._files import check_file
     _stream.batch_moments = None
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
     print(main(["normalize", *sys.argv[2:]]))
@@ -626,6 +629,21 @@ with cli._unwinding():
     )
     assert done.stdout.split() == ["lost", "on"]
     assert "_Terminated" in done.stderr
+
+
+def test_a_signal_handler_that_raises_while_a_name_is_tried_leaves_no_file(tmp_path):
+    def handler():
+        raise KeyboardInterrupt
+
+    def work():
+        return _files.check_file(tmp_path / "out.npy", "OUT.npy") or True
+
+    for step in itertools.count():
+        ended = interrupted(work, _files.check_file, step, handler)
+        assert list(tmp_path.iterdir()) == []
+        if ended:
+            break
+    assert step > 20
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
