@@ -391,7 +391,6 @@ def test_a_limit_on_the_size_of_files_is_one_sentence_before_the_work(limit, tmp
     import resource, sys
     from nbbn import _stream
     from nbbn.cli import main
-from nbbn.cli._files import check_file
     _stream.batch_moments = None
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
     print(main(["normalize", *sys.argv[2:]]))
