@@ -69,7 +69,9 @@ def pytest_collection_modifyitems(config, items):
         marked.update(slow)
         if slow:
             item.add_marker(pytest.mark.long)
-    if is_run_of_all(config):  # a rule outlives the name of its test; a file whose peer is absent is not there
+    if is_run_of_all(
+        config
+    ):  # a rule outlives the name of its test; a file whose peer is absent is not there
         there = [rule for rule in (*LONG_BUT_FOR, *LONG_WITH) if rule[0].split("::")[0] in files]
         idle = [rule for rule in there if rule not in marked]
         assert not idle, f"these rules mark no test: {idle}"
