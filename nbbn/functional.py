@@ -186,8 +186,7 @@ def batch_norm(
         For any other dtype, and for masked arrays.
     ValueError
         For a wrong shape, axis, option or ``out``; in training also where there are too few values
-        per channel for the corrections, in inference for a negative variance. Nothing has been written or
-        updated then.
+        per channel for the corrections; and for a negative variance. Nothing has been written or updated then.
 
     Notes
     -----
@@ -237,12 +236,13 @@ def batch_norm(
     variances = _checks.running("running_var", running_var, channels)
     _checks.apart("running_mean", means, {"running_var": variances, "out": target})
     _checks.apart("running_var", variances, {"out": target})
+    if variances is not None:
+        _checks.not_negative("running_var", variances)
     if values.size == 0:
         return np.empty_like(values) if out is None else _same(out)
     if weights is not None and weights.total == 0.0:
         mean = np.zeros(channels) if means is None else means
         var = np.ones(channels) if variances is None else variances
-        _checks.not_negative("running_var", var)
         table = steps.given_table(mean, var, gammas, betas)
         y = _infer(values, index, table, epsilon, target, after)
         return y if out is None else _same(out)

@@ -24,18 +24,70 @@ settings.load_profile("few")
 WARMUPS = (
     ("--dtype", "float32", "--training"),
     ("--dtype", "float64", "--training"),
-    ("--dtype", "float16,bfloat16,uint8"),
+    ("--dtype", "float16"),
+    ("--dtype", "uint8"),
 )
+
+# Tests whose parameters compile one thing after another: the marker goes to all of them but those that hold the
+# second text. By compiling alone, they took half of a default run.
+LONG_BUT_FOR = (
+    ("test_cache.py::test_an_edit_of_", None),
+    ("test_cache.py::test_a_constant_that_another_machine", None),
+    ("test_cache.py::test_the_names_are_those_of_the_code", None),
+    ("test_cache.py::test_a_package_without_source_files", None),
+    ("test_combinations.py::", "[float32-float32-images-c]"),
+    ("test_dask.py::test_a_killed_worker_costs_time", None),
+    ("test_dask.py::test_the_bits_are_the_same_on_every_scheduler", None),
+    ("test_distributed_guide.py::test_an_array_larger_than_the_memory", None),
+    ("test_exactness.py::test_no_deviation_and_eps_0", "[float32-shape0-"),
+    ("test_frozen.py::test_the_activation_is_frozen_too", "[relu-shape1-"),
+    ("test_fused.py::test_backward_into_the_memory_of_the_input", "[False-False-"),
+    ("test_halves.py::test_any_number_of_threads_gives_the_same_bits", "-float16]"),
+    ("test_halves.py::test_training_and_gradients_are_the_float32_results", "[None-c-images-"),
+    ("test_hostile_files.py::test_archives_that_grow", "[gamma"),
+    ("test_mask.py::test_gradients_where_rows_in_a_row_are_masked", "[float32"),
+    ("test_net.py::test_every_case_works", None),
+    ("test_readme.py::test_python_blocks_run[inference.md]", None),
+    ("test_robustness.py::test_numpys_errors_are_no_business", "[float32-"),
+    ("test_warmup.py::test_training_compiles_nothing_afterwards", "[float32"),
+)
+LONG_WITH = (
+    ("test_fused.py", "hard_swish"),
+    ("test_sync.py", "leaky_relu"),
+)  # relu stands for them
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
+def pytest_collection_modifyitems(config, items):
+    marked, files = set(), set()
+    for item in items:
+        name = item.nodeid
+        files.add(item.path.name)
+        rules = [rule for rule in LONG_BUT_FOR if rule[0] in name]
+        slow = [rule for rule in rules if rule[1] is None or rule[1] not in name]
+        slow += [rule for rule in LONG_WITH if rule[0] in name and rule[1] in name]
+        marked.update(slow)
+        if slow:
+            item.add_marker(pytest.mark.long)
+    if is_run_of_all(
+        config
+    ):  # a rule outlives the name of its test; a file whose peer is absent is not there
+        there = [rule for rule in (*LONG_BUT_FOR, *LONG_WITH) if rule[0].split("::")[0] in files]
+        idle = [rule for rule in there if rule not in marked]
+        assert not idle, f"these rules mark no test: {idle}"
+
+
+def is_run_of_all(config):
+    return config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist's, which reads these options
 def pytest_cmdline_main(config):
     """Take every core for a run of all tests, unless told otherwise; for a few, one process is faster."""
     option = config.option
-    is_all = config.args_source is config.ArgsSource.TESTPATHS and not option.keyword
     is_open = getattr(option, "numprocesses", "no xdist") is None and option.dist == "no"
     is_plain = not (option.collectonly or option.usepdb or hasattr(config, "workerinput"))
-    if is_all and is_open and is_plain:
+    if is_run_of_all(config) and is_open and is_plain:
         option.numprocesses, option.dist = "auto", "loadfile"
 
 

@@ -7,7 +7,7 @@ import sys
 def interrupted(work, function, step, handler):
     """The result of ``work()``; ``handler`` is called before the instruction number ``step`` of ``function``.
 
-    What it raises leaves ``function`` there. A TimeoutError may leave ``work``, too: None, then.
+    What it raises leaves ``function`` there. TimeoutError and KeyboardInterrupt may leave ``work``, too: None, then.
     """
     left = step
 
@@ -26,7 +26,7 @@ def interrupted(work, function, step, handler):
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, KeyboardInterrupt):
             return work()
     finally:
         sys.settrace(before)

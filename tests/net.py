@@ -5,9 +5,10 @@
     python -m tests.net REV --keep inference     only differences in inference fail; repeat it for more kinds
     python -m tests.net REV --cases train        cases whose name matches a regular expression
 
-Exit status: 0 nothing changed, 1 something did, 2 usage. The revision is checked out in a temporary git worktree; its
-results and this tree's are taken side by side on this machine, each in processes of its own, and compared by SHA-256.
-It takes minutes, and many more where the compiled code of either is not in the cache (``NBBN_CACHE_DIR``).
+Exit status: 0 nothing changed, 1 something did, 2 usage, 3 a tree could not be recorded. The revision is
+checked out in a temporary git worktree; its results and this tree's are taken side by side on this machine, each in
+processes of its own, and compared by SHA-256. It takes minutes, and many more where the compiled code of either is
+not in the cache (``NBBN_CACHE_DIR``).
 
 A case is an operation on a layout, a dtype, an option and a mode (`TABLE`); each array that it gives is one line of a
 recording, named ``operation.array | dtype | layout | option | mode``, of one kind: inference, moments, training or
@@ -44,6 +45,13 @@ ENVIRONMENTS = {
     "generic": {"NUMBA_CPU_NAME": "generic"},
     "interpreted": {"NUMBA_DISABLE_JIT": "1"},
 }
+DECIDING = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DISABLE_JIT")
+FAILED = 3
+
+
+def fail(text):
+    print(f"net: {text}", file=sys.stderr)
+    raise SystemExit(FAILED)
 
 
 def digest(array):
@@ -80,17 +88,18 @@ def checkout(revision):
 def git(*arguments):
     done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"net: git {arguments[0]}: {done.stderr.strip()}")
+        fail(f"git {arguments[0]}: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
 def start(tree, environment, *arguments):
     """A process that records the corpus with the nbbn in ``tree``."""
     variables = {"PYTHONPATH": str(tree), "NUMBA_NUM_THREADS": "4", **ENVIRONMENTS[environment]}
+    inherited = {name: v for name, v in os.environ.items() if name not in DECIDING}
     tiny = ["--tiny"] if environment == "interpreted" else []
     command = [sys.executable, str(Path(__file__).resolve()), "--record", *tiny, *arguments]
     return subprocess.Popen(
-        command, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True
+        command, env={**inherited, **variables}, stdout=subprocess.PIPE, text=True
     )
 
 
@@ -98,10 +107,10 @@ def result(process, tree):
     """What it recorded."""
     out, _ = process.communicate()
     if process.returncode:
-        raise SystemExit(f"net: recording {tree} failed with exit status {process.returncode}")
+        fail(f"recording {tree} failed with exit status {process.returncode}")
     found = json.loads(out)
     if Path(found["package"]) != Path(tree, "nbbn").resolve():
-        raise SystemExit(f"net: recorded {found['package']} in place of {tree}")
+        fail(f"recorded {found['package']} in place of {tree}")
     return found["digests"]
 
 

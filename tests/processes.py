@@ -71,7 +71,7 @@ def environment(**changes):
     return {name: value for name, value in variables.items() if value is not None}
 
 
-def run(script, *arguments, env=None, timeout=120, launcher=(), fails=False):
+def run(script, *arguments, env=None, timeout=300, launcher=(), fails=False):
     """The words that a script prints; what hangs or fails, fails the test with all its output.
 
     The script is a file, as processes that do not fork import it again; ``env`` changes variables

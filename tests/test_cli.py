@@ -20,7 +20,7 @@ def run_module(*arguments, **options):
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "nbbn", *arguments],
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         **options,
     )
@@ -158,7 +158,7 @@ def test_streams_that_are_closed_or_full(redirected, status, error):
     if "/dev/full" in redirected and not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
     command = [shutil.which("sh"), "-c", f'exec "$0" -m nbbn {redirected}', sys.executable]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (status, error)
     assert done.stdout == "" or redirected == "info 2>&-"
 
@@ -174,7 +174,7 @@ def test_a_message_is_one_line_whatever_a_file_is_called(arguments, capsys):
 def test_nothing_heavy_is_imported_before_it_is_needed():
     code = "import sys, nbbn.cli; print({'sklearn', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout == "set()\n"
 

@@ -387,7 +387,7 @@ def test_the_bits_are_the_same_on_every_scheduler():
         run("distributed")
 """
     )
-    lines = processes.run(script, env={"NUMBA_THREADING_LAYER": "workqueue"}, timeout=120)
+    lines = processes.run(script, env={"NUMBA_THREADING_LAYER": "workqueue"}, timeout=300)
     assert len(lines) == 4
     assert len(set(lines)) == 1
 
@@ -426,4 +426,4 @@ if __name__ == "__main__":
 
 def test_a_killed_worker_costs_time_and_one_that_is_killed_again_and_again_is_an_error():
     pytest.importorskip("distributed", reason="dask's distributed is not installed")
-    assert processes.run(KILLED, timeout=120) == ["5.5", "KilledWorker"]
+    assert processes.run(KILLED, timeout=300) == ["5.5", "KilledWorker"]

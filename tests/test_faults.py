@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from compare import layer
 from processes import environment, run
+from rooms import state as _storage
 
 import nbbn
 
@@ -190,7 +191,7 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_file(tmp_path):
             time.sleep(rng.uniform(0.005, 0.03))
         finally:
             process.kill()
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL
         bn = nbbn.BatchNorm.load(path)
         if bn.num_features > 3:
@@ -221,13 +222,20 @@ def test_a_disk_full_in_the_middle_of_a_save_leaves_the_old_file(tmp_path, monke
     path = tmp_path / "layer.npz"
     layer(3).save(path)
     old = path.read_bytes()
-    monkeypatch.setattr(os, "fdopen", lambda descriptor, mode: FullDisk(descriptor, mode))
+    written = []
+
+    def open_full(name, mode, opener):
+        written.append(name)
+        return FullDisk(name, mode, opener=opener)
+
+    monkeypatch.setattr(_storage, "open", open_full, raising=False)
     for save in (layer(5000).save, nbbn.BatchNorm(3).save):
         with pytest.raises(OSError, match="No space left") as error:
             save(path)
         assert error.value.errno == errno.ENOSPC
         assert path.read_bytes() == old
         assert list(tmp_path.iterdir()) == [path]
+    assert len(written) == 2
 
 
 @needs_limits

@@ -247,7 +247,7 @@ def test_the_fold_of_zero_gamma_is_beta():
 
 def test_nan_and_infinity_stay_in_their_channel():
     bn, weight = bn_of(4, eps=0.0), values((4, 3))
-    bn.gamma[:], bn.running_var[1], bn.running_mean[2] = 1, 0, np.nan
+    bn.gamma[:], bn.gamma[1], bn.running_mean[2] = 1, np.inf, np.nan
     weight[1, 0] = 0
     folded, offset = fold_linear(weight, np.ones(4), bn)
     assert np.isnan(folded[1, 0])

@@ -267,7 +267,7 @@ def listen():
     known.set()
 
 def get(_):
-    with urlopen(address[0], timeout=60) as response:
+    with urlopen(address[0], timeout=300) as response:
         return response.read().decode()
 
 reader = threading.Thread(target=listen)

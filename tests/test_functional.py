@@ -383,6 +383,13 @@ NEGATIVE = {
 }
 
 
+def test_a_negative_running_variance_is_refused_in_training_too():
+    mean, var = np.zeros(3), np.array([1.0, -2.0, 1.0])
+    with pytest.raises(ValueError, match="running_var: expected no variance below 0, got -2"):
+        nbbn.batch_norm(cases.values((6, 3)), mean, var, training=True)
+    assert mean.tolist() == [0.0, 0.0, 0.0] and var.tolist() == [1.0, -2.0, 1.0]
+
+
 @pytest.mark.parametrize("name", NEGATIVE)
 def test_a_negative_variance_is_refused(name):
     x, mean = cases.values((6, 3)), np.zeros(3)

@@ -216,7 +216,7 @@ def test_processors_without_the_instructions_give_the_same_bits():
 
 def test_ml_dtypes_is_not_needed_to_import():
     code = "import sys, nbbn; assert 'ml_dtypes' not in sys.modules; nbbn.BatchNorm(2)"
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=300)
 
 
 # Bytes

@@ -90,7 +90,7 @@ def config_of(code="", **environment):
         env={**os.environ, "NUMBA_NUM_THREADS": "2", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
@@ -166,7 +166,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     pid = os.fork()
 if pid == 0:
-    signal.alarm(60)
+    signal.alarm(240)
     m2 = nbbn.batch_moments(x).m2
     assert nbbn.config()["parallel"].startswith("no: the process was forked"), nbbn.config()["parallel"]
     os._exit(0 if np.array_equal(m2, nbbn.batch_moments(x).m2) else 1)
@@ -181,7 +181,7 @@ def test_a_child_of_a_process_whose_openmp_another_library_used_does_not_hang():
         env={**os.environ, "NUMBA_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     if "libgomp.so.1: cannot open" in done.stderr:
@@ -199,7 +199,7 @@ def test_a_signal_handler_may_call_the_layer_that_is_being_called():
 
     caller = threading.Thread(target=calls, daemon=True)
     caller.start()
-    caller.join(60)
+    caller.join(300)
     assert len(results) == 2
 
 
@@ -290,7 +290,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     pid = os.fork()
 if pid == 0:
-    signal.alarm(60)
+    signal.alarm(240)
     nbbn.batch_moments(x)
     os._exit(0)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import os
 import pickle
 import pickletools
@@ -15,6 +16,7 @@ import cases
 import numpy as np
 import pytest
 from compare import assert_same_bits, layer, snapshot
+from interrupts import interrupted
 from rooms import state as _storage
 
 import nbbn
@@ -277,6 +279,28 @@ def test_nobody_else_may_read_a_file_while_it_is_replaced(mode, umask, tmp_path)
     assert meanwhile[0] & ~(expected | 0o600) == 0
     assert path.stat().st_mode & 0o777 == expected
     assert path.read_text() == "new"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a file that its `with` has not got yet
+def test_a_signal_handler_that_raises_leaves_the_old_file_or_the_new_one_and_no_other(tmp_path):
+    path = tmp_path / "layer.npz"
+
+    def handler():
+        raise KeyboardInterrupt
+
+    def write():
+        with _storage.replacing(path) as file:
+            file.write(b"new")
+        return True
+
+    for step in itertools.count():
+        path.write_bytes(b"of old")
+        ended = interrupted(write, _storage.replacing.__wrapped__, step, handler)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["layer.npz"]
+        assert path.read_bytes() in ((b"new",) if ended else (b"new", b"of old"))
+        if ended:
+            break
+    assert step > 20
 
 
 def rewritten(path, name, content):

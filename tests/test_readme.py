@@ -74,7 +74,7 @@ def test_ci_runs_the_commands_of_the_readme():
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert listed.stdout == "".join(f"{readme_command(name)}\n" for name in ("demo", "test"))
 

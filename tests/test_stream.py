@@ -222,7 +222,7 @@ def test_the_same_bits_for_every_number_of_threads(folder):
 
 
 def test_blocks_are_worked_on_by_several_threads_each_serially(folder, monkeypatch):
-    seen, both = set(), threading.Barrier(2, timeout=60)
+    seen, both = set(), threading.Barrier(2, timeout=300)
 
     def batch_moments(values, axis):
         both.wait()

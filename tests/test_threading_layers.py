@@ -294,7 +294,7 @@ def test_on_one_cpu_tbb_has_to_be_loaded_by_the_main_thread(layer, before):
     try:
         assert process.stdout.readline() == b"10.0\n"
         if before:
-            assert process.wait(120) == 0
+            assert process.wait(300) == 0
         else:
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(20)

@@ -317,7 +317,7 @@ def test_the_command_without_a_compiler():
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     assert done.stdout == "nothing to compile: NUMBA_DISABLE_JIT is set\n"

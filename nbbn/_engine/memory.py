@@ -79,7 +79,7 @@ class Pool:
             ) from error
 
     def give_back(self, buffer: mmap.mmap) -> None:
-        """Keep ``buffer`` for later; let go of the oldest beyond the limit."""
+        """Keep ``buffer`` for later; let go of others beyond the limit."""
         self._waiting.append(buffer)
         while self.waiting() > self.limit:
             try:

@@ -98,12 +98,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
     old = paths.check_regular("path: expected a regular file or a new name", path)
     target = _resolved(path)
     temporary = beside(target)
-    created = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    # Who may not read the old file may not read the new one, while it is written either.
-    permissions = 0o666 if old is None else old & 0o777 | 0o600
-    descriptor = os.open(temporary, created, permissions)  # less the process's umask
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+
+    def create(name: str, flags: int) -> int:
+        # Whom the mode of the old file keeps out, the new one's does, while it is written too.
+        permissions = 0o666 if old is None else old & 0o777 | 0o600
+        return os.open(name, flags, permissions)  # less the process's umask
+
+    try:  # from before the file is there: a signal handler may raise as soon as it is
+        with open(temporary, "xb", opener=create) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -10,10 +10,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import math
 import os
 import signal
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, TextIO
 
@@ -30,6 +33,7 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE, likewise
 
 # Not SIGQUIT: who sends that wants to see where the process is.
 _ENDING = "SIGHUP", "SIGTERM", "SIGXCPU"
+_AT_ONCE = 1.0  # seconds between signals that stand for one
 _NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
 
 
@@ -113,12 +117,16 @@ def _unwinding() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         found = []
     ours = [number for number in found if signal.getsignal(number) is signal.SIG_DFL]
-    ended = False
+    ended = -math.inf
 
     def end(number: int, _: object) -> None:
         nonlocal ended
-        if not ended:  # where a terminal closes, both it and the shell send SIGHUP
-            ended = True
+        # Where a terminal closes, both it and the shell send SIGHUP. A later signal counts again: what the first
+        # one raised is lost where it came in the middle of a finalizer.
+        before, ended = ended, time.monotonic()
+        if ended - before > _AT_ONCE:
+            # What is being opened just now is closed with the process.
+            warnings.simplefilter("ignore", ResourceWarning)
             raise _Terminated(number)
 
     for number in ours:

@@ -31,9 +31,11 @@ def check_file(path: Path, option: str) -> None:
         temporary = state_files.beside(path)
         try:  # an interrupt leaves no file, and nothing that is not closed
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        finally:
+            temporary.unlink()
+        except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+            raise
     except ValueError as error:
         raise CommandError(str(error)) from None
     except IsADirectoryError:
