@@ -227,17 +227,17 @@ def near_row(read: Samples, k: int, count: int, rows: int) -> Any:
 
 @helper
 def sum_tile(read: Samples, block: Block, n: float, parts: Any, part: int, ahead: int) -> None:
-    """Write reference, deviation and m2 of the columns of a block."""
+    """Write reference, sum of deviations and m2 of the columns of a block."""
     if n == 0.0:
         return
     number, width = parts.shape[1], parts.shape[2]
-    reference, deviation = part * width + block.first, (number + part) * width + block.first
+    reference, sum_ = part * width + block.first, (number + part) * width + block.first
     square = (2 * number + part) * width + block.first
     zero, rows, columns = splat(0.0), block.rows, block.stop - block.first
     for k in range(0, columns, LANES):
         count = columns - k
         store_upto(parts, reference + k, count, near_row(read, k, count, rows))
-        store_upto(parts, deviation + k, count, zero)
+        store_upto(parts, sum_ + k, count, zero)
         store_upto(parts, square + k, count, zero)
     depth = larger(GROUP, IN_L1 // columns)
     for row in range(0, rows, depth):
@@ -252,27 +252,27 @@ def sum_tile(read: Samples, block: Block, n: float, parts: Any, part: int, ahead
             about = zero
             if not has_spare_digits(read.x.values):
                 about = load_upto(parts, reference + k, count)
-            sums = load_upto(parts, deviation + k, count), load_upto(parts, square + k, count)
+            sums = load_upto(parts, sum_ + k, count), load_upto(parts, square + k, count)
             s, q = sum_strip(deviations_of_row, read, (row, stop), k, count, about, sums)
-            store_upto(parts, deviation + k, count, s)
+            store_upto(parts, sum_ + k, count, s)
             store_upto(parts, square + k, count, q)
     values, limit = splat(n), splat(worst_condition(read.x.values) - 1.0)
     for k in range(0, columns, LANES):
         count = columns - k
         about = load_upto(parts, reference + k, count)
-        s, q = load_upto(parts, deviation + k, count), load_upto(parts, square + k, count)
+        s, q = load_upto(parts, sum_ + k, count), load_upto(parts, square + k, count)
         d, m2 = moments_from_sums(values, s, q)
         bound, loss = limit * m2, values * d * d
         if any_greater(loss, bound):
             nearer = about + d
-            s, q = sum_strip(deviations_of_row, read, (0, rows), k, count, nearer, (zero, zero))
-            again, squares = moments_from_sums(values, s, q)
+            again, q = sum_strip(deviations_of_row, read, (0, rows), k, count, nearer, (zero, zero))
+            _, squares = moments_from_sums(values, again, q)
             # Of each channel by itself: its neighbours must not change its bits.
             about = where_below(bound, loss, nearer, about)
-            d = where_below(bound, loss, again, d)
+            s = where_below(bound, loss, again, s)
             m2 = where_below(bound, loss, squares, m2)
-        store_upto(parts, reference + k, count, about)
-        store_upto(parts, deviation + k, count, d)
+            store_upto(parts, reference + k, count, about)
+            store_upto(parts, sum_ + k, count, s)
         store_upto(parts, square + k, count, m2)
 
 

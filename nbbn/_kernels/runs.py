@@ -51,7 +51,7 @@ from nbbn._kernels.statistics import (
     products,
     worst_condition,
 )
-from nbbn._kernels.table import DEVIATION, MEAN, REFERENCE, SQUARES, SUM_GRAD, SUM_PRODUCT
+from nbbn._kernels.table import MEAN, REFERENCE, SQUARES, SUM, SUM_GRAD, SUM_PRODUCT
 from nbbn._kernels.weights import sum_of_weights
 
 PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the part in cache
@@ -122,20 +122,21 @@ def near(x: Rows, length: int, weights: Any) -> float:
 
 @helper
 def sum_part(x: Any, weights: Any, channel: int, p: Part, n: float, parts: Any, part: int) -> None:
-    """Write reference, deviation and m2 of one part of a channel."""
+    """Write reference, sum of deviations and m2 of one part of a channel."""
     if n == 0.0:
         return
     read = Samples(column_of(x, p.row, channel, p.first), weights_of(weights, p, x.shape[2]))
     k = near(read.x, p.length, weights)
     s, q = sum_runs(deviations, read, p.rows, p.length, splat(k))
-    deviation, m2 = moments_from_sums(n, total(s), total(q))
+    sum_ = total(s)
+    deviation, m2 = moments_from_sums(n, sum_, total(q))
     if n * deviation * deviation > (worst_condition(x) - 1.0) * m2:
-        nearer = k + deviation
-        s, q = sum_runs(deviations, read, p.rows, p.length, splat(nearer))
-        deviation, m2 = moments_from_sums(n, total(s), total(q))
-        k = nearer
+        k = k + deviation
+        s, q = sum_runs(deviations, read, p.rows, p.length, splat(k))
+        sum_ = total(s)
+        _, m2 = moments_from_sums(n, sum_, total(q))
     parts[REFERENCE, part, channel] = k
-    parts[DEVIATION, part, channel] = deviation
+    parts[SUM, part, channel] = sum_
     parts[SQUARES, part, channel] = m2
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from nbbn._compiler.jit import helper
+from nbbn._compiler.vectors import working_dtype
 from nbbn._kernels.coefficients import inference_form
-from nbbn._kernels.memory import ZERO, aligned, scratch
+from nbbn._kernels.memory import ZERO, scratch
 from nbbn._kernels.steps_of_columns import infer_columns, moments_of_columns
 from nbbn._kernels.steps_of_runs import infer_runs, moments_of_runs
 from nbbn._kernels.table import BETA, GAMMA, LAYER_ROWS, M2, MEAN, STATISTICS_ROWS, VAR
@@ -38,7 +41,7 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
     for c in range(channels):
         table[MEAN, c], table[VAR, c] = center[c], 1.0
         table[GAMMA, c], table[BETA, c] = scale[c], shift[c]
-    form = aligned(3, channels, x3)
+    form = np.empty((3, channels), working_dtype(x3))
     inference_form(table, ZERO, channels, 0.0, form)
     if are_runs(outer, channels, inner):
         _infer_runs(x3, out3, None, None, form, (), 0.0, 0)
@@ -51,7 +54,8 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
 def moments_of_sample(x3: Any, mean: Any, m2: Any) -> None:
     """Write the mean and m2 of each channel; there are values."""
     outer, channels, inner = x3.shape
-    table, form = scratch(STATISTICS_ROWS, channels), aligned(3, channels, x3)
+    table = scratch(STATISTICS_ROWS, channels)
+    form = np.empty((3, channels), working_dtype(x3))
     if are_runs(outer, channels, inner):
         _moments_of_runs(x3, None, table, form, 1.0, 0.0, 1)
     else:

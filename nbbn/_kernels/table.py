@@ -22,9 +22,9 @@ CENTER = 0
 SCALE = 1
 SHIFT = 2
 
-# moments of parts of the data: the mean is REFERENCE + DEVIATION, and M2 the third row
+# of parts of the data: what deviations are taken from, their sum, and m2
 REFERENCE = 0
-DEVIATION = 1
+SUM = 1
 SQUARES = 2
 
 # the sums of a backward
