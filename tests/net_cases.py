@@ -374,19 +374,25 @@ OPERATIONS = (normalize, inference, train, moments, sums, standardizer, nopython
 @contextlib.contextmanager
 def stream_anything():
     """Results of any size are written past the cache: the one look behind the public interface."""
-    for name in ("nbbn._engine.machine", "nbbn._machine", "nbbn.machine"):
-        with contextlib.suppress(ImportError):
-            module = importlib.import_module(name)
-            break
-    else:
-        raise SystemExit(
-            "net: nobody knows the size of the cache; tell `stream_anything` where it moved"
-        )
-    size, module.last_level_cache = module.last_level_cache, lambda: 0
+    machine = known_room("nbbn._engine.machine", "nbbn._machine")
+    changed = [(machine, "last_level_cache", lambda: 0)]
+    with contextlib.suppress(ImportError):  # where small arrays are not even asked
+        changed.append((importlib.import_module("nbbn._engine.plan"), "PARALLEL_FROM", 0))
+    before = [getattr(module, name) for module, name, _ in changed]
+    for module, name, value in changed:
+        setattr(module, name, value)
     try:
         yield
     finally:
-        module.last_level_cache = size
+        for (module, name, _), value in zip(changed, before, strict=True):
+            setattr(module, name, value)
+
+
+def known_room(*names):
+    for name in names:
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name)
+    raise SystemExit("net: nobody knows the size of the cache; tell `stream_anything` where it is")
 
 
 def corpus(pattern="", tiny=False):
