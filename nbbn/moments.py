@@ -400,9 +400,11 @@ def _merged_means(
 
 
 def of_table(count: float, table: Vector) -> Moments:
-    """Return the moments in a table of statistics; copies of its rows."""
-    mean, low, m2 = table[rows.MEAN].copy(), table[rows.MEAN_LOW].copy(), table[rows.M2].copy()
-    return Moments._restore(float(count), mean, low, m2, np.zeros(m2.size))
+    """Return the moments in a table of statistics: its rows, so nobody may write to it afterwards."""
+    m2 = table[rows.M2]
+    return Moments._restore(
+        float(count), table[rows.MEAN], table[rows.MEAN_LOW], m2, np.zeros(m2.size)
+    )
 
 
 def batch_moments(x: Any, *, axis: int = 1, mask: Any = None, weights: Any = None) -> Moments:

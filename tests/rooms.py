@@ -35,7 +35,7 @@ def all_steps():
 
 def loaded():
     """How many compiled variants this process has loaded from disk."""
-    made = {made for step in all_steps().values() for made in step._ready.values()}
+    made = [made for step in all_steps().values() for made in step.made]
     return sum(sum(one._cache_hits.values()) for one in made)
 
 

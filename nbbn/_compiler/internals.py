@@ -25,6 +25,16 @@ COMPILER_LOCKS: tuple[Any, ...] = tuple(
 )
 
 
+def entry_of(compiled: Any) -> Any:
+    """Return what runs the only variant of a dispatcher, without a look at the types of the arguments.
+
+    That look takes 0.35 us of a call, some 1 us in all. The caller answers for the types; where numba has no such
+    entry, the dispatcher itself does as well.
+    """
+    variants = list(getattr(compiled, "overloads", {}).values())
+    return getattr(variants[0], "entry_point", compiled) if len(variants) == 1 else compiled
+
+
 def most_threads() -> int:
     """Return numba's maximum (``NUMBA_NUM_THREADS``)."""
     return int(numba.config.NUMBA_NUM_THREADS)

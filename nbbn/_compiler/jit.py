@@ -24,7 +24,7 @@ from numba import config, njit, types
 from numba import prange as prange  # for the yardsticks of `nbbn._bench`
 from numpy.typing import NDArray
 
-from nbbn._compiler import sources
+from nbbn._compiler import internals, sources
 from nbbn._compiler.cache import DiskCache
 from nbbn._compiler.forks import new_lock
 
@@ -132,6 +132,7 @@ class Step:
         self.__doc__ = function.__doc__
         self.function = function
         sources.remember(function.__module__)
+        self.made: list[Any] = []  # what the ready variants are entries of
         self._ready: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._lock = new_lock(self)
 
@@ -156,7 +157,9 @@ class Step:
             if wanted not in self._ready:
                 named = Variant(*wanted)
                 signature = tuple(_numba_type(hint, named) for hint in self.hints)
-                self._ready[named] = _compiled(self.function, named.parallel, signature)
+                compiled = _compiled(self.function, named.parallel, signature)
+                self.made.append(compiled)
+                self._ready[named] = internals.entry_of(compiled)
         return self._ready[wanted]
 
 

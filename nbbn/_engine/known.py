@@ -6,6 +6,7 @@ take longer than the arithmetic: frozen (32, 64) 8.4 us, this way 3.7. The steps
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,87 +28,105 @@ _DTYPES = {np.dtype(np.float32): np.float32, np.dtype(np.float64): np.float64}
 class Known:
     """How contiguous float arrays of one shape are run: small ones without any further question."""
 
-    __slots__ = (
-        "_dtype",
-        "_gradient",
-        "_infer",
-        "_key",
-        "_moments",
-        "_rest",
-        "_stack",
-        "_sums",
-        "_view",
-    )
+    __slots__ = ("_calls", "_group", "_is_small", "_like", "_stack", "_steps", "_view")
 
-    def __init__(self, view: View, dtype: Any) -> None:
-        self._stack, self._dtype, self._view = view.shape, dtype, view
-        self._key = dtype, False, 0, False, False, None, np.float32
-        self._rest = plan.group_of(view) if view.runs else 0
-        if view.runs:
-            self._infer, self._moments = runs.infer_runs, runs.moments_of_runs
-            self._sums, self._gradient = runs.gradient_sums_of_runs, runs.gradient_of_runs
-        else:
-            self._infer, self._moments = columns.infer_columns, columns.moments_of_columns
-            self._sums, self._gradient = (
-                columns.gradient_sums_of_columns,
-                columns.gradient_of_columns,
-            )
+    def __init__(self, x: Array, view: View) -> None:
+        self._like = x.shape, x.strides, x.dtype
+        self._stack, self._view = view.shape, view
+        self._is_small = view.size < plan.PARALLEL_FROM
+        self._group = plan.group_of(view) if view.runs else 0
+        self._steps = _OF_RUNS if view.runs else _OF_COLUMNS
+        self._calls: dict[Any, Callable[..., None]] = {}
+
+    def _call(self, which: int, activation: int = 0) -> Callable[..., None]:
+        """Return one of the compiled steps, for small arrays."""
+        key = which, activation
+        found = self._calls.get(key)
+        if found is None:
+            wanted = _DTYPES[self._like[2]], False, activation, False, False, None, np.float32
+            found = self._calls[key] = self._steps[which].variant(wanted)
+        return found
 
     def target(self, x: Array, out: Any) -> Array | None:
         """Return where to write, a new array or ``out``; None where that takes a closer look."""
         if out is None:
-            return empty_like(x)
-        return (
-            out if out is x or (self.is_like(x, out) and not np.may_share_memory(x, out)) else None
-        )
+            return np.empty(self._like[0], self._like[2]) if self._is_small else empty_like(x)
+        if out is x or (self.is_like(out) and not np.may_share_memory(x, out)):
+            found: Array = out
+            return found
+        return None
 
-    @staticmethod
-    def is_like(x: Array, other: Any, written: bool = True) -> bool:
-        """Whether another array is plain, and lies in memory as ``x`` does."""
-        if type(other) is not np.ndarray or other.strides != x.strides or other.shape != x.shape:
+    def is_like(self, other: Any, written: bool = True) -> bool:
+        """Whether another array is plain, and lies in memory as the one that was met."""
+        if type(other) is not np.ndarray:
+            return False
+        shape, strides, dtype = self._like
+        if other.strides != strides or other.shape != shape or other.dtype != dtype:
             return False
         flags = other.flags
-        return other.dtype == x.dtype and flags.aligned and (not written or flags.writeable)
+        return flags.aligned and (not written or flags.writeable)
 
     def infer(self, x: Array, y: Array, form: Array, after: Epilogue) -> None:
         """Write y; see `nbbn._engine.steps.infer`."""
-        if self._view.size >= plan.PARALLEL_FROM:
+        if not self._is_small:
             steps.write(self._view, x, y, form, after)
             return
         kind, stack = after.kind, self._stack
-        wanted = self._dtype, False, len(kind), False, False, None, np.float32
-        step = self._infer.variant(wanted)
-        step(x.reshape(stack), y.reshape(stack), None, None, form, kind, after.slope, 0)
+        call = self._call(_WRITE, len(kind))
+        call(x.reshape(stack), y.reshape(stack), None, None, form, kind, after.slope, 0)
 
     def train(
         self, x: Array, y: Array, table: Array, freedom: float, eps: float, after: Epilogue
     ) -> None:
         """Write the statistics of x to ``table``, which holds gamma and beta, and y."""
-        if self._view.size >= plan.PARALLEL_FROM:
+        if not self._is_small:
             steps.look_and_write(self._view, x, y, table, freedom, eps, after)
             return
-        form = np.empty((3, table.shape[1]), self._dtype)
-        step = self._moments.variant(self._key)
-        step(x.reshape(self._stack), None, table, form, freedom, eps, self._rest)
-        self.infer(x, y, form, after)
+        kind, values, form = (
+            after.kind,
+            x.reshape(self._stack),
+            np.empty((3, table.shape[1]), x.dtype),
+        )
+        self._call(_LOOK)(values, None, table, form, freedom, eps, self._group)
+        target = values if y is x else y.reshape(self._stack)
+        self._call(_WRITE, len(kind))(values, target, None, None, form, kind, after.slope, 0)
 
     def differentiate(
         self, grad_y: Array, x: Array, grad_x: Array, table: Array, count: float, freedom: float
     ) -> Array:
         """Write grad_x; return the gradients with respect to gamma and beta."""
         channels, stack = table.shape[1], self._stack
-        sums, gradients = np.empty((2, channels)), np.empty((2, channels), self._dtype)
-        if self._view.size >= plan.PARALLEL_FROM:
-            options = table, sums, count, freedom
+        sums, gradients = np.empty((2, channels)), np.empty((2, channels), x.dtype)
+        if not self._is_small:
+            options = table, sums, gradients, count, freedom
             steps.add_up_and_write_back(self._view, grad_y, x, grad_x, *options)
-            return np.stack(steps.parameter_gradients(table, sums, gradients.dtype))
-        form = np.empty((6, channels), self._dtype)
-        grad, values = grad_y.reshape(stack), x.reshape(stack)
-        step = self._sums.variant(self._key)
-        step(grad, values, None, table, sums, form, gradients, count, freedom, self._rest)
-        step = self._gradient.variant(self._key)
-        step(grad, values, grad_x.reshape(stack), None, form, 0)
+            return gradients
+        form, values, grad = (
+            np.empty((6, channels), x.dtype),
+            x.reshape(stack),
+            grad_y.reshape(stack),
+        )
+        add_up, write_back = self._call(_ADD_UP), self._call(_WRITE_BACK)
+        add_up(grad, values, None, table, sums, form, gradients, count, freedom, self._group)
+        target = grad if grad_x is grad_y else grad_x.reshape(stack)
+        write_back(grad, values, target, None, form, 0)
         return gradients
+
+
+# The steps, in the same order where channels are runs and where they lie side by side.
+_WRITE, _LOOK, _ADD_UP, _WRITE_BACK = range(4)
+_OF_RUNS = (
+    runs.infer_runs,
+    runs.moments_of_runs,
+    runs.gradient_sums_of_runs,
+    runs.gradient_of_runs,
+)
+_OF_COLUMNS = (
+    columns.infer_columns,
+    columns.moments_of_columns,
+    columns.gradient_sums_of_columns,
+    columns.gradient_of_columns,
+)
 
 
 class Memory(dict[Any, Known]):
@@ -129,4 +148,4 @@ class Memory(dict[Any, Known]):
         if view is not None and view.order is None:
             if len(self) >= _MOST:
                 self.clear()
-            self[x.shape, x.strides, x.dtype] = Known(view, _DTYPES[x.dtype])
+            self[x.shape, x.strides, x.dtype] = Known(x, view)

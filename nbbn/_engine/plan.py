@@ -56,13 +56,15 @@ def make_plan(
     """
     if view.size < PARALLEL_FROM:
         return _small(view)
-    moved = sum(array.nbytes for array in read)
-    in_place, size = False, 0
-    if written is not None:
-        size = written.nbytes
-        in_place = any(same_memory(written, array) for array in read)
-    large = moved + size > machine.last_level_cache() * 3 // 4
-    few = passes > 1 and threads.get_num_threads() > max(1, view.channels // 2)
+    size = 0 if written is None else written.nbytes
+    moved = size
+    for array in read:
+        moved += array.nbytes
+    large = moved > machine.last_level_cache() * 3 // 4
+    in_place = few = False
+    if large:  # else neither is asked for
+        few = passes > 1 and threads.get_num_threads() > max(1, view.channels // 2)
+        in_place = written is not None and any(same_memory(written, array) for array in read)
     return _plan(view, size, in_place, passes, joins, large, few)
 
 

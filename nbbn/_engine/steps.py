@@ -304,7 +304,8 @@ def sum_gradients(
     view, (source, grad) = read_in_place(index, mask is not None, x, grad_y)
     of_mask = None if mask is None else mask.in_order(source, index)
     count = view.size / view.channels if mask is None else mask.total
-    return add_up(view, grad, source, table, sums, count, freedom, of_mask)
+    gradients = np.empty(sums.shape, computed_dtype(x))  # those of one worker: nobody's
+    return add_up(view, grad, source, table, sums, gradients, count, freedom, of_mask)
 
 
 def add_up(
@@ -313,6 +314,7 @@ def add_up(
     x: Array,
     table: Table,
     sums: Table,
+    gradients: Array,
     count: float,
     freedom: float,
     mask: Array | None = None,
@@ -320,7 +322,6 @@ def add_up(
     """`sum_gradients` of arrays that have this view; return the coefficients of `write_back`."""
     plan = make_plan(view, (x, grad_y))
     form = np.empty((6, view.channels), computed_dtype(x))
-    gradients = np.empty((2, view.channels), form.dtype)
     wanted, of = _variant(x, weights=mask), view.of
     arguments = of(grad_y), of(x), mask, table, sums, form, gradients, count, freedom
     if view.runs:
@@ -394,7 +395,8 @@ def differentiate(
     view, source, grad = reading.view, reading.source, reading.read[0]
     count = view.size / view.channels if mask is None else mask.total
     of_mask = None if mask is None else mask.in_order(source, index)
-    options = table, sums, count, count - correction, of_mask
+    gradients = np.empty(sums.shape, computed_dtype(x))
+    options = table, sums, gradients, count, count - correction, of_mask
     add_up_and_write_back(view, grad, source, reading.target, *options)
     return reading.result(), sums
 
@@ -406,6 +408,7 @@ def add_up_and_write_back(
     grad_x: Array,
     table: Table,
     sums: Table,
+    gradients: Array,
     count: float,
     freedom: float,
     mask: Array | None = None,
@@ -413,10 +416,10 @@ def add_up_and_write_back(
     """Run both steps of a backward, `add_up` and `write_back`, or one that does both group by group."""
     plan = make_plan(view, (x, grad_y), grad_x, 2, mask is None)
     if not plan.by_group:
-        form = add_up(view, grad_y, x, table, sums, count, freedom, mask)
+        form = add_up(view, grad_y, x, table, sums, gradients, count, freedom, mask)
         write_back(view, grad_y, x, grad_x, form, mask)
         return
-    gradients, of = np.empty((2, view.channels), computed_dtype(x)), view.of
+    of = view.of
     arguments = of(grad_y), of(x), of(grad_x), mask, table, sums, gradients, count, freedom
     wanted = _variant(x, weights=mask)
     _run(runs.differentiate_groups, wanted, plan.parallel, *arguments, plan.streaming, plan.group)

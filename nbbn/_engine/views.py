@@ -160,11 +160,13 @@ def _goes_forward(shape: tuple[int, ...], strides: Strides) -> bool:
 
 def same_memory(a: Array, b: Array) -> bool:
     """Whether the arrays are the same values at the same places."""
-    return a is b or (
-        a.strides == b.strides
-        and a.itemsize == b.itemsize
-        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-    )
+    if a is b:
+        return True
+    if a.strides != b.strides or a.itemsize != b.itemsize or not overlap(a, b):
+        return False
+    # 5 us, so last
+    found: bool = a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+    return found
 
 
 def apart(out: Array, a: Array) -> bool:

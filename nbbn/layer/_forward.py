@@ -6,6 +6,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from nbbn._checks import overlap
@@ -18,6 +19,16 @@ Token = bytes | None  # some of the values of an array; None where a result was 
 
 _ALL = 4096  # values up to which all of them are kept
 _SAMPLES = 256  # ... and how many of more, about
+
+
+class Snapshot(NamedTuple):
+    """The numbers of a layer of one moment, and the coefficients of inference made of them."""
+
+    values: bytes  # what stood in the layer's table
+    eps: float
+    dtype: np.dtype[Any]  # of the coefficients
+    table: Array  # the values in float64
+    form: Array
 
 
 class Forward(NamedTuple):

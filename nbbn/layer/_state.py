@@ -18,7 +18,7 @@ from nbbn._engine.known import Memory
 from nbbn._engine.steps import Epilogue
 from nbbn._files import state as state_files
 from nbbn._kernels import table as rows
-from nbbn.layer._forward import Forward
+from nbbn.layer._forward import Forward, Snapshot
 from nbbn.moments import Moments
 
 Array = NDArray[Any]
@@ -106,6 +106,7 @@ class LayerState:
         self.grad_gamma = self.grad_beta = self.grad_residual = None
         self._last: Forward | None = None
         self._here = threading.local()  # .last: the last forward of this thread
+        self._last_snapshot: Snapshot | None = None
         self._known = Memory()
         most = max(self._correction, self._running_correction)
         self._too_few = max(1.0, most) if most > 0.0 else 0.0  # values a channel, to train with

@@ -11,7 +11,7 @@ from nbbn import _checks
 from nbbn._engine import masks, steps
 from nbbn._engine.known import Known
 from nbbn._kernels import table as rows
-from nbbn.layer._forward import Call, Forward, is_unchanged, token_of
+from nbbn.layer._forward import Call, Forward, Snapshot, is_unchanged, token_of
 from nbbn.layer._state import LayerState
 from nbbn.layer.frozen import FrozenBatchNorm
 from nbbn.moments import Moments, of_table
@@ -218,11 +218,9 @@ class BatchNorm(LayerState):
             return None
         token = None if out is x else token_of(x, None)
         if not mode and self._running_mean is not None:
-            with self._lock:  # a snapshot: another thread may be training
-                table = self._table.astype(np.float64)
-            form = steps.coefficients(table, self._eps, x.dtype)
-            known.infer(x, y, form, self._after)
-            self._keep(Forward(x.view(), False, table, self._eps, token, self._after))
+            now = self._snapshot(x.dtype)
+            known.infer(x, y, now.form, self._after)
+            self._keep(Forward(x.view(), False, now.table, now.eps, token, self._after))
             return y
         count = x.size // self._num_features
         if count <= self._too_few or self._on_nonfinite != "propagate":
@@ -233,12 +231,22 @@ class BatchNorm(LayerState):
         self._learn(Forward(x.view(), True, *parts), count, mode)
         return y
 
+    def _snapshot(self, dtype: np.dtype[Any]) -> Snapshot:
+        """Return the layer's numbers of this moment, whatever other threads train meanwhile."""
+        with self._lock:
+            values = self._table.tobytes()
+        last = self._last_snapshot
+        if last is None or (last.values, last.eps, last.dtype) != (values, self._eps, dtype):
+            given = np.frombuffer(values, self._dtype).reshape(self._table.shape)
+            table = given.astype(np.float64)
+            form = steps.coefficients(table, self._eps, dtype)
+            last = self._last_snapshot = Snapshot(values, self._eps, dtype, table, form)
+        return last
+
     def _infer(self, call: Call) -> Array:
-        with self._lock:  # a snapshot: another thread may be training
-            table = self._table.astype(np.float64)
-        last = call.forward(False, table, self._eps)
-        form = steps.coefficients(table, self._eps, steps.computed_dtype(call.x))
-        y = steps.infer(call.x, call.axis, form, call.out, call.after)
+        now = self._snapshot(steps.computed_dtype(call.x))
+        last = call.forward(False, now.table, now.eps)
+        y = steps.infer(call.x, call.axis, now.form, call.out, call.after)
         self._keep(last)
         return y
 
@@ -392,7 +400,7 @@ class BatchNorm(LayerState):
 
     def _backward_known(self, known: Known, last: Forward, grad_y: Any, out: Any) -> Array | None:
         """Backward of a small array; None where that takes a closer look."""
-        if not known.is_like(last.x, grad_y, False):
+        if not known.is_like(grad_y, False):
             return None
         grad_x = known.target(grad_y, out)
         if grad_x is None or (out is not None and np.may_share_memory(out, last.x)):
