@@ -22,7 +22,6 @@ Array = NDArray[Any]
 PARALLEL_FROM = 1 << 17
 
 _SHORTEST_STREAM = 1 << 10  # bytes of a run
-_AHEAD_FROM = 1 << 18  # values of x: a core's own cache holds fewer
 
 
 # Of a group of neighbouring channels (see `group_of`):
@@ -38,7 +37,7 @@ class Plan(NamedTuple):
     by_group: bool  # one group of channels after the other, and not one pass after the other
     streaming: int  # 1: stores go past the cache
     group: int  # neighbouring channels that are worked on together
-    ahead: int  # 1: rows are asked for ahead of time
+    ahead: int  # 1: rows are asked for ahead of time, as they come from memory
     order: str  # why one group or one pass after the other
     stores: str  # why through the cache, or past it
 
@@ -93,7 +92,7 @@ def _plan(
         order is None,
         int(stores is None),
         group,
-        int(not view.runs and view.size >= _AHEAD_FROM),
+        int(large and not view.runs),
         order or "what a group of channels needs comes from memory once",
         stores or "it does not fit",
     )
