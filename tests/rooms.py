@@ -44,10 +44,10 @@ WAYS = {
     "serial": {},
     "parallel": {"parallel": True},
     "streamed": {"streaming": 1},
-    "by group": {"by_group": True},
-    "in groups of one": {"by_group": True, "group": 1},
+    "by channel": {"by_channel": True},
+    "in groups of one": {"group": 1},
     "in groups of three": {"group": 3},
-    "by group, streamed, parallel": {"by_group": True, "streaming": 1, "parallel": True},
+    "by channel, streamed, parallel": {"by_channel": True, "streaming": 1, "parallel": True},
     "rows asked for": {"ahead": 1},
 }
 
@@ -55,13 +55,13 @@ WAYS = {
 @contextlib.contextmanager
 def way(name):
     """Run all steps in this way, whatever pays."""
-    wanted = {"parallel": False, "streaming": 0, "by_group": False, "ahead": 0, **WAYS[name]}
+    wanted = {"parallel": False, "streaming": 0, "by_channel": False, "ahead": 0, **WAYS[name]}
     real = plan.make_plan
 
     def decide(view, read, written=None, passes=1, joins=True):
         found = real(view, read, written, passes, joins)._replace(**wanted)
-        by_group = found.by_group and view.runs and passes > 1
-        return found._replace(by_group=by_group, ahead=found.ahead * (not view.runs))
+        by_channel = found.by_channel and view.runs and passes > 1
+        return found._replace(by_channel=by_channel, ahead=found.ahead * (not view.runs))
 
     threads_used = 2 if wanted["parallel"] else 1
     with pytest.MonkeyPatch.context() as patch, nbbn.num_threads(threads_used):
@@ -71,10 +71,11 @@ def way(name):
 
 @contextlib.contextmanager
 def everything_is_large():
-    """Threads, groups and stores past the cache from the smallest arrays on, where these can be at all."""
+    """Threads, one channel after the other, stores past the cache: from the smallest arrays on, where it can be."""
     with pytest.MonkeyPatch.context() as patch, nbbn.num_threads(2):
         patch.setattr(plan, "PARALLEL_FROM", 1)
         patch.setattr(plan, "_SHORTEST_STREAM", 0)
+        patch.setattr(plan, "_LONG", 1)
         patch.setattr(machine, "last_level_cache", lambda: 0)
         patch.setattr(plan, "_plan", plan._plan.__wrapped__)  # what was decided before is not kept
         yield

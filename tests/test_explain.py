@@ -92,11 +92,11 @@ def test_it_says_what_happens(op, layout, threads, cache):
             _, said = lines_of(nbbn.explain(x, op, axis=axis))
             seen = do(op, x, axis, patch)
         assert said["threads"].startswith("2 ") is seen.parallel, (shape, said)
-        kind = "columns" if said["view"].startswith("a matrix") else ("runs", "groups")
+        kind = "columns" if said["view"].startswith("a matrix") else ("runs", "channels")
         assert seen.steps and all(step.endswith(kind) for step in seen.steps), (shape, said)
         passes = 2 if said["order"].startswith("two passes") else 1
         assert len(seen.steps) == passes, (shape, said)
-        assert said["order"].startswith("groups of") is seen.steps[0].endswith("groups")
+        assert said["order"].startswith("one channel after") is seen.steps[0].endswith("channels")
         if op != "moments":
             assert said["stores"].startswith("past") is seen.streaming, (shape, said)
 
@@ -153,7 +153,7 @@ def test_few_channels_take_two_passes_with_threads(monkeypatch):
             assert order == "two passes: 2 channels do not occupy the threads"
         with nbbn.num_threads(1):
             order = lines_of(nbbn.explain(x, op))[1]["order"]
-            assert order.startswith("groups of 1 channels, one after the other")
+            assert order.startswith("one channel after the other")
 
 
 def test_empty_x():

@@ -150,7 +150,7 @@ def test_running_averages(dtype):
 def test_streaming_changes_no_bit_and_writes_nothing_else(shape, axis, offset, dtype):
     x, grad = cases.values(shape, dtype), cases.values(shape, dtype, seed=1)
     results = []
-    for way in ("serial", "streamed", "by group, streamed, parallel"):
+    for way in ("serial", "streamed", "by channel, streamed, parallel"):
         bn = nbbn.BatchNorm(shape[axis], axis=axis, dtype=dtype)
         buffers = [np.full(x.size + 40, -7, dtype) for _ in range(3)]
         outs = [b[16 + offset : 16 + offset + x.size].reshape(shape) for b in buffers]
@@ -190,15 +190,25 @@ def test_the_largest_cache_is_read_from_the_system(tmp_path):
     assert rooms.machine.last_level_cache(tmp_path / "none") == 32 << 20
 
 
-def test_short_runs_of_many_samples_are_not_streamed(monkeypatch):
+def test_short_runs_with_gaps_between_them_are_not_streamed(monkeypatch):
     monkeypatch.setattr(rooms.machine, "last_level_cache", lambda: 0)
-    many = np.empty((2048, 512, 7, 7), np.float32)  # its pages are never touched
-    few = np.empty((32, 512, 7, 7), np.float32)  # whose channels are worked on in groups
+    x = np.empty((2048, 512, 7, 7), np.float32)  # its pages are never touched
+    for passes in (1, 2):
+        assert plan_of(x, passes).streaming == 1
+        assert plan_of(x, passes, in_place=True).streaming == 0
+        assert plan_of(x[:, :256], passes, in_place=True).streaming == 0
+        view = rooms.views.view_of(1, False, x[:, :256])
+        assert rooms.plan.make_plan(view, [x], np.empty_like(x), passes).streaming == 0
+
+
+def test_long_runs_are_trained_channel_by_channel_past_the_cache(monkeypatch):
+    long, short = np.empty((8, 16, 32, 32), np.float32), np.empty((8, 16, 31, 31), np.float32)
     with nbbn.num_threads(1):
-        assert plan_of(many).streaming == 1
-        assert plan_of(many, passes=2).streaming == 0
-        assert plan_of(many, in_place=True).streaming == 0
-        assert plan_of(few, passes=2).streaming == 1
+        for size, expected in ((0, True), (long.nbytes * 4 // 3 + 4, False)):
+            monkeypatch.setattr(rooms.machine, "last_level_cache", lambda size=size: size)
+            assert plan_of(long, passes=2).by_channel is expected
+            assert not plan_of(long).by_channel
+            assert not plan_of(short, passes=2).by_channel
 
 
 # Prints, for each call: its name, how many values the steps, interpreted, write in a row, and whether past the cache.

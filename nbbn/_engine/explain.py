@@ -92,9 +92,6 @@ def _lines(x: Array, op: str, index: int, out: Array | None) -> list[Line]:
     if view is None:
         raise AssertionError(f"no view of {source.shape} with strides {source.strides}")
     plan = make_plan(view, inputs, None if op == "moments" else target, passes)
-    if op == "backward" and not plan.by_group:
-        second = make_plan(view, inputs, target, 1, not view.runs)
-        plan = second._replace(order=plan.order)
     lines = [
         ("read", read),
         ("view", _view(view)),
@@ -110,8 +107,8 @@ def _lines(x: Array, op: str, index: int, out: Array | None) -> list[Line]:
 
 
 def _order(plan: Plan, passes: int) -> str:
-    if plan.by_group:
-        return f"groups of {plan.group} channels, one after the other: {plan.order}"
+    if plan.by_channel:
+        return f"one channel after the other: {plan.order}"
     return "one pass" if passes < 2 else f"two passes: {plan.order}"
 
 

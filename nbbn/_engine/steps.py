@@ -258,10 +258,10 @@ def look_and_write(
     weights: Array | None = None,
     residual: Array | None = None,
 ) -> None:
-    """Run both steps of a training forward, `look` and `write`, or one that does both group by group."""
+    """Run both steps of a training forward, `look` and `write`, or one that does both channel by channel."""
     read = (x,) if residual is None else (x, residual)
     plan = make_plan(view, read, y, 2)
-    if not plan.by_group:
+    if not plan.by_channel:
         form = look(view, x, table, freedom, eps, weights)
         write(view, x, y, form, after, residual)
         return
@@ -269,7 +269,7 @@ def look_and_write(
     added = None if residual is None else of(residual)
     arguments = of(x), of(y), added, weights, table, kind, after.slope, freedom, eps
     wanted = _variant(x, len(kind), residual is not None, False, weights)
-    _run(runs.train_groups, wanted, plan.parallel, *arguments, plan.streaming, plan.group)
+    _run(runs.train_channels, wanted, plan.parallel, *arguments, plan.streaming)
 
 
 def completed(given: Table, eps: float) -> Table:
@@ -350,8 +350,7 @@ def write_back(
     view: View, grad_y: Array, x: Array, grad_x: Array, form: Array, mask: Array | None = None
 ) -> None:
     """Run the step that writes grad_x on arrays that have this view."""
-    joins = mask is None and not view.runs
-    plan, of = make_plan(view, (x, grad_y), grad_x, 1, joins), view.of
+    plan, of = make_plan(view, (x, grad_y), grad_x, 1, mask is None), view.of
     step = runs.gradient_of_runs if view.runs else columns.gradient_of_columns
     arguments = of(grad_y), of(x), of(grad_x), mask, form, plan.streaming
     _run(step, _variant(x, weights=mask), plan.parallel, *arguments)
@@ -413,16 +412,16 @@ def add_up_and_write_back(
     freedom: float,
     mask: Array | None = None,
 ) -> None:
-    """Run both steps of a backward, `add_up` and `write_back`, or one that does both group by group."""
-    plan = make_plan(view, (x, grad_y), grad_x, 2, mask is None)
-    if not plan.by_group:
+    """Run both steps of a backward, `add_up` and `write_back`, or one that does both channel by channel."""
+    plan = make_plan(view, (x, grad_y), grad_x, 2)
+    if not plan.by_channel:
         form = add_up(view, grad_y, x, table, sums, gradients, count, freedom, mask)
         write_back(view, grad_y, x, grad_x, form, mask)
         return
     of = view.of
     arguments = of(grad_y), of(x), of(grad_x), mask, table, sums, gradients, count, freedom
     wanted = _variant(x, weights=mask)
-    _run(runs.differentiate_groups, wanted, plan.parallel, *arguments, plan.streaming, plan.group)
+    _run(runs.differentiate_channels, wanted, plan.parallel, *arguments, plan.streaming)
 
 
 def parameter_gradients(table: Table, sums: Table, dtype: np.dtype[Any]) -> tuple[Array, Array]:

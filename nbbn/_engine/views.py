@@ -40,7 +40,6 @@ class View:
     channels: int
     inner: int  # values of a channel side by side
     joined: bool  # whether no array has gaps
-    neighbours: bool  # ... between the channels of a sample
 
     def of(self, array: Array) -> Array:
         """Return a stack of what is in ``array``: the same memory."""
@@ -122,11 +121,10 @@ def _strided(
         stack = _size(outer, shape), _size(rows, shape), channels * inner
     else:
         stack = _size(outer, shape), channels, inner
-    neighbours = channels == 1 or all(one[index] == inner for one in strides)
     memory = [axis for axis in order or range(len(shape)) if shape[axis] > 1]
     joined = _are_joined(memory, shape, strides)
     size = stack[0] * stack[1] * stack[2]
-    return View(not columns, stack, order, size, channels, inner, joined, neighbours)
+    return View(not columns, stack, order, size, channels, inner, joined)
 
 
 def _size(axes: list[int], shape: tuple[int, ...]) -> int:

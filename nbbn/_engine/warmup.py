@@ -26,7 +26,7 @@ _BACKWARD = (
     columns.gradient_sums_of_columns,
     runs.gradient_of_runs,
     columns.gradient_of_columns,
-    runs.differentiate_groups,
+    runs.differentiate_channels,
 )
 
 Wanted = tuple[Step, Variant]
@@ -109,7 +109,7 @@ def _serial_variants(dtype: Any, training: bool, kinds: list[int]) -> Iterator[W
     if dtype is np.uint8:  # bytes have no gradients
         return
     for variant in writes:
-        yield runs.train_groups, variant
+        yield runs.train_channels, variant
         if variant.activation:
             yield from ((step, variant._replace(gradient=True)) for step in _INFER)
     yield from ((step, Variant(dtype)) for step in _BACKWARD)

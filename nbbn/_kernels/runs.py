@@ -158,12 +158,6 @@ def is_stack(array: Any, like: Any) -> bool:
     return not has(array) or right
 
 
-@inlined
-def are_neighbours(array: Any, like: Any) -> bool:
-    """Whether the runs of a sample follow each other without gaps; None has none."""
-    return not has(array) or row_stride(array) == like.shape[2]
-
-
 class Target(NamedTuple):
     """What is written, and with what."""
 
@@ -224,33 +218,17 @@ def normalize_runs(x: Any, to: Target, task: int) -> None:
 
 
 @helper
-def normalize_group(x: Any, to: Target, first: int, stop: int) -> None:
-    """Write y for a group of neighbouring channels."""
-    outer, channels, inner = x.shape
-    activation = Activation(to.kind, to.slope)
-    joined = inner >= LANES and stop - first > 1
-    joined = joined and are_neighbours(x, x) and are_neighbours(to.y, x)
-    if joined and are_neighbours(to.residual, x):
-        for o in range(outer):
-            read = Forward(
-                rows_of(x, o, first, ZERO),
-                rows_of(to.residual, o, first, ZERO),
-                one_row(None, ZERO),
-                activation,
-            )
-            runs = stop - first, first, channels
-            y = rows_of(to.y, o, first, ZERO)
-            write_joined(forward, coefficients_of, y, read, runs, inner, to.form, to.streaming)
-    else:
-        for c in range(first, stop):
-            read = Forward(
-                column_of(x, ZERO, c, ZERO),
-                column_of(to.residual, ZERO, c, ZERO),
-                one_row(None, ZERO),
-                activation,
-            )
-            y, numbers = column_of(to.y, ZERO, c, ZERO), coefficients_of(to.form, c)
-            write_rows(forward, same, y, read, outer, inner, numbers, to.streaming)
+def normalize_channel(x: Any, to: Target, c: int) -> None:
+    """Write y for one channel."""
+    outer, _, inner = x.shape
+    read = Forward(
+        column_of(x, ZERO, c, ZERO),
+        column_of(to.residual, ZERO, c, ZERO),
+        one_row(None, ZERO),
+        Activation(to.kind, to.slope),
+    )
+    y, numbers = column_of(to.y, ZERO, c, ZERO), coefficients_of(to.form, c)
+    write_rows(forward, same, y, read, outer, inner, numbers, to.streaming)
     if to.streaming:
         fence()
 
@@ -302,27 +280,13 @@ def add_up_group(grad_y: Any, x: Any, to: Sums, first: int, stop: int, part: int
 
 
 @helper
-def differentiate_group(grad_y: Any, x: Any, to: GradientTarget, first: int, stop: int) -> None:
-    """Write grad_x for a group of neighbouring channels."""
+def differentiate_channel(grad_y: Any, x: Any, to: GradientTarget, c: int) -> None:
+    """Write grad_x for one channel."""
     outer, _, inner = x.shape
-    joined = inner >= LANES and stop - first > 1 and not has(to.mask)
-    joined = joined and are_neighbours(x, x) and are_neighbours(grad_y, x)
-    if joined and are_neighbours(to.grad_x, x):
-        for o in range(outer):
-            read = Backward(
-                rows_of(grad_y, o, first, ZERO), rows_of(x, o, first, ZERO), one_row(None, ZERO)
-            )
-            runs = stop - first, first, stop
-            y = rows_of(to.grad_x, o, first, ZERO)
-            write_joined(
-                backward, gradient_coefficients_of, y, read, runs, inner, to.form, to.streaming
-            )
-    else:
-        for c in range(first, stop):
-            of_mask = Rows(to.mask, ZERO, inner)
-            read = Backward(column_of(grad_y, ZERO, c, ZERO), column_of(x, ZERO, c, ZERO), of_mask)
-            y, numbers = column_of(to.grad_x, ZERO, c, ZERO), gradient_coefficients_of(to.form, c)
-            write_rows(backward, same, y, read, outer, inner, numbers, to.streaming)
+    of_mask = Rows(to.mask, ZERO, inner)
+    read = Backward(column_of(grad_y, ZERO, c, ZERO), column_of(x, ZERO, c, ZERO), of_mask)
+    y, numbers = column_of(to.grad_x, ZERO, c, ZERO), gradient_coefficients_of(to.form, c)
+    write_rows(backward, same, y, read, outer, inner, numbers, to.streaming)
     if to.streaming:
         fence()
 
@@ -333,12 +297,30 @@ def differentiate_runs(grad_y: Any, x: Any, to: GradientTarget, task: int) -> No
     outer, channels, inner = x.shape
     segments, depth = (inner + PIECE - 1) // PIECE, larger(ONE, PIECE // inner)
     row, first = task // segments * depth, task % segments * PIECE
-    for r in range(row, smaller(row + depth, outer * channels)):
-        o, c = r // channels, r % channels
-        of_mask = one_row(to.mask, o * inner + first)
-        read = Backward(rows_of(grad_y, o, c, first), rows_of(x, o, c, first), of_mask)
-        y, length = rows_of(to.grad_x, o, c, first), smaller(PIECE, inner - first)
-        numbers = gradient_coefficients_of(to.form, c)
-        write_rows(backward, same, y, read, ONE, length, numbers, to.streaming)
+    rows = smaller(depth, outer * channels - row)
+    joined = inner >= LANES and rows > 1 and not has(to.mask)
+    joined = joined and is_stack(x, x) and is_stack(grad_y, x)
+    if joined and is_stack(to.grad_x, x):
+        at = row * inner
+        read = Backward(one_row(grad_y, at), one_row(x, at), one_row(None, ZERO))
+        runs = rows, row % channels, channels
+        write_joined(
+            backward,
+            gradient_coefficients_of,
+            one_row(to.grad_x, at),
+            read,
+            runs,
+            inner,
+            to.form,
+            to.streaming,
+        )
+    else:
+        for r in range(row, row + rows):
+            o, c = r // channels, r % channels
+            of_mask = one_row(to.mask, o * inner + first)
+            read = Backward(rows_of(grad_y, o, c, first), rows_of(x, o, c, first), of_mask)
+            y, length = rows_of(to.grad_x, o, c, first), smaller(PIECE, inner - first)
+            numbers = gradient_coefficients_of(to.form, c)
+            write_rows(backward, same, y, read, ONE, length, numbers, to.streaming)
     if to.streaming:
         fence()

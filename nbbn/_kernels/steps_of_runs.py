@@ -31,10 +31,10 @@ from nbbn._kernels.runs import (
     Target,
     add_up_group,
     cut_of,
-    differentiate_group,
+    differentiate_channel,
     differentiate_runs,
     look_at_group,
-    normalize_group,
+    normalize_channel,
     normalize_runs,
     numbers_of_parts,
 )
@@ -97,7 +97,7 @@ def moments_of_runs(
 
 
 @step
-def train_groups(
+def train_channels(
     x: Stack,
     y: OutStack,
     residual: IfResidual,
@@ -108,12 +108,11 @@ def train_groups(
     freedom: Float,
     eps: Float,
     streaming: Int,
-    group: Int,
 ) -> None:
-    """`moments_of_runs`, then `infer_runs`, of one group of neighbouring channels after the other.
+    """`moments_of_runs`, then `infer_runs`, of one channel after the other.
 
-    For data past the cache: where a group's values fit it, x is read from memory once and y written once.
-    ``table`` holds gamma and beta; y may be x. Parallel over the groups.
+    For data past the cache: where a channel's values fit it, x is read from memory once and y written once.
+    ``table`` holds gamma and beta; y may be x. Parallel over the channels.
     """
     outer, channels, inner = x.shape
     cut = cut_of(outer, inner)
@@ -121,16 +120,14 @@ def train_groups(
     parts = np.empty((3, cut.parts, channels))
     form = np.empty((3, channels), working_dtype(x))
     number = cut.parts
-    for task in prange((channels + group - 1) // group):
-        first = np.intp(task) * group
-        stop = smaller(first + group, channels)
+    for task in prange(channels):
+        c = np.intp(task)
         for part in range(number):
-            look_at_group(x, Learned(weights, numbers, parts), first, stop, part)
-        merge_parts(parts, numbers, first, stop, channels, ONE, table)
-        write_variances(table, first, stop, freedom, eps)
-        inference_form(table, first, stop, eps, form)
-        to = Target(y, residual, None, form, kind, slope, streaming)
-        normalize_group(x, to, first, stop)
+            look_at_group(x, Learned(weights, numbers, parts), c, c + 1, part)
+        merge_parts(parts, numbers, c, c + 1, channels, ONE, table)
+        write_variances(table, c, c + 1, freedom, eps)
+        inference_form(table, c, c + 1, eps, form)
+        normalize_channel(x, Target(y, residual, None, form, kind, slope, streaming), c)
 
 
 @step
@@ -184,7 +181,7 @@ def gradient_of_runs(
 
 
 @step
-def differentiate_groups(
+def differentiate_channels(
     grad_y: Stack,
     x: Stack,
     grad_x: OutStack,
@@ -195,11 +192,10 @@ def differentiate_groups(
     count: Float,
     freedom: Float,
     streaming: Int,
-    group: Int,
 ) -> None:
-    """`gradient_sums_of_runs`, then `gradient_of_runs`, of one group of channels after the other.
+    """`gradient_sums_of_runs`, then `gradient_of_runs`, of one channel after the other.
 
-    For data past the cache: see `train_groups`.
+    For data past the cache: see `train_channels`.
     """
     outer, channels, inner = x.shape
     cut = cut_of(outer, inner)
@@ -207,13 +203,11 @@ def differentiate_groups(
     parts = np.empty((2, cut.parts, channels))
     widths = np.full(cut.parts, channels)
     number = cut.parts
-    for task in prange((channels + group - 1) // group):
-        first = np.intp(task) * group
-        stop = smaller(first + group, channels)
+    for task in prange(channels):
+        c = np.intp(task)
         for part in range(number):
-            add_up_group(grad_y, x, Sums(mask, table, parts), first, stop, part)
-        add_parts(parts, widths, first, stop, channels, ONE, sums)
-        gradient_form(table, sums, first, stop, count, freedom, form)
-        parameter_gradients(table, sums, first, stop, gradients)
-        to = GradientTarget(grad_x, mask, form, streaming)
-        differentiate_group(grad_y, x, to, first, stop)
+            add_up_group(grad_y, x, Sums(mask, table, parts), c, c + 1, part)
+        add_parts(parts, widths, c, c + 1, channels, ONE, sums)
+        gradient_form(table, sums, c, c + 1, count, freedom, form)
+        parameter_gradients(table, sums, c, c + 1, gradients)
+        differentiate_channel(grad_y, x, GradientTarget(grad_x, mask, form, streaming), c)
