@@ -74,7 +74,7 @@ def copy(warm, tmp_path):
 
 
 def test_a_second_process_compiles_nothing(warm):
-    assert run(warm) == f"{RIGHT} 2"
+    assert run(warm) == f"{RIGHT} 1"
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 10, "half", "flip"], ids=str)
@@ -89,7 +89,7 @@ def test_damaged_files_are_a_miss(copy, damage):
         else:
             path.write_bytes(damage)
     assert run(copy) == f"{RIGHT} 0"
-    assert run(copy) == f"{RIGHT} 2"  # and they are replaced
+    assert run(copy) == f"{RIGHT} 1"  # and they are replaced
 
 
 def test_a_hostile_file_is_not_unpickled(copy):
@@ -107,11 +107,11 @@ def test_an_edited_helper_in_another_module_is_never_stale(copy, tmp_path):
     right = "fma(at(read.x, row, k, count) - c.center, c.scale, c.shift)"
     edited = source.replace(right, "fma(c.center - at(read.x, row, k, count), c.scale, c.shift)")
     assert edited != source
-    assert run(copy, package) == f"{RIGHT} 2"  # the same sources elsewhere: the same code
+    assert run(copy, package) == f"{RIGHT} 1"  # the same sources elsewhere: the same code
     module.write_text(edited)
     assert run(copy, package) == "[[-1.0], [-2.0]] 1"  # the coefficients
     module.write_text(source)
-    assert run(copy, package) == f"{RIGHT} 2"
+    assert run(copy, package) == f"{RIGHT} 1"
 
 
 # --- what names a file ---
@@ -307,7 +307,7 @@ def forms(tmp_path_factory):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_package_without_source_files_runs_what_was_compiled_of_them(warm, forms, form):
     package, before = forms[form]
-    assert run(warm, package, before + WORK) == f"{RIGHT} 2"
+    assert run(warm, package, before + WORK) == f"{RIGHT} 1"
 
 
 def test_a_package_without_source_files_compiles_and_keeps_it(forms, tmp_path):
@@ -333,7 +333,7 @@ print(sum(nbbn.nopython.moments.stats.cache_hits.values()))
     first = run(tmp_path, package, code + doctests)
     assert first.startswith(expected + "0\n0 ") and int(first.split()[-1]) > 10
     kept = files(tmp_path)
-    assert {path.name.rsplit("-", 1)[0] for path in kept} > {
+    assert {path.name.rsplit("-", 1)[0] for path in kept} >= {
         "moments_of_columns_serial",
         "moments_of_columns_parallel",
         "moments",
@@ -350,7 +350,7 @@ def test_processes_racing_for_a_cold_cache_are_all_right(tmp_path):
     processes = [start(tmp_path) for _ in range(3)]
     for process in processes:
         assert finish(process) == f"{RIGHT} 0"
-    assert run(tmp_path) == f"{RIGHT} 2"
+    assert run(tmp_path) == f"{RIGHT} 1"
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -493,7 +493,7 @@ def test_a_file_that_another_user_may_have_written_is_a_miss(copy, of_another):
     for path in files(copy):
         path.chmod(0o666)
     assert run(copy) == f"{RIGHT} 0"
-    assert run(copy) == f"{RIGHT} 2"  # and it is replaced
+    assert run(copy) == f"{RIGHT} 1"  # and it is replaced
     for path in files(copy):
         of_another(path)
         with pytest.raises(PermissionError, match="another user"):
@@ -505,9 +505,9 @@ def test_the_file_of_another_variant_is_a_miss_under_this_name(tmp_path):
 import numpy as np
 from rooms import Variant, steps_of_layers
 for dtype in (np.float32, np.float64):
-    made, running = steps_of_layers.move_averages.variant(Variant(parameters=dtype)), np.ones((4, 2), dtype)
-    made(running, np.full((7, 2), 3.0), 1.0, 0.5, np.zeros(1, np.int64))
-    print(running[0].tolist(), sum(made._cache_hits.values()))
+    step, running = steps_of_layers.move_averages, np.ones((4, 2), dtype)
+    step.variant(Variant(parameters=dtype))(running, np.full((7, 2), 3.0), 1.0, 0.5, np.zeros(1, np.int64))
+    print(running[0].tolist(), sum(step.made[-1]._cache_hits.values()))
 """
     right = "[2.0, 2.0] {0}\n[2.0, 2.0] {0}"
     assert run(tmp_path, code=code) == right.format(0)

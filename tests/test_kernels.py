@@ -125,7 +125,7 @@ def test_gradients(shape, axis, dtype):
         added, count = np.empty_like(sums), float(x.size // shape[axis])
         form = steps.sum_gradients(grad_y, x, axis, found, added, None, count)
         again = steps.gradient_coefficients(found, added, count, 0.0, form.dtype)
-        np.testing.assert_array_equal(form, again)
+        np.testing.assert_array_equal(form[: table.OF_GAMMA], again)
         return steps.write_gradient(grad_y, x, axis, form), added
 
     again = in_every_way(in_two_steps)

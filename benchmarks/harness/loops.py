@@ -6,8 +6,7 @@ from typing import Any
 
 from nbbn._bench.yardsticks import STRIDE, affine, fill_piece, read, sum_piece, write
 from nbbn._compiler.jit import IfResidual, Int, OutStack, Stack, Variant, inlined, prange, step
-from nbbn._compiler.vectors import load
-from nbbn._kernels.memory import smaller
+from nbbn._compiler.vectors import load, smaller
 
 __all__ = ["STRIDE", "Variant", "copy", "read", "read_then_write", "write"]
 

@@ -18,6 +18,16 @@ def _memory(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
     return np.lib.stride_tricks.as_strided(array, (index + count,), (array.itemsize,))[index:]
 
 
+def smaller(a: int, b: int) -> int:
+    """The smaller of two integers."""
+    return a if a < b else b
+
+
+def larger(a: int, b: int) -> int:
+    """The larger of two integers."""
+    return a if a > b else b
+
+
 def has(value: Any) -> bool:
     """Whether there is a value, and not None."""
     return value is not None
@@ -82,13 +92,18 @@ def load(array: Any, index: int) -> Any:
     return _decode(_memory(array, index, LANES))
 
 
-def load_first(array: Any, index: int, count: int) -> Any:
-    """The first ``count`` values from ``index`` on, zeros behind them; None of None."""
+def load_upto(array: Any, index: int, count: int) -> Any:
+    """Sixteen values from ``index`` on, or the first ``count`` of them and zeros; None of None."""
     if array is None:
         return None
-    vector = np.zeros(LANES, working_dtype(array))
-    vector[:count] = _decode(_memory(array, index, count))
+    vector, n = np.zeros(LANES, working_dtype(array)), min(count, LANES)
+    vector[:n] = _decode(_memory(array, index, n))
     return vector
+
+
+def at(rows: Any, row: int, k: int, count: int) -> Any:
+    """Values ``k`` to ``k + count`` of a row, at most sixteen, and zeros; None of rows of None."""
+    return load_upto(rows.values, rows.at + row * rows.stride + k, count)
 
 
 def value_at(array: NDArray[Any], index: int) -> float:
@@ -100,17 +115,19 @@ def prefetch(array: NDArray[Any], index: int) -> None:
     """Nothing to ask for."""
 
 
-def store(array: NDArray[Any], index: int, value: NDArray[Any]) -> None:
-    """Write the lanes of ``value`` to ``array`` from ``index`` on."""
-    _memory(array, index, LANES)[:] = _encode(array.dtype, value)
-
-
 def store_first(array: NDArray[Any], index: int, count: int, value: NDArray[Any]) -> None:
     """Write the first ``count`` lanes of ``value``."""
     _memory(array, index, count)[:] = _encode(array.dtype, value[:count])
 
 
-stream = store
+def store_upto(array: NDArray[Any], index: int, count: int, value: NDArray[Any]) -> None:
+    """Write sixteen lanes to ``index`` on, or the first ``count`` of them."""
+    store_first(array, index, min(count, LANES), value)
+
+
+def put(array: NDArray[Any], index: int, value: NDArray[Any], streaming: int) -> None:
+    """Write the lanes of ``value`` to ``array`` from ``index`` on."""
+    store_first(array, index, LANES, value)
 
 
 def to_line(array: NDArray[Any], index: int) -> int:
@@ -230,23 +247,21 @@ def total(vector: NDArray[Any]) -> Any:
     return value[0]
 
 
-def load_weights(weights: NDArray[Any] | None, index: int) -> NDArray[Any] | None:
-    """Sixteen weights from ``index`` on; None of None, here and below."""
-    return None if weights is None else weights[index : index + LANES]
-
-
-def load_weights_first(weights: NDArray[Any] | None, index: int, count: int) -> NDArray[Any] | None:
-    """The first ``count`` weights from ``index`` on, zeros behind them."""
-    if weights is None:
+def weight_at(rows: Any, row: int, k: int, count: int) -> Any:
+    """The weights of up to sixteen values of a row, zeros behind them; None of rows of None."""
+    if rows.values is None:
         return None
-    vector = np.zeros(LANES, weights.dtype)
-    vector[:count] = weights[index : index + count]
+    vector, n = np.zeros(LANES, rows.values.dtype), min(count, LANES)
+    index = rows.at + row * rows.stride + k
+    vector[:n] = rows.values[index : index + n]
     return vector
 
 
-def splat_weight(weights: NDArray[Any] | None, index: int) -> NDArray[Any] | None:
-    """A vector with one weight in every lane."""
-    return None if weights is None else np.full(LANES, weights[index])
+def weight_of_row(rows: Any, row: int) -> Any:
+    """A vector with one weight in every lane, that of a row."""
+    if rows.values is None:
+        return None
+    return np.full(LANES, rows.values[rows.at + row * rows.stride])
 
 
 def where_counted(weight: Any, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
@@ -257,11 +272,6 @@ def where_counted(weight: Any, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]
 def all_count(weight: Any) -> bool:
     """Whether no lane has weight 0; true without weights."""
     return weight is None or bool(np.all(weight != 0))
-
-
-def counts(weights: Any, index: int) -> bool:
-    """Whether one weight is not 0; true without weights."""
-    return weights is None or bool(weights[index] != 0)
 
 
 def times_weight(weight: Any, vector: NDArray[Any]) -> NDArray[Any]:

@@ -43,6 +43,8 @@ Form = Annotated[NDArray[Any], "computed", 2, "read-only"]
 OutForm = Annotated[NDArray[Any], "computed", 2, "writable"]
 Table = Annotated[NDArray[np.float64], "float64", 2, "read-only"]
 OutTable = Annotated[NDArray[np.float64], "float64", 2, "writable"]
+Numbers = Annotated[NDArray[np.float64], "float64", 1, "read-only"]
+Parts = Annotated[NDArray[np.float64], "float64", 3, "writable"]
 Parameters = Annotated[NDArray[Any], "parameters", 2, "writable"]
 Counter = Annotated[NDArray[np.int64], "int64", 1, "writable"]
 # what may be absent: None, and then another variant
@@ -243,4 +245,5 @@ def _numba_type(hint: Any, wanted: Variant) -> types.Type:
         "float64": np.float64,
     }
     element = numba.from_dtype(np.dtype(dtypes[which]))
-    return types.Array(element, ndim, "A" if ndim == 3 else "C", readonly=access == "read-only")
+    layout = "A" if which in ("x", "y") else "C"
+    return types.Array(element, ndim, layout, readonly=access == "read-only")

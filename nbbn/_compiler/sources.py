@@ -18,6 +18,8 @@ from modulefinder import ModuleFinder
 from types import CodeType
 from typing import Any
 
+import numpy as np
+
 _PACKAGE = __name__.partition(".")[0]
 _IMPORT = dis.opmap["IMPORT_NAME"]
 # What a code object has to say beside its constants, except where it stands.
@@ -105,7 +107,7 @@ def _constants(name: str) -> list[tuple[str, Any]]:
 def _is_simple(value: Any) -> bool:
     if type(value) is tuple:
         return all(map(_is_simple, value))
-    return type(value) in _SIMPLE
+    return type(value) in _SIMPLE or isinstance(value, np.generic)
 
 
 def _imports(code: CodeType, spec: ModuleSpec) -> Iterator[str]:

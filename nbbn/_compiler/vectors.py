@@ -4,10 +4,11 @@ LLVM splits a sixteen-lane vector into what the processor has (one or two AVX-51
 AVX2, four of NEON), so the order of every addition, and with it every bit of a result, does not
 depend on the vectorizer or on the width of the registers.
 
-``load``, ``load_first``, ``value_at``, ``store``, ``store_first`` and ``stream`` address memory by element,
+``load``, ``load_upto``, ``at``, ``value_at``, ``store_first``, ``store_upto`` and ``put`` address memory by element,
 counted from the first one of an array, and check no bounds: kernels do their own arithmetic on indices. They
 convert from and to what is computed with (`nbbn._compiler.formats`). All other names are arithmetic on vectors
-(``fma`` also on scalars). Under ``NUMBA_DISABLE_JIT`` the twins in ``interpreted`` stand in.
+(``fma`` also on scalars). What kernels call most stands here and not there, as to compile a function takes numba
+some 0.05 s, and an intrinsic next to nothing. Under ``NUMBA_DISABLE_JIT`` the twins in ``interpreted`` stand in.
 """
 
 from __future__ import annotations
@@ -167,17 +168,60 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
     return _vector_of(array)(array, types.intp), codegen
 
 
+def load_vector_upto(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any
+) -> Any:
+    """Sixteen values as they are stored, or the first ``count`` of them and zeros if that is less."""
+    whole = builder.icmp_signed(">=", count, count.type(LANES))
+    with builder.if_else(whole) as (then, otherwise):
+        with then:
+            full = load_vector(context, builder, array_type, array, index)
+            of_full = builder.basic_block
+        with otherwise:
+            part = load_vector(context, builder, array_type, array, index, count)
+            of_part = builder.basic_block
+    found = builder.phi(full.type)
+    found.add_incoming(full, of_full)
+    found.add_incoming(part, of_part)
+    return found
+
+
 @_intrinsic
-def load_first(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
-    """The first ``count`` (at most sixteen) values from ``index`` on, zeros behind them; None of None."""
+def load_upto(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
+    """Sixteen values from ``index`` on, or the first ``count`` of them and zeros; None of None."""
     if array == types.none:
         return _nothing(array, types.intp, types.intp)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        found = load_vector(context, builder, array, *args)
+        found = load_vector_upto(context, builder, array, *args)
         return formats.decode(builder, array.dtype, found)
 
     return _vector_of(array)(array, types.intp, types.intp), codegen
+
+
+def place_in(builder: Any, rows: Any, row: Any, k: Any) -> tuple[Any, Any]:
+    """The array of `nbbn._kernels.memory.Rows`, and the index of value ``k`` of a row."""
+    array, first, stride = (builder.extract_value(rows, part) for part in range(3))
+    return array, builder.add(builder.add(first, builder.mul(row, stride)), k)
+
+
+@_intrinsic
+def at(typingctx: Any, rows: Any, row: Any, k: Any, count: Any) -> Any:
+    """Values ``k`` to ``k + count`` of a row, at most sixteen, and zeros; None of rows of None.
+
+    ``rows`` are `nbbn._kernels.memory.Rows`.
+    """
+    array_type = rows.types[0]
+    places = types.intp, types.intp, types.intp
+    if array_type == types.none:
+        return _nothing(rows, *places)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, index = place_in(builder, *args[:3])
+        found = load_vector_upto(context, builder, array_type, array, index, args[3])
+        return formats.decode(builder, array_type.dtype, found)
+
+    return _vector_of(array_type)(rows, *places), codegen
 
 
 @_intrinsic
@@ -205,6 +249,27 @@ def working_dtype(typingctx: Any, array: Any) -> Any:
         return context.get_dummy_value()
 
     return types.DType(formats.computed(array.dtype))(array), codegen
+
+
+def _least(compared: str) -> Any:
+    """What an intrinsic returns that chooses one of two integers."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(builder.icmp_signed(compared, *args), *args)
+
+    return types.intp(types.intp, types.intp), codegen
+
+
+@_intrinsic
+def smaller(typingctx: Any, a: Any, b: Any) -> Any:
+    """The smaller of two integers; numba's ``min`` compiles to more."""
+    return _least("<")
+
+
+@_intrinsic
+def larger(typingctx: Any, a: Any, b: Any) -> Any:
+    """The larger of two integers."""
+    return _least(">")
 
 
 @_intrinsic
@@ -291,17 +356,33 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.intp), codegen
 
 
-@_intrinsic
-def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """Write the sixteen lanes of ``value`` to ``array`` from ``index`` on."""
+def _store(context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any) -> None:
+    pointer = _pointer(context, builder, array_type, array, index)
+    builder.store(value, pointer, align=_itemsize(array_type.dtype))
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
-        value = formats.encode(builder, array.dtype, args[2])
-        builder.store(value, pointer, align=_itemsize(array.dtype))
-        return context.get_dummy_value()
 
-    return types.void(array, types.intp, _vector_of(array)), codegen
+def _store_first(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any, value: Any
+) -> None:
+    pointer, dtype = _pointer(context, builder, array_type, array, index), array_type.dtype
+    mask, vector = _first_lanes(builder, count), _stored_vector(dtype)
+    name = f"llvm.masked.store.v{LANES}{formats.suffix(dtype)}.p0"
+    arguments = [vector, pointer.type, _INT32, mask.type]
+    function = _declare(builder, name, ir.VoidType(), arguments)
+    builder.call(function, [value, pointer, _INT32(_itemsize(dtype)), mask])
+
+
+def _stream(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any
+) -> None:
+    pointer = _pointer(context, builder, array_type, array, index)
+    written = builder.store(value, pointer, align=_streamed_at_once(array_type.dtype))
+    written.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
+
+
+def _streamed_at_once(dtype: types.Type) -> int:
+    """Bytes of a streaming store, which must stand at a multiple of them."""
+    return min(_LINE, LANES * _itemsize(dtype))
 
 
 @_intrinsic
@@ -309,45 +390,60 @@ def store_first(typingctx: Any, array: Any, index: Any, count: Any, value: Any) 
     """Write the first ``count`` (at most sixteen) lanes of ``value``; touch nothing behind them."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
-        mask = _first_lanes(builder, args[2])
-        vector = _stored_vector(array.dtype)
-        name = f"llvm.masked.store.v{LANES}{formats.suffix(array.dtype)}.p0"
-        arguments = [vector, pointer.type, _INT32, mask.type]
-        function = _declare(builder, name, ir.VoidType(), arguments)
         value = formats.encode(builder, array.dtype, args[3])
-        builder.call(function, [value, pointer, _INT32(_itemsize(array.dtype)), mask])
+        _store_first(context, builder, sig.args[0], args[0], args[1], args[2], value)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, _vector_of(array)), codegen
 
 
 @_intrinsic
-def stream(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """Like `store`, past the cache; element ``index`` must stand where `to_line` leads.
+def store_upto(typingctx: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
+    """Write sixteen lanes to ``index`` on, or the first ``count`` of them."""
 
-    That is at a multiple of 64 bytes, or of the vector's own size if that is less.
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value = formats.encode(builder, array.dtype, args[3])
+        whole = builder.icmp_signed(">=", args[2], args[2].type(LANES))
+        with builder.if_else(whole) as (then, otherwise):
+            with then:
+                _store(context, builder, sig.args[0], args[0], args[1], value)
+            with otherwise:
+                _store_first(context, builder, sig.args[0], args[0], args[1], args[2], value)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, _vector_of(array)), codegen
+
+
+@_intrinsic
+def put(typingctx: Any, array: Any, index: Any, value: Any, streaming: Any) -> Any:
+    """Write the sixteen lanes of ``value`` to ``array`` from ``index`` on, past the cache if ``streaming``.
+
+    Then element ``index`` must stand where `to_line` leads: at a multiple of 64 bytes, or of the vector's own
+    size if that is less.
     """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         value = formats.encode(builder, array.dtype, args[2])
-        written = builder.store(value, pointer, align=min(_LINE, LANES * _itemsize(array.dtype)))
-        written.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
+        past = builder.icmp_signed("!=", args[3], args[3].type(0))
+        with builder.if_else(past) as (then, otherwise):
+            with then:
+                _stream(context, builder, sig.args[0], args[0], args[1], value)
+            with otherwise:
+                _store(context, builder, sig.args[0], args[0], args[1], value)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, _vector_of(array)), codegen
+    return types.void(array, types.intp, _vector_of(array), types.intp), codegen
 
 
 @_intrinsic
 def to_line(typingctx: Any, array: Any, index: Any) -> Any:
-    """How many elements stand between element ``index`` and where `stream` may write."""
+    """How many elements stand between element ``index`` and where `put` may stream."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
         number = args[1].type
         address = builder.ptrtoint(pointer, number)
-        unit = min(_LINE, LANES * _itemsize(array.dtype))
+        unit = _streamed_at_once(array.dtype)
         rest = builder.and_(builder.neg(address), number(unit - 1))
         return builder.udiv(rest, number(_itemsize(array.dtype)))
 
@@ -356,7 +452,7 @@ def to_line(typingctx: Any, array: Any, index: Any) -> Any:
 
 @_intrinsic
 def fence(typingctx: Any) -> Any:
-    """Make what was streamed visible to other threads; after the last `stream` of a task."""
+    """Make what was streamed visible to other threads; after the last `put` of a task that streams."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if builder.module.triple.startswith(("x86_64", "i686")):
@@ -540,14 +636,16 @@ def total(typingctx: Any, vector: Any) -> Any:
 if config.DISABLE_JIT:
     from nbbn._compiler.interpreted import (  # noqa: F401
         any_greater,
+        at,
         fence,
         first_of,
         fma,
         has,
         has_spare_digits,
         keep_first,
+        larger,
         load,
-        load_first,
+        load_upto,
         narrow,
         not_above,
         not_below,
@@ -555,12 +653,13 @@ if config.DISABLE_JIT:
         outer_stride,
         plus,
         prefetch,
+        put,
         row_stride,
+        smaller,
         splat,
         square_root,
-        store,
         store_first,
-        stream,
+        store_upto,
         to_line,
         total,
         value_at,

@@ -14,7 +14,15 @@ from llvmlite import ir
 from numba import config, types
 from numba.extending import models, register_model
 
-from nbbn._compiler.vectors import FLOAT64X16, LANES, _intrinsic, _pointer, _splat, load_vector
+from nbbn._compiler.vectors import (
+    FLOAT64X16,
+    LANES,
+    _intrinsic,
+    _pointer,
+    _splat,
+    load_vector_upto,
+    place_in,
+)
 
 _I1 = ir.IntType(1)
 
@@ -50,42 +58,33 @@ def _counts(builder: Any, weight: Any) -> Any:
 
 
 @_intrinsic
-def load_weights(typingctx: Any, weights: Any, index: Any) -> Any:
-    """Sixteen weights from ``index`` on; None of None, here and below."""
+def weight_at(typingctx: Any, rows: Any, row: Any, k: Any, count: Any) -> Any:
+    """The weights of up to sixteen values of a row, zeros behind them; None of rows of None, here and below."""
+    weights = rows.types[0]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if weights == types.none:
             return context.get_dummy_value()
-        return load_vector(context, builder, weights, args[0], args[1])
+        array, index = place_in(builder, *args[:3])
+        return load_vector_upto(context, builder, weights, array, index, args[3])
 
-    return _vector_of(weights)(weights, types.intp), codegen
+    return _vector_of(weights)(rows, types.intp, types.intp, types.intp), codegen
 
 
 @_intrinsic
-def load_weights_first(typingctx: Any, weights: Any, index: Any, count: Any) -> Any:
-    """The first ``count`` (at most sixteen) weights from ``index`` on, zeros behind them."""
+def weight_of_row(typingctx: Any, rows: Any, row: Any) -> Any:
+    """A vector with one weight in every lane: what the values of a row have in common."""
+    weights = rows.types[0]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if weights == types.none:
             return context.get_dummy_value()
-        return load_vector(context, builder, weights, *args)
-
-    return _vector_of(weights)(weights, types.intp, types.intp), codegen
-
-
-@_intrinsic
-def splat_weight(typingctx: Any, weights: Any, index: Any) -> Any:
-    """A vector with one weight in every lane."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if weights == types.none:
-            return context.get_dummy_value()
-        pointer = _pointer(context, builder, weights, *args)
-        element = _vector_of(weights)
-        scalar = context.get_value_type(element).element
+        array, index = place_in(builder, args[0], args[1], args[1].type(0))
+        pointer = _pointer(context, builder, weights, array, index)
+        scalar = context.get_value_type(_vector_of(weights)).element
         return _splat(builder, builder.load(builder.bitcast(pointer, scalar.as_pointer())))
 
-    return _vector_of(weights)(weights, types.intp), codegen
+    return _vector_of(weights)(rows, types.intp), codegen
 
 
 @_intrinsic
@@ -123,32 +122,11 @@ def times_weight(typingctx: Any, weight: Any, vector: Any) -> Any:
     return vector(weight, vector), codegen
 
 
-@_intrinsic
-def counts(typingctx: Any, weights: Any, index: Any) -> Any:
-    """Whether one weight is not 0; true without weights."""
-    if weights == types.none:
-        return types.boolean(weights, index), lambda context, builder, sig, args: ir.Constant(
-            _I1, 1
-        )
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, weights, *args)
-        scalar = context.get_value_type(_vector_of(weights)).element
-        weight = builder.load(builder.bitcast(pointer, scalar.as_pointer()))
-        if scalar == ir.DoubleType():
-            return builder.fcmp_ordered("!=", weight, scalar(0.0))
-        return builder.icmp_unsigned("!=", weight, scalar(0))
-
-    return types.boolean(weights, types.intp), codegen
-
-
 if config.DISABLE_JIT:
     from nbbn._compiler.interpreted import (  # noqa: F401
         all_count,
-        counts,
-        load_weights,
-        load_weights_first,
-        splat_weight,
         times_weight,
+        weight_at,
+        weight_of_row,
         where_counted,
     )

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn._engine import plan, steps
+from nbbn._engine import parts, plan, steps
 from nbbn._engine.memory import empty_like
 from nbbn._engine.steps import Epilogue
 from nbbn._engine.views import View, view_of
 from nbbn._kernels import steps_of_columns as columns
 from nbbn._kernels import steps_of_runs as runs
+from nbbn._kernels import table as rows
 
 Array = NDArray[Any]
 
@@ -28,13 +29,26 @@ _DTYPES = {np.dtype(np.float32): np.float32, np.dtype(np.float64): np.float64}
 class Known:
     """How contiguous float arrays of one shape are run: small ones without any further question."""
 
-    __slots__ = ("_calls", "_group", "_is_small", "_like", "_stack", "_steps", "_view")
+    __slots__ = (
+        "_calls",
+        "_group",
+        "_is_small",
+        "_like",
+        "_numbers",
+        "_stack",
+        "_steps",
+        "_sum_width",
+        "_view",
+        "_width",
+    )
 
     def __init__(self, x: Array, view: View) -> None:
         self._like = x.shape, x.strides, x.dtype
         self._stack, self._view = view.shape, view
         self._is_small = view.size < plan.PARALLEL_FROM
         self._group = plan.group_of(view) if view.runs else 0
+        self._sum_width, self._numbers = parts.cut_for_sums(view, None, x.reshape(view.shape))
+        self._width = parts.width_of_rows(view, 0)
         self._steps = _OF_RUNS if view.runs else _OF_COLUMNS
         self._calls: dict[Any, Callable[..., None]] = {}
 
@@ -72,6 +86,8 @@ class Known:
             steps.write(self._view, x, y, form, after)
             return
         kind, stack = after.kind, self._stack
+        if self._width != form.shape[1]:
+            form = parts.spread(form, self._view, self._width)
         call = self._call(_WRITE, len(kind))
         call(x.reshape(stack), y.reshape(stack), None, None, form, kind, after.slope, 0)
 
@@ -82,12 +98,13 @@ class Known:
         if not self._is_small:
             steps.look_and_write(self._view, x, y, table, freedom, eps, after)
             return
-        kind, values, form = (
-            after.kind,
-            x.reshape(self._stack),
-            np.empty((3, table.shape[1]), x.dtype),
-        )
-        self._call(_LOOK)(values, None, table, form, freedom, eps, self._group)
+        kind, values, channels = after.kind, x.reshape(self._stack), table.shape[1]
+        form = np.empty((3, channels), x.dtype)
+        numbers, written = self._numbers, np.empty((3, self._numbers.size, self._sum_width))
+        look, options = self._call(_LOOK), (freedom, eps, self._group)
+        look(values, None, numbers, written, table, form, *options)
+        if self._width != channels:
+            form = parts.spread(form, self._view, self._width)
         target = values if y is x else y.reshape(self._stack)
         self._call(_WRITE, len(kind))(values, target, None, None, form, kind, after.slope, 0)
 
@@ -95,22 +112,25 @@ class Known:
         self, grad_y: Array, x: Array, grad_x: Array, table: Array, count: float, freedom: float
     ) -> Array:
         """Write grad_x; return the gradients with respect to gamma and beta."""
-        channels, stack = table.shape[1], self._stack
-        sums, gradients = np.empty((2, channels)), np.empty((2, channels), x.dtype)
+        channels, sums, stack = table.shape[1], np.empty((2, table.shape[1])), self._stack
         if not self._is_small:
-            options = table, sums, gradients, count, freedom
-            steps.add_up_and_write_back(self._view, grad_y, x, grad_x, *options)
-            return gradients
-        form, values, grad = (
-            np.empty((6, channels), x.dtype),
-            x.reshape(stack),
-            grad_y.reshape(stack),
-        )
-        add_up, write_back = self._call(_ADD_UP), self._call(_WRITE_BACK)
-        add_up(grad, values, None, table, sums, form, gradients, count, freedom, self._group)
+            options = table, sums, count, freedom
+            return steps.add_up_and_write_back(self._view, grad_y, x, grad_x, *options)
+        form = np.empty((rows.GRADIENT_ROWS, channels), x.dtype)
+        grad, values = grad_y.reshape(stack), x.reshape(stack)
+        written = np.empty((2, self._numbers.size, self._sum_width))
+        results = written, table, sums, form, count, freedom, self._group
+        if self._view.runs:
+            self._call(_ADD_UP)(grad, values, None, *results)
+        else:
+            means = table
+            if self._sum_width != channels:
+                means = parts.spread(table[: rows.MEAN + 1], self._view, self._sum_width)
+            self._call(_ADD_UP)(grad, values, None, means, *results)
+        spread = form if self._width == channels else parts.spread(form, self._view, self._width)
         target = grad if grad_x is grad_y else grad_x.reshape(stack)
-        write_back(grad, values, target, None, form, 0)
-        return gradients
+        self._call(_WRITE_BACK)(grad, values, target, None, spread, 0)
+        return form[rows.OF_GAMMA :]
 
 
 # The steps, in the same order where channels are runs and where they lie side by side.

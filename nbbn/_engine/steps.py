@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn._compiler.jit import Step
-from nbbn._engine import threads
+from nbbn._engine import parts, threads
 from nbbn._engine.masks import Weights
 from nbbn._engine.plan import make_plan
 from nbbn._engine.views import Reading, View, read_in_place
@@ -97,11 +97,25 @@ def _run(step: Step, wanted: tuple[Any, ...], parallel: bool, *arguments: Any) -
         threads.leave_region(claim)
 
 
-def coefficients(table: Array, eps: float, dtype: np.dtype[Any]) -> Array:
-    """Return center, scale and shift of each channel in ``dtype``, from a table of statistics."""
-    form = np.empty((3, table.shape[1]), dtype)
-    wanted = dtype.type, False, 0, False, False, None, np.float32
-    layers.inference_coefficients.variant(wanted)(table, eps, form)
+def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
+    """Return center, scale and shift of each channel in ``dtype``, from a table of statistics.
+
+    The formulas, and the bits, of `nbbn._kernels.coefficients.inference_form`, without anything to compile.
+    """
+    mean, form = table[rows.MEAN], np.empty((3, table.shape[1]), dtype)
+    center, scale, shift = form
+    with np.errstate(all="ignore"):  # infinite or NaN, no warning
+        scale[:] = over_std(table[rows.GAMMA], table[rows.VAR], eps)
+        if len(table) > rows.MEAN_LOW:
+            low = table[rows.MEAN_LOW]
+            center[:] = mean + low
+            rest = (mean - center) + low
+        else:
+            center[:] = mean
+            rest = mean - center
+        if not np.isfinite(rest).all():  # of an infinite mean, or NaN
+            rest[~np.isfinite(rest)] = 0.0
+        shift[:] = table[rows.BETA] - rest * scale
     return form
 
 
@@ -155,7 +169,7 @@ def write(
         of(y),
         None if residual is None else of(residual),
         None if grad is None else of(grad),
-        form,
+        parts.spread(form, view, parts.width_of_rows(view, plan.streaming)),
         kind,
         after.slope,
         plan.streaming,
@@ -174,8 +188,11 @@ def given_table(mean: Array, var: Array, gamma: Array | None, beta: Array | None
 def over_std(value: Any, var: Array, eps: float) -> Table:
     """Return ``value / sqrt(var + eps)``, and 0 where ``var + eps`` is 0: as kernels do."""
     with np.errstate(all="ignore"):  # infinite or NaN, no warning
-        root = np.sqrt(var.astype(np.float64) + eps)
-        return np.where(root == 0.0, 0.0, value / root)
+        root = np.sqrt(var.astype(np.float64, copy=False) + eps)
+        found: Table = value / root
+        if not root.all():
+            found[root == 0.0] = 0.0
+        return found
 
 
 def new_table(channels: int, parameters: Array | None = None) -> Table:
@@ -213,14 +230,16 @@ def look(
     weights: Array | None = None,
 ) -> Array:
     """Write the statistics of x, which has this view, to ``table``; return the coefficients."""
-    plan = make_plan(view, (x,))
+    plan, stack = make_plan(view, (x,)), view.of(x)
+    width, numbers = parts.cut_for_sums(view, weights, stack)
     form = np.empty((3, view.channels), computed_dtype(x))
-    wanted, stack = _variant(x, weights=weights), view.of(x)
-    arguments = stack, weights, table, form, freedom, eps
+    written = np.empty((3, numbers.size, width))
+    arguments = stack, weights, numbers, written, table, form, freedom, eps
     if view.runs:
-        _run(runs.moments_of_runs, wanted, plan.parallel, *arguments, plan.group)
+        step, last = runs.moments_of_runs, plan.group
     else:
-        _run(columns.moments_of_columns, wanted, plan.parallel, *arguments, plan.ahead)
+        step, last = columns.moments_of_columns, plan.ahead
+    _run(step, _variant(x, weights=weights), plan.parallel, *arguments, last)
     return form
 
 
@@ -267,9 +286,12 @@ def look_and_write(
         return
     kind, of = after.kind, view.of
     added = None if residual is None else of(residual)
-    arguments = of(x), of(y), added, weights, table, kind, after.slope, freedom, eps
+    width, numbers = parts.cut_for_sums(view, weights)
+    written, form = np.empty((3, numbers.size, width)), np.empty((3, width), computed_dtype(x))
+    what = of(x), of(y), added, weights, numbers, written, table, form
     wanted = _variant(x, len(kind), residual is not None, False, weights)
-    _run(runs.train_channels, wanted, plan.parallel, *arguments, plan.streaming)
+    options = kind, after.slope, freedom, eps, plan.streaming
+    _run(runs.train_channels, wanted, plan.parallel, *what, *options)
 
 
 def completed(given: Table, eps: float) -> Table:
@@ -304,8 +326,7 @@ def sum_gradients(
     view, (source, grad) = read_in_place(index, mask is not None, x, grad_y)
     of_mask = None if mask is None else mask.in_order(source, index)
     count = view.size / view.channels if mask is None else mask.total
-    gradients = np.empty(sums.shape, computed_dtype(x))  # those of one worker: nobody's
-    return add_up(view, grad, source, table, sums, gradients, count, freedom, of_mask)
+    return add_up(view, grad, source, table, sums, count, freedom, of_mask)
 
 
 def add_up(
@@ -314,20 +335,23 @@ def add_up(
     x: Array,
     table: Table,
     sums: Table,
-    gradients: Array,
     count: float,
     freedom: float,
     mask: Array | None = None,
 ) -> Array:
     """`sum_gradients` of arrays that have this view; return the coefficients of `write_back`."""
-    plan = make_plan(view, (x, grad_y))
-    form = np.empty((6, view.channels), computed_dtype(x))
-    wanted, of = _variant(x, weights=mask), view.of
-    arguments = of(grad_y), of(x), mask, table, sums, form, gradients, count, freedom
+    plan, grad, source = make_plan(view, (x, grad_y)), view.of(grad_y), view.of(x)
+    width, numbers = parts.cut_for_sums(view, mask, grad, source)
+    form = np.empty((rows.GRADIENT_ROWS, view.channels), computed_dtype(x))
+    written, wanted = np.empty((2, numbers.size, width)), _variant(x, weights=mask)
+    results = written, table, sums, form, count, freedom
     if view.runs:
-        _run(runs.gradient_sums_of_runs, wanted, plan.parallel, *arguments, plan.group)
+        step = runs.gradient_sums_of_runs
+        _run(step, wanted, plan.parallel, grad, source, mask, *results, plan.group)
     else:
-        _run(columns.gradient_sums_of_columns, wanted, plan.parallel, *arguments, plan.ahead)
+        step = columns.gradient_sums_of_columns
+        means = parts.spread(table[: rows.MEAN + 1], view, width)
+        _run(step, wanted, plan.parallel, grad, source, mask, means, *results, plan.ahead)
     return form
 
 
@@ -350,8 +374,10 @@ def write_back(
     view: View, grad_y: Array, x: Array, grad_x: Array, form: Array, mask: Array | None = None
 ) -> None:
     """Run the step that writes grad_x on arrays that have this view."""
-    plan, of = make_plan(view, (x, grad_y), grad_x, 1, mask is None), view.of
+    joins = mask is None
+    plan, of = make_plan(view, (x, grad_y), grad_x, 1, joins), view.of
     step = runs.gradient_of_runs if view.runs else columns.gradient_of_columns
+    form = parts.spread(form, view, parts.width_of_rows(view, plan.streaming, joins))
     arguments = of(grad_y), of(x), of(grad_x), mask, form, plan.streaming
     _run(step, _variant(x, weights=mask), plan.parallel, *arguments)
 
@@ -359,10 +385,19 @@ def write_back(
 def gradient_coefficients(
     table: Table, sums: Table, count: float, correction: float, dtype: np.dtype[Any]
 ) -> Array:
-    """Return what `write_gradient` takes, from the sums of ``count`` values a channel."""
+    """Return what `write_gradient` takes, from the sums of ``count`` values a channel.
+
+    The formulas, and the bits, of `nbbn._kernels.coefficients.gradient_form`.
+    """
+    mean, inv_std = table[rows.MEAN], table[rows.INV_STD]
     form = np.empty((6, table.shape[1]), dtype)
-    wanted = dtype.type, False, 0, False, False, None, np.float32
-    layers.gradient_coefficients.variant(wanted)(table, sums, count, count - correction, form)
+    with np.errstate(all="ignore"):
+        grad_mean = sums[rows.SUM_GRAD] / count
+        scale = table[rows.GAMMA] * inv_std
+        slope = -scale * ((inv_std * sums[rows.SUM_PRODUCT]) / (count - correction))
+        form[:5] = grad_mean, scale, mean, inv_std, slope
+        of_grad = (grad_mean - form[0]) * form[1]
+        form[5] = -(of_grad + (mean - form[2]) * inv_std * form[4])
     return form
 
 
@@ -394,8 +429,7 @@ def differentiate(
     view, source, grad = reading.view, reading.source, reading.read[0]
     count = view.size / view.channels if mask is None else mask.total
     of_mask = None if mask is None else mask.in_order(source, index)
-    gradients = np.empty(sums.shape, computed_dtype(x))
-    options = table, sums, gradients, count, count - correction, of_mask
+    options = table, sums, count, count - correction, of_mask
     add_up_and_write_back(view, grad, source, reading.target, *options)
     return reading.result(), sums
 
@@ -407,21 +441,29 @@ def add_up_and_write_back(
     grad_x: Array,
     table: Table,
     sums: Table,
-    gradients: Array,
     count: float,
     freedom: float,
     mask: Array | None = None,
-) -> None:
-    """Run both steps of a backward, `add_up` and `write_back`, or one that does both channel by channel."""
+) -> Array:
+    """Run both steps of a backward, `add_up` and `write_back`, or one that does both channel by channel.
+
+    Return the gradients with respect to gamma and beta.
+    """
     plan = make_plan(view, (x, grad_y), grad_x, 2)
     if not plan.by_channel:
-        form = add_up(view, grad_y, x, table, sums, gradients, count, freedom, mask)
+        form = add_up(view, grad_y, x, table, sums, count, freedom, mask)
         write_back(view, grad_y, x, grad_x, form, mask)
-        return
+        return form[rows.OF_GAMMA :]
     of = view.of
-    arguments = of(grad_y), of(x), of(grad_x), mask, table, sums, gradients, count, freedom
-    wanted = _variant(x, weights=mask)
-    _run(runs.differentiate_channels, wanted, plan.parallel, *arguments, plan.streaming)
+    width, numbers = parts.cut_for_sums(view, mask)
+    written, form = (
+        np.empty((2, numbers.size, width)),
+        np.empty((rows.GRADIENT_ROWS, width), computed_dtype(x)),
+    )
+    what = of(grad_y), of(x), of(grad_x), mask, written, table, sums, form
+    options = count, freedom, plan.streaming
+    _run(runs.differentiate_channels, _variant(x, weights=mask), plan.parallel, *what, *options)
+    return form[rows.OF_GAMMA :]
 
 
 def parameter_gradients(table: Table, sums: Table, dtype: np.dtype[Any]) -> tuple[Array, Array]:

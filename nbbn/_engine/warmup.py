@@ -97,12 +97,10 @@ def variants(dtypes: Any, training: Any, activations: Any = ()) -> list[Wanted]:
 
 def _serial_variants(dtype: Any, training: bool, kinds: list[int]) -> Iterator[Wanted]:
     """Yield what calls with ``x`` of ``dtype`` need."""
-    computed = np.float64 if dtype is np.float64 else np.float32
     fused = [(0, False), *((kind, residual) for kind in kinds for residual in (False, True))]
     writes = [Variant(dtype, activation=kind, residual=residual) for kind, residual in fused]
     for variant in writes:
         yield from ((step, variant) for step in _INFER)
-    yield layers.inference_coefficients, Variant(computed)
     if not training:
         return
     yield from ((step, Variant(dtype)) for step in _MOMENTS)
@@ -113,7 +111,6 @@ def _serial_variants(dtype: Any, training: bool, kinds: list[int]) -> Iterator[W
         if variant.activation:
             yield from ((step, variant._replace(gradient=True)) for step in _INFER)
     yield from ((step, Variant(dtype)) for step in _BACKWARD)
-    yield layers.gradient_coefficients, Variant(computed)
     for parameters in _PARAMETERS:
         yield layers.move_averages, Variant(parameters=parameters)
 

@@ -7,14 +7,15 @@ from typing import Any
 from nbbn._compiler.jit import helper
 from nbbn._compiler.vectors import (
     LANES,
+    load_upto,
     narrow,
     splat,
     square_root,
+    store_upto,
     where_at_most,
     where_finite,
     widen,
 )
-from nbbn._kernels.memory import aligned, load_upto, store_upto
 from nbbn._kernels.table import (
     BETA,
     CENTER,
@@ -22,6 +23,8 @@ from nbbn._kernels.table import (
     INV_STD,
     MEAN,
     MEAN_LOW,
+    OF_BETA,
+    OF_GAMMA,
     SCALE,
     SHIFT,
     SUM_GRAD,
@@ -58,7 +61,7 @@ def inference_form(table: Any, first: int, stop: int, eps: float, form: Any) -> 
 def gradient_form(
     table: Any, sums: Any, first: int, stop: int, count: float, freedom: float, form: Any
 ) -> None:
-    """Write the six coefficients of `backward` of some channels to their columns of ``form``.
+    """Write the six coefficients of `backward` of some channels, and the gradients of gamma and beta, to ``form``.
 
     With ``g = sum(grad_y)`` and ``h = sum(grad_y * (x - mean))``, ``n = count`` and
     ``freedom = n - correction``:
@@ -68,14 +71,13 @@ def gradient_form(
     width = table.shape[1]
     for c in range(first, stop, LANES):
         n = stop - c
-        mean, inv_std = (
-            load_upto(table, MEAN * width + c, n),
-            load_upto(table, INV_STD * width + c, n),
-        )
-        h = load_upto(sums, SUM_PRODUCT * width + c, n)
-        grad_mean = load_upto(sums, SUM_GRAD * width + c, n) / splat(count)
+        mean = load_upto(table, MEAN * width + c, n)
+        inv_std = load_upto(table, INV_STD * width + c, n)
+        g = load_upto(sums, SUM_GRAD * width + c, n)
+        of_gamma = load_upto(sums, SUM_PRODUCT * width + c, n) * inv_std
+        grad_mean = g / splat(count)
         scale = load_upto(table, GAMMA * width + c, n) * inv_std
-        slope = splat(-1.0) * scale * ((inv_std * h) / splat(freedom))
+        slope = splat(-1.0) * scale * (of_gamma / splat(freedom))
         of_grad = (grad_mean - widen(narrow(form, grad_mean))) * widen(narrow(form, scale))
         of_x = (mean - widen(narrow(form, mean))) * inv_std * widen(narrow(form, slope))
         rest = splat(-1.0) * (of_grad + of_x)
@@ -85,35 +87,5 @@ def gradient_form(
         store_upto(form, 3 * width + c, n, narrow(form, inv_std))
         store_upto(form, 4 * width + c, n, narrow(form, slope))
         store_upto(form, 5 * width + c, n, narrow(form, rest))
-
-
-@helper
-def parameter_gradients(table: Any, sums: Any, first: int, stop: int, gradients: Any) -> None:
-    """Write the gradients with respect to gamma and beta of some channels."""
-    width = table.shape[1]
-    for c in range(first, stop, LANES):
-        n = stop - c
-        inv_std = load_upto(table, INV_STD * width + c, n)
-        of_gamma = load_upto(sums, SUM_PRODUCT * width + c, n) * inv_std
-        store_upto(gradients, c, n, narrow(gradients, of_gamma))
-        of_beta = load_upto(sums, SUM_GRAD * width + c, n)
-        store_upto(gradients, width + c, n, narrow(gradients, of_beta))
-
-
-@helper
-def spread(form: Any, inner: int, width: int, like: Any) -> Any:
-    """Return numbers per channel as numbers per column: ``width`` of them, column ``j`` of ``j // inner % C``."""
-    rows, channels = form.shape
-    found = aligned(rows, width, like)
-    stride, repeat = found.shape[1], channels * inner
-    for row in range(rows):
-        if inner == 1:
-            for j in range(0, channels, LANES):
-                n = channels - j
-                store_upto(found, row * stride + j, n, load_upto(form, row * channels + j, n))
-        else:
-            for j in range(repeat):
-                found[row, j] = form[row, j // inner]
-        for j in range(repeat, width):
-            found[row, j] = found[row, j - repeat]
-    return found
+        store_upto(form, OF_GAMMA * width + c, n, narrow(form, of_gamma))
+        store_upto(form, OF_BETA * width + c, n, narrow(form, g))

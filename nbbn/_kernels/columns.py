@@ -2,8 +2,8 @@
 
 Rows are cut into parts and columns into tiles, by the shape only; parts are merged in a fixed order, so no
 result depends on the number of threads. Narrow rows without gaps between them are read as wider ones, several
-to a row, to fill the vectors; what then is left over is a last row of its own, and column ``j`` belongs to
-channel ``j // inner % C``.
+to a row, to fill the vectors (``width`` values then); what is left over is a last row of its own, and column ``j``
+belongs to channel ``j // inner % C``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.vectors import (
     LANES,
     any_greater,
+    at,
     fence,
     has,
     has_spare_digits,
+    larger,
+    load_upto,
     outer_stride,
     prefetch,
     row_stride,
+    smaller,
     splat,
+    store_upto,
     where_below,
     where_finite,
     widen,
@@ -32,21 +37,13 @@ from nbbn._kernels.elementwise import (
     Backward,
     Forward,
     backward_of_row,
+    before_activation,
     coefficients_at,
     forward,
     gradient_coefficients_at,
 )
 from nbbn._kernels.loops import GROUP, sum_strip, write_rows, write_strips
-from nbbn._kernels.memory import (
-    ONE,
-    ZERO,
-    Rows,
-    at,
-    larger,
-    load_upto,
-    smaller,
-    store_upto,
-)
+from nbbn._kernels.memory import ONE, ZERO, Rows
 from nbbn._kernels.statistics import (
     Samples,
     deviations_of_row,
@@ -54,7 +51,6 @@ from nbbn._kernels.statistics import (
     products_of_row,
     worst_condition,
 )
-from nbbn._kernels.weights import sum_of_weights
 
 TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 WIDE_TILE = 1024  # columns of the elementwise steps: three float32 coefficients each, 12 KB
@@ -64,63 +60,48 @@ DEEP = (
 )  # ... in the sums of a backward: 0.6 of the time for (1024, 1024), 2.5 for (65536, 256)
 SMALL = 1 << 20  # bytes that a core's own cache holds
 LONG_ROW = 512  # columns that short rows are joined to, where they are written past the cache
-FULL_ROW = 128  # ... and where they are not whole vectors
+FULL_ROW = 128  # ... and where they are summed, or are not whole vectors
 PART = 1 << 16  # values of a part
 PART_ROWS = 64  # at least: what is kept for a part then is little beside the part
 
 
-class Matrix(NamedTuple):
-    """How the columns of a stack are read."""
-
-    fold: int  # rows that are read as one
-    rows: int  # of each matrix, then
-    width: int
-    left: int  # columns of the last, partial row
+# --- what Python decides before a step runs; `nbbn.nopython` compiles it ---
 
 
-@inlined
-def has_gaps(array: Any, like: Any) -> bool:
-    """Whether rows of a stack of the shape of ``like`` have gaps between them; None has none."""
-    return has(array) and (like.shape[0] > 1 or row_stride(array) != like.shape[2])
-
-
-@inlined
-def folded(rows: int, row: int, fold: int) -> Matrix:
-    """Return the matrix of ``rows`` rows, ``fold`` of them read as one."""
-    return Matrix(fold, rows // fold, row * fold, rows % fold * row)
-
-
-@helper
-def fold_to_sum(x: Any, gaps: bool) -> int:
-    """Return how many rows are summed as one: so many that they are whole vectors."""
-    rows, row = x.shape[1], x.shape[2]
-    fold = ONE
-    if not gaps and row < FULL_ROW and row % LANES != 0:
+def width_to_sum(outer: int, rows: int, row: int) -> int:
+    """Return how many values are summed as one row: of short ones so many that they are whole vectors."""
+    fold = 1
+    if outer == 1 and row < FULL_ROW and row % LANES != 0:
         while row * fold % LANES != 0:
             fold *= 2
         fold *= (FULL_ROW + row * fold - 1) // (row * fold)
         if rows < fold * GROUP:
-            fold = ONE
-    return fold
+            fold = 1
+    return row * fold
 
 
-@inlined
-def rows_of_part(width: int) -> int:
-    """Return how many rows make a part."""
-    return larger(PART_ROWS, PART // width)
+def width_to_write(rows: int, row: int, streaming: int) -> int:
+    """Return how many values are written as one row: short ones joined where that saves partial vectors or lines."""
+    if row < LONG_ROW and (streaming or row % LANES != 0):
+        return row * min(LONG_ROW // row, rows)
+    return row
 
 
-@inlined
-def tiles_of(width: int, tile: int) -> int:
-    """Return into how many tiles so many columns are cut."""
-    return (width + tile - 1) // tile
+def numbers_of_parts(outer: int, rows: int, row: int, width: int) -> Any:
+    """Return how many values a column of each part has."""
+    fold, depth = width // row, max(PART_ROWS, PART // width)
+    whole = rows // fold
+    parts = (whole + depth - 1) // depth
+    left = 1 if rows % fold else 0
+    found = np.empty(outer * parts + left)
+    for part in range(outer * parts):
+        found[part] = min(depth, whole - part % parts * depth)
+    if left:
+        found[outer * parts] = 1.0
+    return found
 
 
-@inlined
-def parts_of(x: Any, matrix: Matrix) -> int:
-    """Return into how many parts the rows are cut, but for what is left over."""
-    depth = rows_of_part(matrix.width)
-    return x.shape[0] * ((matrix.rows + depth - 1) // depth)
+# --- what is compiled ---
 
 
 class Block(NamedTuple):
@@ -134,12 +115,31 @@ class Block(NamedTuple):
 
 
 @inlined
-def block_of(part: int, tile: int, columns: int, depth: int, matrix: Matrix) -> Block:
-    """Return the rows of a part, ``depth`` of them, and the columns of a tile."""
-    parts = (matrix.rows + depth - 1) // depth
+def depth_of(width: int) -> int:
+    """Return how many rows make a part."""
+    return larger(PART_ROWS, PART // width)
+
+
+@helper
+def tasks_of(x: Any, width: int, tile: int) -> int:
+    """Return into how many blocks a stack is cut."""
+    fold, depth = width // x.shape[2], depth_of(width)
+    parts = x.shape[0] * ((x.shape[1] // fold + depth - 1) // depth)
+    return parts * ((width + tile - 1) // tile) + (1 if x.shape[1] % fold else 0)
+
+
+@helper
+def block_of(x: Any, width: int, tile: int, task: int) -> Block:
+    """Return the block of a task: a part of the rows, a tile of the columns; last, what folding left over."""
+    fold, depth = width // x.shape[2], depth_of(width)
+    rows, tiles = x.shape[1] // fold, (width + tile - 1) // tile
+    parts = (rows + depth - 1) // depth
+    part, first = task // tiles, task % tiles * tile
+    if part == x.shape[0] * parts:
+        return Block(ZERO, rows, ONE, ZERO, x.shape[1] % fold * x.shape[2])
     row = part % parts * depth
-    rows, first = smaller(depth, matrix.rows - row), tile * columns
-    return Block(part // parts, row, rows, first, smaller(first + columns, matrix.width))
+    stop = smaller(first + tile, width)
+    return Block(part // parts, row, smaller(depth, rows - row), first, stop)
 
 
 @inlined
@@ -149,46 +149,12 @@ def rows_in(array: Any, block: Block, fold: int) -> Rows:
     return Rows(array, block.outer * outer_stride(array) + block.row * stride + block.first, stride)
 
 
-@inlined
-def weights_in(weights: Any, block: Block, rows: int) -> Rows:
-    """Return the weights of the rows of a block."""
-    return Rows(weights, block.outer * rows + block.row, ONE)
-
-
-@helper
-def numbers_of_parts(weights: Any, x: Any, matrix: Matrix) -> Any:
-    """Return the number of values of the columns of each part, or their weight, and how many columns there are."""
-    parts = parts_of(x, matrix)
-    found = np.empty((parts + (1 if matrix.left else 0), 2))
-    for part in range(parts):
-        block = block_of(part, ZERO, matrix.width, rows_of_part(matrix.width), matrix)
-        start = block.outer * matrix.rows + block.row
-        found[part, 0] = sum_of_weights(weights, start, block.rows)
-        found[part, 1] = matrix.width
-    if matrix.left:
-        found[parts, 0], found[parts, 1] = 1.0, matrix.left
-    return found
-
-
-@helper
-def widths_of_parts(x: Any, matrix: Matrix) -> Any:
-    """Return how many columns there are in each part."""
-    parts = parts_of(x, matrix)
-    found = np.empty(parts + (1 if matrix.left else 0), np.intp)
-    for part in range(parts):
-        found[part] = matrix.width
-    if matrix.left:
-        found[parts] = matrix.left
-    return found
-
-
 class Learned(NamedTuple):
     """What is found out about the data."""
 
     weights: Any
     numbers: Any
     parts: Any
-    fold: int
     ahead: int  # whether rows are asked for ahead of time
 
 
@@ -198,7 +164,6 @@ class Sums(NamedTuple):
     mask: Any
     means: Any  # one a column
     parts: Any
-    fold: int
     ahead: int
 
 
@@ -282,49 +247,40 @@ def sum_tile(read: Samples, block: Block, n: float, parts: Any, part: int, ahead
 @helper
 def look_at_tile(x: Any, learned: Learned, task: int) -> None:
     """Take the moments of one tile of one part."""
-    matrix = folded(x.shape[1], x.shape[2], learned.fold)
-    tiles = tiles_of(matrix.width, TILE)
-    depth = rows_of_part(matrix.width)
-    block = block_of(task // tiles, task % tiles, TILE, depth, matrix)
-    read = Samples(rows_in(x, block, matrix.fold), weights_in(learned.weights, block, matrix.rows))
-    part = task // tiles
-    sum_tile(read, block, learned.numbers[part, 0], learned.parts, part, learned.ahead)
+    width = learned.parts.shape[2]
+    block, fold = block_of(x, width, TILE, task), width // x.shape[2]
+    weights = Rows(learned.weights, block.outer * x.shape[1] + block.row, ONE)
+    part = task // ((width + TILE - 1) // TILE)
+    read, n = Samples(rows_in(x, block, fold), weights), learned.numbers[part]
+    sum_tile(read, block, n, learned.parts, part, learned.ahead)
 
 
 @helper
-def look_at_rest(x: Any, learned: Learned) -> None:
-    """Take the moments of what folding left over: one row."""
-    matrix = folded(x.shape[1], x.shape[2], learned.fold)
-    if matrix.left:
-        part = learned.numbers.shape[0] - 1
-        block = Block(ZERO, matrix.rows, ONE, ZERO, matrix.left)
-        read = Samples(rows_in(x, block, matrix.fold), Rows(learned.weights, ZERO, ZERO))
-        sum_tile(read, block, 1.0, learned.parts, part, ZERO)
-
-
-@helper
-def add_up_block(read: Backward, block: Block, to: Sums, part: int) -> None:
-    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of the columns of a block."""
-    parts, ahead, means = to.parts, to.ahead, to.means
-    number, width = parts.shape[1], parts.shape[2]
+def add_up_tile(grad_y: Any, x: Any, to: Sums, task: int) -> None:
+    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of the columns of one tile of one part."""
+    parts, number, width = to.parts, to.parts.shape[1], to.parts.shape[2]
+    block, fold = block_of(x, width, TILE, task), width // x.shape[2]
+    mask = Rows(to.mask, block.outer * x.shape[1] + block.row, ONE)
+    read = Backward(rows_in(grad_y, block, fold), rows_in(x, block, fold), mask)
+    part = task // ((width + TILE - 1) // TILE)
     first, second = part * width + block.first, (number + part) * width + block.first
     zero, rows, columns = splat(0.0), block.rows, block.stop - block.first
     for k in range(0, columns, LANES):
         store_upto(parts, first + k, columns - k, zero)
         store_upto(parts, second + k, columns - k, zero)
-    depth = larger(GROUP, (SHALLOW if ahead else DEEP) // columns)
+    depth = larger(GROUP, (SHALLOW if to.ahead else DEEP) // columns)
     for row in range(0, rows, depth):
         stop = smaller(row + depth, rows)
         coming, column = row + depth, ZERO
         for k in range(0, columns, LANES):
-            if ahead:
+            if to.ahead:
                 ask_for(read.grad_y, coming, column)
                 column = ask_for(read.x, coming, column)
                 if column >= columns:
                     coming, column = coming + 1, ZERO
             count = columns - k
             sums = load_upto(parts, first + k, count), load_upto(parts, second + k, count)
-            about = load_upto(means, block.first + k, count)
+            about = load_upto(to.means, block.first + k, count)
             s, h = sum_strip(products_of_row, read, (row, stop), k, count, about, sums)
             store_upto(parts, first + k, count, s)
             store_upto(parts, second + k, count, h)
@@ -349,39 +305,6 @@ class GradientTarget(NamedTuple):
     mask: Any
     form: Any
     streaming: int
-
-
-@helper
-def add_up_tile(grad_y: Any, x: Any, to: Sums, task: int) -> None:
-    """Take the two sums of one tile of one part."""
-    matrix = folded(x.shape[1], x.shape[2], to.fold)
-    tiles = tiles_of(matrix.width, TILE)
-    depth = rows_of_part(matrix.width)
-    block = block_of(task // tiles, task % tiles, TILE, depth, matrix)
-    of_mask = weights_in(to.mask, block, matrix.rows)
-    read = Backward(rows_in(grad_y, block, to.fold), rows_in(x, block, to.fold), of_mask)
-    add_up_block(read, block, to, task // tiles)
-
-
-@helper
-def add_up_rest(grad_y: Any, x: Any, to: Sums) -> None:
-    """Take the two sums of what folding left over: one row."""
-    matrix = folded(x.shape[1], x.shape[2], to.fold)
-    if matrix.left:
-        block = Block(ZERO, matrix.rows, ONE, ZERO, matrix.left)
-        of_mask = Rows(to.mask, ZERO, ZERO)
-        read = Backward(rows_in(grad_y, block, to.fold), rows_in(x, block, to.fold), of_mask)
-        add_up_block(read, block, to, to.parts.shape[1] - 1)
-
-
-@inlined
-def matrix_to_write(x: Any, gaps: bool, streaming: int) -> Matrix:
-    """Return how rows are written: short ones joined where that saves partial vectors and lines."""
-    rows, row = x.shape[1], x.shape[2]
-    fold = ONE
-    if not gaps and row < LONG_ROW and (streaming or row % LANES != 0):
-        fold = smaller(LONG_ROW // row, rows)
-    return folded(rows, row, fold)
 
 
 @inlined
@@ -412,75 +335,51 @@ def gradient_coefficients_in(tile: Tile, k: int, count: int) -> Any:
     return gradient_coefficients_at(tile.form, tile.first + k, count)
 
 
-@helper
-def normalize_block(x: Any, to: Target, block: Block, fold: int) -> None:
-    """Write y in a block."""
+@inlined
+def write_tile(operation: Any, x: Any, to: Target, task: int) -> None:
+    """Write ``operation`` of the values in a tile of columns of some rows."""
+    width = to.form.shape[1]
+    block, fold = block_of(x, width, WIDE_TILE, task), width // x.shape[2]
     read = Forward(
         rows_in(x, block, fold),
         rows_in(to.residual, block, fold),
         rows_in(to.grad, block, fold),
         Activation(to.kind, to.slope),
     )
-    y, columns, tile = (
-        rows_in(to.y, block, fold),
-        block.stop - block.first,
-        Tile(to.form, block.first),
-    )
+    y, columns, rows = rows_in(to.y, block, fold), block.stop - block.first, block.rows
+    tile = Tile(to.form, block.first)
     if is_in_cache(x) and not to.streaming:
-        write_strips(forward, coefficients_in, y, read, block.rows, columns, tile)
+        write_strips(operation, coefficients_in, y, read, rows, columns, tile)
     else:
-        write_rows(forward, coefficients_in, y, read, block.rows, columns, tile, to.streaming)
+        write_rows(operation, coefficients_in, y, read, rows, columns, tile, to.streaming)
     if to.streaming:
         fence()
 
 
 @helper
-def normalize_tile(x: Any, to: Target, fold: int, task: int) -> None:
-    """Write y in a task: a tile of columns of some rows, or the last row, of what folding left over."""
-    matrix = folded(x.shape[1], x.shape[2], fold)
-    block = written_block(matrix, task, x.shape[0])
-    normalize_block(x, to, block, fold)
-
-
-@inlined
-def written_tasks(matrix: Matrix, outer: int) -> int:
-    """Return how many tasks there are in writing."""
-    depth = rows_of_part(smaller(matrix.width, WIDE_TILE))
-    tasks = outer * ((matrix.rows + depth - 1) // depth) * tiles_of(matrix.width, WIDE_TILE)
-    return tasks + (1 if matrix.left else 0)
-
-
-@inlined
-def written_block(matrix: Matrix, task: int, outer: int) -> Block:
-    """Return what a task writes."""
-    if matrix.left and task + 1 == written_tasks(matrix, outer):
-        return Block(ZERO, matrix.rows, ONE, ZERO, matrix.left)
-    tiles = tiles_of(matrix.width, WIDE_TILE)
-    depth = rows_of_part(smaller(matrix.width, WIDE_TILE))
-    return block_of(task // tiles, task % tiles, WIDE_TILE, depth, matrix)
+def normalize_tile(x: Any, to: Target, task: int) -> None:
+    """Write y in a task."""
+    write_tile(forward, x, to, task)
 
 
 @helper
-def differentiate_tile(grad_y: Any, x: Any, to: GradientTarget, fold: int, task: int) -> None:
+def activation_gradient_tile(x: Any, to: Target, task: int) -> None:
+    """Write in a task what reaches the activation's argument of the gradient."""
+    write_tile(before_activation, x, to, task)
+
+
+@helper
+def differentiate_tile(grad_y: Any, x: Any, to: GradientTarget, task: int) -> None:
     """Write grad_x in a task, as `normalize_tile`."""
-    matrix = folded(x.shape[1], x.shape[2], fold)
-    block = written_block(matrix, task, x.shape[0])
-    of_mask = weights_in(to.mask, block, matrix.rows)
-    read = Backward(rows_in(grad_y, block, fold), rows_in(x, block, fold), of_mask)
-    y, columns = rows_in(to.grad_x, block, fold), block.stop - block.first
-    tile = Tile(to.form, block.first)
+    width = to.form.shape[1]
+    block, fold = block_of(x, width, WIDE_TILE, task), width // x.shape[2]
+    mask = Rows(to.mask, block.outer * x.shape[1] + block.row, ONE)
+    read = Backward(rows_in(grad_y, block, fold), rows_in(x, block, fold), mask)
+    y, columns, rows = rows_in(to.grad_x, block, fold), block.stop - block.first, block.rows
+    tile, pick = Tile(to.form, block.first), gradient_coefficients_in
     if is_in_cache(x) and not to.streaming:
-        write_strips(backward_of_row, gradient_coefficients_in, y, read, block.rows, columns, tile)
+        write_strips(backward_of_row, pick, y, read, rows, columns, tile)
     else:
-        write_rows(
-            backward_of_row,
-            gradient_coefficients_in,
-            y,
-            read,
-            block.rows,
-            columns,
-            tile,
-            to.streaming,
-        )
+        write_rows(backward_of_row, pick, y, read, rows, columns, tile, to.streaming)
     if to.streaming:
         fence()

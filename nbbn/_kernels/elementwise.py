@@ -14,20 +14,18 @@ from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import inlined
 from nbbn._compiler.vectors import (
+    at,
     fma,
-    has,
+    load_upto,
     narrow,
     not_above,
     not_below,
-    or_else,
     plus,
     splat,
     where_at_most,
     where_below,
 )
-from nbbn._compiler.weights import where_counted
-from nbbn._kernels.memory import at, load_upto
-from nbbn._kernels.weights import weight_at, weight_of_row
+from nbbn._compiler.weights import weight_at, weight_of_row, where_counted
 
 # how long the tuple is that stands for an activation
 NONE = 0
@@ -48,7 +46,7 @@ class Activation(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """What `forward` reads. With ``grad`` it returns the gradient that reaches the activation's argument."""
+    """What `forward` and `before_activation` read."""
 
     x: Any
     residual: Any
@@ -132,10 +130,16 @@ def forward(read: Forward, row: int, k: int, count: int, c: Coefficients) -> Any
     """Return ``activation(fma(x - center, scale, shift) + residual)``."""
     value = fma(at(read.x, row, k, count) - c.center, c.scale, c.shift)
     value = plus(value, at(read.residual, row, k, count))
-    if has(read.grad.values):
-        grad = or_else(at(read.grad, row, k, count), value)
-        return through_activation(grad, value, read.x.values, read.activation)
     return activated(value, read.x.values, read.activation)
+
+
+@inlined
+def before_activation(read: Forward, row: int, k: int, count: int, c: Coefficients) -> Any:
+    """Return what reaches the activation's argument of the gradient with respect to y."""
+    value = fma(at(read.x, row, k, count) - c.center, c.scale, c.shift)
+    value = plus(value, at(read.residual, row, k, count))
+    grad = at(read.grad, row, k, count)
+    return through_activation(grad, value, read.x.values, read.activation)
 
 
 @inlined

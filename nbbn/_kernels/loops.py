@@ -1,7 +1,8 @@
 """The loops over rows of values, each written once: two that sum, three that write.
 
 What they compute is an operation that they are given: a function of this package, known when a kernel is
-compiled, so that it costs no call.
+compiled, so that it costs no call. Who takes one must be `inlined`: else its address would be part of the code, which
+then cannot be kept on disk.
 """
 
 from __future__ import annotations
@@ -9,15 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from nbbn._compiler.jit import inlined
-from nbbn._compiler.vectors import (
-    LANES,
-    first_of,
-    fma,
-    splat,
-    store_first,
-    to_line,
-)
-from nbbn._kernels.memory import ZERO, Rows, put, smaller
+from nbbn._compiler.vectors import LANES, first_of, fma, put, smaller, splat, store_first, to_line
+from nbbn._kernels.memory import ZERO, Rows
 
 GROUP = 8  # rows side by side
 

@@ -7,18 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbbn._compiler.jit import helper, inlined
-from nbbn._compiler.vectors import (
-    LANES,
-    load,
-    load_first,
-    outer_stride,
-    row_stride,
-    store,
-    store_first,
-    stream,
-    to_line,
-    working_dtype,
-)
+from nbbn._compiler.vectors import outer_stride, row_stride
 
 
 class Rows(NamedTuple):
@@ -32,18 +21,6 @@ class Rows(NamedTuple):
 # In a NamedTuple a constant is a type of its own, for which numba compiles anew; these have the type of others.
 ZERO: Any = np.intp(0)
 ONE: Any = np.intp(1)
-
-
-@inlined
-def smaller(a: int, b: int) -> int:
-    """Return the smaller of two integers; numba's ``min`` compiles to more."""
-    return a if a < b else b
-
-
-@inlined
-def larger(a: int, b: int) -> int:
-    """Return the larger of two integers."""
-    return a if a > b else b
 
 
 @inlined
@@ -67,50 +44,6 @@ def column_of(array: Any, outer: int, row: int, first: int) -> Rows:
 def one_row(array: Any, index: int) -> Rows:
     """Return what stands from ``index`` on as one row."""
     return Rows(array, index, ZERO)
-
-
-@inlined
-def load_upto(values: Any, index: int, count: int) -> Any:
-    """Return sixteen values from ``index`` on, or the first ``count`` of them and zeros."""
-    if count >= LANES:
-        return load(values, index)
-    return load_first(values, index, count)
-
-
-@inlined
-def store_upto(values: Any, index: int, count: int, vector: Any) -> None:
-    """Write sixteen lanes to ``index`` on, or the first ``count`` of them."""
-    if count >= LANES:
-        store(values, index, vector)
-    else:
-        store_first(values, index, count, vector)
-
-
-@inlined
-def at(rows: Rows, row: int, k: int, count: int) -> Any:
-    """Return values ``k`` to ``k + count`` of a row, at most sixteen."""
-    return load_upto(rows.values, rows.at + row * rows.stride + k, count)
-
-
-@inlined
-def put(values: Any, index: int, vector: Any, streaming: int) -> None:
-    """Write sixteen lanes to ``index`` on, past the cache if ``streaming``."""
-    if streaming:
-        stream(values, index, vector)
-    else:
-        store(values, index, vector)
-
-
-@helper
-def aligned(rows: int, columns: int, like: Any) -> Any:
-    """Return an empty array of what ``like`` is computed with, whose rows begin at multiples of 64 bytes.
-
-    A vector that spans two cache lines costs two loads.
-    """
-    stride = (columns + LANES - 1) // LANES * LANES
-    memory = np.empty(rows * stride + LANES, working_dtype(like))
-    first = to_line(memory, 0)
-    return memory[first : first + rows * stride].reshape((rows, stride))
 
 
 @helper

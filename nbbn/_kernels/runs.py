@@ -17,9 +17,12 @@ from nbbn._compiler.vectors import (
     fence,
     has,
     has_spare_digits,
+    larger,
+    load_upto,
     outer_stride,
     prefetch,
     row_stride,
+    smaller,
     splat,
     total,
 )
@@ -28,22 +31,13 @@ from nbbn._kernels.elementwise import (
     Backward,
     Forward,
     backward,
+    before_activation,
     coefficients_of,
     forward,
     gradient_coefficients_of,
 )
 from nbbn._kernels.loops import sum_runs, write_joined, write_rows
-from nbbn._kernels.memory import (
-    ONE,
-    ZERO,
-    Rows,
-    column_of,
-    larger,
-    load_upto,
-    one_row,
-    rows_of,
-    smaller,
-)
+from nbbn._kernels.memory import ONE, ZERO, Rows, column_of, one_row, rows_of
 from nbbn._kernels.statistics import (
     Samples,
     deviations,
@@ -52,7 +46,6 @@ from nbbn._kernels.statistics import (
     worst_condition,
 )
 from nbbn._kernels.table import MEAN, REFERENCE, SQUARES, SUM, SUM_GRAD, SUM_PRODUCT
-from nbbn._kernels.weights import sum_of_weights
 
 PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the part in cache
 LONG = 1 << 9  # values of a run that is a part of its own: taken in memory's order
@@ -66,12 +59,25 @@ class Cut(NamedTuple):
     parts: int  # of a channel
 
 
-@helper
-def cut_of(outer: int, inner: int) -> Cut:
-    """Return the cut of an array of this shape."""
-    rows = ONE if inner >= LONG else smaller(outer, PIECE // inner)
+def cut(outer: int, inner: int) -> Cut:
+    """Return how arrays of this shape are cut; Python asks as well."""
+    rows = 1 if inner >= LONG else min(outer, PIECE // inner)
     segments = (inner + PIECE - 1) // PIECE
     return Cut(rows, segments, (outer + rows - 1) // rows * segments)
+
+
+cut_of = helper(cut)
+
+
+def numbers_of_parts(outer: int, inner: int) -> Any:
+    """Return how many values each part has; for Python, and compiled for `nbbn.nopython`."""
+    rows = 1 if inner >= LONG else min(outer, PIECE // inner)
+    segments = (inner + PIECE - 1) // PIECE
+    found = np.empty((outer + rows - 1) // rows * segments)
+    for part in range(found.size):
+        row, first = part // segments * rows, part % segments * PIECE
+        found[part] = min(rows, outer - row) * min(PIECE, inner - first)
+    return found
 
 
 class Part(NamedTuple):
@@ -94,18 +100,6 @@ def part_of(part: int, cut: Cut, outer: int, inner: int) -> Part:
 def weights_of(weights: Any, part: Part, inner: int) -> Rows:
     """Return the weights of a part, which stand without gaps."""
     return Rows(weights, part.row * inner + part.first, inner)
-
-
-@helper
-def numbers_of_parts(weights: Any, cut: Cut, outer: int, channels: int, inner: int) -> Any:
-    """Return the number of values of each part, or their weight, and the number of columns."""
-    found = np.empty((cut.parts, 2))
-    for part in range(cut.parts):
-        p = part_of(part, cut, outer, inner)
-        start = p.row * inner + p.first
-        found[part, 0] = sum_of_weights(weights, start, p.rows * p.length)
-        found[part, 1] = channels
-    return found
 
 
 @inlined
@@ -184,9 +178,9 @@ def same(form: Any, k: int, count: int) -> Any:
     return form
 
 
-@helper
-def normalize_runs(x: Any, to: Target, task: int) -> None:
-    """Write y for a task: some neighbouring runs, or a segment of a long one."""
+@inlined
+def write_runs(operation: Any, x: Any, to: Target, task: int) -> None:
+    """Write ``operation`` of the values in some neighbouring runs, or in a segment of a long one."""
     outer, channels, inner = x.shape
     segments, depth = (inner + PIECE - 1) // PIECE, larger(ONE, PIECE // inner)
     row, first = task // segments * depth, task % segments * PIECE
@@ -198,7 +192,7 @@ def normalize_runs(x: Any, to: Target, task: int) -> None:
         read = Forward(one_row(x, at), one_row(to.residual, at), one_row(to.grad, at), activation)
         runs = rows, row % channels, channels
         write_joined(
-            forward, coefficients_of, one_row(to.y, at), read, runs, inner, to.form, to.streaming
+            operation, coefficients_of, one_row(to.y, at), read, runs, inner, to.form, to.streaming
         )
     else:
         for r in range(row, row + rows):
@@ -211,10 +205,22 @@ def normalize_runs(x: Any, to: Target, task: int) -> None:
             )
             y, length = rows_of(to.y, o, c, first), smaller(PIECE, inner - first)
             write_rows(
-                forward, same, y, read, ONE, length, coefficients_of(to.form, c), to.streaming
+                operation, same, y, read, ONE, length, coefficients_of(to.form, c), to.streaming
             )
     if to.streaming:
         fence()  # once a task: it waits for all that was streamed, some 80 ns
+
+
+@helper
+def normalize_runs(x: Any, to: Target, task: int) -> None:
+    """Write y for a task."""
+    write_runs(forward, x, to, task)
+
+
+@helper
+def activation_gradient_runs(x: Any, to: Target, task: int) -> None:
+    """Write for a task what reaches the activation's argument of the gradient."""
+    write_runs(before_activation, x, to, task)
 
 
 @helper
@@ -241,7 +247,7 @@ def look_at_group(x: Any, learned: Learned, first: int, stop: int, part: int) ->
     for channel in range(first, stop):
         if p.length < LONG:
             ask_for_channel(x, channel + 1, p)
-        sum_part(x, learned.weights, channel, p, learned.numbers[part, 0], learned.parts, part)
+        sum_part(x, learned.weights, channel, p, learned.numbers[part], learned.parts, part)
 
 
 class Sums(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 
 from nbbn._compiler.jit import helper
 from nbbn._compiler.vectors import working_dtype
+from nbbn._kernels import columns, runs
 from nbbn._kernels.coefficients import inference_form
 from nbbn._kernels.memory import ZERO, scratch
 from nbbn._kernels.steps_of_columns import infer_columns, moments_of_columns
@@ -25,6 +26,10 @@ _infer_runs = helper(infer_runs.function)
 _infer_columns = helper(infer_columns.function)
 _moments_of_runs = helper(moments_of_runs.function)
 _moments_of_columns = helper(moments_of_columns.function)
+_width_to_sum = helper(columns.width_to_sum)
+_width_to_write = helper(columns.width_to_write)
+_numbers_of_columns = helper(columns.numbers_of_parts)
+_numbers_of_runs = helper(runs.numbers_of_parts)
 
 
 @helper
@@ -45,23 +50,35 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
     inference_form(table, ZERO, channels, 0.0, form)
     if are_runs(outer, channels, inner):
         _infer_runs(x3, out3, None, None, form, (), 0.0, 0)
-    else:
-        x, y = x3.reshape((1, outer, channels * inner)), out3.reshape((1, outer, channels * inner))
-        _infer_columns(x, y, None, None, form, (), 0.0, 0)
+        return
+    row = channels * inner
+    width = _width_to_write(outer, row, 0)
+    if width > channels:
+        one = form
+        form = np.empty((3, width), working_dtype(x3))
+        for which in range(3):
+            for j in range(width):
+                form[which, j] = one[which, j // inner % channels]
+    x, y = x3.reshape((1, outer, row)), out3.reshape((1, outer, row))
+    _infer_columns(x, y, None, None, form, (), 0.0, 0)
 
 
 @helper
 def moments_of_sample(x3: Any, mean: Any, m2: Any) -> None:
     """Write the mean and m2 of each channel; there are values."""
     outer, channels, inner = x3.shape
-    table = scratch(STATISTICS_ROWS, channels)
-    form = np.empty((3, channels), working_dtype(x3))
+    table, form = scratch(STATISTICS_ROWS, channels), np.empty((3, channels), working_dtype(x3))
     if are_runs(outer, channels, inner):
-        _moments_of_runs(x3, None, table, form, 1.0, 0.0, 1)
+        numbers = _numbers_of_runs(outer, inner)
+        parts = np.empty((3, numbers.size, channels))
+        _moments_of_runs(x3, None, numbers, parts, table, form, 1.0, 0.0, 1)
     else:
-        _moments_of_columns(
-            x3.reshape((1, outer, channels * inner)), None, table, form, 1.0, 0.0, 0
-        )
+        row = channels * inner
+        width = _width_to_sum(1, outer, row)
+        numbers = _numbers_of_columns(1, outer, row, width)
+        parts = np.empty((3, numbers.size, width))
+        x = x3.reshape((1, outer, row))
+        _moments_of_columns(x, None, numbers, parts, table, form, 1.0, 0.0, 0)
     for c in range(channels):
         mean[c] = table[MEAN, c]
         m2[c] = table[M2, c]

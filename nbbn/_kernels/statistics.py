@@ -22,27 +22,21 @@ from typing import Any, NamedTuple
 from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.vectors import (
     LANES,
+    at,
     has_spare_digits,
     keep_first,
+    load_upto,
     not_below,
     splat,
     square_root,
+    store_upto,
     where_at_most,
     where_finite,
     widen,
 )
-from nbbn._kernels.memory import at, load_upto, store_upto
-from nbbn._kernels.table import (
-    INV_STD,
-    M2,
-    MEAN,
-    MEAN_LOW,
-    REFERENCE,
-    SQUARES,
-    SUM,
-    VAR,
-)
-from nbbn._kernels.weights import harmless, weight_at, weight_of_row, weighted
+from nbbn._compiler.weights import weight_at, weight_of_row
+from nbbn._kernels.table import INV_STD, M2, MEAN, MEAN_LOW, REFERENCE, SQUARES, SUM, VAR
+from nbbn._kernels.weights import harmless, weighted
 
 
 class Samples(NamedTuple):
@@ -99,85 +93,95 @@ def moments_from_sums(n: Any, s: Any, q: Any) -> tuple[Any, Any]:
 
 @helper
 def merge_parts(
-    parts: Any, numbers: Any, first: int, stop: int, channels: int, inner: int, table: Any
+    parts: Any, numbers: Any, first: int, stop: int, row: int, left: int, table: Any
 ) -> None:
-    """Write `MEAN`, `MEAN_LOW` and `M2` of some channels.
+    """Write `MEAN`, `MEAN_LOW` and `M2` of some channels, sixteen at a time.
 
-    ``parts`` is (3, number, width); column ``j`` of a part is of channel ``j // inner % channels``. A row
-    of ``numbers`` is how many values (or what weight) each column of a part has, and how many columns are there:
-    with less than all of them, the last part.
+    ``parts`` is (3, number, width); a column of part ``i`` has ``numbers[i]`` values, or that weight. Rows of ``row``
+    columns may be joined to ``width``; if ``left``, the last part has so many columns, of one value each.
 
     ``mean = base + sum(n_i (k_i - base) + s_i) / n`` and ``m2 = sum(m2_i + n_i (mean_i - mean)**2)``, ``base`` the
     reference of the first part of the greatest weight.
     """
-    lead, number, width = 0, numbers.shape[0], parts.shape[2]
-    total = 0.0
+    width, channels = parts.shape[2], table.shape[1]
+    lead, whole, number = 0, 0.0, parts.shape[1] - (1 if left else 0)
     for part in range(number):
-        if numbers[part, 0] > numbers[lead, 0]:
+        if numbers[part] > numbers[lead]:
             lead = part
-        total += numbers[part, 0] * (numbers[part, 1] // channels)
+        whole += numbers[part]
     if width == channels:
         for c in range(first, stop, LANES):
-            merge_columns(parts, numbers, c, stop - c, lead, total, table)
+            base, s, m2 = merged(parts, numbers, number, c, stop - c, lead, whole)
+            deviation = s / splat(whole)
+            mean = base + deviation
+            low = where_finite(deviation, (base - mean) + deviation, splat(0.0))
+            store_upto(table, MEAN * width + c, stop - c, mean)
+            store_upto(table, MEAN_LOW * width + c, stop - c, low)
+            store_upto(table, M2 * width + c, stop - c, not_below(m2, splat(0.0)))
         return
-    repeat = channels * inner
+    size = parts.shape[1] * width
+    for k in range(0, width, LANES):
+        base, s, m2 = merged(parts, numbers, number, k, width - k, lead, whole)
+        store_upto(parts, REFERENCE * size + k, width - k, base)
+        store_upto(parts, SUM * size + k, width - k, s)
+        store_upto(parts, SQUARES * size + k, width - k, m2)
     for c in range(first, stop):
-        base = parts[REFERENCE, lead, c * inner]
-        deviation = plain = m2 = 0.0
-        for part in range(number):
-            n = numbers[part, 0]
-            if n > 0.0:
-                for start in range(c * inner, int(numbers[part, 1]), repeat):
-                    for j in range(start, start + inner):
-                        k, s = parts[REFERENCE, part, j], parts[SUM, part, j]
-                        deviation += n * (k - base) + s
-                        plain += k + s
-        deviation /= total
-        for part in range(number):
-            n = numbers[part, 0]
-            if n > 0.0:
-                for start in range(c * inner, int(numbers[part, 1]), repeat):
-                    for j in range(start, start + inner):
-                        k, s = parts[REFERENCE, part, j], parts[SUM, part, j]
-                        apart = ((k - base) + s / n) - deviation
-                        m2 += parts[SQUARES, part, j] + n * apart * apart
-        mean = base + deviation
-        low = (base - mean) + deviation
-        if not math.isfinite(deviation):
-            mean, low = plain, 0.0  # between infinities there is no difference, but there is a mean
-        table[MEAN, c], table[MEAN_LOW, c] = mean, low
-        table[M2, c] = 0.0 if m2 < 0.0 else m2
+        merge_columns_of(c, parts, whole, row // channels, left, table)
 
 
 @helper
-def merge_columns(
-    parts: Any, numbers: Any, c: int, count: int, lead: int, total: float, table: Any
-) -> None:
-    """`merge_parts` of up to sixteen channels from ``c`` on, where a column is a channel."""
-    number, width, zero = parts.shape[1], parts.shape[2], splat(0.0)
-    base = load_upto(parts, lead * width + c, count)
-    deviation = plain = m2 = zero
+def merged(
+    parts: Any, numbers: Any, number: int, k: int, count: int, lead: int, whole: float
+) -> tuple[Any, Any, Any]:
+    """Return reference, sum and m2 of up to sixteen columns, of all parts but a partial one."""
+    width, size = parts.shape[2], parts.shape[1] * parts.shape[2]
+    base = load_upto(parts, lead * width + k, count)
+    total = m2 = splat(0.0)
     for part in range(number):
-        n = numbers[part, 0]
+        n = numbers[part]
         if n > 0.0:
-            at = part * width + c
-            k, s = load_upto(parts, at, count), load_upto(parts, at + number * width, count)
-            deviation = deviation + (splat(n) * (k - base) + s)
-            plain = plain + (k + s)
-    deviation = deviation / splat(total)
+            about = load_upto(parts, part * width + k, count)
+            s = load_upto(parts, SUM * size + part * width + k, count)
+            total = total + (splat(n) * (about - base) + s)
+    deviation = total / splat(whole)
     for part in range(number):
-        n = numbers[part, 0]
+        n = numbers[part]
         if n > 0.0:
-            at = part * width + c
-            k, s = load_upto(parts, at, count), load_upto(parts, at + number * width, count)
-            apart = ((k - base) + s / splat(n)) - deviation
-            squares = load_upto(parts, at + 2 * number * width, count)
+            about = load_upto(parts, part * width + k, count)
+            s = load_upto(parts, SUM * size + part * width + k, count)
+            apart = ((about - base) + s / splat(n)) - deviation
+            squares = load_upto(parts, SQUARES * size + part * width + k, count)
             m2 = m2 + (squares + splat(n) * apart * apart)
+    return base, total, m2
+
+
+@helper
+def merge_columns_of(c: int, parts: Any, whole: float, inner: int, left: int, table: Any) -> None:
+    """Merge the columns of one channel: those of part 0, of ``whole`` values, and of a last, partial part.
+
+    Column ``j`` is of channel ``j // inner % C``.
+    """
+    channels, width = table.shape[1], parts.shape[2]
+    last, repeat = parts.shape[1] - 1, channels * inner
+    number = whole * (width // channels) + left // channels
+    base, total, m2 = parts[REFERENCE, 0, c * inner], 0.0, 0.0
+    for part in range(2):
+        row, n, stop = (last, 1.0, left) if part else (0, whole, width)
+        for start in range(c * inner, stop, repeat):
+            for j in range(start, start + inner):
+                total += n * (parts[REFERENCE, row, j] - base) + parts[SUM, row, j]
+    deviation = total / number
+    for part in range(2):
+        row, n, stop = (last, 1.0, left) if part else (0, whole, width)
+        for start in range(c * inner, stop, repeat):
+            for j in range(start, start + inner):
+                about, s = parts[REFERENCE, row, j], parts[SUM, row, j]
+                apart = ((about - base) + s / n) - deviation
+                m2 += parts[SQUARES, row, j] + n * apart * apart
     mean = base + deviation
-    low = (base - mean) + deviation
-    store_upto(table, MEAN * width + c, count, where_finite(deviation, mean, plain))
-    store_upto(table, MEAN_LOW * width + c, count, where_finite(deviation, low, zero))
-    store_upto(table, M2 * width + c, count, not_below(m2, zero))
+    table[MEAN, c] = mean
+    table[MEAN_LOW, c] = (base - mean) + deviation if math.isfinite(deviation) else 0.0
+    table[M2, c] = 0.0 if m2 < 0.0 else m2
 
 
 @helper
@@ -194,23 +198,24 @@ def write_variances(table: Any, first: int, stop: int, freedom: float, eps: floa
 
 
 @helper
-def add_parts(
-    parts: Any, widths: Any, first: int, stop: int, channels: int, inner: int, sums: Any
-) -> None:
+def add_parts(parts: Any, first: int, stop: int, row: int, left: int, sums: Any) -> None:
     """Write the sums of some channels, those of their columns in all parts: see `merge_parts`."""
-    number, width = parts.shape[1], parts.shape[2]
-    for row in range(sums.shape[0]):
+    number, width, channels = parts.shape[1], parts.shape[2], sums.shape[1]
+    for which in range(sums.shape[0]):
         if width == channels:
             for c in range(first, stop, LANES):
                 vector = splat(0.0)
                 for part in range(number):
-                    vector = vector + load_upto(parts, (row * number + part) * width + c, stop - c)
-                store_upto(sums, row * width + c, stop - c, vector)
+                    index = (which * number + part) * width + c
+                    vector = vector + load_upto(parts, index, stop - c)
+                store_upto(sums, which * width + c, stop - c, vector)
         else:
+            inner = row // channels
             for c in range(first, stop):
                 found = 0.0
                 for part in range(number):
-                    for start in range(c * inner, widths[part], channels * inner):
+                    columns = left if left and part == number - 1 else width
+                    for start in range(c * inner, columns, row):
                         for j in range(start, start + inner):
-                            found += parts[row, part, j]
-                sums[row, c] = found
+                            found += parts[which, part, j]
+                sums[which, c] = found

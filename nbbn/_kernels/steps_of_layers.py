@@ -4,25 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbbn._compiler.jit import Counter, Float, OutForm, Parameters, Table, step
-from nbbn._compiler.vectors import LANES, narrow, splat, widen
-from nbbn._kernels.coefficients import gradient_form, inference_form
-from nbbn._kernels.memory import ZERO, load_upto, store_upto
+from nbbn._compiler.jit import Counter, Float, Parameters, Table, step
+from nbbn._compiler.vectors import LANES, load_upto, narrow, splat, store_upto, widen
 from nbbn._kernels.table import M2, MEAN, VAR
-
-
-@step
-def inference_coefficients(table: Table, eps: Float, form: OutForm) -> None:
-    """Write center, scale and shift of each channel to ``form``."""
-    inference_form(table, ZERO, table.shape[1], eps, form)
-
-
-@step
-def gradient_coefficients(
-    table: Table, sums: Table, count: Float, freedom: Float, form: OutForm
-) -> None:
-    """Write the six coefficients of a backward of each channel to ``form``."""
-    gradient_form(table, sums, ZERO, table.shape[1], count, freedom, form)
 
 
 @step

@@ -13,30 +13,31 @@ from nbbn._compiler.jit import (
     IfWeights,
     Int,
     Kind,
+    Numbers,
     OutForm,
     OutStack,
     OutTable,
+    Parts,
     Stack,
     Table,
     step,
 )
-from nbbn._compiler.vectors import working_dtype
-from nbbn._kernels.coefficients import gradient_form, inference_form, parameter_gradients
-from nbbn._kernels.memory import ONE, ZERO, larger, smaller
+from nbbn._compiler.vectors import larger, smaller
+from nbbn._kernels.coefficients import gradient_form, inference_form
+from nbbn._kernels.memory import ONE, ZERO
 from nbbn._kernels.runs import (
     PIECE,
     GradientTarget,
     Learned,
     Sums,
     Target,
+    activation_gradient_runs,
     add_up_group,
-    cut_of,
     differentiate_channel,
     differentiate_runs,
     look_at_group,
     normalize_channel,
     normalize_runs,
-    numbers_of_parts,
 )
 from nbbn._kernels.statistics import add_parts, merge_parts, write_variances
 
@@ -61,13 +62,19 @@ def infer_runs(
     depth = larger(ONE, PIECE // inner)
     tasks = (outer * channels + depth - 1) // depth * ((inner + PIECE - 1) // PIECE)
     for task in prange(tasks):
-        normalize_runs(x, Target(y, residual, grad, form, kind, slope, streaming), np.intp(task))
+        to = Target(y, residual, grad, form, kind, slope, streaming)
+        if grad is None:
+            normalize_runs(x, to, np.intp(task))
+        else:
+            activation_gradient_runs(x, to, np.intp(task))
 
 
 @step
 def moments_of_runs(
     x: Stack,
     weights: IfWeights,
+    numbers: Numbers,
+    parts: Parts,
     table: OutTable,
     form: OutForm,
     freedom: Float,
@@ -76,22 +83,18 @@ def moments_of_runs(
 ) -> None:
     """Write the statistics of each channel to ``table``, which holds gamma and beta, and its coefficients to ``form``.
 
-    ``freedom`` is ``n - correction``.
+    ``freedom`` is ``n - correction``; ``numbers`` are how many values each part has, or their ``weights``, (outer,
+    inner) without gaps; ``parts``, (3, number of parts, C), is written over.
 
-    With ``weights``, (outer, inner) without gaps, n is their sum. Reads x once, in memory's order. Parallel
-    over the parts of groups of channels.
+    Reads x once, in memory's order. Parallel over the parts of groups of channels.
     """
-    outer, channels, inner = x.shape
-    cut = cut_of(outer, inner)
-    numbers = numbers_of_parts(weights, cut, outer, channels, inner)
-    parts = np.empty((3, cut.parts, channels))
-    number = cut.parts
+    channels = x.shape[1]
     groups = (channels + group - 1) // group
-    for task in prange(groups * number):
+    for task in prange(groups * parts.shape[1]):
         part, first = np.intp(task // groups), np.intp(task % groups) * group
         stop = smaller(first + group, channels)
         look_at_group(x, Learned(weights, numbers, parts), first, stop, part)
-    merge_parts(parts, numbers, ZERO, channels, channels, ONE, table)
+    merge_parts(parts, numbers, ZERO, channels, channels, ZERO, table)
     write_variances(table, ZERO, channels, freedom, eps)
     inference_form(table, ZERO, channels, eps, form)
 
@@ -102,7 +105,10 @@ def train_channels(
     y: OutStack,
     residual: IfResidual,
     weights: IfWeights,
+    numbers: Numbers,
+    parts: Parts,
     table: OutTable,
+    form: OutForm,
     kind: Kind,
     slope: Float,
     freedom: Float,
@@ -114,17 +120,12 @@ def train_channels(
     For data past the cache: where a channel's values fit it, x is read from memory once and y written once.
     ``table`` holds gamma and beta; y may be x. Parallel over the channels.
     """
-    outer, channels, inner = x.shape
-    cut = cut_of(outer, inner)
-    numbers = numbers_of_parts(weights, cut, outer, channels, inner)
-    parts = np.empty((3, cut.parts, channels))
-    form = np.empty((3, channels), working_dtype(x))
-    number = cut.parts
+    channels, number = x.shape[1], parts.shape[1]
     for task in prange(channels):
         c = np.intp(task)
         for part in range(number):
             look_at_group(x, Learned(weights, numbers, parts), c, c + 1, part)
-        merge_parts(parts, numbers, c, c + 1, channels, ONE, table)
+        merge_parts(parts, numbers, c, c + 1, channels, ZERO, table)
         write_variances(table, c, c + 1, freedom, eps)
         inference_form(table, c, c + 1, eps, form)
         normalize_channel(x, Target(y, residual, None, form, kind, slope, streaming), c)
@@ -135,34 +136,30 @@ def gradient_sums_of_runs(
     grad_y: Stack,
     x: Stack,
     mask: IfWeights,
+    parts: Parts,
     table: Table,
     sums: OutTable,
     form: OutForm,
-    gradients: OutForm,
     count: Float,
     freedom: Float,
     group: Int,
 ) -> None:
     """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``sums``.
 
-    And to ``form`` the coefficients of `gradient_of_runs`, of ``count`` values a channel;
-    and to ``gradients`` those with respect to gamma and beta.
+    And to ``form`` the coefficients of `gradient_of_runs`, of ``count`` values a channel, and the gradients with
+    respect to gamma and beta.
 
     Where ``mask`` is 0, (outer, inner) without gaps, x may be NaN. Reads both arrays once. Parallel over the
     parts of groups of channels.
     """
-    outer, channels, inner = x.shape
-    cut = cut_of(outer, inner)
-    parts = np.empty((2, cut.parts, channels))
-    widths = np.full(cut.parts, channels)
+    channels = x.shape[1]
     groups = (channels + group - 1) // group
-    for task in prange(groups * cut.parts):
+    for task in prange(groups * parts.shape[1]):
         part, first = np.intp(task // groups), np.intp(task % groups) * group
         stop = smaller(first + group, channels)
         add_up_group(grad_y, x, Sums(mask, table, parts), first, stop, part)
-    add_parts(parts, widths, ZERO, channels, channels, ONE, sums)
+    add_parts(parts, ZERO, channels, channels, ZERO, sums)
     gradient_form(table, sums, ZERO, channels, count, freedom, form)
-    parameter_gradients(table, sums, ZERO, channels, gradients)
 
 
 @step
@@ -186,9 +183,10 @@ def differentiate_channels(
     x: Stack,
     grad_x: OutStack,
     mask: IfWeights,
+    parts: Parts,
     table: Table,
     sums: OutTable,
-    gradients: OutForm,
+    form: OutForm,
     count: Float,
     freedom: Float,
     streaming: Int,
@@ -197,17 +195,11 @@ def differentiate_channels(
 
     For data past the cache: see `train_channels`.
     """
-    outer, channels, inner = x.shape
-    cut = cut_of(outer, inner)
-    form = np.empty((6, channels), working_dtype(x))
-    parts = np.empty((2, cut.parts, channels))
-    widths = np.full(cut.parts, channels)
-    number = cut.parts
+    channels, number = x.shape[1], parts.shape[1]
     for task in prange(channels):
         c = np.intp(task)
         for part in range(number):
             add_up_group(grad_y, x, Sums(mask, table, parts), c, c + 1, part)
-        add_parts(parts, widths, c, c + 1, channels, ONE, sums)
+        add_parts(parts, c, c + 1, channels, ZERO, sums)
         gradient_form(table, sums, c, c + 1, count, freedom, form)
-        parameter_gradients(table, sums, c, c + 1, gradients)
         differentiate_channel(grad_y, x, GradientTarget(grad_x, mask, form, streaming), c)

@@ -22,6 +22,11 @@ CENTER = 0
 SCALE = 1
 SHIFT = 2
 
+# coefficients of a backward, six of grad_x, and what its sums say besides
+OF_GAMMA = 6
+OF_BETA = 7
+GRADIENT_ROWS = 8
+
 # of parts of the data: what deviations are taken from, their sum, and m2
 REFERENCE = 0
 SUM = 1

@@ -72,11 +72,10 @@ def token_of(x: Array, out: Array | None) -> Token:
     """Return some of the values of ``x``, to notice later whether it was overwritten by others than ``out``."""
     if out is not None and (out is x or overlap(x, out)):
         return None
-    step = _step(x.size)
-    if step == 1:
+    sample = _sample(x.size)
+    if sample is None:
         return x.tobytes()
-    flat = x.reshape(-1) if x.flags.c_contiguous else x.flat
-    return b"".join((flat[::step].tobytes(), flat[-1:].tobytes()))
+    return (x.reshape(-1) if x.flags.c_contiguous else x.flat)[sample].tobytes()
 
 
 def is_unchanged(x: Array, token: Token) -> bool:
@@ -85,11 +84,14 @@ def is_unchanged(x: Array, token: Token) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _step(size: int) -> int:
-    """Return 1 for few values, else a step coprime to the size: it falls in step with no axis."""
+def _sample(size: int) -> slice | None:
+    """Return which of many values are kept, the last among them; None for few.
+
+    The step is coprime to the size: it falls in step with no axis.
+    """
     if size <= _ALL:
-        return 1
+        return None
     step = size // _SAMPLES
     while math.gcd(step, size) > 1:
         step += 1
-    return step
+    return slice((size - 1) % step, None, step)

@@ -1,0 +1,71 @@
+"""How arrays are cut into parts for sums, and rows joined to wider ones: by the shape, as the bits depend on it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn._engine.views import View
+from nbbn._kernels import columns, runs
+
+Array = NDArray[Any]
+
+
+class Cut(NamedTuple):
+    """How a stack is cut for sums."""
+
+    width: int  # values of a row as it is read; of runs, channels
+    numbers: NDArray[np.float64]  # of values in a column of each part
+
+
+def cut_for_sums(view: View, weights: Array | None, *stacks: Array) -> Cut:
+    """Return how stacks of this view are cut; ``weights`` are those of their values."""
+    if weights is None:
+        return _cut(view, not view.runs and all(map(_is_joined, stacks)))
+    width, _ = _cut(view, False)
+    outer, rows, row = view.shape
+    if view.runs:
+        cut = runs.cut(outer, row)
+        first = np.arange(0, outer, cut.rows)[:, None] * row
+        starts = first + np.arange(cut.segments) * runs.PIECE
+    else:
+        depth = max(columns.PART_ROWS, columns.PART // row)
+        starts = np.arange(outer)[:, None] * rows + np.arange(0, rows, depth)
+    with np.errstate(all="ignore"):
+        return Cut(width, np.add.reduceat(weights, starts.ravel(), dtype=np.float64))
+
+
+@functools.lru_cache(maxsize=1024)
+def _cut(view: View, joined: bool) -> Cut:
+    outer, rows, row = view.shape
+    if view.runs:
+        numbers = runs.numbers_of_parts(outer, row)
+        return Cut(view.channels, numbers)
+    width = columns.width_to_sum(outer, rows, row) if joined else row
+    return Cut(width, columns.numbers_of_parts(outer, rows, row, width))
+
+
+def _is_joined(stack: Array) -> bool:
+    """Whether the rows of a stack follow each other without gaps."""
+    outer, _, row = stack.shape
+    return outer == 1 and bool(stack.strides[1] == row * stack.itemsize)
+
+
+def width_of_rows(view: View, streaming: int, joins: bool = True) -> int:
+    """Return how many values are written as one row; of runs, one a channel."""
+    if view.runs:
+        return view.channels
+    _, rows, row = view.shape
+    return columns.width_to_write(rows, row, streaming) if joins and view.joined else row
+
+
+def spread(numbers: Array, view: View, width: int) -> Array:
+    """Return numbers per channel, rows of a table, as numbers per column of rows of this ``width``."""
+    if width == view.channels:
+        return numbers
+    if view.inner > 1:
+        numbers = np.repeat(numbers, view.inner, axis=1)
+    return np.tile(numbers, width // view.shape[2])
