@@ -205,8 +205,13 @@ def fail_before():
     nbbn.BatchNorm(11)(large)
 
 def fail_inside():
-    assert _threads.run_parallel(lambda: 1 // 0) or numba.threading_layer() == "workqueue"
-    raise ZeroDivisionError
+    claim = _threads.enter_region()
+    assert claim is not None or numba.threading_layer() == "workqueue"
+    try:
+        1 // 0
+    finally:
+        if claim is not None:
+            _threads.leave_region(claim)
 
 def masks(mask):
     numba.set_num_threads(mask)

@@ -6,7 +6,8 @@ from typing import Any
 
 from nbbn._bench.yardsticks import STRIDE, affine, fill_piece, read, sum_piece, write
 from nbbn._compiler.jit import IfResidual, Int, OutStack, Stack, Variant, inlined, prange, step
-from nbbn._compiler.vectors import load, smaller
+from nbbn._compiler.memory import load
+from nbbn._compiler.vectors import smaller
 
 __all__ = ["STRIDE", "Variant", "copy", "read", "read_then_write", "write"]
 

@@ -11,19 +11,8 @@ from typing import Any
 
 from nbbn._compiler.jit import IfResidual, Int, OutStack, Stack, helper, inlined, prange, step
 from nbbn._compiler.jit import Variant as Variant
-from nbbn._compiler.vectors import (
-    LANES,
-    fence,
-    fma,
-    load,
-    narrow,
-    plus,
-    put,
-    smaller,
-    splat,
-    total,
-    widen,
-)
+from nbbn._compiler.memory import fence, load, put
+from nbbn._compiler.vectors import LANES, fma, narrow, plus, smaller, splat, total, widen
 
 STRIDE = 1 << 14  # values of a piece: three float32 arrays of 64 KB stay in a core's cache
 

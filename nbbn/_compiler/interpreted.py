@@ -33,11 +33,6 @@ def has(value: Any) -> bool:
     return value is not None
 
 
-def or_else(value: Any, other: Any) -> Any:
-    """``value``, or ``other`` where it is None."""
-    return other if value is None else value
-
-
 def plus(vector: Any, other: Any) -> Any:
     """``vector + other``; ``vector`` where the other is None."""
     return vector if other is None else vector + other
@@ -104,11 +99,6 @@ def load_upto(array: Any, index: int, count: int) -> Any:
 def at(rows: Any, row: int, k: int, count: int) -> Any:
     """Values ``k`` to ``k + count`` of a row, at most sixteen, and zeros; None of rows of None."""
     return load_upto(rows.values, rows.at + row * rows.stride + k, count)
-
-
-def value_at(array: NDArray[Any], index: int) -> float:
-    """The value at ``index``, as float64."""
-    return float(_decode(_memory(array, index, 1))[0])
 
 
 def prefetch(array: NDArray[Any], index: int) -> None:

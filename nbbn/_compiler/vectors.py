@@ -4,11 +4,8 @@ LLVM splits a sixteen-lane vector into what the processor has (one or two AVX-51
 AVX2, four of NEON), so the order of every addition, and with it every bit of a result, does not
 depend on the vectorizer or on the width of the registers.
 
-``load``, ``load_upto``, ``at``, ``value_at``, ``store_first``, ``store_upto`` and ``put`` address memory by element,
-counted from the first one of an array, and check no bounds: kernels do their own arithmetic on indices. They
-convert from and to what is computed with (`nbbn._compiler.formats`). All other names are arithmetic on vectors
-(``fma`` also on scalars). What kernels call most stands here and not there, as to compile a function takes numba
-some 0.05 s, and an intrinsic next to nothing. Under ``NUMBA_DISABLE_JIT`` the twins in ``interpreted`` stand in.
+All names are arithmetic on vectors (``fma`` also on scalars) and tests of types; `nbbn._compiler.memory` loads and
+stores them. Under ``NUMBA_DISABLE_JIT`` the twins in ``interpreted`` stand in.
 """
 
 from __future__ import annotations
@@ -26,7 +23,6 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 from nbbn._compiler import formats
 
 LANES = 16
-_LINE = 64  # bytes of a cache line
 
 _LLVM_SCALAR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _SUFFIX = {types.float32: "f32", types.float64: "f64"}
@@ -102,19 +98,8 @@ def _llvm_vector(dtype: types.Type) -> ir.VectorType:
     return ir.VectorType(_LLVM_SCALAR[dtype], LANES)
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """Address of element ``index`` of a 1-d array, as a pointer to a vector."""
-    data = context.make_array(array_type)(context, builder, value=array).data
-    element = builder.gep(data, [index])
-    return builder.bitcast(element, _stored_vector(array_type.dtype).as_pointer())
-
-
 def _stored_vector(dtype: types.Type) -> ir.VectorType:
     return ir.VectorType(formats.stored(dtype), LANES)
-
-
-def _itemsize(dtype: types.Type) -> int:
-    return int(dtype.bitwidth) // 8
 
 
 def _splat(builder: Any, scalar: Any) -> Any:
@@ -135,110 +120,9 @@ def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def load_vector(
-    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any = None
-) -> Any:
-    """Sixteen values as they are stored, or the first ``count`` of them and zeros."""
-    pointer = _pointer(context, builder, array_type, array, index)
-    dtype = array_type.dtype
-    if count is None:
-        return builder.load(pointer, align=_itemsize(dtype))
-    mask, vector = _first_lanes(builder, count), _stored_vector(dtype)
-    name = f"llvm.masked.load.v{LANES}{formats.suffix(dtype)}.p0"
-    function = _declare(builder, name, vector, [pointer.type, _INT32, mask.type, vector])
-    zeros = ir.Constant(vector, [0] * LANES)
-    return builder.call(function, [pointer, _INT32(_itemsize(dtype)), mask, zeros])
-
-
 def _nothing(*arguments: types.Type) -> Any:
     """What an intrinsic returns that makes None of None."""
     return types.none(*arguments), lambda context, builder, sig, args: context.get_dummy_value()
-
-
-@_intrinsic
-def load(typingctx: Any, array: Any, index: Any) -> Any:
-    """Sixteen values of ``array`` from ``index`` on; None of None."""
-    if array == types.none:
-        return _nothing(array, types.intp)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        found = load_vector(context, builder, array, *args)
-        return formats.decode(builder, array.dtype, found)
-
-    return _vector_of(array)(array, types.intp), codegen
-
-
-def load_vector_upto(
-    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any
-) -> Any:
-    """Sixteen values as they are stored, or the first ``count`` of them and zeros if that is less."""
-    whole = builder.icmp_signed(">=", count, count.type(LANES))
-    with builder.if_else(whole) as (then, otherwise):
-        with then:
-            full = load_vector(context, builder, array_type, array, index)
-            of_full = builder.basic_block
-        with otherwise:
-            part = load_vector(context, builder, array_type, array, index, count)
-            of_part = builder.basic_block
-    found = builder.phi(full.type)
-    found.add_incoming(full, of_full)
-    found.add_incoming(part, of_part)
-    return found
-
-
-@_intrinsic
-def load_upto(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
-    """Sixteen values from ``index`` on, or the first ``count`` of them and zeros; None of None."""
-    if array == types.none:
-        return _nothing(array, types.intp, types.intp)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        found = load_vector_upto(context, builder, array, *args)
-        return formats.decode(builder, array.dtype, found)
-
-    return _vector_of(array)(array, types.intp, types.intp), codegen
-
-
-def place_in(builder: Any, rows: Any, row: Any, k: Any) -> tuple[Any, Any]:
-    """The array of `nbbn._kernels.memory.Rows`, and the index of value ``k`` of a row."""
-    array, first, stride = (builder.extract_value(rows, part) for part in range(3))
-    return array, builder.add(builder.add(first, builder.mul(row, stride)), k)
-
-
-@_intrinsic
-def at(typingctx: Any, rows: Any, row: Any, k: Any, count: Any) -> Any:
-    """Values ``k`` to ``k + count`` of a row, at most sixteen, and zeros; None of rows of None.
-
-    ``rows`` are `nbbn._kernels.memory.Rows`.
-    """
-    array_type = rows.types[0]
-    places = types.intp, types.intp, types.intp
-    if array_type == types.none:
-        return _nothing(rows, *places)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        array, index = place_in(builder, *args[:3])
-        found = load_vector_upto(context, builder, array_type, array, index, args[3])
-        return formats.decode(builder, array_type.dtype, found)
-
-    return _vector_of(array_type)(rows, *places), codegen
-
-
-@_intrinsic
-def value_at(typingctx: Any, array: Any, index: Any) -> Any:
-    """The value at ``index``, as float64."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig.args[0], *args)
-        pointer = builder.bitcast(pointer, formats.stored(array.dtype).as_pointer())
-        stored = builder.load(pointer, align=_itemsize(array.dtype))
-        found = formats.decode(builder, array.dtype, _splat(builder, stored))
-        first = builder.extract_element(found, _INT32(0))
-        if first.type == ir.DoubleType():
-            return first
-        return builder.fpext(first, ir.DoubleType())
-
-    return types.float64(array, types.intp), codegen
 
 
 @_intrinsic
@@ -283,17 +167,6 @@ def has(typingctx: Any, value: Any) -> Any:
 
 
 @_intrinsic
-def or_else(typingctx: Any, value: Any, other: Any) -> Any:
-    """``value``, or ``other`` where it is None."""
-    found = other if value == types.none else value
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return args[1] if value == types.none else args[0]
-
-    return found(value, other), codegen
-
-
-@_intrinsic
 def plus(typingctx: Any, vector: Any, other: Any) -> Any:
     """``vector + other``; ``vector`` where the other is None."""
 
@@ -301,31 +174,6 @@ def plus(typingctx: Any, vector: Any, other: Any) -> Any:
         return args[0] if other == types.none else builder.fadd(*args)
 
     return vector(vector, other), codegen
-
-
-def _stride_of(array: Any, axis: int) -> Any:
-    """What an intrinsic returns that tells how far apart neighbours along an axis are; 0 of None."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        number = context.get_value_type(types.intp)
-        if array == types.none:
-            return number(0)
-        strides = context.make_array(array)(context, builder, value=args[0]).strides
-        return builder.sdiv(builder.extract_value(strides, axis), number(_itemsize(array.dtype)))
-
-    return types.intp(array), codegen
-
-
-@_intrinsic
-def outer_stride(typingctx: Any, stack: Any) -> Any:
-    """How many values apart the matrices of a stack are; 0 of None."""
-    return _stride_of(stack, 0)
-
-
-@_intrinsic
-def row_stride(typingctx: Any, stack: Any) -> Any:
-    """How many values apart the rows of a stack are; 0 of None."""
-    return _stride_of(stack, 1)
 
 
 @_intrinsic
@@ -336,133 +184,6 @@ def has_spare_digits(typingctx: Any, array: Any) -> Any:
         return ir.Constant(ir.IntType(1), int(array.dtype != types.float64))
 
     return types.boolean(array), codegen
-
-
-@_intrinsic
-def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of element ``index``, which may lie behind the end of the array."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = builder.bitcast(
-            _pointer(context, builder, sig.args[0], *args), ir.IntType(8).as_pointer()
-        )
-        arguments = [pointer.type, _INT32, _INT32, _INT32]
-        function = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
-        builder.call(
-            function, [pointer, _INT32(0), _INT32(2), _INT32(1)]
-        )  # read, second level, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), codegen
-
-
-def _store(context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any) -> None:
-    pointer = _pointer(context, builder, array_type, array, index)
-    builder.store(value, pointer, align=_itemsize(array_type.dtype))
-
-
-def _store_first(
-    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any, value: Any
-) -> None:
-    pointer, dtype = _pointer(context, builder, array_type, array, index), array_type.dtype
-    mask, vector = _first_lanes(builder, count), _stored_vector(dtype)
-    name = f"llvm.masked.store.v{LANES}{formats.suffix(dtype)}.p0"
-    arguments = [vector, pointer.type, _INT32, mask.type]
-    function = _declare(builder, name, ir.VoidType(), arguments)
-    builder.call(function, [value, pointer, _INT32(_itemsize(dtype)), mask])
-
-
-def _stream(
-    context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any
-) -> None:
-    pointer = _pointer(context, builder, array_type, array, index)
-    written = builder.store(value, pointer, align=_streamed_at_once(array_type.dtype))
-    written.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
-
-
-def _streamed_at_once(dtype: types.Type) -> int:
-    """Bytes of a streaming store, which must stand at a multiple of them."""
-    return min(_LINE, LANES * _itemsize(dtype))
-
-
-@_intrinsic
-def store_first(typingctx: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
-    """Write the first ``count`` (at most sixteen) lanes of ``value``; touch nothing behind them."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = formats.encode(builder, array.dtype, args[3])
-        _store_first(context, builder, sig.args[0], args[0], args[1], args[2], value)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, _vector_of(array)), codegen
-
-
-@_intrinsic
-def store_upto(typingctx: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
-    """Write sixteen lanes to ``index`` on, or the first ``count`` of them."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = formats.encode(builder, array.dtype, args[3])
-        whole = builder.icmp_signed(">=", args[2], args[2].type(LANES))
-        with builder.if_else(whole) as (then, otherwise):
-            with then:
-                _store(context, builder, sig.args[0], args[0], args[1], value)
-            with otherwise:
-                _store_first(context, builder, sig.args[0], args[0], args[1], args[2], value)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, _vector_of(array)), codegen
-
-
-@_intrinsic
-def put(typingctx: Any, array: Any, index: Any, value: Any, streaming: Any) -> Any:
-    """Write the sixteen lanes of ``value`` to ``array`` from ``index`` on, past the cache if ``streaming``.
-
-    Then element ``index`` must stand where `to_line` leads: at a multiple of 64 bytes, or of the vector's own
-    size if that is less.
-    """
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = formats.encode(builder, array.dtype, args[2])
-        past = builder.icmp_signed("!=", args[3], args[3].type(0))
-        with builder.if_else(past) as (then, otherwise):
-            with then:
-                _stream(context, builder, sig.args[0], args[0], args[1], value)
-            with otherwise:
-                _store(context, builder, sig.args[0], args[0], args[1], value)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, _vector_of(array), types.intp), codegen
-
-
-@_intrinsic
-def to_line(typingctx: Any, array: Any, index: Any) -> Any:
-    """How many elements stand between element ``index`` and where `put` may stream."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
-        number = args[1].type
-        address = builder.ptrtoint(pointer, number)
-        unit = _streamed_at_once(array.dtype)
-        rest = builder.and_(builder.neg(address), number(unit - 1))
-        return builder.udiv(rest, number(_itemsize(array.dtype)))
-
-    return types.intp(array, types.intp), codegen
-
-
-@_intrinsic
-def fence(typingctx: Any) -> Any:
-    """Make what was streamed visible to other threads; after the last `put` of a task that streams."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if builder.module.triple.startswith(("x86_64", "i686")):
-            # x86 orders ordinary stores by itself, but not these.
-            builder.call(_declare(builder, "llvm.x86.sse.sfence", ir.VoidType(), []), [])
-        else:
-            builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
 
 
 @_intrinsic
@@ -636,33 +357,20 @@ def total(typingctx: Any, vector: Any) -> Any:
 if config.DISABLE_JIT:
     from nbbn._compiler.interpreted import (  # noqa: F401
         any_greater,
-        at,
-        fence,
         first_of,
         fma,
         has,
         has_spare_digits,
         keep_first,
         larger,
-        load,
-        load_upto,
         narrow,
         not_above,
         not_below,
-        or_else,
-        outer_stride,
         plus,
-        prefetch,
-        put,
-        row_stride,
         smaller,
         splat,
         square_root,
-        store_first,
-        store_upto,
-        to_line,
         total,
-        value_at,
         where_at_most,
         where_below,
         where_finite,

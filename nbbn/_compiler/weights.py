@@ -14,15 +14,8 @@ from llvmlite import ir
 from numba import config, types
 from numba.extending import models, register_model
 
-from nbbn._compiler.vectors import (
-    FLOAT64X16,
-    LANES,
-    _intrinsic,
-    _pointer,
-    _splat,
-    load_vector_upto,
-    place_in,
-)
+from nbbn._compiler.memory import _pointer, load_vector_upto, place_in
+from nbbn._compiler.vectors import FLOAT64X16, LANES, _intrinsic, _splat
 
 _I1 = ir.IntType(1)
 

@@ -29,19 +29,6 @@ _DTYPES = {np.dtype(np.float32): np.float32, np.dtype(np.float64): np.float64}
 class Known:
     """How contiguous float arrays of one shape are run: small ones without any further question."""
 
-    __slots__ = (
-        "_calls",
-        "_group",
-        "_is_small",
-        "_like",
-        "_numbers",
-        "_stack",
-        "_steps",
-        "_sum_width",
-        "_view",
-        "_width",
-    )
-
     def __init__(self, x: Array, view: View) -> None:
         self._like = x.shape, x.strides, x.dtype
         self._stack, self._view = view.shape, view

@@ -14,7 +14,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -147,18 +147,6 @@ def _checked(n: Any) -> int:
     if not 1 <= value <= limit:
         raise ValueError(f"n: expected 1 to {limit} (numba's maximum), got {value}")
     return int(value)
-
-
-def run_parallel(call: Callable[[], None]) -> bool:
-    """Make a call that starts a parallel region, if one may start now; return whether it did."""
-    claim = enter_region()
-    if claim is None:
-        return False
-    try:
-        call()
-    finally:
-        leave_region(claim)
-    return True
 
 
 class Claim:

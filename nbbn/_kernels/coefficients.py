@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from nbbn._compiler.jit import helper
+from nbbn._compiler.memory import load_upto, store_upto
 from nbbn._compiler.vectors import (
     LANES,
-    load_upto,
     narrow,
     splat,
     square_root,
-    store_upto,
     where_at_most,
     where_finite,
     widen,

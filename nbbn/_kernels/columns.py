@@ -13,21 +13,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbbn._compiler.jit import helper, inlined
-from nbbn._compiler.vectors import (
-    LANES,
-    any_greater,
+from nbbn._compiler.memory import (
     at,
     fence,
-    has,
-    has_spare_digits,
-    larger,
     load_upto,
     outer_stride,
     prefetch,
     row_stride,
+    store_upto,
+)
+from nbbn._compiler.vectors import (
+    LANES,
+    any_greater,
+    has,
+    has_spare_digits,
+    larger,
     smaller,
     splat,
-    store_upto,
     where_below,
     where_finite,
     widen,

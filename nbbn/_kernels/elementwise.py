@@ -13,10 +13,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import inlined
+from nbbn._compiler.memory import at, load_upto
 from nbbn._compiler.vectors import (
-    at,
     fma,
-    load_upto,
     narrow,
     not_above,
     not_below,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbbn._compiler.jit import helper, inlined
-from nbbn._compiler.vectors import outer_stride, row_stride
+from nbbn._compiler.memory import outer_stride, row_stride
 
 
 class Rows(NamedTuple):

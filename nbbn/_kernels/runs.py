@@ -12,20 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbbn._compiler.jit import helper, inlined
-from nbbn._compiler.vectors import (
-    LANES,
-    fence,
-    has,
-    has_spare_digits,
-    larger,
-    load_upto,
-    outer_stride,
-    prefetch,
-    row_stride,
-    smaller,
-    splat,
-    total,
-)
+from nbbn._compiler.memory import fence, load_upto, outer_stride, prefetch, row_stride
+from nbbn._compiler.vectors import LANES, has, has_spare_digits, larger, smaller, splat, total
 from nbbn._kernels.elementwise import (
     Activation,
     Backward,

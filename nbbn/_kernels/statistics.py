@@ -20,16 +20,14 @@ import math
 from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import helper, inlined
+from nbbn._compiler.memory import at, load_upto, store_upto
 from nbbn._compiler.vectors import (
     LANES,
-    at,
     has_spare_digits,
     keep_first,
-    load_upto,
     not_below,
     splat,
     square_root,
-    store_upto,
     where_at_most,
     where_finite,
     widen,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from nbbn._compiler.jit import Counter, Float, Parameters, Table, step
-from nbbn._compiler.vectors import LANES, load_upto, narrow, splat, store_upto, widen
+from nbbn._compiler.memory import load_upto, store_upto
+from nbbn._compiler.vectors import LANES, narrow, splat, widen
 from nbbn._kernels.table import M2, MEAN, VAR
 
 

@@ -72,10 +72,11 @@ def token_of(x: Array, out: Array | None) -> Token:
     """Return some of the values of ``x``, to notice later whether it was overwritten by others than ``out``."""
     if out is not None and (out is x or overlap(x, out)):
         return None
-    sample = _sample(x.size)
-    if sample is None:
+    step = _step(x.size)
+    if step == 1:
         return x.tobytes()
-    return (x.reshape(-1) if x.flags.c_contiguous else x.flat)[sample].tobytes()
+    flat = x.reshape(-1) if x.flags.c_contiguous else x.flat
+    return flat[(x.size - 1) % step :: step].tobytes()
 
 
 def is_unchanged(x: Array, token: Token) -> bool:
@@ -84,14 +85,11 @@ def is_unchanged(x: Array, token: Token) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _sample(size: int) -> slice | None:
-    """Return which of many values are kept, the last among them; None for few.
-
-    The step is coprime to the size: it falls in step with no axis.
-    """
+def _step(size: int) -> int:
+    """Return 1 for few values, else a step coprime to the size: it falls in step with no axis."""
     if size <= _ALL:
-        return None
+        return 1
     step = size // _SAMPLES
     while math.gcd(step, size) > 1:
         step += 1
-    return slice((size - 1) % step, None, step)
+    return step
