@@ -570,3 +570,42 @@ def test_import_compiles_nothing_and_starts_no_thread(tmp_path):
     )
     assert run(tmp_path, code=code) == "0 0 True None"
     assert not files(tmp_path)
+
+
+# --- what is said of it ---
+
+SAID = """
+import sys
+import numpy as np, nbbn
+
+class Terminal:
+    def isatty(self): return WATCHED
+    def write(self, text): written.append(text)
+    def flush(self): pass
+
+written, sys.stderr = [], Terminal()
+x = np.ones((2, 3))
+for _ in range(2):
+    nbbn.normalize(x, x[0], x[1]), nbbn.batch_moments(x)
+print(repr("".join(written)))
+"""
+
+
+def said(cache, watched=True, before="", **environment):
+    return run(cache, code=before + SAID.replace("WATCHED", str(watched)), **environment)
+
+
+def test_one_line_on_a_terminal_says_that_something_is_compiled(tmp_path):
+    line = f"\\rnbbn: compiling for this machine, kept in {tmp_path / 'nbbn'}, a few seconds\\n"
+    assert said(tmp_path / "none yet", watched=False) == "''"
+    assert said(tmp_path) == f"'{line}'"
+    assert said(tmp_path) == "''"  # nothing is compiled
+    alone = line.replace(f"in {tmp_path / 'nbbn'}", "for this process alone")
+    assert said("") == f"'{alone}'"
+
+
+def test_it_is_a_record_of_the_logger_and_may_be_silenced_on_the_terminal(tmp_path):
+    listen = "import logging\nlogging.basicConfig(level='INFO', stream=sys.stdout, format='%(name)s %(message)s')\n"
+    found = said(tmp_path, before="import sys\n" + listen, NBBN_QUIET="1")
+    kept = f"nbbn compiling for this machine, kept in {tmp_path / 'nbbn'}, a few seconds"
+    assert found == f"{kept}\n''"

@@ -35,7 +35,7 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
-from nbbn._compiler import sources
+from nbbn._compiler import announce, sources
 
 _SUFFIX = ".nbbn"
 
@@ -177,7 +177,12 @@ class DiskCache(_Cache):  # type: ignore[misc]
         code needs none of that but the addresses of the functions that it calls, so `refresh` is
         left out where all of them are known.
         """
-        path = self._path(sig, target_context.codegen())
+        found = self._load(self._path(sig, target_context.codegen()), target_context)
+        if found is None:
+            announce.compiling(self.cache_path)
+        return found
+
+    def _load(self, path: Path | None, target_context: Any) -> Any:
         if path is None:
             return None
         try:
