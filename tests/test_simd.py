@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numba import njit
 from rooms import interpreted as _simd_python
+from rooms import vector_memory as _memory
 from rooms import vectors as _simd
 
 BITS = """
@@ -91,7 +92,7 @@ def test_partial_vectors_touch_nothing_behind_them(dtype, count):
     target = np.full(39, -7, dtype)
 
     def copy(a, b, n):
-        _simd.store_first(b, 3, n, _simd.load_first(a, 2, n))
+        _memory.store_first(b, 3, n, _memory.load_upto(a, 2, n))
 
     compiled(copy, source, target, count)
     expected = np.full(39, -7, dtype)
@@ -107,11 +108,11 @@ def test_arithmetic_agrees_with_the_twins(dtype):
     out = np.zeros(64, dtype)
 
     def arithmetic(a, b, c, out):
-        x, y, z = _simd.load(a, 0), _simd.load(b, 0), _simd.load(c, 0)
-        _simd.store(out, 0, _simd.fma(x, y, z))
-        _simd.store(out, 16, (x - y) * z + x)
-        _simd.store(out, 32, _simd.where_finite(x, y, z))
-        _simd.store(out, 48, _simd.keep_first(x, 5))
+        x, y, z = _memory.load(a, 0), _memory.load(b, 0), _memory.load(c, 0)
+        _memory.put(out, 0, _simd.fma(x, y, z), 0)
+        _memory.put(out, 16, (x - y) * z + x, 0)
+        _memory.put(out, 32, _simd.where_finite(x, y, z), 0)
+        _memory.put(out, 48, _simd.keep_first(x, 5), 0)
         return _simd.any_greater(x, y), _simd.total(_simd.widen(y))
 
     flag, total = compiled(arithmetic, a, b, c, out)
@@ -144,6 +145,6 @@ def test_the_sum_of_the_lanes_has_a_fixed_order():
         halves = halves[: halves.size // 2] + halves[halves.size // 2 :]
 
     def total(a):
-        return _simd.total(_simd.load(a, 0))
+        return _simd.total(_memory.load(a, 0))
 
     assert compiled(total, values) == halves[0] == _simd_python.total(values)
