@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from nbbn._compiler.jit import Counter, Float, Parameters, Table, step
-from nbbn._compiler.memory import load_upto, store_upto
-from nbbn._compiler.vectors import LANES, narrow, splat, widen
 from nbbn._kernels.table import M2, MEAN, VAR
 
 
@@ -20,17 +18,10 @@ def move_averages(
     batch is its ``m2 / divisor``. The counter is raised here, as between two lines of Python a signal handler
     may raise.
     """
-    channels = running.shape[1]
-    old, new = splat(1.0 - momentum), splat(momentum)
-    for c in range(0, channels, LANES):
-        n = channels - c
-        mean, var = (
-            widen(load_upto(running, MEAN * channels + c, n)),
-            widen(load_upto(running, VAR * channels + c, n)),
-        )
-        mean = old * mean + new * load_upto(batch, MEAN * channels + c, n)
-        var = old * var + new * (load_upto(batch, M2 * channels + c, n) / splat(divisor))
-        store_upto(running, MEAN * channels + c, n, narrow(running, mean))
-        store_upto(running, VAR * channels + c, n, narrow(running, var))
+    for c in range(running.shape[1]):
+        mean = (1.0 - momentum) * float(running[MEAN, c]) + momentum * batch[MEAN, c]
+        var = (1.0 - momentum) * float(running[VAR, c]) + momentum * (batch[M2, c] / divisor)
+        running[MEAN, c] = mean
+        running[VAR, c] = var
     if counter[0] < np.iinfo(np.int64).max:
         counter[0] += 1
