@@ -14,6 +14,7 @@ from compare import (
     snapshot,
     var_error,
 )
+from rooms import steps
 
 import nbbn
 
@@ -391,3 +392,21 @@ def test_without_running_statistics_a_wrong_residual_is_refused(shape):
     bn = nbbn.BatchNorm(4, track_running_stats=False).eval()
     with pytest.raises(ValueError, match=r"residual: expected shape \(5, 4\)"):
         bn(cases.values((5, 4)), residual=np.ones(shape, np.float32))
+
+
+def test_an_eps_that_another_thread_sets_while_coefficients_are_made_counts_from_the_next_call(
+    monkeypatch,
+):
+    bn, x = nbbn.BatchNorm(3).eval(), np.ones((2, 3), np.float32)
+    make = steps.coefficients
+
+    def set_meanwhile(*arguments):
+        made = make(*arguments)
+        bn.eps = 1.0
+        return made
+
+    monkeypatch.setattr(steps, "coefficients", set_meanwhile)
+    bn(x)
+    monkeypatch.undo()
+    assert bn.eps == 1.0
+    np.testing.assert_allclose(bn(x), np.sqrt(0.5), rtol=1e-6)

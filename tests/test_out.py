@@ -214,3 +214,26 @@ def test_the_backward_of_an_empty_batch_is_empty_and_its_sums_are_zero(shape, ax
 def test_an_empty_out_is_returned():
     out = np.empty((0, 3), np.float32)
     assert nbbn.batch_norm(np.empty((0, 3), np.float32), None, None, training=True, out=out) is out
+
+
+@pytest.mark.parametrize("size", [8, 600])  # small, and past where threads pay
+def test_a_read_only_out_is_refused_on_every_call(size):
+    """The first call of a shape is checked; later ones go by what was found then."""
+    x = cases.values((size, 256), np.float32)
+    training, inference = nbbn.BatchNorm(256), nbbn.BatchNorm(256).eval()
+    calls = {
+        "training": training,
+        "inference": inference,
+        "frozen": inference.freeze(),
+        "backward": training.backward,
+    }
+    for call in calls.values():
+        for _ in range(2):
+            training(x), call(x)
+        for given in (x.copy(), x):
+            given.flags.writeable = False
+            before = given.copy()
+            with pytest.raises(ValueError, match="out: expected a writable array"):
+                call(given, out=given)
+            assert_same_bits(given, before)
+        x.flags.writeable = True

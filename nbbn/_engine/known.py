@@ -52,7 +52,9 @@ class Known:
         """Return where to write, a new array or ``out``; None where that takes a closer look."""
         if out is None:
             return np.empty(self._like[0], self._like[2]) if self._is_small else empty_like(x)
-        if out is x or (self.is_like(out) and not np.may_share_memory(x, out)):
+        if out is x:
+            return x if x.flags.writeable else None
+        if self.is_like(out) and not np.may_share_memory(x, out):
             found: Array = out
             return found
         return None

@@ -216,31 +216,31 @@ class BatchNorm(LayerState):
         y = known.target(x, out)
         if y is None or not isinstance(mode, bool):
             return None
-        token = None if out is x else token_of(x, None)
+        token, after = None if out is x else token_of(x, None), self._after
         if not mode and self._running_mean is not None:
             now = self._snapshot(x.dtype)
-            known.infer(x, y, now.form, self._after)
-            self._keep(Forward(x.view(), False, now.table, now.eps, token, self._after))
+            known.infer(x, y, now.form, after)
+            self._keep(Forward(x.view(), False, now.table, now.eps, token, after))
             return y
-        count = x.size // self._num_features
+        count, eps = x.size // self._num_features, self._eps
         if count <= self._too_few or self._on_nonfinite != "propagate":
             return None
         table = steps.new_table(self._num_features, self._table)
-        known.train(x, y, table, count - self._correction, self._eps, self._after)
-        parts = table, self._eps, token, self._after, None, None, count, known
+        known.train(x, y, table, count - self._correction, eps, after)
+        parts = table, eps, token, after, None, None, count, known
         self._learn(Forward(x.view(), True, *parts), count, mode)
         return y
 
     def _snapshot(self, dtype: np.dtype[Any]) -> Snapshot:
         """Return the layer's numbers of this moment, whatever other threads train meanwhile."""
         with self._lock:
-            values = self._table.tobytes()
+            values, eps = self._table.tobytes(), self._eps
         last = self._last_snapshot
-        if last is None or (last.values, last.eps, last.dtype) != (values, self._eps, dtype):
+        if last is None or (last.values, last.eps, last.dtype) != (values, eps, dtype):
             given = np.frombuffer(values, self._dtype).reshape(self._table.shape)
             table = given.astype(np.float64)
-            form = steps.coefficients(table, self._eps, dtype)
-            last = self._last_snapshot = Snapshot(values, self._eps, dtype, table, form)
+            form = steps.coefficients(table, eps, dtype)
+            last = self._last_snapshot = Snapshot(values, eps, dtype, table, form)
         return last
 
     def _infer(self, call: Call) -> Array:
@@ -264,8 +264,9 @@ class BatchNorm(LayerState):
         if call.out is not None and self._on_nonfinite == "raise":
             steps.moments(x, call.axis, table, weights)
             self._accepts(table, count)
-        last = call.forward(True, table, self._eps, count)
-        options = self._eps, self._correction, call.out, call.after, weights
+        eps = self._eps
+        last = call.forward(True, table, eps, count)
+        options = eps, self._correction, call.out, call.after, weights
         y = steps.train(x, call.axis, table, *options)
         self._learn(last, count, mode)
         return y
