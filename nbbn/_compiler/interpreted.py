@@ -1,4 +1,4 @@
-"""The vectors of ``_simd`` in plain Python, for ``NUMBA_DISABLE_JIT``: NumPy arrays of 16 lanes."""
+"""What ``vectors``, ``memory`` and ``weights`` do, in plain Python for ``NUMBA_DISABLE_JIT``: arrays of 16 lanes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def working_dtype(array: NDArray[Any]) -> Any:
 
 
 def _decode(stored: NDArray[Any]) -> NDArray[Any]:
-    """What `nbbn._formats` does: arrays of bits as float32."""
+    """What `nbbn._compiler.formats` does: arrays of bits as float32."""
     if stored.dtype == np.uint16:
         return stored.view(np.float16).astype(np.float32)
     if stored.dtype == np.int16:

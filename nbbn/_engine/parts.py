@@ -25,17 +25,11 @@ def cut_for_sums(view: View, weights: Array | None, *stacks: Array) -> Cut:
     """Return how stacks of this view are cut; ``weights`` are those of their values."""
     if weights is None:
         return _cut(view, not view.runs and all(map(_is_joined, stacks)))
-    width, _ = _cut(view, False)
-    outer, rows, row = view.shape
-    if view.runs:
-        cut = runs.cut(outer, row)
-        first = np.arange(0, outer, cut.rows)[:, None] * row
-        starts = first + np.arange(cut.segments) * runs.PIECE
-    else:
-        depth = max(columns.PART_ROWS, columns.PART // row)
-        starts = np.arange(outer)[:, None] * rows + np.arange(0, rows, depth)
+    width, numbers = _cut(view, False)
+    # Weights stand without gaps, one a value of a run or one a row: those of a part follow those of the one before.
+    starts = (np.cumsum(numbers) - numbers).astype(np.intp)
     with np.errstate(all="ignore"):
-        return Cut(width, np.add.reduceat(weights, starts.ravel(), dtype=np.float64))
+        return Cut(width, np.add.reduceat(weights, starts, dtype=np.float64))
 
 
 @functools.lru_cache(maxsize=1024)

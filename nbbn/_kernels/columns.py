@@ -57,9 +57,8 @@ from nbbn._kernels.statistics import (
 TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 WIDE_TILE = 1024  # columns of the elementwise steps: three float32 coefficients each, 12 KB
 SHALLOW = 2048  # values of rows side by side: past the cache, and in moments
-DEEP = (
-    1 << 15
-)  # ... in the sums of a backward: 0.6 of the time for (1024, 1024), 2.5 for (65536, 256)
+# ... in the sums of a backward within it: 0.6 of the time for (1024, 1024), 2.5 for (65536, 256)
+DEEP = 1 << 15
 SMALL = 1 << 20  # bytes that a core's own cache holds
 LONG_ROW = 512  # columns that short rows are joined to, where they are written past the cache
 FULL_ROW = 128  # ... and where they are summed, or are not whole vectors

@@ -1,6 +1,6 @@
 """Where a channel is a run of values: arrays of (outer, C, inner).
 
-A channel is cut into parts (`rows_of_part` rows of at most `PIECE` values), by the shape only; parts are summed
+A channel is cut into parts (see `Cut`), by the shape only; parts are summed
 one by one and merged in a fixed order, so no result depends on the number of threads, nor on which of the two
 orders below is taken.
 """
@@ -43,22 +43,18 @@ class Cut(NamedTuple):
     """How the channels of an array are cut into parts."""
 
     rows: int  # of a part
-    segments: int  # of a row
-    parts: int  # of a channel
+    segments: int  # of a row, of at most `PIECE` values
 
 
-def cut(outer: int, inner: int) -> Cut:
-    """Return how arrays of this shape are cut; Python asks as well."""
-    rows = 1 if inner >= LONG else min(outer, PIECE // inner)
-    segments = (inner + PIECE - 1) // PIECE
-    return Cut(rows, segments, (outer + rows - 1) // rows * segments)
-
-
-cut_of = helper(cut)
+@helper
+def cut_of(outer: int, inner: int) -> Cut:
+    """Return how arrays of this shape are cut."""
+    rows = ONE if inner >= LONG else smaller(outer, PIECE // inner)
+    return Cut(rows, (inner + PIECE - 1) // PIECE)
 
 
 def numbers_of_parts(outer: int, inner: int) -> Any:
-    """Return how many values each part has; for Python, and compiled for `nbbn.nopython`."""
+    """Return how many values each part of `cut_of` has; for Python, and compiled for `nbbn.nopython`."""
     rows = 1 if inner >= LONG else min(outer, PIECE // inner)
     segments = (inner + PIECE - 1) // PIECE
     found = np.empty((outer + rows - 1) // rows * segments)
