@@ -96,6 +96,13 @@ def load_upto(array: Any, index: int, count: int) -> Any:
     return vector
 
 
+def load_every(array: Any, index: int, stride: int, count: int) -> Any:
+    """`load_upto` of numbers (float64) that stand ``stride`` apart."""
+    vector, n = np.zeros(LANES), min(count, LANES)
+    vector[:n] = array.reshape(-1)[index : index + (n - 1) * stride + 1 : stride]
+    return vector
+
+
 def at(rows: Any, row: int, k: int, count: int) -> Any:
     """Values ``k`` to ``k + count`` of a row, at most sixteen, and zeros; None of rows of None."""
     return load_upto(rows.values, rows.at + row * rows.stride + k, count)

@@ -27,13 +27,18 @@ from numpy.typing import NDArray
 from nbbn._compiler import internals, sources
 from nbbn._compiler.cache import DiskCache
 from nbbn._compiler.forks import new_lock
+from nbbn._compiler.libraries import INSIDE, WHOLE
 
 # Division by zero gives inf or NaN as in NumPy; no fastmath: the vectors are explicit,
 # so nothing needs reassociation, and NaN and Inf must propagate.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
-# What only other compiled code calls needs no entry from Python or C.
-_INSIDE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# Arrays are the caller's for the whole of a call, so nobody counts references to them: 0.06 us an array that Python
+# passes, and less to compile. numba's own runtime, NRT, is what allocates, too.
+_BORROWED: dict[str, Any] = {"_nrt": False}
+
+# What only other compiled code calls needs no entry from Python.
+_INSIDE: dict[str, Any] = {"no_cpython_wrapper": True, **INSIDE}
 
 Int = int
 Float = float
@@ -78,12 +83,17 @@ def is_enabled() -> bool:
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile ``function`` for use inside kernels; never called from Python."""
+    return _of_any_number(njit(**_INSIDE, **_BORROWED, **_OPTIONS)(function))
+
+
+def allocating(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Like ``helper``, for what makes arrays."""
     return _of_any_number(njit(**_INSIDE, **_OPTIONS)(function))
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Like ``helper``, and always inlined by LLVM: for what is called in a loop."""
-    return _of_any_number(njit(forceinline=True, **_INSIDE, **_OPTIONS)(function))
+    return _of_any_number(njit(forceinline=True, **_INSIDE, **_BORROWED, **_OPTIONS)(function))
 
 
 def _of_any_number(compiled: Any) -> Callable[..., Any]:
@@ -183,8 +193,9 @@ def _compiled(
         return np.errstate(all="ignore")(function)  # as compiled code: NaN and Inf, no warning
     # The twins must not share a qualified name: compiled symbols are named after it.
     twin = _renamed(function, "_parallel" if parallel else "_serial")
-    dispatcher = njit(parallel=parallel, **_OPTIONS)(twin)
-    dispatcher._cache = DiskCache(twin, {"parallel": parallel, **_OPTIONS})
+    options = {"parallel": parallel, **_BORROWED, **_OPTIONS}
+    dispatcher = njit(**options, **WHOLE)(twin)
+    dispatcher._cache = DiskCache(twin, options)
     _uninterrupted(lambda: dispatcher.compile(signature))
     dispatcher.disable_compile()
     return dispatcher

@@ -21,6 +21,7 @@ from nbbn._compiler.vectors import (
     _first_lanes,
     _intrinsic,
     _nothing,
+    _splat,
     _stored_vector,
     _vector_of,
 )
@@ -96,6 +97,45 @@ def load_upto(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
         return formats.decode(builder, array.dtype, found)
 
     return _vector_of(array)(array, types.intp, types.intp), codegen
+
+
+@_intrinsic
+def load_every(typingctx: Any, array: Any, index: Any, stride: Any, count: Any) -> Any:
+    """`load_upto` of numbers (float64) that stand ``stride`` apart."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        values, index, stride, count = args
+        close = builder.icmp_signed("==", stride, stride.type(1))
+        with builder.if_else(close) as (then, otherwise):
+            with then:
+                side_by_side = load_vector_upto(context, builder, array, values, index, count)
+                of_side_by_side = builder.basic_block
+            with otherwise:
+                apart = _gather(context, builder, array, values, index, stride, count)
+                of_apart = builder.basic_block
+        found = builder.phi(apart.type)
+        found.add_incoming(side_by_side, of_side_by_side)
+        found.add_incoming(apart, of_apart)
+        return found
+
+    return _vector_of(array)(array, types.intp, types.intp, types.intp), codegen
+
+
+def _gather(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, stride: Any, count: Any
+) -> Any:
+    """The values of a load from places that stand apart."""
+    data = context.make_array(array_type)(context, builder, value=array).data
+    vector, number = _stored_vector(array_type.dtype), index.type
+    lanes = ir.Constant(ir.VectorType(number, LANES), list(range(LANES)))
+    size = _splat(builder, number(_itemsize(array_type.dtype)))
+    places = builder.add(_splat(builder, index), builder.mul(lanes, _splat(builder, stride)))
+    first = _splat(builder, builder.ptrtoint(data, number))
+    addresses = builder.add(first, builder.mul(places, size))
+    pointers = builder.inttoptr(addresses, ir.VectorType(data.type, LANES))
+    mask, name = _first_lanes(builder, count), f"llvm.masked.gather.v{LANES}f64.v{LANES}p0"
+    function = _declare(builder, name, vector, [pointers.type, _INT32, mask.type, vector])
+    return builder.call(function, [pointers, _INT32(8), mask, ir.Constant(vector, [0] * LANES)])
 
 
 def place_in(builder: Any, rows: Any, row: Any, k: Any) -> tuple[Any, Any]:
@@ -280,6 +320,7 @@ if config.DISABLE_JIT:
         at,
         fence,
         load,
+        load_every,
         load_upto,
         outer_stride,
         prefetch,

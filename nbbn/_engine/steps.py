@@ -100,7 +100,7 @@ def _run(step: Step, wanted: tuple[Any, ...], parallel: bool, *arguments: Any) -
 def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
     """Return center, scale and shift of each channel in ``dtype``, from a table of statistics.
 
-    The formulas, and the bits, of `nbbn._kernels.coefficients.inference_form`, without anything to compile.
+    The formulas, and the bits, of `nbbn._kernels.coefficients.write_coefficients`, without anything to compile.
     """
     mean, form = table[rows.MEAN], np.empty((3, table.shape[1]), dtype)
     center, scale, shift = form
@@ -387,7 +387,7 @@ def gradient_coefficients(
 ) -> Array:
     """Return what `write_gradient` takes, from the sums of ``count`` values a channel.
 
-    The formulas, and the bits, of `nbbn._kernels.coefficients.gradient_form`.
+    The formulas, and the bits, of `nbbn._kernels.coefficients.finish_sums`.
     """
     mean, inv_std = table[rows.MEAN], table[rows.INV_STD]
     form = np.empty((6, table.shape[1]), dtype)

@@ -1,8 +1,11 @@
-"""Numbers per channel, made ready for the elementwise loops: in float64, rounded once; sixteen channels at a time."""
+"""What is found out about channels, made ready for the elementwise loops: in float64, rounded once.
+
+Sixteen channels at a time.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import helper
 from nbbn._compiler.memory import load_upto, store_upto
@@ -15,11 +18,13 @@ from nbbn._compiler.vectors import (
     where_finite,
     widen,
 )
+from nbbn._kernels.statistics import Layout, added, merged
 from nbbn._kernels.table import (
     BETA,
     CENTER,
     GAMMA,
     INV_STD,
+    M2,
     MEAN,
     MEAN_LOW,
     OF_BETA,
@@ -33,50 +38,98 @@ from nbbn._kernels.table import (
 
 
 @helper
-def inference_form(table: Any, first: int, stop: int, eps: float, form: Any) -> None:
-    """Write ``center, scale, shift`` of some channels to their columns of ``form``.
+def write_coefficients(
+    form: Any, c: int, n: int, mean: Any, low: Any, std: Any, affine: Any
+) -> None:
+    """Write ``center, scale, shift`` of up to sixteen channels to their columns of ``form``.
 
-    ``center`` is the mean and ``scale = gamma / sqrt(var + eps)`` (0 where that divides by 0), both rounded to
-    the dtype of ``form``; ``shift = beta - (mean - center) * scale`` makes up for the rounding of ``center``.
+    ``affine`` is gamma and beta. ``center`` is the mean, ``mean + low``, and ``scale = gamma / std`` (0 where that
+    divides by 0), both rounded to the dtype of ``form``; ``shift = beta - (mean - center) * scale`` makes up for the
+    rounding of ``center``.
     """
-    width, zero = table.shape[1], splat(0.0)
-    for c in range(first, stop, LANES):
-        n = stop - c
-        mean, low = load_upto(table, MEAN * width + c, n), zero
-        if table.shape[0] > MEAN_LOW:
-            low = load_upto(table, MEAN_LOW * width + c, n)
-        std = square_root(load_upto(table, VAR * width + c, n) + splat(eps))
-        gamma, beta = load_upto(table, GAMMA * width + c, n), load_upto(table, BETA * width + c, n)
-        center = narrow(form, mean + low)
-        scale = narrow(form, where_at_most(std, zero, zero, gamma / std))
-        rest = (mean - widen(center)) + low
-        rest = where_finite(rest, rest, zero)  # not of an infinite mean, or NaN
-        store_upto(form, CENTER * width + c, n, center)
-        store_upto(form, SCALE * width + c, n, scale)
-        store_upto(form, SHIFT * width + c, n, narrow(form, beta - rest * widen(scale)))
+    width, zero = form.shape[1], splat(0.0)
+    gamma, beta = affine
+    center = narrow(form, mean + low)
+    scale = narrow(form, where_at_most(std, zero, zero, gamma / std))
+    rest = (mean - widen(center)) + low
+    rest = where_finite(rest, rest, zero)  # not of an infinite mean, or NaN
+    store_upto(form, CENTER * width + c, n, center)
+    store_upto(form, SCALE * width + c, n, scale)
+    store_upto(form, SHIFT * width + c, n, narrow(form, beta - rest * widen(scale)))
+
+
+class Channels(NamedTuple):
+    """Some of the channels."""
+
+    first: Any
+    stop: Any
 
 
 @helper
-def gradient_form(
-    table: Any, sums: Any, first: int, stop: int, count: float, freedom: float, form: Any
+def finish_moments(
+    parts: Any,
+    numbers: Any,
+    layout: Layout,
+    channels: Channels,
+    table: Any,
+    form: Any,
+    freedom: float,
+    eps: float,
 ) -> None:
-    """Write the six coefficients of `backward` of some channels, and the gradients of gamma and beta, to ``form``.
+    """Merge the parts of some channels; write their statistics to ``table`` and coefficients to ``form``.
 
-    With ``g = sum(grad_y)`` and ``h = sum(grad_y * (x - mean))``, ``n = count`` and
-    ``freedom = n - correction``:
+    ``var = m2 / freedom`` and ``inv_std = 1 / sqrt(var + eps)``, 0 where that divides by 0.
+    """
+    width, zero = table.shape[1], splat(0.0)
+    for c in range(channels.first, channels.stop, LANES):
+        n = channels.stop - c
+        mean, low, m2 = merged(parts, numbers, layout, c, n)
+        var = m2 / splat(freedom)
+        std = square_root(var + splat(eps))
+        store_upto(table, MEAN * width + c, n, mean)
+        store_upto(table, MEAN_LOW * width + c, n, low)
+        store_upto(table, M2 * width + c, n, m2)
+        store_upto(table, VAR * width + c, n, var)
+        store_upto(table, INV_STD * width + c, n, where_at_most(std, zero, zero, splat(1.0) / std))
+        affine = load_upto(table, GAMMA * width + c, n), load_upto(table, BETA * width + c, n)
+        write_coefficients(form, c, n, mean, low, std, affine)
+
+
+class Counts(NamedTuple):
+    """How many values a channel has: in all, and less the correction."""
+
+    number: float
+    freedom: float
+
+
+@helper
+def finish_sums(
+    parts: Any,
+    layout: Layout,
+    channels: Channels,
+    table: Any,
+    sums: Any,
+    form: Any,
+    counts: Counts,
+) -> None:
+    """Add the parts of some channels; write their two ``sums``, and the coefficients of `backward` to ``form``.
+
+    And there the gradients of gamma and beta. With ``g = sum(grad_y)`` and ``h = sum(grad_y * (x - mean))``:
     ``grad_x = gamma * inv_std * (grad_y - g/n - (x - mean) * inv_std * (inv_std * h / freedom))``.
     Both means are rounded to the dtype of ``form``, and ``rest`` holds what that leaves.
     """
     width = table.shape[1]
-    for c in range(first, stop, LANES):
-        n = stop - c
+    for c in range(channels.first, channels.stop, LANES):
+        n = channels.stop - c
+        g, h = added(parts, SUM_GRAD, layout, c, n), added(parts, SUM_PRODUCT, layout, c, n)
+        store_upto(sums, SUM_GRAD * width + c, n, g)
+        store_upto(sums, SUM_PRODUCT * width + c, n, h)
         mean = load_upto(table, MEAN * width + c, n)
         inv_std = load_upto(table, INV_STD * width + c, n)
-        g = load_upto(sums, SUM_GRAD * width + c, n)
-        of_gamma = load_upto(sums, SUM_PRODUCT * width + c, n) * inv_std
-        grad_mean = g / splat(count)
+        of_gamma = h * inv_std
+        grad_mean = g / splat(counts.number)
         scale = load_upto(table, GAMMA * width + c, n) * inv_std
-        slope = splat(-1.0) * scale * (of_gamma / splat(freedom))
+        slope = splat(-1.0) * scale * (of_gamma / splat(counts.freedom))
         of_grad = (grad_mean - widen(narrow(form, grad_mean))) * widen(narrow(form, scale))
         of_x = (mean - widen(narrow(form, mean))) * inv_std * widen(narrow(form, slope))
         rest = splat(-1.0) * (of_grad + of_x)

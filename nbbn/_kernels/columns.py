@@ -47,6 +47,7 @@ from nbbn._kernels.elementwise import (
 from nbbn._kernels.loops import GROUP, sum_strip, write_rows, write_strips
 from nbbn._kernels.memory import ONE, ZERO, Rows
 from nbbn._kernels.statistics import (
+    Layout,
     Samples,
     deviations_of_row,
     moments_from_sums,
@@ -141,6 +142,15 @@ def block_of(x: Any, width: int, tile: int, task: int) -> Block:
     row = part % parts * depth
     stop = smaller(first + tile, width)
     return Block(part // parts, row, smaller(depth, rows - row), first, stop)
+
+
+@inlined
+def layout_of(x: Any, parts: Any, channels: int) -> Layout:
+    """Return where the sums of a channel stand in the parts."""
+    fold = parts.shape[2] // x.shape[2]
+    rest = x.shape[1] % fold  # rows of the last part, which folding left over
+    number = (parts.shape[1] - 1) * fold + rest if rest else parts.shape[1] * fold
+    return Layout(number, fold, x.shape[2] // channels)
 
 
 @inlined

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbbn._compiler.jit import helper, inlined
+from nbbn._compiler.jit import inlined
 from nbbn._compiler.memory import outer_stride, row_stride
 
 
@@ -44,9 +44,3 @@ def column_of(array: Any, outer: int, row: int, first: int) -> Rows:
 def one_row(array: Any, index: int) -> Rows:
     """Return what stands from ``index`` on as one row."""
     return Rows(array, index, ZERO)
-
-
-@helper
-def scratch(rows: int, columns: int) -> Any:
-    """Return an empty table of float64."""
-    return np.empty((rows, columns))

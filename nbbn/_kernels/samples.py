@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from nbbn._compiler.jit import helper
-from nbbn._compiler.vectors import working_dtype
+from nbbn._compiler.jit import allocating, helper
+from nbbn._compiler.memory import load_upto
+from nbbn._compiler.vectors import LANES, splat, widen, working_dtype
 from nbbn._kernels import columns, runs
-from nbbn._kernels.coefficients import inference_form
-from nbbn._kernels.memory import ZERO, scratch
+from nbbn._kernels.coefficients import write_coefficients
 from nbbn._kernels.steps_of_columns import infer_columns, moments_of_columns
 from nbbn._kernels.steps_of_runs import infer_runs, moments_of_runs
-from nbbn._kernels.table import BETA, GAMMA, LAYER_ROWS, M2, MEAN, STATISTICS_ROWS, VAR
+from nbbn._kernels.table import M2, MEAN, STATISTICS_ROWS
 
 SMALL_INNER = 16  # below, a run is only a partial vector; see `nbbn._engine.views`
 FEW_ROWS = 8
@@ -28,8 +28,8 @@ _moments_of_runs = helper(moments_of_runs.function)
 _moments_of_columns = helper(moments_of_columns.function)
 _width_to_sum = helper(columns.width_to_sum)
 _width_to_write = helper(columns.width_to_write)
-_numbers_of_columns = helper(columns.numbers_of_parts)
-_numbers_of_runs = helper(runs.numbers_of_parts)
+_numbers_of_columns = allocating(columns.numbers_of_parts)
+_numbers_of_runs = allocating(runs.numbers_of_parts)
 
 
 @helper
@@ -38,16 +38,16 @@ def are_runs(outer: int, channels: int, inner: int) -> bool:
     return channels == 1 or inner >= SMALL_INNER or (inner > 1 and outer < FEW_ROWS)
 
 
-@helper
+@allocating
 def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
     """Write ``out3 = (x3 - center) * scale + shift``; there are values."""
     outer, channels, inner = x3.shape
-    table = scratch(LAYER_ROWS, channels)
-    for c in range(channels):
-        table[MEAN, c], table[VAR, c] = center[c], 1.0
-        table[GAMMA, c], table[BETA, c] = scale[c], shift[c]
     form = np.empty((3, channels), working_dtype(x3))
-    inference_form(table, ZERO, channels, 0.0, form)
+    for c in range(0, channels, LANES):
+        n = channels - c
+        affine = widen(load_upto(scale, c, n)), widen(load_upto(shift, c, n))
+        mean = widen(load_upto(center, c, n))
+        write_coefficients(form, c, n, mean, splat(0.0), splat(1.0), affine)
     if are_runs(outer, channels, inner):
         _infer_runs(x3, out3, None, None, form, (), 0.0, 0)
         return
@@ -63,11 +63,11 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
     _infer_columns(x, y, None, None, form, (), 0.0, 0)
 
 
-@helper
+@allocating
 def moments_of_sample(x3: Any, mean: Any, m2: Any) -> None:
     """Write the mean and m2 of each channel; there are values."""
     outer, channels, inner = x3.shape
-    table, form = scratch(STATISTICS_ROWS, channels), np.empty((3, channels), working_dtype(x3))
+    table, form = np.empty((STATISTICS_ROWS, channels)), np.empty((3, channels), working_dtype(x3))
     if are_runs(outer, channels, inner):
         numbers = _numbers_of_runs(outer, inner)
         parts = np.empty((3, numbers.size, channels))

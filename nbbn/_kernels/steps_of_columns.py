@@ -26,7 +26,7 @@ from nbbn._compiler.jit import (
     Table,
     step,
 )
-from nbbn._kernels.coefficients import gradient_form, inference_form
+from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
 from nbbn._kernels.columns import (
     TILE,
     WIDE_TILE,
@@ -37,12 +37,12 @@ from nbbn._kernels.columns import (
     activation_gradient_tile,
     add_up_tile,
     differentiate_tile,
+    layout_of,
     look_at_tile,
     normalize_tile,
     tasks_of,
 )
 from nbbn._kernels.memory import ZERO
-from nbbn._kernels.statistics import add_parts, merge_parts, write_variances
 
 
 @step
@@ -88,12 +88,10 @@ def moments_of_columns(
 
     Reads x once; ``ahead``, asks for rows ahead of time. Parallel over tiles of columns of parts of the rows.
     """
-    channels, left = table.shape[1], x.shape[1] * x.shape[2] % parts.shape[2]
     for task in prange(tasks_of(x, parts.shape[2], TILE)):
         look_at_tile(x, Learned(weights, numbers, parts, ahead), np.intp(task))
-    merge_parts(parts, numbers, ZERO, channels, x.shape[2], left, table)
-    write_variances(table, ZERO, channels, freedom, eps)
-    inference_form(table, ZERO, channels, eps, form)
+    layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
+    finish_moments(parts, numbers, layout, every, table, form, freedom, eps)
 
 
 @step
@@ -119,11 +117,10 @@ def gradient_sums_of_columns(
     Where ``mask`` is 0, one number a row, x may be NaN. Reads both arrays once. Parallel over tiles of
     columns of parts of the rows.
     """
-    channels, left = table.shape[1], x.shape[1] * x.shape[2] % parts.shape[2]
     for task in prange(tasks_of(x, parts.shape[2], TILE)):
         add_up_tile(grad_y, x, Sums(mask, means, parts, ahead), np.intp(task))
-    add_parts(parts, ZERO, channels, x.shape[2], left, sums)
-    gradient_form(table, sums, ZERO, channels, count, freedom, form)
+    layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
+    finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
 
 
 @step

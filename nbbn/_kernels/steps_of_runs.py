@@ -23,7 +23,7 @@ from nbbn._compiler.jit import (
     step,
 )
 from nbbn._compiler.vectors import larger, smaller
-from nbbn._kernels.coefficients import gradient_form, inference_form
+from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
 from nbbn._kernels.memory import ONE, ZERO
 from nbbn._kernels.runs import (
     PIECE,
@@ -39,7 +39,7 @@ from nbbn._kernels.runs import (
     normalize_channel,
     normalize_runs,
 )
-from nbbn._kernels.statistics import add_parts, merge_parts, write_variances
+from nbbn._kernels.statistics import Layout
 
 
 @step
@@ -94,9 +94,8 @@ def moments_of_runs(
         part, first = np.intp(task // groups), np.intp(task % groups) * group
         stop = smaller(first + group, channels)
         look_at_group(x, Learned(weights, numbers, parts), first, stop, part)
-    merge_parts(parts, numbers, ZERO, channels, channels, ZERO, table)
-    write_variances(table, ZERO, channels, freedom, eps)
-    inference_form(table, ZERO, channels, eps, form)
+    layout, every = Layout(parts.shape[1], ONE, ONE), Channels(ZERO, channels)
+    finish_moments(parts, numbers, layout, every, table, form, freedom, eps)
 
 
 @step
@@ -125,9 +124,8 @@ def train_channels(
         c = np.intp(task)
         for part in range(number):
             look_at_group(x, Learned(weights, numbers, parts), c, c + 1, part)
-        merge_parts(parts, numbers, c, c + 1, channels, ZERO, table)
-        write_variances(table, c, c + 1, freedom, eps)
-        inference_form(table, c, c + 1, eps, form)
+        layout, one = Layout(number, ONE, ONE), Channels(c, c + 1)
+        finish_moments(parts, numbers, layout, one, table, form, freedom, eps)
         normalize_channel(x, Target(y, residual, None, form, kind, slope, streaming), c)
 
 
@@ -158,8 +156,8 @@ def gradient_sums_of_runs(
         part, first = np.intp(task // groups), np.intp(task % groups) * group
         stop = smaller(first + group, channels)
         add_up_group(grad_y, x, Sums(mask, table, parts), first, stop, part)
-    add_parts(parts, ZERO, channels, channels, ZERO, sums)
-    gradient_form(table, sums, ZERO, channels, count, freedom, form)
+    layout, every = Layout(parts.shape[1], ONE, ONE), Channels(ZERO, channels)
+    finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
 
 
 @step
@@ -200,6 +198,6 @@ def differentiate_channels(
         c = np.intp(task)
         for part in range(number):
             add_up_group(grad_y, x, Sums(mask, table, parts), c, c + 1, part)
-        add_parts(parts, c, c + 1, channels, ZERO, sums)
-        gradient_form(table, sums, c, c + 1, count, freedom, form)
+        layout, one = Layout(number, ONE, ONE), Channels(c, c + 1)
+        finish_sums(parts, layout, one, table, sums, form, Counts(count, freedom))
         differentiate_channel(grad_y, x, GradientTarget(grad_x, mask, form, streaming), c)
