@@ -87,6 +87,11 @@ def load(array: Any, index: int) -> Any:
     return _decode(_memory(array, index, LANES))
 
 
+def lanes(number: int) -> Any:
+    """Room for ``number`` float64 vectors."""
+    return np.empty(number * LANES)
+
+
 def load_upto(array: Any, index: int, count: int) -> Any:
     """Sixteen values from ``index`` on, or the first ``count`` of them and zeros; None of None."""
     if array is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import config, types
+from numba.core import cgutils
 
 from nbbn._compiler import formats
 from nbbn._compiler.vectors import (
@@ -30,14 +31,30 @@ _LINE = 64  # bytes of a cache line
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """Address of element ``index`` of a 1-d array, as a pointer to a vector."""
-    data = context.make_array(array_type)(context, builder, value=array).data
+    """Address of element ``index`` of an array, or of `lanes`, as a pointer to a vector."""
+    if isinstance(array_type, types.CPointer):
+        data = array
+    else:
+        data = context.make_array(array_type)(context, builder, value=array).data
     element = builder.gep(data, [index])
     return builder.bitcast(element, _stored_vector(array_type.dtype).as_pointer())
 
 
 def _itemsize(dtype: types.Type) -> int:
     return int(dtype.bitwidth) // 8
+
+
+@_intrinsic
+def lanes(typingctx: Any, number: Any) -> Any:
+    """Room for a constant ``number`` of float64 vectors, as long as the function runs; of no certain content."""
+    if not isinstance(number, types.IntegerLiteral):
+        return None
+    size = number.literal_value * LANES
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return cgutils.alloca_once(builder, ir.DoubleType(), size=ir.Constant(_INT32, size))
+
+    return types.CPointer(types.float64)(number), codegen
 
 
 def load_vector(
@@ -319,6 +336,7 @@ if config.DISABLE_JIT:
     from nbbn._compiler.interpreted import (  # noqa: F401
         at,
         fence,
+        lanes,
         load,
         load_every,
         load_upto,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nbbn._engine import machine, threads
 from nbbn._engine.views import SMALL_INNER, View, same_memory
+from nbbn._kernels.runs import GROUP
 
 Array = NDArray[Any]
 
@@ -30,7 +31,6 @@ _LONG = 1 << 10
 
 # Of a group of neighbouring channels (see `group_of`):
 _RUN = 1 << 10  # values of neighbouring runs that make a stream
-_SLAB = 1 << 16  # values of a group at most: in float32, x and y fill half of a core's 1 MB
 _GROUPS = 16  # at least
 
 
@@ -106,13 +106,12 @@ def _plan(
 def group_of(view: View) -> int:
     """Return how many neighbouring channels are worked on together.
 
-    So many that their runs make a stream, if all of them then fit a core's own cache, and there are
-    groups enough to share out.
+    So many that their runs make a stream, if there are groups enough to share out.
     """
     if not view.runs:
         return 1
-    outer, channels, inner = view.shape
-    return max(1, min(_RUN // inner, _SLAB // (outer * inner), channels // _GROUPS))
+    _, channels, inner = view.shape
+    return max(1, min(_RUN // inner, GROUP, channels // _GROUPS))
 
 
 def _why_pass_by_pass(view: View, passes: int, large: bool, few: bool) -> str | None:

@@ -11,30 +11,29 @@ from typing import Any
 
 from nbbn._compiler.jit import inlined
 from nbbn._compiler.memory import put, store_first, to_line
-from nbbn._compiler.vectors import LANES, first_of, fma, smaller, splat
+from nbbn._compiler.vectors import LANES, first_of, fma, smaller
 from nbbn._kernels.memory import ZERO, Rows
 
 GROUP = 8  # rows side by side
 
 
 @inlined
-def sum_runs(terms: Any, read: Any, rows: int, length: int, about: Any) -> tuple[Any, Any]:
-    """Return ``sum(a)`` and ``sum(a * d)`` over some rows, in sixteen lanes; ``a, d = terms(...)``.
+def sum_run(terms: Any, read: Any, row: int, length: int, about: Any, sums: Any) -> Any:
+    """Add ``sum(a)`` and ``sum(a * d)`` of a row, in sixteen lanes, to ``sums``; ``a, d = terms(...)``.
 
     Of a partial vector both must be 0 behind its end.
     """
-    s = q = splat(0.0)
-    for row in range(rows):
-        k = 0
-        while k + LANES <= length:
-            a, d = terms(read, row, k, LANES, about)
-            s = s + a
-            q = fma(a, d, q)
-            k += LANES
-        if k < length:
-            a, d = terms(read, row, k, length - k, about)
-            s = s + a
-            q = fma(a, d, q)
+    s, q = sums
+    k = 0
+    while k + LANES <= length:
+        a, d = terms(read, row, k, LANES, about)
+        s = s + a
+        q = fma(a, d, q)
+        k += LANES
+    if k < length:
+        a, d = terms(read, row, k, length - k, about)
+        s = s + a
+        q = fma(a, d, q)
     return s, q
 
 
