@@ -537,7 +537,7 @@ the library is faster. "Of the limit" is nbbn's time over the yardstick's.
 
 _REPEAT = """
 ```console
-pip install ".[bench,demo]"
+pip install ".[all]" --group bench
 python -m benchmarks.compare --record --json FILE
 python -m benchmarks.startup --json benchmarks/startup.json
 python -m benchmarks.performance FILE

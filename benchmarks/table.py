@@ -75,7 +75,14 @@ def plain_results(record: dict[str, Any]) -> list[dict[str, Any]]:
 def table(record: dict[str, Any]) -> str:
     """Return the table and what it was measured with, as Markdown."""
     results = plain_results(record)
+    machine, versions = record["machine"], record["versions"]
+    largest = max(machine["caches"], key=lambda cache: int(cache["size"].rstrip("K")))
+    shapes = {tuple(r["shape"]) for r in results}
+    tables = ", ".join(str(shape) for shape in sorted(shapes & TABLES))
     lines = [
+        "How many times faster nbbn is: the time of the other library divided by nbbn's, as the geometric mean and "
+        "the range over all shapes. **Above 1, nbbn is faster.**",
+        "",
         "| | threads | torch, images | torch, (N, C) | NumPy, images | NumPy, (N, C) |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
@@ -87,16 +94,11 @@ def table(record: dict[str, Any]) -> str:
                 for images in (True, False)
             ]
             lines.append(f"| {operation} | {threads} | {' | '.join(cells)} |")
-    machine, versions = record["machine"], record["versions"]
-    largest = max(record["machine"]["caches"], key=lambda cache: int(cache["size"].rstrip("K")))
-    shapes = {tuple(r["shape"]) for r in results}
-    images = len(shapes & IMAGES)
-    tables = ", ".join(str(shape) for shape in sorted(shapes & TABLES))
     lines += [
         "",
-        f"Time of the peer divided by nbbn's, geometric mean and range: {images} shapes of ResNet-50 at "
-        f"batch {BATCH}, and {tables}; float32, new result arrays on both sides, medians of interleaved "
-        f"rounds, each library in a process of its own. {machine['cpu']}, {machine['cores']} cores, "
+        f"Images: {len(shapes & IMAGES)} shapes of ResNet-50 at batch {BATCH}. (N, C): {tables}. float32, new "
+        "results on both sides, medians of interleaved rounds, each library in a process of its own. "
+        f"{machine['cpu']}, {machine['cores']} cores, "
         f"{int(largest['size'].rstrip('K')) // 1024} MB of L{largest['level']}; "
         + ", ".join(f"{name} {v}" for name, v in versions.items() if name in VERSIONS)
         + f"; {record['date'][:10]}.",

@@ -1,6 +1,11 @@
 """Sphinx configuration: python -m sphinx -W docs docs/_build/html."""
 
+import sys
+from pathlib import Path
+
 import nbbn
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "nbbn"
 author = "nbbn contributors"
@@ -8,27 +13,38 @@ copyright = "nbbn contributors"
 version = release = nbbn.__version__
 
 extensions = [
+    "mathml",
     "myst_parser",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
 ]
 exclude_patterns = ["_build"]
+templates_path = ["_templates"]
 
-myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+html_math_renderer = "mathml"
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 
-autosummary_generate = False  # the reference is one page, api.md
 autodoc_typehints = "none"  # numpydoc's sections name the types
+autosummary_generate = True  # a page for each public object
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "nbbn"
 html_theme_options = {
     "navbar_end": ["theme-switcher"],
+    "navigation_with_keys": False,
+    "show_nav_level": 2,
     "show_prev_next": True,
     "footer_end": [],
 }
+html_sidebars = {"index": [], "quickstart": [], "cheatsheet": []}
 html_show_sourcelink = False

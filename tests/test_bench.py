@@ -220,7 +220,7 @@ def test_without_matplotlib(no_race, capsys, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "nbbn.cli._bench_plot", raising=False)
     monkeypatch.delattr(nbbn.cli, "_bench_plot", raising=False)
     assert main(["bench", "--plot", str(tmp_path / "bars.svg")]) == 2
-    check_error(capsys, "matplotlib", 'pip install "nbbn[demo]"')
+    check_error(capsys, "matplotlib", 'pip install ".[demo]"')
 
 
 @pytest.mark.usefixtures("small")

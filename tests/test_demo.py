@@ -336,7 +336,7 @@ def test_bar_on_a_terminal(small_experiment, capsys, monkeypatch):
 def test_without_scikit_learn(no_training, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert main(["demo"]) == 2
-    check_error(capsys, "scikit-learn", 'pip install "nbbn[demo]"')
+    check_error(capsys, "scikit-learn", 'pip install ".[demo]"')
 
 
 def test_without_matplotlib(no_training, capsys, monkeypatch, tmp_path):
@@ -345,7 +345,7 @@ def test_without_matplotlib(no_training, capsys, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "nbbn.cli._plot", raising=False)
     monkeypatch.delattr(nbbn.cli, "_plot", raising=False)
     assert main(["demo", "--plot", str(tmp_path / "curves.png")]) == 2
-    check_error(capsys, "matplotlib", 'pip install "nbbn[demo]"')
+    check_error(capsys, "matplotlib", 'pip install ".[demo]"')
 
 
 def check_error(capsys, *expected):

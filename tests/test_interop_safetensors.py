@@ -199,7 +199,7 @@ def test_files_that_are_not_there(path):
 def test_without_the_library_the_error_names_the_extra(call, path, monkeypatch):
     for name in ("safetensors", "safetensors.numpy"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"safetensors: .* installed .*nbbn\[safetensors\]"):
+    with pytest.raises(ImportError, match=r"safetensors: .* installed .*nbbn: .*\[safetensors\]"):
         call(path)
     assert not path.exists()
 

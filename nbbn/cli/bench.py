@@ -57,7 +57,7 @@ QUICK: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 256, 14, 14), (32, 2048, 7, 7
 QUICK_FUSED: tuple[Shape, ...] = ((32, 256, 14, 14), (128, 256))
 """Of these the ones that a fused operation is measured on, too: images and a table."""
 
-_INSTALL = 'pip install "nbbn[demo]"'
+_INSTALL = 'pip install ".[demo]" in a checkout of nbbn'
 
 # rounds of a race at most, and the seconds after which it ends
 _THOROUGH = (15, 1.5)

@@ -18,7 +18,7 @@ from nbbn.cli._progress import Progress
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_INSTALL = 'pip install "nbbn[demo]"'
+_INSTALL = 'pip install ".[demo]" in a checkout of nbbn'
 _EPOCHS = 20
 _LINE = "{:>8}  {:13}  {:>8}  {:>7}  {:>17}"
 _WIDTH = 79

@@ -24,13 +24,16 @@ _MOST_SHOWN = 8  # keys in a message
 
 
 def required(module: str) -> Any:
-    """Return a module of a library that is named like nbbn's extra for it."""
+    """Return a module of a library; the extras of nbbn are named like theirs, torch is none."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         library = module.partition(".")[0]
+        how = f"in a checkout of nbbn: pip install '.[{library}]'"
+        if library == "torch":
+            how = "pip install torch"
         raise ImportError(
-            f"{library}: expected it to be installed (pip install 'nbbn[{library}]'), got: {error}"
+            f"{library}: expected it to be installed ({how}), got: {error}"
         ) from error
 
 
