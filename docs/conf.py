@@ -39,6 +39,8 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "nbbn"
+html_static_path = ["_static"]
+html_css_files = ["nbbn.css"]
 html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "navigation_with_keys": False,
@@ -46,5 +48,5 @@ html_theme_options = {
     "show_prev_next": True,
     "footer_end": [],
 }
-html_sidebars = {"index": [], "quickstart": [], "cheatsheet": []}
+html_sidebars = {"index": []}
 html_show_sourcelink = False

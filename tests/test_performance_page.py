@@ -56,7 +56,7 @@ def test_the_page_is_that_of_the_recorded_run(performance):
     text = performance.PAGE.read_text("utf-8")
     assert text == performance.page(recorded, performance.read_startup())
     assert performance.PICTURE.is_file()
-    assert "\nperformance\n" in (ROOT / "docs" / "index.md").read_text("utf-8")
+    assert "\nperformance\n" in (ROOT / "docs" / "background.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", SETS)
