@@ -113,3 +113,20 @@ def test_the_table_of_times_is_that_of_the_recorded_run(monkeypatch):
     text = README.read_text("utf-8")
     assert table.with_table(text, record) == text
     assert "torch" in table.table(record)
+
+
+def test_the_picture_of_speed_is_that_of_the_recorded_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    table, picture = (
+        importlib.import_module(f"benchmarks.{name}") for name in ("table", "picture")
+    )
+    results = table.plain_results(json.loads(table.RECORDED.read_text("utf-8")))
+    expected = sorted(
+        f"{picture.mean_ratio(results, operation, peer, images):.1f} x"
+        for operation in table.OPERATIONS
+        for peer in ("torch", "numpy")
+        for images in (True, False)
+    )
+    for path in picture.FILES.values():
+        assert sorted(re.findall(r"\d+\.\d x", path.read_text("utf-8"))) == expected
+        assert path.name in README.read_text("utf-8")
