@@ -94,9 +94,11 @@ class SyncBatchNorm(BatchNorm):
     """
 
     __module__ = "nbbn.distributed"  # where users find it, and pickles
+    __slots__ = ("_peers",)
 
     def __init__(self, num_features: int, *, comm: Any, **options: Any) -> None:
-        super().__init__(num_features, **options)
+        # Each worker must have them before the first exchange.
+        super().__init__(_checks.positive_integer("num_features", num_features), **options)
         self.comm = comm
 
     @property
@@ -264,11 +266,6 @@ class SyncBatchNorm(BatchNorm):
             form = steps.gradient_coefficients(last.table, sums, *rest)
             steps.write_gradient(grad_y, x, index, form, grad_x, weights)
         return grad_x, sums
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        del state["attributes"]["_peers"]
-        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._peers = None

@@ -53,7 +53,7 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     >>> import numpy as np, nbbn
     >>> gamma, beta, mean, var = np.ones((4, 3), np.float32)
     >>> nbbn.interop.from_keras([gamma, beta, mean, var])
-    BatchNorm(3, axis=-1, eps=0.001, momentum=0.01, running_correction=0.0)
+    BatchNorm(3, axis=-1, eps=0.001, momentum=0.01, running_correction=0.0, inference)
     """
     if isinstance(obj, list | tuple):
         return _from_weights(obj, axis)

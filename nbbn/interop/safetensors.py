@@ -62,7 +62,7 @@ def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
     ...     path = os.path.join(folder, "bn.safetensors")
     ...     nbbn.interop.save_safetensors(nbbn.BatchNorm(3, axis=-1, momentum=None), path)
     ...     nbbn.interop.load_safetensors(path)
-    BatchNorm(3, axis=-1, momentum=None)
+    BatchNorm(3, axis=-1, momentum=None, training)
     """
     state = _layers.instance(bn).state_dict()
     library = _layers.required("safetensors.numpy")
@@ -115,7 +115,7 @@ def load_safetensors(path: str | os.PathLike[str], *, prefix: str = "") -> Batch
     ...     path = os.path.join(folder, "network.safetensors")
     ...     safetensors.numpy.save_file(arrays, path)
     ...     nbbn.interop.load_safetensors(path, prefix="bn1")
-    BatchNorm(3, scale=False, center=False, dtype='float64')
+    BatchNorm(3, scale=False, center=False, dtype='float64', training)
     """
     library = _layers.required("safetensors")
     kind = "a safetensors file with this layer"
@@ -171,9 +171,9 @@ def _load_own(file: _File) -> BatchNorm:
     options = json.loads(file.metadata[_OPTIONS])
     training = options.pop("training")
     shapes = [entry["shape"] for name, entry in file.entries.items() if name != _layers.COUNTER]
-    features = options["num_features"]  # the layer takes memory for that many
+    features = options["num_features"]  # the layer takes memory for that many; None: not built
     if any(shape != [features] for shape in shapes) or (
-        not shapes and features > state_files.FEW_FEATURES
+        not shapes and (features or 0) > state_files.FEW_FEATURES
     ):
         raise ValueError(f"num_features: expected that of the arrays, {shapes}, got {features!r}")
     bn = BatchNorm(**options).train(training)

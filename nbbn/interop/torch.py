@@ -132,6 +132,8 @@ def to_torch_state_dict(bn: BatchNorm) -> dict[str, Any]:
     ------
     ImportError
         Where torch is not installed.
+    RuntimeError
+        Where the layer is not built yet.
     TypeError
         Where ``bn`` is not a BatchNorm.
 
@@ -146,7 +148,8 @@ def to_torch_state_dict(bn: BatchNorm) -> dict[str, Any]:
     >>> sorted(state)
     ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
     """
-    state = _layers.instance(bn).state_dict()
+    _layers.instance(bn)._check_built("bn")
+    state = bn.state_dict()
     torch = _layers.required("torch")
     if "beta" in state:
         state.setdefault("gamma", np.ones(bn.num_features, bn.dtype))

@@ -1,4 +1,4 @@
-"""The layer: forward in training and inference, and backward; `_state` holds what it knows."""
+"""The layer: forward in training and inference, and backward; `_state` and `_storage` hold what it knows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nbbn._engine import masks, steps
 from nbbn._engine.known import Known
 from nbbn._kernels import table as rows
 from nbbn.layer._forward import Call, Forward, Snapshot, is_unchanged, token_of
-from nbbn.layer._state import LayerState
+from nbbn.layer._storage import StoredLayer
 from nbbn.layer.frozen import FrozenBatchNorm
 from nbbn.moments import Moments, of_table
 
 Array = NDArray[Any]
 
 
-class BatchNorm(LayerState):
+class BatchNorm(StoredLayer):
     r"""Batch normalization of the activations of a layer, with learned scale and shift.
 
     .. math:: y = \frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \varepsilon}}\,\gamma + \beta
@@ -34,8 +34,9 @@ class BatchNorm(LayerState):
 
     Parameters
     ----------
-    num_features : int
-        C, the number of channels.
+    num_features : int, optional
+        C, the number of channels. None: the first forward sees how many there are, `build` and
+        `load_state_dict` are told; the arrays are None until then.
     axis : int, default 1
         The channel axis of the input; may be negative.
     eps : float, default 1e-5
@@ -122,6 +123,7 @@ class BatchNorm(LayerState):
     """
 
     __module__ = "nbbn"  # where users find it, and pickles
+    __slots__ = ()
 
     def __call__(
         self,
@@ -194,6 +196,9 @@ class BatchNorm(LayerState):
                 return found
         values = _checks.array("x", x, _checks.HALVES)
         index = _checks.axis(self._axis, values.ndim)
+        if not self._num_features:
+            given = {"training": training, "mask": mask, "residual": residual, "out": out}
+            return self._call_first(values, index, given)
         _checks.channels(values, index, self._num_features)
         weights = None if mask is None else masks.of_mask(mask, values.shape, index)
         mode = self._training if training is None else _checks.flag("training", training)
@@ -209,6 +214,19 @@ class BatchNorm(LayerState):
             y = self._infer(call)
         self._known.learn(x, index)
         return y if out is None else out  # a subclass or a tensor too
+
+    def _call_first(self, x: Array, index: int, given: dict[str, Any]) -> Array:
+        """Forward of a layer that is built by it, if it does not raise."""
+        with self._lock:
+            if not self._num_features:  # no other thread was faster
+                trial = BatchNorm(**{**self._options(), "num_features": x.shape[index]})
+                trial.training = self.training
+                y = trial(x, **given)
+                self._counter[0], self._batch = trial._counter[0], trial._batch
+                self._set_table(x.shape[index], trial._table)
+                self._keep(trial._here.last)
+                return y
+        return self(x, **given)
 
     def _call_known(self, known: Known, x: Array, training: Any, out: Any) -> Array | None:
         """Forward of an array like one before; None where that takes a closer look."""
@@ -289,6 +307,7 @@ class BatchNorm(LayerState):
 
     def _begin_collecting(self) -> None:
         """Collect moments from now on, and leave the running statistics alone; see `nbbn.calibrate`."""
+        self._check_built("layers")
         with self._lock:
             if self._collected is not None:
                 raise ValueError(f"layers: expected none twice at a time, got {self!r} again")
@@ -455,8 +474,10 @@ class BatchNorm(LayerState):
 
         Raises
         ------
+        RuntimeError
+            Where the layer is not built yet.
         ValueError
-            Where the layer has no running statistics.
+            Where it has no running statistics.
 
         Examples
         --------
@@ -467,6 +488,7 @@ class BatchNorm(LayerState):
         >>> frozen.center
         array([0., 0., 0.])
         """
+        self._check_built("freeze")
         if self._running_mean is None:
             raise ValueError("freeze: expected a layer with running statistics, got one without")
         with self._lock:
