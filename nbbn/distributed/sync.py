@@ -43,7 +43,7 @@ class SyncBatchNorm(BatchNorm):
         takes tensors in the CPU's memory ("gloo"), or any object with ``allgather(array)`` that
         returns the arrays of all workers as a list, in the same order for each.
     **options
-        Those of `nbbn.BatchNorm`.
+        Those of `nbbn.BatchNorm`, but no ``virtual_batch_size``.
 
     Attributes
     ----------
@@ -97,6 +97,11 @@ class SyncBatchNorm(BatchNorm):
     __slots__ = ("_peers",)
 
     def __init__(self, num_features: int, *, comm: Any, **options: Any) -> None:
+        if options.get("virtual_batch_size") is not None:
+            raise ValueError(
+                "virtual_batch_size: expected None, as statistics are those of all workers, "
+                f"got {options['virtual_batch_size']!r}"
+            )
         # Each worker must have them before the first exchange.
         super().__init__(_checks.positive_integer("num_features", num_features), **options)
         self.comm = comm

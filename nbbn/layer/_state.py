@@ -18,7 +18,7 @@ from nbbn._engine.steps import Epilogue
 from nbbn._files import state as state_files
 from nbbn._kernels import table as rows
 from nbbn.layer._forward import Forward, Snapshot
-from nbbn.moments import Moments
+from nbbn.moments import Moments, of_table
 
 Array = NDArray[Any]
 
@@ -37,6 +37,9 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "running_correction": functools.partial(_checks.real, least=0.0),
     "activation": lambda _, value: _checks.activation(value),
     "negative_slope": _checks.real,
+    "virtual_batch_size": lambda name, value: (
+        None if value is None else _checks.positive_integer(name, value)
+    ),
     "on_nonfinite": functools.partial(_checks.choice, accepted=("propagate", "raise", "skip")),
     "dtype": _checks.dtype,
 }
@@ -70,6 +73,7 @@ class LayerState:
     _track_running_stats: bool
     _activation: str | None
     _negative_slope: float
+    _virtual_batch_size: int | None
     _on_nonfinite: str
     _dtype: np.dtype[Any]
     _gamma: Array | None
@@ -95,6 +99,7 @@ class LayerState:
         running_correction: float = 1,
         activation: str | None = None,
         negative_slope: float = 0.01,
+        virtual_batch_size: int | None = None,
         on_nonfinite: str = "propagate",
         dtype: Any = np.float32,
     ) -> None:
@@ -245,6 +250,11 @@ class LayerState:
     @negative_slope.setter
     def negative_slope(self, value: float) -> None:
         self._set("negative_slope", value)
+
+    @property
+    def virtual_batch_size(self) -> int | None:
+        """Samples whose statistics are taken at a time in training; None: all of a batch."""
+        return self._virtual_batch_size
 
     @property
     def on_nonfinite(self) -> str:
@@ -411,3 +421,59 @@ class LayerState:
         self.reset_running_stats()
         self._table[rows.GAMMA] = 1.0
         self._table[rows.BETA] = 0.0
+
+    def _move(self, table: Array, count: float, accepted: bool) -> None:
+        """Keep the statistics of ``count`` values a channel; if ``accepted``, move the running ones, too."""
+        with self._lock:
+            self._batch = table
+            if accepted and self._running_mean is not None:
+                if self._collected is None:
+                    self._track(table, count)
+                else:
+                    self._collected = self._collected.merge(of_table(count, table))
+                    self._num_collected += 1
+
+    def _begin_collecting(self) -> None:
+        """Collect moments from now on, and leave the running statistics alone; see `nbbn.calibrate`."""
+        self._check_built("layers")
+        with self._lock:
+            if self._collected is not None:
+                raise ValueError(f"layers: expected none twice at a time, got {self!r} again")
+            self._collected, self._num_collected = Moments.empty(self._num_features), 0
+
+    def _end_collecting(self) -> tuple[Moments, int]:
+        """Return the moments of all the data since `_begin_collecting`, and the number of batches."""
+        with self._lock:
+            found, number = self._collected, self._num_collected
+            self._collected, self._num_collected = None, 0
+        return found or Moments.empty(self._num_features), number
+
+    def _set_population(self, moments: Moments, batches: int) -> None:
+        """Make these the running statistics."""
+        var = moments.var(self._running_correction)
+        with self._lock, np.errstate(all="ignore"):
+            self._table[rows.MEAN], self._table[rows.VAR] = moments.mean, var
+            self._counter[0] = batches
+
+    def _accepts(self, table: Array, count: float) -> bool:
+        """Whether the statistics are finite, also as running ones; with "raise" they must be."""
+        with np.errstate(all="ignore"):
+            mean = table[rows.MEAN].astype(self._dtype)
+            var = (table[rows.M2] / (count - self._running_correction)).astype(self._dtype)
+        finite = np.isfinite(mean) & np.isfinite(var)
+        if finite.all():
+            return True
+        if self._on_nonfinite == "raise":
+            channel = int(finite.argmin())
+            raise FloatingPointError(
+                "x: expected finite statistics in every channel, as on_nonfinite is 'raise', "
+                f"got mean {mean[channel]} and variance {var[channel]} in channel {channel}"
+            )
+        return False
+
+    def _track(self, table: Array, count: float) -> None:
+        momentum = self._momentum
+        if momentum is None:
+            momentum = 1.0 / (self.num_batches_tracked + 1)
+        divisor = count - self._running_correction
+        steps.move_averages(self._table, table, divisor, momentum, self._counter)
