@@ -93,6 +93,23 @@ def test_files_with_the_names_of_pytorch(prefix, dtype, path):
     assert bn._options() == nbbn.BatchNorm(3, dtype=dtype)._options()
 
 
+def test_a_file_of_a_whole_network(path):
+    ours = {f"b.{name}": np.asarray(value) for name, value in layer(5).state_dict().items()}
+    arrays = {**torch_arrays("a.0."), **ours, "fc.weight": np.ones((2, 2), np.int8)}
+    library.save_file(arrays, path)
+    layers = load_safetensors(path, eps=1e-3, momentum=None)
+    assert {name: bn.num_features for name, bn in layers.items()} == {"a.0": 3, "b": 5}
+    for name, bn in layers.items():
+        assert (bn.eps, bn.momentum, bn.training) == (1e-3, None, False)
+        one = load_safetensors(path, prefix=name, eps=1e-3)
+        assert (one.momentum, one.training) == (0.1, False)
+        assert_same_bits(one.gamma, bn.gamma)
+    library.save_file({**arrays, "b.gamma": np.ones(4, F32)}, path)
+    with pytest.raises(ValueError, match=r"b\.beta: expected shape"):
+        load_safetensors(path)
+    assert load_safetensors(path, prefix="a.0").num_features == 3
+
+
 def test_files_with_our_names_and_no_configuration(path):
     bn = layer(3, scale=False)
     state = {name: np.asarray(value) for name, value in bn.state_dict().items()}

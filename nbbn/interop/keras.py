@@ -99,7 +99,6 @@ def _from_weights(weights: Sequence[Any], axis: int) -> BatchNorm:
 def _layer(values: dict[str, tuple[str, Any]], axis: int, epsilon: Any, momentum: Any) -> BatchNorm:
     return _layers.make_layer(
         values,
-        training=False,
         axis=axis,
         eps=epsilon,
         momentum=_layers.complement(float(momentum)),
