@@ -90,9 +90,7 @@ def test_copies_and_pickles(clone):
     frozen(x)
     other = clone(frozen)
     assert_same_bits(other(x), frozen(x))
-    assert (
-        repr(other) == repr(frozen) == "<FrozenBatchNorm of 5 channels, axis=1, activation='relu'>"
-    )
+    assert repr(other) == repr(frozen) == "FrozenBatchNorm(5, axis=1, activation='relu')"
     with pytest.raises(ValueError, match="read-only"):
         other.scale[0] = 3
 

@@ -396,7 +396,7 @@ def test_the_activation_may_be_set_later():
 
 def test_the_options_are_kept(tmp_path):
     bn = nbbn.BatchNorm(3, activation="leaky_relu", negative_slope=0.3)
-    assert repr(bn) == "BatchNorm(3, activation='leaky_relu', negative_slope=0.3)"
+    assert repr(bn) == "BatchNorm(3, activation='leaky_relu', negative_slope=0.3, training)"
     bn.save(tmp_path / "bn.npz")
     loaded = nbbn.BatchNorm.load(tmp_path / "bn.npz")
     assert (loaded.activation, loaded.negative_slope) == ("leaky_relu", 0.3)

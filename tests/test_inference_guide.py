@@ -132,14 +132,15 @@ def sources(kind, state, folder):
     if kind == "torch state dict":
         _, module = torch_block(state)
         tensors = module.state_dict()
-        return [nbbn.interop.from_torch(tensors, prefix=f"bn{i}").eval() for i in "12"]
+        layers = nbbn.interop.from_torch(tensors)
+        return [layers["bn1"], layers["bn2"]]
     if kind == "onnx":
         layers = nbbn.interop.from_onnx(onnx_block(state))
         return [layers["bn1"], layers["bn2"]]
     library = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
     path = folder / "network.safetensors"
     library.save_file(state, path)
-    return [nbbn.interop.load_safetensors(path, prefix=f"bn{i}").eval() for i in "12"]
+    return [nbbn.interop.load_safetensors(path, prefix=f"bn{i}") for i in "12"]
 
 
 @pytest.mark.parametrize("kind", ["torch", "torch state dict", "onnx", "safetensors"])

@@ -33,8 +33,8 @@ def test_a_state_dict_of_arrays_needs_no_torch(dtype):
         assert_same_bits(getattr(bn, ours), source[theirs])
         assert not np.shares_memory(getattr(bn, ours), source[theirs])
     assert bn.num_batches_tracked == 7
-    assert repr(bn) == repr(nbbn.BatchNorm(3, dtype=dtype))  # PyTorch's defaults are ours
-    assert bn.training
+    assert bn._options() == nbbn.BatchNorm(3, dtype=dtype)._options()  # PyTorch's defaults are ours
+    assert not bn.training
 
 
 def test_importing_and_loading_arrays_imports_no_framework():
@@ -145,7 +145,7 @@ def test_a_value_of_another_type_is_a_type_error(changes, words):
 def test_a_forgotten_or_wrong_prefix_is_told():
     network = {**state("layer1.bn1."), "fc.weight": np.ones(3)}
     with pytest.raises(ValueError, match=r"prefixes of layers: 'layer1\.bn1'$"):
-        from_torch(network)
+        from_torch(network, prefix="layer1")
     with pytest.raises(ValueError, match=r"prefix: expected keys under 'bn1', got .*'fc\.weight'"):
         from_torch(network, prefix="bn1")
     with pytest.raises(ValueError, match="got none"):
@@ -310,12 +310,82 @@ def test_modules_that_compute_something_else_are_refused(torch):
 
     quantized = torch.ao.nn.quantized.BatchNorm2d
     others = [torch.nn.Linear(5, 5), torch.nn.InstanceNorm1d(5), torch.nn.LayerNorm(5), Other(5),
-              torch.nn.Sequential(torch.nn.BatchNorm1d(5)), quantized(5)]  # fmt: skip
+              torch.nn.Sequential(torch.nn.LayerNorm(5)), quantized(5)]  # fmt: skip
     for module in others:
         with pytest.raises(TypeError, match=f"obj: expected .*{type(module).__name__}$"):
             from_torch(module)
-    with pytest.raises(ValueError, match="prefix: expected none for a module, got 'bn'"):
+        network = torch.nn.Sequential(torch.nn.BatchNorm1d(5), module)
+        with pytest.raises(TypeError, match=f"1: expected .*{type(module).__name__}$"):
+            from_torch(network, prefix="1")
+        assert from_torch(network, prefix="0").num_features == 5
+    with pytest.raises(TypeError, match=r"^1: expected a torch\.nn\.BatchNorm1d, .*Other$"):
+        from_torch(torch.nn.Sequential(torch.nn.BatchNorm1d(5), Other(5)))
+    with pytest.raises(ValueError, match="prefix: expected the name of a module, none, got 'bn'"):
         from_torch(torch.nn.BatchNorm1d(5), prefix="bn")
+
+
+def network_of(torch):
+    """A network with layers of other options each, one of them in two places."""
+    nn = torch.nn
+    shared = nn.BatchNorm2d(4, eps=1e-2)
+    block = nn.ModuleDict({"bn": nn.BatchNorm2d(4, momentum=None), "norm": nn.LayerNorm(4)})
+    network = nn.ModuleDict(
+        {"first": shared, "block": block, "again": shared, "fc": nn.Linear(4, 4)}
+    )
+    for seed, module in enumerate((shared, block["bn"])):
+        module(torch.from_numpy(cases.values((3, 4, 2, 2), seed=seed)))
+    return network
+
+
+def test_a_whole_network(torch):
+    network, x = network_of(torch), cases.values((3, 4, 2, 2), seed=9)
+    network["block"].eval()
+    layers = from_torch(network)
+    assert list(layers) == ["first", "block.bn", "again"]
+    assert layers["first"] is layers["again"]
+    assert [bn.training for bn in layers.values()] == [True, False, True]
+    assert (layers["first"].eps, layers["block.bn"].momentum) == (1e-2, None)
+    for name, bn in layers.items():
+        module = network.get_submodule(name).eval()
+        assert_close(bn.eval()(x), module(torch.from_numpy(x)))
+        assert_same_bits(from_torch(network, prefix=name)(x), bn(x))
+
+
+def test_the_state_dict_of_a_whole_network(torch):
+    network, x = network_of(torch), cases.values((3, 4, 2, 2), seed=9)
+    layers = from_torch(network.state_dict(), eps=1e-2, momentum=None)
+    assert list(layers) == ["first", "block.bn", "again"]
+    for bn in layers.values():
+        assert (bn.eps, bn.momentum, bn.training) == (1e-2, None, False)
+    assert_close(layers["first"](x), network["first"].eval()(torch.from_numpy(x)))
+    one = from_torch(network.state_dict(), prefix="block.bn", eps=0.5)
+    assert (one.eps, one.momentum) == (0.5, 0.1)
+
+
+def test_an_error_in_a_network_names_the_layer(torch):
+    network = network_of(torch)
+    network["block"]["bn"].running_var = None
+    with pytest.raises(ValueError, match=r"^block\.bn: expected running_mean and running_var"):
+        from_torch(network)
+    assert from_torch(network, prefix="first").eps == 1e-2
+
+
+def test_a_state_dict_of_arrays_of_a_network():
+    network = {**state("a."), "fc.weight": np.ones((2, 3)), **state("b.c.", count=5), "scale": 1}
+    layers = from_torch(network)
+    assert {name: bn.num_features for name, bn in layers.items()} == {"a": 3, "b.c": 5}
+    network["b.c.bias"] = np.ones(4, F32)
+    with pytest.raises(ValueError, match=r"^b\.c\.bias: expected shape"):
+        from_torch(network)
+    assert_same_bits(from_torch(network, prefix="a").gamma, layers["a"].gamma)
+    for wrong, error in ({"eps": -1.0}, ValueError), ({"momentum": "fast"}, TypeError):
+        with pytest.raises(error, match=f"{next(iter(wrong))}: expected a finite number"):
+            from_torch(network, prefix="a", **wrong)
+
+
+def test_many_layers_take_time_in_proportion():
+    network = {key: value for k in range(3000) for key, value in state(f"layer{k}.").items()}
+    assert len(from_torch(network)) == 3000
 
 
 def test_statistics_that_were_switched_off_later(torch):

@@ -127,7 +127,7 @@ def test_without_running_statistics_raise_still_raises_in_both_modes():
 
 def test_the_option_is_kept_everywhere(tmp_path):
     bn = nbbn.BatchNorm(3, on_nonfinite="skip")
-    assert repr(bn) == "BatchNorm(3, on_nonfinite='skip')"
+    assert repr(bn) == "BatchNorm(3, on_nonfinite='skip', training)"
     assert pickle.loads(pickle.dumps(bn)).on_nonfinite == "skip"
     bn.save(tmp_path / "bn.npz")
     assert nbbn.BatchNorm.load(tmp_path / "bn.npz").on_nonfinite == "skip"

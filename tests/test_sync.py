@@ -569,8 +569,11 @@ def test_pickles_leave_the_communicator_out():
 
 @pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy])
 def test_copies_keep_the_communicator_and_nothing_else_in_common(clone):
+    class Named(SyncBatchNorm):
+        """A class of users may have attributes of its own."""
+
     (comm,) = meeting(1)
-    bn = synchronized(comm)
+    bn = Named(3, comm=comm)
     bn.name = ["mine"]
     again = clone(bn)
     assert again.comm is comm and again.name == ["mine"]
@@ -580,8 +583,11 @@ def test_copies_keep_the_communicator_and_nothing_else_in_common(clone):
 
 
 def test_copy_shares_what_the_user_attached_as_that_of_the_layer_does():
+    class Named(SyncBatchNorm):
+        """A class of users may have attributes of its own."""
+
     (comm,) = meeting(1)
-    bn = synchronized(comm)
+    bn = Named(3, comm=comm)
     bn.name = ["mine"]
     assert copy.copy(bn).name is bn.name
     pair = copy.deepcopy([bn, bn])
@@ -592,7 +598,7 @@ def test_it_is_a_batch_norm():
     (comm,) = meeting(1)
     bn = SyncBatchNorm(3, comm=comm, eps=0.5)
     assert isinstance(bn, nbbn.BatchNorm)
-    assert repr(bn) == "SyncBatchNorm(3, eps=0.5)"
+    assert repr(bn) == "SyncBatchNorm(3, eps=0.5, training)"
     assert bn.freeze().num_features == 3
 
 

@@ -30,6 +30,11 @@ class Weights:
         memory = np.ascontiguousarray(everywhere).reshape(-1)
         return memory.view(np.uint8) if memory.dtype == np.bool_ else memory
 
+    def part(self, begin: int, end: int) -> Weights | None:
+        """Return those of some places along the first of these axes; None where all of them count."""
+        values = self.values if len(self.values) == 1 else self.values[begin:end]
+        return _unless_all_count(_weights(values, (end - begin, *self.shape[1:])))
+
 
 def of_mask(mask: Any, shape: tuple[int, ...], index: int) -> Weights | None:
     """Return the weights that ``mask`` stands for; None where every value counts."""
@@ -37,8 +42,8 @@ def of_mask(mask: Any, shape: tuple[int, ...], index: int) -> Weights | None:
         return None
     given = _checks.mask(mask, shape, index)
     # A copy of zeros and ones: a bool of other code (bytes 0 and 255 viewed as such) may be any byte.
-    found = _weights(np.asarray(given.view(np.uint8) != 0), shape, index)
-    return None if found.total == math.prod(found.shape) else found
+    others = shape[:index] + shape[index + 1 :]
+    return _unless_all_count(_weights(np.asarray(given.view(np.uint8) != 0), others))
 
 
 def make(mask: Any, weights: Any, shape: tuple[int, ...], index: int) -> Weights | None:
@@ -48,14 +53,17 @@ def make(mask: Any, weights: Any, shape: tuple[int, ...], index: int) -> Weights
     values = _checks.weights(weights, shape, index)
     if mask is not None:
         values = np.where(_checks.mask(mask, shape, index), values, 0.0)
-    found = _weights(values, shape, index)
+    found = _weights(values, shape[:index] + shape[index + 1 :])
     if not math.isfinite(found.total):
         raise ValueError(f"weights: expected a finite sum, got {found.total}")
     return found
 
 
-def _weights(values: Array, shape: tuple[int, ...], index: int) -> Weights:
-    others = shape[:index] + shape[index + 1 :]
+def _unless_all_count(found: Weights) -> Weights | None:
+    return None if found.total == math.prod(found.shape) else found
+
+
+def _weights(values: Array, others: tuple[int, ...]) -> Weights:
     times = math.prod(others) // values.size if values.size else 0
     with np.errstate(all="ignore"):
         total = np.count_nonzero(values) if values.dtype == np.bool_ else values.sum()

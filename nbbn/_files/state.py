@@ -143,7 +143,7 @@ class StateFile:
             raise ValueError(f"{_OPTIONS}: expected a JSON object, got {type(found).__name__}")
         # The layer takes num_features values a vector: a member must claim to hold them, and the file
         # be as large. A layer may have none to hold, so up to a million, a few MB, are believed.
-        features = found.get("num_features")
+        features = found.get("num_features") or 0  # None: not built when it was saved
         claimed = max((member.file_size for member in self._archive.infolist()), default=0)
         itemsize = 8 if found.get("dtype") == "float64" else 4
         most = max(min(claimed, self._size) // itemsize, FEW_FEATURES)

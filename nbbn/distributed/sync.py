@@ -43,7 +43,7 @@ class SyncBatchNorm(BatchNorm):
         takes tensors in the CPU's memory ("gloo"), or any object with ``allgather(array)`` that
         returns the arrays of all workers as a list, in the same order for each.
     **options
-        Those of `nbbn.BatchNorm`.
+        Those of `nbbn.BatchNorm`, but no ``virtual_batch_size``.
 
     Attributes
     ----------
@@ -94,9 +94,16 @@ class SyncBatchNorm(BatchNorm):
     """
 
     __module__ = "nbbn.distributed"  # where users find it, and pickles
+    __slots__ = ("_peers",)
 
     def __init__(self, num_features: int, *, comm: Any, **options: Any) -> None:
-        super().__init__(num_features, **options)
+        if options.get("virtual_batch_size") is not None:
+            raise ValueError(
+                "virtual_batch_size: expected None, as statistics are those of all workers, "
+                f"got {options['virtual_batch_size']!r}"
+            )
+        # Each worker must have them before the first exchange.
+        super().__init__(_checks.positive_integer("num_features", num_features), **options)
         self.comm = comm
 
     @property
@@ -264,11 +271,6 @@ class SyncBatchNorm(BatchNorm):
             form = steps.gradient_coefficients(last.table, sums, *rest)
             steps.write_gradient(grad_y, x, index, form, grad_x, weights)
         return grad_x, sums
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        del state["attributes"]["_peers"]
-        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._peers = None

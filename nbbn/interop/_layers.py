@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,10 +97,9 @@ def make_layer(
     *,
     num_features: int | None = None,
     number: Any = 0,
-    training: bool = True,
     **options: Any,
 ) -> BatchNorm:
-    """Return a layer that has what ``values`` has.
+    """Return a layer that has what ``values`` has, in inference mode.
 
     ``values`` maps attributes of the layer to the source's name for the array, and the array;
     ``num_features`` is needed where it may be empty.
@@ -125,7 +124,34 @@ def make_layer(
     )
     state: dict[str, Any] = {key: array.astype(bn.dtype) for key, array in arrays.items()}
     bn.load_state_dict({**state, COUNTER: state_files.counter(plain(COUNTER, number))})
-    return bn.train(training)
+    return bn.eval()
+
+
+def from_arrays(
+    keys: Collection[str],
+    prefix: str,
+    tables: tuple[Mapping[str, str], ...],
+    read: Callable[[str], Any],
+    **options: Any,
+) -> BatchNorm | dict[str, BatchNorm]:
+    """Return the layer under ``prefix``; without one those of a network, by their prefixes.
+
+    ``read`` returns the array of a key. Nothing else is read.
+    """
+
+    def layer(keys: Collection[str], prefix: str) -> BatchNorm:
+        found, counter = select(keys, prefix, tables)
+        values = {attribute: (key, read(key)) for attribute, key in found.items()}
+        return make_layer(values, number=0 if counter is None else read(counter), **options)
+
+    groups: dict[str, list[str]] = {}
+    if not prefix and _RUNNING[0] not in keys:
+        for key in keys:
+            groups.setdefault(key.rpartition(".")[0], []).append(key)
+    network = {start: own for start, own in groups.items() if f"{start}.{_RUNNING[0]}" in own}
+    if not network:
+        return layer(keys, prefix)
+    return {start: layer(own, start) for start, own in network.items()}
 
 
 def select(

@@ -53,7 +53,7 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     >>> import numpy as np, nbbn
     >>> gamma, beta, mean, var = np.ones((4, 3), np.float32)
     >>> nbbn.interop.from_keras([gamma, beta, mean, var])
-    BatchNorm(3, axis=-1, eps=0.001, momentum=0.01, running_correction=0.0)
+    BatchNorm(3, axis=-1, eps=0.001, momentum=0.01, running_correction=0.0, inference)
     """
     if isinstance(obj, list | tuple):
         return _from_weights(obj, axis)
@@ -99,7 +99,6 @@ def _from_weights(weights: Sequence[Any], axis: int) -> BatchNorm:
 def _layer(values: dict[str, tuple[str, Any]], axis: int, epsilon: Any, momentum: Any) -> BatchNorm:
     return _layers.make_layer(
         values,
-        training=False,
         axis=axis,
         eps=epsilon,
         momentum=_layers.complement(float(momentum)),

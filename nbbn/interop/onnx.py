@@ -74,9 +74,9 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
     Returns
     -------
     dict of str to BatchNorm, or BatchNorm
-        New layers by the name of the node, in the order of the file. A node goes by its first output
-        where it has no name or an earlier one has the same, and with "#2" and so on behind it where
-        that is taken, too. A layer is in inference mode unless the node is made for training.
+        New layers in inference mode, by the name of the node, in the order of the file. A node goes by
+        its first output where it has no name or an earlier one has the same, and with "#2" and so on
+        behind it where that is taken, too.
 
     Raises
     ------
@@ -134,12 +134,10 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
         nodes = _named(model)
     if name is not None and name not in nodes:
         raise ValueError(f"name: expected one of {_layers.shown(nodes)}, got {name!r}")
-    # Models from before there were operator sets name none: that is the first.
-    opset = max((o.version for o in model.opset_import if o.domain in _DOMAINS), default=1)
     with reading():
         if name is not None:
-            return _layer(name, *nodes[name], opset, source)
-        return {key: _layer(key, *found, opset, source) for key, found in nodes.items()}
+            return _layer(name, *nodes[name], source)
+        return {key: _layer(key, *found, source) for key, found in nodes.items()}
 
 
 class _Source:
@@ -203,18 +201,16 @@ def _walk(graph: Any, outer: ChainMap[str, Any]) -> Iterator[tuple[Any, ChainMap
                 yield from _walk(inner, scope)
 
 
-def _layer(
-    name: str, node: Any, scope: ChainMap[str, Any], opset: int, source: _Source
-) -> BatchNorm:
+def _layer(name: str, node: Any, scope: ChainMap[str, Any], source: _Source) -> BatchNorm:
     try:
         if not name:
             raise ValueError("expected a name or an output, got none")
-        return _checked(node, scope, opset, source)
+        return _checked(node, scope, source)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{_called(node)}: {error}") from error
 
 
-def _checked(node: Any, scope: ChainMap[str, Any], opset: int, source: _Source) -> BatchNorm:
+def _checked(node: Any, scope: ChainMap[str, Any], source: _Source) -> BatchNorm:
     given = {attribute.name: attribute for attribute in node.attribute}
     if len(node.input) != len(_INPUTS) + 1:
         raise ValueError(f"expected 5 inputs, got {len(node.input)}")
@@ -227,19 +223,10 @@ def _checked(node: Any, scope: ChainMap[str, Any], opset: int, source: _Source) 
     old = given["momentum"].f if "momentum" in given else _MOMENTUM
     return _layers.make_layer(
         values,
-        training=_is_training(node, given, opset),
         eps=given["epsilon"].f if "epsilon" in given else _EPSILON,
         momentum=_layers.complement(old),
         running_correction=0,
     )
-
-
-def _is_training(node: Any, given: dict[str, Any], opset: int) -> bool:
-    if opset >= 14:
-        return "training_mode" in given and given["training_mode"].i != 0
-    if opset >= 7:  # training was told by the outputs that it has
-        return any(node.output[1:])
-    return "is_test" not in given or given["is_test"].i == 0
 
 
 def _parameter(

@@ -62,7 +62,7 @@ def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
     ...     path = os.path.join(folder, "bn.safetensors")
     ...     nbbn.interop.save_safetensors(nbbn.BatchNorm(3, axis=-1, momentum=None), path)
     ...     nbbn.interop.load_safetensors(path)
-    BatchNorm(3, axis=-1, momentum=None)
+    BatchNorm(3, axis=-1, momentum=None, training)
     """
     state = _layers.instance(bn).state_dict()
     library = _layers.required("safetensors.numpy")
@@ -73,12 +73,18 @@ def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
         file.write(data)
 
 
-def load_safetensors(path: str | os.PathLike[str], *, prefix: str = "") -> BatchNorm:
-    """Return a layer from a safetensors file.
+def load_safetensors(
+    path: str | os.PathLike[str],
+    *,
+    prefix: str = "",
+    eps: float = 1e-5,
+    momentum: float | None = 0.1,
+) -> Any:
+    """Return the layer, or the layers, of a safetensors file.
 
     The file may be one that `save_safetensors` wrote, or one with the arrays of a PyTorch network
     (``weight, bias, running_mean, running_var, num_batches_tracked``) or of nbbn's (``gamma, beta,
-    ...``). Only the arrays of this layer are read, and sizes are checked before memory is taken. Needs
+    ...``). Only the arrays of such layers are read, and sizes are checked before memory is taken. Needs
     safetensors.
 
     Parameters
@@ -86,13 +92,15 @@ def load_safetensors(path: str | os.PathLike[str], *, prefix: str = "") -> Batch
     path : str or path-like
         The file's name.
     prefix : str, optional
-        Where the layer stands in a network, as ``"layer1.0.bn1"``.
+        Where a layer stands in a network, as ``"layer1.0.bn1"``: nothing else is looked at.
+    eps, momentum : float or None
+        Of the layers, as a file of arrays holds neither.
 
     Returns
     -------
-    BatchNorm
-        A new layer. One that `save_safetensors` wrote has its configuration and mode back; other
-        files hold neither, and `from_torch` says what they take.
+    BatchNorm, or dict of str to BatchNorm
+        A new layer; the layers of a network by their prefixes, where none is given. One that
+        `save_safetensors` wrote has its configuration and mode back, others are in inference mode.
 
     Raises
     ------
@@ -115,7 +123,7 @@ def load_safetensors(path: str | os.PathLike[str], *, prefix: str = "") -> Batch
     ...     path = os.path.join(folder, "network.safetensors")
     ...     safetensors.numpy.save_file(arrays, path)
     ...     nbbn.interop.load_safetensors(path, prefix="bn1")
-    BatchNorm(3, scale=False, center=False, dtype='float64')
+    BatchNorm(3, scale=False, center=False, dtype='float64', inference)
     """
     library = _layers.required("safetensors")
     kind = "a safetensors file with this layer"
@@ -124,7 +132,7 @@ def load_safetensors(path: str | os.PathLike[str], *, prefix: str = "") -> Batch
         with _layers.reading("path", kind, path):
             with library.safe_open(path, framework="np"):
                 pass  # it has checked the header: offsets, shapes, nothing twice, nothing left over
-            return _load(_File(file, size), prefix)
+            return _load(_File(file, size), prefix, {"eps": eps, "momentum": momentum})
 
 
 class _File:
@@ -158,22 +166,20 @@ class _File:
         return _layers.from_bfloat16(values) if entry["dtype"] == "BF16" else values
 
 
-def _load(file: _File, prefix: str) -> BatchNorm:
+def _load(file: _File, prefix: str, options: dict[str, Any]) -> BatchNorm | dict[str, BatchNorm]:
     if not prefix and _OPTIONS in file.metadata:
         return _load_own(file)
     tables = (_layers.TORCH_NAMES, _layers.NBBN_NAMES)
-    found, counter = _layers.select(file.entries, prefix, tables)
-    values = {attribute: (name, file.read(name)) for attribute, name in found.items()}
-    return _layers.make_layer(values, number=0 if counter is None else file.read(counter))
+    return _layers.from_arrays(file.entries, prefix, tables, file.read, **options)
 
 
 def _load_own(file: _File) -> BatchNorm:
     options = json.loads(file.metadata[_OPTIONS])
     training = options.pop("training")
     shapes = [entry["shape"] for name, entry in file.entries.items() if name != _layers.COUNTER]
-    features = options["num_features"]  # the layer takes memory for that many
+    features = options["num_features"]  # the layer takes memory for that many; None: not built
     if any(shape != [features] for shape in shapes) or (
-        not shapes and features > state_files.FEW_FEATURES
+        not shapes and (features or 0) > state_files.FEW_FEATURES
     ):
         raise ValueError(f"num_features: expected that of the arrays, {shapes}, got {features!r}")
     bn = BatchNorm(**options).train(training)

@@ -12,35 +12,40 @@ from nbbn.interop import _layers
 from nbbn.layer.batch_norm import BatchNorm
 
 
-def from_torch(obj: Any, *, prefix: str = "") -> BatchNorm:
-    """Return the layer that a PyTorch module or state dict describes.
+def from_torch(
+    obj: Any, *, prefix: str = "", eps: float = 1e-5, momentum: float | None = 0.1
+) -> Any:
+    """Return the layer, or the layers, that a PyTorch module or state dict describes.
 
     ``weight`` becomes gamma and ``bias`` beta; momentum and the correction of the running variance
     mean the same in both libraries. The arrays are copies; float16 and bfloat16 widen to float32.
 
     Parameters
     ----------
-    obj : torch.nn.BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, or mapping
-        The module; or a state dict of tensors or arrays: ``weight`` (absent for ``affine=False``),
-        ``bias`` (also for ``bias=False``), ``running_mean`` and ``running_var`` (absent for
-        ``track_running_stats=False``), ``num_batches_tracked`` (0 where it is absent).
+    obj : torch.nn.BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, a module with such, or mapping
+        The module, or a network; or a state dict of tensors or arrays: ``weight`` (absent for
+        ``affine=False``), ``bias`` (also for ``bias=False``), ``running_mean`` and ``running_var``
+        (absent for ``track_running_stats=False``), ``num_batches_tracked`` (0 where it is absent).
     prefix : str, optional
-        Where the layer stands in the state dict of a network, as ``"layer1.0.bn1"``.
+        Where a layer stands in a network, as ``"layer1.0.bn1"``: nothing else is looked at.
+    eps, momentum : float or None
+        Of the layers of a state dict, which holds neither. A module has its own.
 
     Returns
     -------
-    BatchNorm
-        A new layer, in the module's mode. A state dict holds neither eps nor momentum nor mode:
-        these are PyTorch's defaults, 1e-5, 0.1 and training. float64 where one of the arrays is.
+    BatchNorm, or dict of str to BatchNorm
+        A new layer; of a network without ``prefix`` all, by their names: of a state dict those that have
+        running statistics. A layer has the mode of its module; those of a state dict are in inference
+        mode. float64 where one of the arrays is.
 
     Raises
     ------
     TypeError
-        For another object (also a subclass with a ``forward`` of its own, as the quantized ones),
-        and for an array of another dtype.
+        For another object (also a network without such layers, or with a subclass that has a
+        ``forward`` of its own, as the quantized ones), and for an array of another dtype.
     ValueError
-        For a missing, unknown or misshaped entry under the prefix, and for a tensor that is not in the
-        CPU's memory. The message names the key.
+        Where nothing is under ``prefix``, for a missing, unknown or misshaped entry, and for a tensor that
+        is not in the CPU's memory. The message names the key.
 
     See Also
     --------
@@ -49,7 +54,8 @@ def from_torch(obj: Any, *, prefix: str = "") -> BatchNorm:
     Notes
     -----
     A module that has running statistics but whose ``track_running_stats`` was set to False later
-    uses them in inference and never updates them: its momentum becomes 0.
+    uses them in inference and never updates them: its momentum becomes 0. A module that stands in
+    several places of a network is one layer under each of its names.
 
     Examples
     --------
@@ -59,44 +65,55 @@ def from_torch(obj: Any, *, prefix: str = "") -> BatchNorm:
     ...     "bn1.running_mean": np.zeros(3, np.float32), "bn1.running_var": np.ones(3, np.float32),
     ...     "bn1.num_batches_tracked": np.array(7),
     ... }
-    >>> bn = nbbn.interop.from_torch(state, prefix="bn1").eval()
-    >>> bn.gamma, bn.num_batches_tracked
-    (array([2., 2., 2.], dtype=float32), 7)
+    >>> nbbn.interop.from_torch(state, eps=1e-3)
+    {'bn1': BatchNorm(3, eps=0.001, inference, 7 batches tracked)}
+    >>> nbbn.interop.from_torch(state, prefix="bn1").gamma
+    array([2., 2., 2.], dtype=float32)
     """
     if isinstance(obj, Mapping):
-        found, counter = _layers.select(list(map(str, obj)), prefix, (_layers.TORCH_NAMES,))
-        number = 0 if counter is None else obj[counter]
-        values = {attribute: (key, obj[key]) for attribute, key in found.items()}
-        return _layers.make_layer(values, number=number)
-    if not _is_batch_norm(obj):
-        raise TypeError(
-            "obj: expected a torch.nn.BatchNorm1d, BatchNorm2d, BatchNorm3d or SyncBatchNorm, or a "
-            f"state dict, got {type(obj).__module__}.{type(obj).__qualname__}"
+        keys, tables = dict.fromkeys(map(str, obj)), (_layers.TORCH_NAMES,)
+        options = {"eps": eps, "momentum": momentum}
+        return _layers.from_arrays(keys, prefix, tables, obj.__getitem__, **options)
+    torch = sys.modules.get("torch")  # no one has a module of it unless it is imported
+    if torch is None or not isinstance(obj, torch.nn.Module):
+        raise _no_batch_norm("obj", obj)
+    name = prefix.removesuffix(".")
+    modules = dict(obj.named_modules(remove_duplicate=False))
+    if name not in modules:
+        raise ValueError(
+            f"prefix: expected the name of a module, {_layers.shown([*modules][1:])}, got {prefix!r}"
         )
-    if prefix:
-        raise ValueError(f"prefix: expected none for a module, got {prefix!r}")
-    return _from_module(obj)
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    if name or isinstance(obj, kind):
+        return _from_module(name or "obj", modules[name])
+    found = {name: module for name, module in modules.items() if isinstance(module, kind)}
+    if not found:
+        raise _no_batch_norm("obj", obj)
+    layers = {id(module): _from_module(name, module) for name, module in found.items()}
+    return {name: layers[id(module)] for name, module in found.items()}
 
 
-def _is_batch_norm(obj: Any) -> bool:
-    """Whether this is a module of that kind, which no one has unless torch is imported."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return False
-    base, synchronized = torch.nn.modules.batchnorm._BatchNorm, torch.nn.SyncBatchNorm
-    forwards = (base.forward, synchronized.forward)
-    return isinstance(obj, base) and type(obj).forward in forwards
+def _no_batch_norm(name: str, obj: Any) -> TypeError:
+    return TypeError(
+        f"{name}: expected a torch.nn.BatchNorm1d, BatchNorm2d, BatchNorm3d or SyncBatchNorm, a module "
+        f"with such, or a state dict, got {type(obj).__module__}.{type(obj).__qualname__}"
+    )
 
 
-def _from_module(module: Any) -> BatchNorm:
+def _from_module(where: str, module: Any) -> BatchNorm:
+    torch = sys.modules["torch"]
+    forwards = torch.nn.modules.batchnorm._BatchNorm.forward, torch.nn.SyncBatchNorm.forward
+    if getattr(type(module), "forward", None) not in forwards:
+        raise _no_batch_norm(where, module)
+    start = "" if where == "obj" else f"{where}."
     values = {}
     for name, attribute in _layers.TORCH_NAMES.items():
         value = getattr(module, name)
         if value is not None:
-            values[attribute] = (name, value)
+            values[attribute] = (f"{start}{name}", value)
     if ("running_mean" in values) != ("running_var" in values):
         raise ValueError(
-            "obj: expected running_mean and running_var, got one of them without the other"
+            f"{where}: expected running_mean and running_var, got one of them without the other"
         )
     number = module.num_batches_tracked
     tracked = module.track_running_stats or "running_mean" not in values
@@ -104,10 +121,9 @@ def _from_module(module: Any) -> BatchNorm:
         values,
         num_features=module.num_features,
         number=0 if number is None else number,
-        training=module.training,
         eps=module.eps,
         momentum=module.momentum if tracked else 0.0,
-    )
+    ).train(module.training)
 
 
 def to_torch_state_dict(bn: BatchNorm) -> dict[str, Any]:
@@ -132,6 +148,8 @@ def to_torch_state_dict(bn: BatchNorm) -> dict[str, Any]:
     ------
     ImportError
         Where torch is not installed.
+    RuntimeError
+        Where the layer is not built yet.
     TypeError
         Where ``bn`` is not a BatchNorm.
 
@@ -146,7 +164,8 @@ def to_torch_state_dict(bn: BatchNorm) -> dict[str, Any]:
     >>> sorted(state)
     ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
     """
-    state = _layers.instance(bn).state_dict()
+    _layers.instance(bn)._check_built("bn")
+    state = bn.state_dict()
     torch = _layers.required("torch")
     if "beta" in state:
         state.setdefault("gamma", np.ones(bn.num_features, bn.dtype))

@@ -15,6 +15,7 @@ from nbbn._engine.masks import Weights
 from nbbn._engine.steps import Epilogue
 
 Array = NDArray[Any]
+At = tuple[slice, ...]  # where in an array a part of it lies
 Token = bytes | None  # some of the values of an array; None where a result was written over them
 
 _ALL = 4096  # values up to which all of them are kept
@@ -44,10 +45,11 @@ class Forward(NamedTuple):
     weights: Weights | None = None
     total: float = 0.0  # values a channel, of all workers
     known: Known | None = None
+    parts: tuple[tuple[At, Forward], ...] = ()  # ghost batches
 
 
 class Call(NamedTuple):
-    """One forward: what was given, checked."""
+    """One forward, or a part of one: what was given, checked."""
 
     x: Array
     axis: int
@@ -66,6 +68,40 @@ class Call(NamedTuple):
         return Forward(
             x.view(), training, table, eps, token, after, of_residual, self.weights, total
         )
+
+    def total(self) -> float:
+        """Return how many values a channel enter the statistics."""
+        return (
+            self.x.size // self.x.shape[self.axis] if self.weights is None else self.weights.total
+        )
+
+    def part(self, at: At) -> Call:
+        """Return what was given for some of the samples."""
+        after, out, weights = self.after, self.out, self.weights
+        if after.residual is not None:
+            after = after._replace(residual=after.residual[at])
+        if weights is not None:
+            weights = weights.part(at[-1].start, at[-1].stop)
+        return Call(self.x[at], self.axis, None if out is None else out[at], after, weights)
+
+    def cut(self, size: int, too_few: float) -> list[At]:
+        """Return where its parts of ``size`` samples lie.
+
+        Samples stand along the first axis but the channel's. A last part of ``too_few`` values to train with
+        joins the one before.
+        """
+        before = () if self.axis else (slice(None),)
+        number = 1 if self.x.ndim == 1 else self.x.shape[len(before)]
+        begins = range(0, number, size)
+        found = [(*before, slice(begin, min(begin + size, number))) for begin in begins]
+        if len(found) > 1 and self.part(found[-1]).total() <= too_few:
+            found[-2:] = [(*before, slice(begins[-2], number))]
+        return found
+
+
+def without_gaps(out: Any, *read: Array) -> Array | None:
+    """Return ``out`` if no array has gaps between its values: then they are summed as for a new result."""
+    return out if all(array.flags.c_contiguous for array in (out, *read)) else None
 
 
 def token_of(x: Array, out: Array | None) -> Token:

@@ -1,11 +1,10 @@
-"""The state of a layer: options, parameters and running statistics, in memory, dictionaries, files and pickles."""
+"""The state of a layer in memory: options, parameters and running statistics; `_storage` keeps them elsewhere."""
 
 from __future__ import annotations
 
 import functools
-import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -19,13 +18,15 @@ from nbbn._engine.steps import Epilogue
 from nbbn._files import state as state_files
 from nbbn._kernels import table as rows
 from nbbn.layer._forward import Forward, Snapshot
-from nbbn.moments import Moments
+from nbbn.moments import Moments, of_table
 
 Array = NDArray[Any]
 
 # The options, in the order in which files and `repr` have them; their defaults stand in the signature alone.
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "num_features": _checks.positive_integer,
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "num_features": lambda name, value: (
+        None if value is None else _checks.positive_integer(name, value)
+    ),
     "axis": _checks.integer,
     "eps": functools.partial(_checks.real, least=0.0),
     "momentum": lambda name, value: None if value is None else _checks.real(name, value),
@@ -36,32 +37,43 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "running_correction": functools.partial(_checks.real, least=0.0),
     "activation": lambda _, value: _checks.activation(value),
     "negative_slope": _checks.real,
+    "virtual_batch_size": lambda name, value: (
+        None if value is None else _checks.positive_integer(name, value)
+    ),
     "on_nonfinite": functools.partial(_checks.choice, accepted=("propagate", "raise", "skip")),
     "dtype": _checks.dtype,
 }
 
 # The arrays: where each stands in the layer's table, and which option says whether it exists.
-_ARRAYS = {
+ARRAYS = {
     "gamma": (rows.GAMMA, "scale"),
     "beta": (rows.BETA, "center"),
     "running_mean": (rows.MEAN, "track_running_stats"),
     "running_var": (rows.VAR, "track_running_stats"),
 }
 
-_OF_BATCH = [rows.MEAN, rows.VAR, rows.INV_STD]  # what is shown of a training batch
-
 
 class LayerState:
-    """What a layer knows, and how it is set, kept and shown; `nbbn.BatchNorm` says what it does with it."""
+    """What a layer knows, and how it is set; `nbbn.BatchNorm` says what it does with it."""
 
-    _num_features: int
+    # So that a misspelt attribute is an error, at no cost to a call. Classes of users have a __dict__.
+    __slots__ = (
+        *(f"_{name}" for name in (*CHECKS, *ARRAYS)),
+        *("_after", "_batch", "_collected", "_counter", "_here", "_known", "_last"),
+        *("_last_snapshot", "_lock", "_num_collected", "_table", "_too_few", "_training"),
+        *("__weakref__", "grad_beta", "grad_gamma", "grad_residual"),
+    )
+
+    _num_features: int  # 0: not built yet
     _axis: int
     _eps: float
     _momentum: float | None
     _correction: float
     _running_correction: float
+    _track_running_stats: bool
     _activation: str | None
     _negative_slope: float
+    _virtual_batch_size: int | None
     _on_nonfinite: str
     _dtype: np.dtype[Any]
     _gamma: Array | None
@@ -75,7 +87,7 @@ class LayerState:
 
     def __init__(
         self,
-        num_features: int,
+        num_features: int | None = None,
         *,
         axis: int = 1,
         eps: float = 1e-5,
@@ -87,19 +99,15 @@ class LayerState:
         running_correction: float = 1,
         activation: str | None = None,
         negative_slope: float = 0.01,
+        virtual_batch_size: int | None = None,
         on_nonfinite: str = "propagate",
         dtype: Any = np.float32,
     ) -> None:
         given = locals()
-        for name, check in _CHECKS.items():
+        for name, check in CHECKS.items():
             setattr(self, f"_{name}", check(name, given[name]))
         self._after = steps.epilogue(self._activation, self._negative_slope)
-        # One table, so that inference takes a snapshot of all of it with one copy.
-        self._table = np.zeros((rows.LAYER_ROWS, self._num_features), self._dtype)
-        self._table[rows.VAR] = self._table[rows.GAMMA] = 1.0
-        for name, (row, option) in _ARRAYS.items():
-            exists = getattr(self, f"_{option}")
-            setattr(self, f"_{name}", self._table[row] if exists else None)
+        self._set_table(self._num_features or 0)
         self._counter = np.zeros(1, np.int64)
         self.training = True
         self._batch: Array | None = None
@@ -114,14 +122,73 @@ class LayerState:
         self._collected: Moments | None = None  # inside `nbbn.calibrate`
         self._num_collected = 0  # batches
 
+    def _set_table(self, channels: int, table: Array | None = None) -> None:
+        # One table, so that inference takes a snapshot of all of it with one copy.
+        if table is None:
+            table = np.zeros((rows.LAYER_ROWS, channels), self._dtype)
+            table[rows.VAR] = table[rows.GAMMA] = 1.0
+        self._table = table
+        for name, (row, option) in ARRAYS.items():
+            exists = channels and getattr(self, f"_{option}")
+            setattr(self, f"_{name}", table[row] if exists else None)
+        self._num_features = channels  # last: other threads may look at it
+
+    def build(self, num_features: int) -> Self:
+        """Give a layer that was made with ``num_features=None`` its number of channels.
+
+        The first forward does it, too, and so does `load_state_dict`.
+
+        Parameters
+        ----------
+        num_features : int
+            C, the number of channels, at least 1.
+
+        Returns
+        -------
+        BatchNorm
+            The layer itself, with its arrays. One that has this number already is unchanged.
+
+        Raises
+        ------
+        TypeError
+            Where ``num_features`` is not an integer.
+        ValueError
+            Where it is below 1, or another one than the layer has.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> bn = nbbn.BatchNorm()
+        >>> bn.gamma is None
+        True
+        >>> bn.build(3).gamma
+        array([1., 1., 1.], dtype=float32)
+        """
+        channels = _checks.positive_integer("num_features", num_features)
+        with self._lock:
+            if not self._num_features:
+                self._set_table(channels)
+        if channels != self._num_features:
+            raise ValueError(
+                f"num_features: expected {self._num_features}, as the layer has them, got {channels}"
+            )
+        return self
+
+    def _check_built(self, what: str) -> None:
+        if not self._num_features:
+            raise RuntimeError(
+                f"{what}: expected a layer with channels, got one made with num_features=None "
+                "before its first input (call it, or bn.build(C))"
+            )
+
     def _set(self, name: str, value: Any) -> None:
-        setattr(self, f"_{name}", _CHECKS[name](name, value))
+        setattr(self, f"_{name}", CHECKS[name](name, value))
         self._after = steps.epilogue(self._activation, self._negative_slope)
 
     @property
     def num_features(self) -> int:
-        """Number of channels, C."""
-        return self._num_features
+        """Number of channels, C; None as long as the layer is not built."""
+        return self._num_features or None  # type: ignore[return-value]
 
     @property
     def axis(self) -> int:
@@ -141,7 +208,7 @@ class LayerState:
     @property
     def track_running_stats(self) -> bool:
         """Whether there are running statistics."""
-        return self._running_mean is not None
+        return self._track_running_stats
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -183,6 +250,11 @@ class LayerState:
     @negative_slope.setter
     def negative_slope(self, value: float) -> None:
         self._set("negative_slope", value)
+
+    @property
+    def virtual_batch_size(self) -> int | None:
+        """Samples whose statistics are taken at a time in training; None: all of a batch."""
+        return self._virtual_batch_size
 
     @property
     def on_nonfinite(self) -> str:
@@ -266,12 +338,13 @@ class LayerState:
         self._assign("running_var", value)
 
     def _assign(self, name: str, value: Any) -> None:
+        self._check_built(name)
         if getattr(self, f"_{name}") is None:
             raise ValueError(f"{name}: expected no value, as this layer was made without it")
         check = _checks.variances if name == "running_var" else _checks.per_channel
         found = check(name, value, self._num_features)
         with self._lock, np.errstate(all="ignore"):
-            self._table[_ARRAYS[name][0]] = found
+            self._table[ARRAYS[name][0]] = found
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode (or inference mode, with False) and return the layer.
@@ -349,178 +422,58 @@ class LayerState:
         self._table[rows.GAMMA] = 1.0
         self._table[rows.BETA] = 0.0
 
-    def _arrays(self) -> dict[str, Array]:
-        """Return the rows of the table that exist as attributes."""
-        return {
-            name: self._table[row]
-            for name, (row, option) in _ARRAYS.items()
-            if getattr(self, f"_{option}")
-        }
-
-    def _options(self) -> dict[str, Any]:
-        """Return the options, as the constructor takes them and JSON can hold them."""
-        found = {name: getattr(self, f"_{name}") for name in _CHECKS}
-        return {**found, "dtype": self._dtype.name}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of the parameters and running statistics, and the counter.
-
-        Returns
-        -------
-        dict
-            ``gamma, beta, running_mean, running_var`` (those that exist) and
-            ``num_batches_tracked``.
-
-        Examples
-        --------
-        >>> import nbbn
-        >>> sorted(nbbn.BatchNorm(3, center=False).state_dict())
-        ['gamma', 'num_batches_tracked', 'running_mean', 'running_var']
-        """
+    def _move(self, table: Array, count: float, accepted: bool) -> None:
+        """Keep the statistics of ``count`` values a channel; if ``accepted``, move the running ones, too."""
         with self._lock:
-            state: dict[str, Any] = {name: a.copy() for name, a in self._arrays().items()}
-            state["num_batches_tracked"] = self.num_batches_tracked
-        return state
+            self._batch = table
+            if accepted and self._running_mean is not None:
+                if self._collected is None:
+                    self._track(table, count)
+                else:
+                    self._collected = self._collected.merge(of_table(count, table))
+                    self._num_collected += 1
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set parameters, running statistics and counter from what `state_dict` returned.
-
-        Parameters
-        ----------
-        state : mapping
-            With exactly the names of `state_dict`, and arrays of this layer's shapes and dtype; the
-            counter may be an array of one value, of any numeric dtype.
-
-        Raises
-        ------
-        TypeError
-            Where it is not a mapping, or the counter not an integer.
-        ValueError
-            For a wrong name, shape or dtype, and a negative variance. The layer is unchanged then.
-
-        Examples
-        --------
-        >>> import nbbn
-        >>> bn, other = nbbn.BatchNorm(3), nbbn.BatchNorm(3)
-        >>> bn.load_state_dict(other.state_dict())
-        """
-        found, number = state_files.checked_state(state, self._arrays())
-        if "running_var" in found:
-            _checks.not_negative("running_var", found["running_var"])
-        self._put(found, number)
-
-    def _put(self, values: Mapping[str, Array], number: int) -> None:
+    def _begin_collecting(self) -> None:
+        """Collect moments from now on, and leave the running statistics alone; see `nbbn.calibrate`."""
+        self._check_built("layers")
         with self._lock:
-            for name, array in self._arrays().items():
-                array[...] = values[name]
-            self._counter[0] = number
+            if self._collected is not None:
+                raise ValueError(f"layers: expected none twice at a time, got {self!r} again")
+            self._collected, self._num_collected = Moments.empty(self._num_features), 0
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write configuration, parameters and running statistics to an ``.npz`` file.
+    def _end_collecting(self) -> tuple[Moments, int]:
+        """Return the moments of all the data since `_begin_collecting`, and the number of batches."""
+        with self._lock:
+            found, number = self._collected, self._num_collected
+            self._collected, self._num_collected = None, 0
+        return found or Moments.empty(self._num_features), number
 
-        The file is written under another name in the same folder and renamed when it is whole.
+    def _set_population(self, moments: Moments, batches: int) -> None:
+        """Make these the running statistics."""
+        var = moments.var(self._running_correction)
+        with self._lock, np.errstate(all="ignore"):
+            self._table[rows.MEAN], self._table[rows.VAR] = moments.mean, var
+            self._counter[0] = batches
 
-        Parameters
-        ----------
-        path : str or path-like
-            The file's name, used as it is.
+    def _accepts(self, table: Array, count: float) -> bool:
+        """Whether the statistics are finite, also as running ones; with "raise" they must be."""
+        with np.errstate(all="ignore"):
+            mean = table[rows.MEAN].astype(self._dtype)
+            var = (table[rows.M2] / (count - self._running_correction)).astype(self._dtype)
+        finite = np.isfinite(mean) & np.isfinite(var)
+        if finite.all():
+            return True
+        if self._on_nonfinite == "raise":
+            channel = int(finite.argmin())
+            raise FloatingPointError(
+                "x: expected finite statistics in every channel, as on_nonfinite is 'raise', "
+                f"got mean {mean[channel]} and variance {var[channel]} in channel {channel}"
+            )
+        return False
 
-        Raises
-        ------
-        OSError
-            Where it can't be written; a file that was there before is unchanged.
-        ValueError
-            Where ``path`` is a pipe or a device.
-
-        Examples
-        --------
-        >>> import nbbn, os, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = os.path.join(folder, "bn.npz")
-        ...     nbbn.BatchNorm(3, axis=-1).save(path)
-        ...     nbbn.BatchNorm.load(path)
-        BatchNorm(3, axis=-1)
-        """
-        state_files.save(path, {**self._options(), "training": self.training}, self.state_dict())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Return the layer that `save` wrote.
-
-        Nothing in the file is executed, and sizes are checked before memory is taken.
-
-        Parameters
-        ----------
-        path : str or path-like
-            The file's name.
-
-        Returns
-        -------
-        BatchNorm
-            A new layer, in the mode that it was saved in.
-
-        Raises
-        ------
-        OSError
-            Where the file can't be read.
-        ValueError
-            Where it is not such a file.
-
-        Examples
-        --------
-        See `save`.
-
-        >>> import nbbn, os, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = os.path.join(folder, "bn.npz")
-        ...     nbbn.BatchNorm(2).eval().save(path)
-        ...     nbbn.BatchNorm.load(path).training
-        False
-        """
-        with state_files.opened(path) as file:
-            options = file.options()
-            training = options.pop("training", None)
-            try:
-                layer = cls(**options)
-                layer.train(training)
-                layer.load_state_dict(file.state(layer._arrays()))
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"path: expected what save writes, got {path!s}: {error}"
-                ) from error
-        return layer
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = {name: value for name, value in vars(self).items() if name not in _PRIVATE}
-        batch = None if self._batch is None else self._batch[_OF_BATCH]
-        options, state = self._options(), self.state_dict()
-        return {"options": options, "state": state, "batch": batch, "attributes": own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        LayerState.__init__(self, **state["options"])
-        self._put(*state_files.checked_state(state["state"], self._arrays()))
-        own = state["attributes"]
-        batch = state.get("batch")
-        if own.get("_batch") is not None:  # a pickle with a table whose rows stood otherwise
-            batch = own["_batch"][[0, 2, 6]]
-        if batch is not None:
-            self._batch = np.zeros((rows.STATISTICS_ROWS, self._num_features))
-            self._batch[_OF_BATCH] = batch
-        vars(self).update({name: value for name, value in own.items() if name not in _PRIVATE})
-
-    def __repr__(self) -> str:
-        shown = [str(self._num_features)]
-        for name, value in self._options().items():
-            if name != "num_features" and value != _DEFAULTS[name]:
-                shown.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-_DEFAULTS = LayerState(1)._options()
-# What a pickle holds as options and state, or leaves out.
-_PRIVATE = frozenset(vars(LayerState(1))) - {
-    "_training",
-    "grad_gamma",
-    "grad_beta",
-    "grad_residual",
-}
+    def _track(self, table: Array, count: float) -> None:
+        momentum = self._momentum
+        if momentum is None:
+            momentum = 1.0 / (self.num_batches_tracked + 1)
+        divisor = count - self._running_correction
+        steps.move_averages(self._table, table, divisor, momentum, self._counter)

@@ -1,4 +1,4 @@
-"""The layer: forward in training and inference, and backward; `_state` holds what it knows."""
+"""The layer: forward in training and inference, and backward; `_state` and `_storage` hold what it knows."""
 
 from __future__ import annotations
 
@@ -10,16 +10,25 @@ from numpy.typing import NDArray
 from nbbn import _checks
 from nbbn._engine import masks, steps
 from nbbn._engine.known import Known
+from nbbn._engine.memory import empty_like
+from nbbn._engine.views import apart
 from nbbn._kernels import table as rows
-from nbbn.layer._forward import Call, Forward, Snapshot, is_unchanged, token_of
-from nbbn.layer._state import LayerState
+from nbbn.layer._forward import (
+    At,
+    Call,
+    Forward,
+    Snapshot,
+    is_unchanged,
+    token_of,
+    without_gaps,
+)
+from nbbn.layer._storage import StoredLayer
 from nbbn.layer.frozen import FrozenBatchNorm
-from nbbn.moments import Moments, of_table
 
 Array = NDArray[Any]
 
 
-class BatchNorm(LayerState):
+class BatchNorm(StoredLayer):
     r"""Batch normalization of the activations of a layer, with learned scale and shift.
 
     .. math:: y = \frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \varepsilon}}\,\gamma + \beta
@@ -34,8 +43,9 @@ class BatchNorm(LayerState):
 
     Parameters
     ----------
-    num_features : int
-        C, the number of channels.
+    num_features : int, optional
+        C, the number of channels. None: the first forward sees how many there are, `build` and
+        `load_state_dict` are told; the arrays are None until then.
     axis : int, default 1
         The channel axis of the input; may be negative.
     eps : float, default 1e-5
@@ -58,12 +68,18 @@ class BatchNorm(LayerState):
         ``v * negative_slope``; hard_swish: ``v * min(max(v + 3, 0), 6) / 6``. As in PyTorch.
     negative_slope : float, default 0.01
         Slope of "leaky_relu" below 0; finite.
+    virtual_batch_size : int, optional
+        In training, cut each batch along the first axis that is not the channel's into parts of so many
+        samples ("ghost batches"), and take each one's own statistics: with the bits of calls with one part
+        after the other, also of the running statistics and of `backward`. A last part that is too small to
+        train with joins the one before.
     on_nonfinite : {"propagate", "raise", "skip"}, default "propagate"
         What a training forward does where mean or variance of a channel are not finite: because of
         NaN or Inf in the batch, or because they overflow the dtype of the running statistics.
         "propagate": as IEEE arithmetic does, into the channel's running statistics for good.
         "raise": FloatingPointError; the layer and ``out`` are unchanged. "skip": the batch is
-        normalized, the running statistics of all channels and the counter stay as they are.
+        normalized, the running statistics of all channels and the counter stay as they are. Of ghost batches,
+        all are looked at before any is kept.
     dtype : dtype, default float32
         Of gamma, beta and the running statistics: float32 or float64.
 
@@ -76,9 +92,9 @@ class BatchNorm(LayerState):
         never replaced; assigning to one copies the values into it. A negative variance is refused
         where it is assigned or loaded; written into the array, it makes NaN.
     num_batches_tracked : int
-        Number of training batches that entered the running statistics.
+        Number of training batches, or ghost batches, that entered the running statistics.
     batch_mean, batch_var, batch_inv_std : ndarray of float64 or None, shape (C,)
-        Of the last training forward; ``batch_var`` is the one that normalized.
+        Of the last training forward (of its last ghost batch); ``batch_var`` is the one that normalized.
     grad_gamma, grad_beta : ndarray or None, shape (C,)
         Set by `backward`.
     grad_residual : ndarray or None
@@ -104,7 +120,8 @@ class BatchNorm(LayerState):
     References
     ----------
     S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
-    Internal Covariate Shift", ICML 2015.
+    Internal Covariate Shift", ICML 2015; ghost batches: E. Hoffer, I. Hubara, D. Soudry, "Train longer,
+    generalize better", NeurIPS 2017, arXiv:1705.08741.
 
     Examples
     --------
@@ -122,6 +139,7 @@ class BatchNorm(LayerState):
     """
 
     __module__ = "nbbn"  # where users find it, and pickles
+    __slots__ = ()
 
     def __call__(
         self,
@@ -194,6 +212,9 @@ class BatchNorm(LayerState):
                 return found
         values = _checks.array("x", x, _checks.HALVES)
         index = _checks.axis(self._axis, values.ndim)
+        if not self._num_features:
+            given = {"training": training, "mask": mask, "residual": residual, "out": out}
+            return self._call_first(values, index, given)
         _checks.channels(values, index, self._num_features)
         weights = None if mask is None else masks.of_mask(mask, values.shape, index)
         mode = self._training if training is None else _checks.flag("training", training)
@@ -210,6 +231,19 @@ class BatchNorm(LayerState):
         self._known.learn(x, index)
         return y if out is None else out  # a subclass or a tensor too
 
+    def _call_first(self, x: Array, index: int, given: dict[str, Any]) -> Array:
+        """Forward of a layer that is built by it, if it does not raise."""
+        with self._lock:
+            if not self._num_features:  # no other thread was faster
+                trial = BatchNorm(**{**self._options(), "num_features": x.shape[index]})
+                trial.training = self.training
+                y = trial(x, **given)
+                self._counter[0], self._batch = trial._counter[0], trial._batch
+                self._set_table(x.shape[index], trial._table)
+                self._keep(trial._here.last)
+                return y
+        return self(x, **given)
+
     def _call_known(self, known: Known, x: Array, training: Any, out: Any) -> Array | None:
         """Forward of an array like one before; None where that takes a closer look."""
         mode = self._training if training is None else training
@@ -224,6 +258,8 @@ class BatchNorm(LayerState):
             return y
         count, eps = x.size // self._num_features, self._eps
         if count <= self._too_few or self._on_nonfinite != "propagate":
+            return None
+        if self._virtual_batch_size is not None:
             return None
         table = steps.new_table(self._num_features, self._table)
         known.train(x, y, table, count - self._correction, eps, after)
@@ -258,9 +294,11 @@ class BatchNorm(LayerState):
             return np.empty_like(x) if call.out is None else call.out
         if weights is not None and weights.total == 0.0:
             return self._infer(call)
-        count = x.size // self._num_features if weights is None else weights.total
-        name = "x" if weights is None else "mask"
-        _checks.enough_values(count, self._correction, self._running_correction, name)
+        if mode and self._virtual_batch_size is not None:
+            parts = call.cut(self._virtual_batch_size, self._too_few)
+            if len(parts) > 1:
+                return self._train_parts(call, parts)
+        count = self._checked_total(call)
         if call.out is not None and self._on_nonfinite == "raise":
             steps.moments(x, call.axis, table, weights)
             self._accepts(table, count)
@@ -271,6 +309,53 @@ class BatchNorm(LayerState):
         self._learn(last, count, mode)
         return y
 
+    def _checked_total(self, call: Call) -> float:
+        count, name = call.total(), "x" if call.weights is None else "mask"
+        _checks.enough_values(count, self._correction, self._running_correction, name)
+        return count
+
+    def _train_parts(self, call: Call, places: list[At]) -> Array:
+        """Train with one ghost batch after the other: nothing is kept before all of them are right."""
+        out, read = call.out, (call.x, *call.after.read)
+        direct = out is not None and all(apart(out, array) for array in read)
+        y = empty_like(call.x) if out is None or not direct else out
+        parts = [call._replace(out=y).part(at) for at in places]
+        counts = [self._checked_total(part) if part.total() else 0.0 for part in parts]
+        eps, tables = self._eps, [steps.new_table(self._num_features, self._table) for _ in parts]
+        every = list(zip(places, parts, tables, counts, strict=True))
+        learned = [each for each in every if each[3]]
+        if out is not None and self._on_nonfinite == "raise":
+            for _, part, table, count in learned:
+                steps.moments(part.x, part.axis, table, part.weights)
+                self._accepts(table, count)
+        last = call.forward(True, tables[-1], eps)
+        for at, part, table, _ in learned:
+            to = without_gaps(part.out, part.x, *part.after.read)
+            given = table, eps, self._correction, to, part.after, part.weights
+            found = steps.train(part.x, part.axis, *given)
+            if to is None:
+                y[at] = found
+        accepted = self._on_nonfinite == "propagate" or all(
+            self._accepts(table, count) for _, _, table, count in learned
+        )
+        kept = []
+        for at, part, table, count in every:
+            if count:
+                self._move(table, count, accepted)
+                used = table, eps
+            else:  # all of it is masked
+                now = self._snapshot(steps.computed_dtype(part.x))
+                steps.infer(part.x, part.axis, now.form, part.out, part.after)
+                used = now.table, now.eps
+            after = part.after.again()
+            kept.append(
+                (at, Forward(part.x, bool(count), *used, None, after, None, part.weights, count))
+            )
+        self._keep(last._replace(parts=tuple(kept)))
+        if out is not None and not direct:
+            out[...] = y
+        return y
+
     def _keep(self, last: Forward) -> None:
         self._last = self._here.last = last
 
@@ -278,58 +363,7 @@ class BatchNorm(LayerState):
         """Keep what a training forward of ``count`` values a channel found."""
         accepted = self._on_nonfinite == "propagate" or self._accepts(last.table, count)
         self._keep(last)
-        with self._lock:
-            self._batch = last.table
-            if accepted and mode and self._running_mean is not None:
-                if self._collected is None:
-                    self._track(last.table, count)
-                else:
-                    self._collected = self._collected.merge(of_table(count, last.table))
-                    self._num_collected += 1
-
-    def _begin_collecting(self) -> None:
-        """Collect moments from now on, and leave the running statistics alone; see `nbbn.calibrate`."""
-        with self._lock:
-            if self._collected is not None:
-                raise ValueError(f"layers: expected none twice at a time, got {self!r} again")
-            self._collected, self._num_collected = Moments.empty(self._num_features), 0
-
-    def _end_collecting(self) -> tuple[Moments, int]:
-        """Return the moments of all the data since `_begin_collecting`, and the number of batches."""
-        with self._lock:
-            found, number = self._collected, self._num_collected
-            self._collected, self._num_collected = None, 0
-        return found or Moments.empty(self._num_features), number
-
-    def _set_population(self, moments: Moments, batches: int) -> None:
-        """Make these the running statistics."""
-        var = moments.var(self._running_correction)
-        with self._lock, np.errstate(all="ignore"):
-            self._table[rows.MEAN], self._table[rows.VAR] = moments.mean, var
-            self._counter[0] = batches
-
-    def _accepts(self, table: Array, count: float) -> bool:
-        """Whether the statistics are finite, also as running ones; with "raise" they must be."""
-        with np.errstate(all="ignore"):
-            mean = table[rows.MEAN].astype(self._dtype)
-            var = (table[rows.M2] / (count - self._running_correction)).astype(self._dtype)
-        finite = np.isfinite(mean) & np.isfinite(var)
-        if finite.all():
-            return True
-        if self._on_nonfinite == "raise":
-            channel = int(finite.argmin())
-            raise FloatingPointError(
-                "x: expected finite statistics in every channel, as on_nonfinite is 'raise', "
-                f"got mean {mean[channel]} and variance {var[channel]} in channel {channel}"
-            )
-        return False
-
-    def _track(self, table: Array, count: float) -> None:
-        momentum = self._momentum
-        if momentum is None:
-            momentum = 1.0 / (self.num_batches_tracked + 1)
-        divisor = count - self._running_correction
-        steps.move_averages(self._table, table, divisor, momentum, self._counter)
+        self._move(last.table, count, accepted and mode)
 
     def backward(self, grad_y: Any, *, out: Any = None) -> Array:
         """Return the gradient of the last forward with respect to its input.
@@ -389,6 +423,18 @@ class BatchNorm(LayerState):
                 return found
         gradient = _checks.gradient("grad_y", grad_y, x)
         target = None if out is None else _checks.out("out", out, x)
+        residual = last.after.residual
+        if residual is not None and not is_unchanged(residual, last.residual_token):
+            raise RuntimeError(
+                "backward: expected the residual of the last forward unchanged, "
+                "but it was overwritten in place"
+            )
+        backward = self._backward_parts if last.parts else self._backward
+        grad_x = backward(last, gradient, target)
+        return grad_x if out is None else out
+
+    def _backward(self, last: Forward, gradient: Array, target: Array | None) -> Array:
+        """Return grad_x, and set the other gradients."""
         if not last.training:
             last = last._replace(table=steps.completed(last.table, last.eps))
         before, grad_residual = self._before_activation(last, gradient, target)
@@ -397,7 +443,32 @@ class BatchNorm(LayerState):
         self.grad_gamma = None if self._gamma is None else grad_gamma
         self.grad_beta = None if self._beta is None else grad_beta
         self.grad_residual = grad_residual
-        return grad_x if out is None else out
+        return grad_x
+
+    def _backward_parts(self, last: Forward, gradient: Array, out: Array | None) -> Array:
+        """`_backward` of one ghost batch after the other; gradients of parameters are added up."""
+        x, after = last.x, last.after
+        others = (x, gradient, *after.read)
+        direct = out is not None and all(apart(out, other) for other in others)
+        grad_x = empty_like(x) if out is None or not direct else out
+        shared = out is None and not after.kind
+        grad_residual = None if not after.has_residual else gradient if shared else empty_like(x)
+        sums: dict[str, Any] = {}
+        for at, part in last.parts:
+            to = without_gaps(grad_x[at], gradient[at], part.x)
+            found = self._backward(part, gradient[at], to)
+            if to is None:
+                grad_x[at] = found
+            for name in ("grad_gamma", "grad_beta"):
+                value = getattr(self, name)
+                sums[name] = value if name not in sums or value is None else sums[name] + value
+            if grad_residual is not None and not shared:
+                grad_residual[at] = self.grad_residual
+        self.grad_gamma, self.grad_beta = sums.values()
+        self.grad_residual = grad_residual
+        if out is not None and not direct:
+            out[...] = grad_x
+        return grad_x
 
     def _backward_known(self, known: Known, last: Forward, grad_y: Any, out: Any) -> Array | None:
         """Backward of a small array; None where that takes a closer look."""
@@ -424,11 +495,6 @@ class BatchNorm(LayerState):
             # Shared with the user's grad_y, unless grad_x is about to be written over it.
             shared = out is None or not _checks.overlap(out, grad_y)
             return grad_y, grad_y if shared else grad_y.copy()
-        if after.residual is not None and not is_unchanged(after.residual, last.residual_token):
-            raise RuntimeError(
-                "backward: expected the residual of the last forward unchanged, "
-                "but it was overwritten in place"
-            )
         # Not into x, which is read again for the sums.
         direct = after.residual is None and out is not None and not _checks.overlap(out, x)
         form = steps.coefficients(last.table, last.eps, steps.computed_dtype(x))
@@ -455,8 +521,10 @@ class BatchNorm(LayerState):
 
         Raises
         ------
+        RuntimeError
+            Where the layer is not built yet.
         ValueError
-            Where the layer has no running statistics.
+            Where it has no running statistics.
 
         Examples
         --------
@@ -467,6 +535,7 @@ class BatchNorm(LayerState):
         >>> frozen.center
         array([0., 0., 0.])
         """
+        self._check_built("freeze")
         if self._running_mean is None:
             raise ValueError("freeze: expected a layer with running statistics, got one without")
         with self._lock:

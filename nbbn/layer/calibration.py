@@ -35,6 +35,8 @@ def calibrate(*layers: BatchNorm) -> Iterator[None]:
 
     Raises
     ------
+    RuntimeError
+        Where one is not built yet.
     TypeError
         Where one is not a `BatchNorm`.
     ValueError

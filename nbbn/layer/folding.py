@@ -56,6 +56,8 @@ def fold_linear(weight: Any, bias: Any, bn: Any) -> tuple[Array, Array]:
     ------
     TypeError
         For any other dtype or kind of layer.
+    RuntimeError
+        For a layer that is not built yet.
     ValueError
         For a wrong shape, a layer without running statistics or with an activation, and where a
         result is beyond the range of the dtype.
@@ -118,6 +120,8 @@ def fold_conv(
     ------
     TypeError
         For any other dtype or kind of layer.
+    RuntimeError
+        For a layer that is not built yet.
     ValueError
         For a wrong shape, a layer without running statistics or with an activation, and where a
         result is beyond the range of the dtype.
@@ -192,6 +196,7 @@ def _inference_form(bn: Any) -> tuple[Vector, Vector, Vector]:
         if not all(hasattr(bn, name) for name in ("center", "scale", "shift")):
             raise TypeError(f"bn: expected a BatchNorm or FrozenBatchNorm, got {type(bn).__name__}")
         return _vector(bn.center), _vector(bn.scale), _vector(bn.shift)
+    bn._check_built("bn")
     if not bn.track_running_stats:
         raise ValueError(
             "bn: expected a layer with running statistics, got track_running_stats=False"

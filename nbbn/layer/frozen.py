@@ -59,6 +59,10 @@ class FrozenBatchNorm:
     """
 
     __module__ = "nbbn"  # where users find it, and pickles
+    __slots__ = (  # so that a misspelt attribute is an error
+        *("__weakref__", "_activation", "_after", "_axis", "_forms", "_known"),
+        *("_negative_slope", "_num_features", "_table"),
+    )
 
     def __init__(
         self,
@@ -248,23 +252,21 @@ class FrozenBatchNorm:
     def __getstate__(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in _OPTIONS}
         numbers = {"center": self.center, "scale": self.scale, "shift": self.shift}
-        own = {name: value for name, value in vars(self).items() if name not in _PRIVATE}
+        own = getattr(self, "__dict__", {})  # of a subclass
         return {"options": options, "numbers": numbers, "attributes": own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         FrozenBatchNorm.__init__(self, **state["numbers"], **state["options"])
-        vars(self).update(state["attributes"])
+        for name, value in state["attributes"].items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
-        shown = [f"{self._num_features} channels", f"axis={self._axis}"]
+        shown = [str(self._num_features), f"axis={self._axis}"]
         if self._activation is not None:
             shown.append(f"activation={self._activation!r}")
         if self._activation == "leaky_relu":
             shown.append(f"negative_slope={self._negative_slope!r}")
-        return f"<FrozenBatchNorm of {', '.join(shown)}>"
+        return f"FrozenBatchNorm({', '.join(shown)})"
 
 
 _OPTIONS = ("axis", "activation", "negative_slope")
-_PRIVATE = frozenset(
-    vars(FrozenBatchNorm([0.0], [1.0], [0.0]))  # what a pickle holds otherwise, or leaves out
-)
