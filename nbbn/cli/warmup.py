@@ -27,6 +27,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
             "Compile what calls with arrays of the given types need, so that no later process on "
             "the same type of processor has to."
         ),
+        epilog="example: nbbn warmup --training --activation relu",
         allow_abbrev=False,
     )
     parser.add_argument(
