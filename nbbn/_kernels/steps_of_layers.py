@@ -7,6 +7,8 @@ import numpy as np
 from nbbn._compiler.jit import Counter, Float, Parameters, Table, step
 from nbbn._kernels.table import M2, MEAN, VAR
 
+LARGEST = int(np.iinfo(np.int64).max)  # a number: numba compiles two functions for the question
+
 
 @step
 def move_averages(
@@ -23,5 +25,5 @@ def move_averages(
         var = (1.0 - momentum) * float(running[VAR, c]) + momentum * (batch[M2, c] / divisor)
         running[MEAN, c] = mean
         running[VAR, c] = var
-    if counter[0] < np.iinfo(np.int64).max:
+    if counter[0] < LARGEST:
         counter[0] += 1
