@@ -5,12 +5,63 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from typing import Any
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
+DType = TypeVar("DType", bound=np.generic)  # what comes out is what went in
+Activation = Literal["relu", "relu6", "leaky_relu", "hard_swish"]
+OnNonfinite = Literal["propagate", "raise", "skip"]
+
+
+class Written(TypedDict, total=False):
+    """For type checkers: where a result goes."""
+
+    out: Array | None
+
+
+class Inferred(Written, total=False):
+    """... and what is added on the way."""
+
+    residual: ArrayLike | None
+
+
+class Called(Inferred, total=False):
+    """... with a mode, and a mask for training."""
+
+    training: bool | None
+    mask: ArrayLike | None
+
+
+class Normalized(Inferred, total=False):
+    """... with the options of `nbbn.normalize`."""
+
+    eps: float
+    axis: int
+    activation: Activation | None
+    negative_slope: float
+
+
+class Trained(Normalized, total=False):
+    """... with those of `nbbn.batch_norm`."""
+
+    training: bool
+    mask: ArrayLike | None
+    momentum: float
+    correction: float
+    running_correction: float
+
+
+class Differentiated(Written, total=False):
+    """Options of `nbbn.batch_norm_backward`."""
+
+    axis: int
+    training: bool
+    mask: ArrayLike | None
+    correction: float
+
 
 _FLOAT32 = np.dtype(np.float32)
 _FLOAT64 = np.dtype(np.float64)
@@ -18,12 +69,7 @@ _FLOAT64 = np.dtype(np.float64)
 # from a pickle or a deep copy, as those of data loaders do, it is an equal one; of foreign byte order, none.
 PLAIN_DTYPES = _FLOAT32, _FLOAT64
 FLOATS = "float32 or float64"
-_ACTIVATIONS = (
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "hard_swish",
-)  # keys of nbbn._engine.steps.ACTIVATIONS
+_ACTIVATIONS = get_args(Activation)  # keys of nbbn._engine.steps.ACTIVATIONS
 
 
 _TooHardError = getattr(np, "exceptions", np).TooHardError  # in np itself before 1.25
@@ -33,6 +79,8 @@ _LARGEST = 1.7976931348623157e308  # of float64
 _SMALLEST = 2.2250738585072014e-308  # of float64 with all its digits
 HALVES = "float32, float64, float16 or bfloat16"  # what is normalized, and its gradients
 STORED = "float32, float64, float16, bfloat16 or uint8"  # what is only read
+_COUNTED = "float32, float64, float16, bfloat16, integers or bool"  # what statistics are taken of
+_REALS = "float32, float64, float16, bfloat16 or integers"  # parameters and statistics
 _NUMBERS = "float64, float32, float16, integer or bool"  # weights
 
 
@@ -54,9 +102,32 @@ def array(name: str, value: Any, accepted: str = FLOATS) -> Array:
         plain: Array = value
         return plain
     if not _is_among(value.dtype, accepted):
-        raise TypeError(f"{name}: expected dtype {accepted}, got {_name(value.dtype)}")
+        whole = value.dtype.kind in "biu"
+        advice = f" ({name}.astype(np.float32) makes floats of it)" if whole else ""
+        raise TypeError(f"{name}: expected dtype {accepted}, got {_name(value.dtype)}{advice}")
     found: Array = value
     return found
+
+
+def counted(name: str, value: Any) -> Array:
+    """Return data to take statistics of; integers and booleans, but for bytes, as float64."""
+    found: Array = value if type(value) is np.ndarray else _as_ndarray(name, value, _COUNTED)
+    if found.dtype.kind in "biu" and found.dtype != np.uint8:
+        return found.astype(_FLOAT64)
+    if found.dtype == np.uint8:
+        return found
+    return array(name, found, _COUNTED)
+
+
+def reals(name: str, value: Any) -> Array:
+    """Return real numbers as float32 or float64."""
+    found: Array = value if type(value) is np.ndarray else _as_ndarray(name, value, _REALS)
+    if found.dtype in PLAIN_DTYPES:
+        return found
+    is_real = found.dtype.kind in "fiu" and found.dtype.itemsize <= _FLOAT64.itemsize
+    if not is_real and found.dtype.name != "bfloat16":
+        raise TypeError(f"{name}: expected dtype {_REALS}, got {_name(found.dtype)}")
+    return found.astype(_FLOAT64)
 
 
 def _name(dtype: np.dtype[Any]) -> str:
@@ -68,6 +139,11 @@ def _as_ndarray(name: str, value: Any, accepted: str) -> Array:
         raise TypeError(
             f"{name}: expected a plain array of {accepted}, got a masked array "
             f"of {value.dtype.name} (its mask would be lost)"
+        )
+    if type(value).__module__.partition(".")[0] == "dask":
+        raise TypeError(
+            f"{name}: expected an array in memory, got one of dask (nbbn.distributed.dask_normalize and "
+            f"dask_moments take it; {name}.compute() loads it)"
         )
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
@@ -85,14 +161,20 @@ def axis(value: Any, ndim: int) -> int:
     index = integer("axis", value)
     if not -ndim <= index < ndim:
         limits = f"from {-ndim} to {ndim - 1}" if ndim else "a dimension to stand for the channels"
-        raise ValueError(f"axis: expected {limits} for {ndim}-d x, got {index}")
+        advice = " (x[None] for one sample, x[:, None] for one channel)" if ndim == 1 else ""
+        raise ValueError(f"axis: expected {limits} for {ndim}-d x, got {index}{advice}")
     return index % ndim
 
 
 def channels(x: Array, index: int, expected: int) -> None:
     """Check the size of the channel axis."""
     if x.shape[index] != expected:
-        raise ValueError(f"x: expected {expected} channels along axis {index}, got shape {x.shape}")
+        found = [axis for axis, size in enumerate(x.shape) if size == expected]
+        last = found and found[-1] == x.ndim - 1
+        advice = f" (axis={-1 if last else found[-1]} has {expected})" if found else ""
+        raise ValueError(
+            f"x: expected {expected} channels along axis {index}, got shape {x.shape}{advice}"
+        )
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -139,9 +221,11 @@ def weights(value: Any, shape: tuple[int, ...], index: int) -> Array:
     return np.where(exact < _SMALLEST, 0.0, exact)
 
 
-def per_channel(name: str, value: Any, count: int) -> Array:
-    """Return ``value`` as an array of shape ``(count,)`` to read from."""
-    found = array(name, value)
+def per_channel(name: str, value: Any, count: int, scalar: bool = False) -> Array:
+    """Return real numbers as an array of shape ``(count,)`` to read from; a ``scalar`` counts for all."""
+    found = reals(name, value)
+    if scalar and found.ndim == 0:
+        return np.full(count, found)
     if found.shape != (count,):
         raise ValueError(
             f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}"
@@ -151,9 +235,9 @@ def per_channel(name: str, value: Any, count: int) -> Array:
     return found
 
 
-def variances(name: str, value: Any, count: int) -> Array:
+def variances(name: str, value: Any, count: int, scalar: bool = False) -> Array:
     """Return ``value`` as `per_channel` does, where no variance in it is negative."""
-    found = per_channel(name, value, count)
+    found = per_channel(name, value, count, scalar)
     not_negative(name, found)
     return found
 
@@ -216,7 +300,10 @@ def gradient(name: str, value: Any, like: Array, dtype: np.dtype[Any] | None = N
         raise ValueError(f"{name}: expected shape {like.shape}, that of x, got {found.shape}")
     if found.dtype is not wanted and found.dtype != wanted:
         whose = "that of x" if dtype is None or dtype == like.dtype else "that of the result"
-        raise TypeError(f"{name}: expected dtype {wanted.name}, {whose}, got {found.dtype.name}")
+        raise TypeError(
+            f"{name}: expected dtype {wanted.name}, {whose}, got {found.dtype.name} "
+            f"({name}.astype(np.{wanted.name}) makes it that)"
+        )
     return found
 
 
@@ -275,9 +362,10 @@ def choice(name: str, value: Any, accepted: tuple[str, ...]) -> str:
     raise kind(f"{name}: expected {words}, got {value!r}")
 
 
-def activation(value: Any) -> str | None:
+def activation(value: Any) -> Activation | None:
     """Return the name of an activation, or None."""
-    return None if value is None else choice("activation", value, _ACTIVATIONS)
+    found: Any = None if value is None else choice("activation", value, _ACTIVATIONS)
+    return found  # type: ignore[no-any-return]
 
 
 def positive_integer(name: str, value: Any) -> int:
@@ -376,5 +464,5 @@ def enough_values(
     if count <= most or (count == 1 and most > 0):
         raise ValueError(
             f"{name}: expected more than {max(1, math.floor(most))} values per channel for a correction "
-            f"of {most:g}, got {count:g}"
+            f"of {most:g}, got {count:g} (bn.eval() for one sample, or training=False)"
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from nbbn import _checks
+from nbbn._checks import Activation, Differentiated, DType, Normalized, Trained
 from nbbn._engine import masks, steps
 from nbbn._engine.steps import Epilogue
 from nbbn._kernels import table as rows
@@ -17,20 +18,38 @@ Array = NDArray[Any]
 __all__ = ["batch_norm", "batch_norm_backward", "normalize"]
 
 
+Vector = ArrayLike | None
+
+
+@overload
 def normalize(
-    x: Any,
-    mean: Any,
-    var: Any,
-    gamma: Any = None,
-    beta: Any = None,
+    x: NDArray[np.uint8], mean: ArrayLike, var: ArrayLike, gamma: Vector = None, beta: Vector = None,
+    *, dtype: DTypeLike, **options: Unpack[Normalized],
+) -> NDArray[np.float32]: ...  # fmt: skip
+@overload
+def normalize(
+    x: NDArray[DType], mean: ArrayLike, var: ArrayLike, gamma: Vector = None, beta: Vector = None,
+    *, dtype: DTypeLike | None = None, **options: Unpack[Normalized],
+) -> NDArray[DType]: ...  # fmt: skip
+@overload
+def normalize(
+    x: ArrayLike, mean: ArrayLike, var: ArrayLike, gamma: Vector = None, beta: Vector = None,
+    *, dtype: DTypeLike | None = None, **options: Unpack[Normalized],
+) -> Array: ...  # fmt: skip
+def normalize(
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
     eps: float = 1e-5,
     axis: int = 1,
-    residual: Any = None,
-    activation: str | None = None,
+    residual: ArrayLike | None = None,
+    activation: Activation | None = None,
     negative_slope: float = 0.01,
-    dtype: Any = None,
-    out: Any = None,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
 ) -> Array:
     r"""Standardize with given statistics, then scale and shift: the inference step.
 
@@ -42,10 +61,10 @@ def normalize(
     ----------
     x : array_like of float32, float64, float16, bfloat16 or uint8
         Of any number of dimensions from 1 up and any memory layout; its size along ``axis`` is C.
-    mean, var : array_like of float32 or float64, shape (C,)
-        Statistics per channel.
-    gamma, beta : array_like of float32 or float64, shape (C,), optional
-        Scale (default 1) and shift (default 0) per channel.
+    mean, var : array_like of real numbers, shape (C,), or a number
+        Statistics per channel, or of all of them.
+    gamma, beta : array_like of real numbers, shape (C,), or a number, optional
+        Scale (default 1) and shift (default 0) per channel, or of all of them.
     eps : float, default 1e-5
         Added to ``var`` inside the square root; finite, >= 0. Where that sum is 0, ``y`` is ``beta``.
     axis : int, default 1
@@ -94,16 +113,18 @@ def normalize(
            [-1.],
            [ 0.],
            [ 1.]])
+    >>> nbbn.normalize(x, 2, 4, eps=0.0).ravel()
+    array([ 0., -1.,  0.,  1.])
     """
     values = _checks.array("x", x, _checks.STORED)
     index = _checks.axis(axis, values.ndim)
     channels = values.shape[index]
     kind = _checks.result_dtype(dtype, values.dtype)
     table = steps.given_table(
-        _checks.per_channel("mean", mean, channels),
-        _checks.variances("var", var, channels),
-        _optional("gamma", gamma, channels),
-        _optional("beta", beta, channels),
+        _checks.per_channel("mean", mean, channels, scalar=True),
+        _checks.variances("var", var, channels, scalar=True),
+        _optional("gamma", gamma, channels, scalar=True),
+        _optional("beta", beta, channels, scalar=True),
     )
     epsilon = _checks.real("eps", eps, 0.0)
     after = _after(activation, negative_slope, residual, values, kind)
@@ -112,12 +133,22 @@ def normalize(
     return y if out is None else _same(out)
 
 
+@overload
 def batch_norm(
-    x: Any,
-    running_mean: Any,
-    running_var: Any,
-    gamma: Any = None,
-    beta: Any = None,
+    x: NDArray[DType], running_mean: Vector, running_var: Vector, gamma: Vector = None, beta: Vector = None,
+    **options: Unpack[Trained],
+) -> NDArray[DType]: ...  # fmt: skip
+@overload
+def batch_norm(
+    x: ArrayLike, running_mean: Vector, running_var: Vector, gamma: Vector = None, beta: Vector = None,
+    **options: Unpack[Trained],
+) -> Array: ...  # fmt: skip
+def batch_norm(
+    x: ArrayLike,
+    running_mean: ArrayLike | None,
+    running_var: ArrayLike | None,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
     training: bool = False,
     momentum: float = 0.1,
@@ -125,11 +156,11 @@ def batch_norm(
     axis: int = 1,
     correction: float = 0,
     running_correction: float = 1,
-    mask: Any = None,
-    residual: Any = None,
-    activation: str | None = None,
+    mask: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    activation: Activation | None = None,
     negative_slope: float = 0.01,
-    out: Any = None,
+    out: Array | None = None,
 ) -> Array:
     r"""Batch normalization, for training or for inference.
 
@@ -146,8 +177,9 @@ def batch_norm(
     x : array_like of float32, float64, float16 or bfloat16
         Of any number of dimensions from 1 up and any memory layout; its size along ``axis`` is C.
     running_mean, running_var : ndarray of float32 or float64, shape (C,), or None
-        In training updated in place; either may be None there. Read in inference.
-    gamma, beta : array_like of float32 or float64, shape (C,), optional
+        In training updated in place; either may be None there. Read in inference, when any real
+        numbers are taken.
+    gamma, beta : array_like of real numbers, shape (C,), optional
         Scale (default 1) and shift (default 0) per channel.
     training : bool, default False
         Whether to use the statistics of the batch.
@@ -254,18 +286,28 @@ def batch_norm(
     return y if out is None else _same(out)
 
 
+@overload
 def batch_norm_backward(
-    grad_y: Any,
-    x: Any,
-    mean: Any,
-    inv_std: Any,
-    gamma: Any = None,
+    grad_y: ArrayLike, x: NDArray[DType], mean: ArrayLike, inv_std: ArrayLike, gamma: Vector = None,
+    **options: Unpack[Differentiated],
+) -> tuple[NDArray[DType], Array, Array]: ...  # fmt: skip
+@overload
+def batch_norm_backward(
+    grad_y: ArrayLike, x: ArrayLike, mean: ArrayLike, inv_std: ArrayLike, gamma: Vector = None,
+    **options: Unpack[Differentiated],
+) -> tuple[Array, Array, Array]: ...  # fmt: skip
+def batch_norm_backward(
+    grad_y: ArrayLike,
+    x: ArrayLike,
+    mean: ArrayLike,
+    inv_std: ArrayLike,
+    gamma: ArrayLike | None = None,
     *,
     axis: int = 1,
     training: bool = True,
-    mask: Any = None,
+    mask: ArrayLike | None = None,
     correction: float = 0,
-    out: Any = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     r"""Gradients of batch normalization with respect to x, gamma and beta.
 
@@ -285,9 +327,9 @@ def batch_norm_backward(
         Gradient with respect to y, of the shape and dtype of ``x``.
     x : array_like of float32, float64, float16 or bfloat16
         The input of the forward.
-    mean, inv_std : array_like of float32 or float64, shape (C,)
+    mean, inv_std : array_like of real numbers, shape (C,)
         What the forward normalized with; ``inv_std = 1 / sqrt(var + eps)``.
-    gamma : array_like of float32 or float64, shape (C,), optional
+    gamma : array_like of real numbers, shape (C,), optional
         The scale of the forward, default 1.
     axis : int, default 1
         The channel axis; may be negative.
@@ -307,7 +349,8 @@ def batch_norm_backward(
     grad_x : ndarray
         Of the shape and dtype of ``x``: ``out``, or a new array.
     grad_gamma, grad_beta : ndarray, shape (C,)
-        Accumulated in float64; in the dtype of ``gamma``, or of ``x`` where there is none.
+        Accumulated in float64; float32 where ``gamma`` is, or ``x`` where there is none (or is of a half
+        type), else float64.
 
     Raises
     ------
@@ -398,8 +441,8 @@ def _update_running(
             var[...] = (1.0 - momentum) * var.astype(np.float64) + momentum * batch
 
 
-def _optional(name: str, value: Any, channels: int) -> Array | None:
-    return None if value is None else _checks.per_channel(name, value, channels)
+def _optional(name: str, value: Any, channels: int, scalar: bool = False) -> Array | None:
+    return None if value is None else _checks.per_channel(name, value, channels, scalar)
 
 
 def _after(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
 from nbbn._engine import masks, steps
@@ -79,7 +79,7 @@ class Moments:
     _mean_low: Vector
     _m2_low: Vector
 
-    def __init__(self, count: float, mean: Any, m2: Any) -> None:
+    def __init__(self, count: float, mean: ArrayLike, m2: ArrayLike) -> None:
         number = _checks.real("count", count, 0.0)
         means = _vector("mean", mean)
         squares = _vector("m2", m2)
@@ -161,7 +161,7 @@ class Moments:
         return cls(0.0, np.zeros(channels), np.zeros(channels))
 
     @classmethod
-    def from_batches(cls, batches: Iterable[Any], axis: int = 1) -> Moments:
+    def from_batches(cls, batches: Iterable[ArrayLike], axis: int = 1) -> Moments:
         """Return the moments of several batches together.
 
         Parameters
@@ -198,7 +198,7 @@ class Moments:
             raise ValueError("batches: expected at least one batch, got none")
         return found
 
-    def update(self, x: Any, axis: int = 1, mask: Any = None) -> Moments:
+    def update(self, x: ArrayLike, axis: int = 1, mask: ArrayLike | None = None) -> Moments:
         """Return the moments of the data so far and ``x`` together; a new value.
 
         Parameters
@@ -407,7 +407,13 @@ def of_table(count: float, table: Vector) -> Moments:
     )
 
 
-def batch_moments(x: Any, *, axis: int = 1, mask: Any = None, weights: Any = None) -> Moments:
+def batch_moments(
+    x: ArrayLike,
+    *,
+    axis: int = 1,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> Moments:
     r"""Return count, mean and m2 of each channel of ``x``, in one pass over its memory.
 
     .. math:: n = \sum_i w_i, \qquad \bar x_c = \frac1n \sum_i w_i x_{ic}, \qquad
@@ -417,8 +423,9 @@ def batch_moments(x: Any, *, axis: int = 1, mask: Any = None, weights: Any = Non
 
     Parameters
     ----------
-    x : array_like of float32, float64, float16, bfloat16 or uint8
-        Of any number of dimensions from 1 up and any memory layout.
+    x : array_like of float32, float64, float16, bfloat16, integers or bool
+        Of any number of dimensions from 1 up and any memory layout. Integers other than uint8, and
+        booleans, become float64.
     axis : int, default 1
         The channel axis; statistics are taken over all the others. May be negative.
     mask : array_like of bool, optional
@@ -472,7 +479,7 @@ def batch_moments(x: Any, *, axis: int = 1, mask: Any = None, weights: Any = Non
     >>> nbbn.batch_moments(steps, axis=-1, mask=mask)
     Moments(count=4, mean=array([2., 1.]), m2=array([8., 0.]))
     """
-    values = _checks.array("x", x, _checks.STORED)
+    values = _checks.counted("x", x)
     index = _checks.axis(axis, values.ndim)
     if values.shape[index] == 0:
         raise ValueError(f"x: expected at least one channel, got shape {values.shape}")

@@ -13,18 +13,14 @@ class Hostile:
 
 
 # What no function takes for an array of real numbers, made of a good one.
-NO_ARRAYS = (
+NO_NUMBERS = (
     lambda a: a.astype(np.longdouble),
-    lambda a: a.astype(np.int64),
-    lambda a: a.astype(np.uint16),
     lambda a: a.astype(np.complex64),
-    lambda a: a > 0,
     lambda a: a.astype(object),
     lambda a: a.astype("U8"),
     lambda a: a.astype("S8"),
     lambda a: np.zeros(a.shape, "datetime64[s]"),
     lambda a: np.zeros(a.shape, [("value", a.dtype)]),
-    lambda a: a.astype(a.dtype.newbyteorder()),
     lambda a: np.ma.masked_array(a, np.zeros(a.shape, bool)),
     lambda a: "text",
     lambda a: b"bytes",
@@ -32,6 +28,14 @@ NO_ARRAYS = (
     lambda a: [[1.0], [1.0, 2.0]],
     lambda a: Hostile(),
     lambda a: object(),
+)
+# What is taken for numbers a channel, but not for an array to normalize.
+NO_ARRAYS = (
+    *NO_NUMBERS,
+    lambda a: a.astype(np.int64),
+    lambda a: a.astype(np.uint16),
+    lambda a: a > 0,
+    lambda a: a.astype(a.dtype.newbyteorder()),
 )
 OTHER_SHAPES = (
     lambda a: np.float32(1.0),
@@ -86,11 +90,11 @@ def laid_out(draw, shape, dtype, layouts=tuple(cases.LAYOUTS)):
 
 
 @st.composite
-def inputs(draw, shape, spoil, others=()):
+def inputs(draw, shape, spoil, others=(), wrong=NO_ARRAYS):
     """x of the shape, sometimes as a list; spoiled, anything else."""
     good = draw(laid_out(shape, draw(dtypes)))
     if spoil:
-        return draw(st.sampled_from(NO_ARRAYS + others))(good)
+        return draw(st.sampled_from(wrong + others))(good)
     as_list = good.size > 0 and draw(st.sampled_from([False] * 7 + [True]))
     return good.astype(np.float64).tolist() if as_list else good
 
@@ -103,7 +107,10 @@ def vectors(draw, count, spoil, *, positive=False, optional=False, dtype=None):
     good = draw(laid_out((count,), dtype or draw(dtypes)))
     if positive:
         good = cases.LAYOUTS[draw(st.sampled_from(cases.KEEPING))](np.abs(good) + 0.5)
-    return draw(st.sampled_from(NO_ARRAYS + OTHER_SHAPES))(good) if spoil else good
+    if spoil:
+        return draw(st.sampled_from(NO_NUMBERS + OTHER_SHAPES[1:]))(good)
+    whole = draw(st.sampled_from([False] * 4 + [True]))
+    return np.rint(3 * good).astype(np.int64) + positive if whole else good
 
 
 @st.composite

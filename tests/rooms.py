@@ -7,7 +7,7 @@ import pytest
 
 import nbbn
 import nbbn._kernels
-from nbbn._compiler import cache, forks, internals, interpreted, jit, sources, vectors
+from nbbn._compiler import announce, cache, forks, internals, interpreted, jit, sources, vectors
 from nbbn._compiler import memory as vector_memory
 from nbbn._compiler.jit import Step, Variant
 from nbbn._engine import machine, masks, memory, plan, steps, threads, views, warmup
@@ -15,9 +15,9 @@ from nbbn._files import npy, state
 from nbbn._kernels import runs, samples, steps_of_columns, steps_of_layers, steps_of_runs, table
 
 __all__ = [
-    "Step", "Variant", "cache", "forks", "internals", "interpreted", "jit", "machine", "masks", "memory", "npy",
-    "plan", "runs", "samples", "sources", "state", "steps", "steps_of_columns", "steps_of_layers",
-    "steps_of_runs", "table", "threads", "vector_memory", "vectors", "views", "warmup",
+    "Step", "Variant", "announce", "cache", "forks", "internals", "interpreted", "jit", "machine", "masks",
+    "memory", "npy", "plan", "runs", "samples", "sources", "state", "steps", "steps_of_columns",
+    "steps_of_layers", "steps_of_runs", "table", "threads", "vector_memory", "vectors", "views", "warmup",
 ]  # fmt: skip
 
 needs_jit = pytest.mark.skipif(not jit.is_enabled(), reason="nothing is compiled")

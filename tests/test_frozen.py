@@ -119,7 +119,7 @@ BAD = {
     "center of two dimensions": ((ONE[None], ONE, ONE), {}, ValueError, "center: expected one value a channel"),
     "no channel": ((ONE[:0], ONE, ONE), {}, ValueError, "center: expected one value a channel"),
     "shape of scale": ((ONE, ONE[:2], ONE), {}, ValueError, r"scale: expected shape \(3,\)"),
-    "dtype of shift": ((ONE, ONE, ONE.astype(int)), {}, TypeError, "shift: expected dtype float32 or float64"),
+    "dtype of shift": ((ONE, ONE, ONE > 0), {}, TypeError, "shift: expected dtype float32, .* got bool"),
     "axis": ((ONE, ONE, ONE), {"axis": 1.5}, TypeError, "axis: expected an integer"),
     "activation": ((ONE, ONE, ONE), {"activation": "tanh"}, ValueError, "activation: expected 'relu'"),
 }  # fmt: skip

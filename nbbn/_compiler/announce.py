@@ -1,4 +1,7 @@
-"""One line, once a process, that says why the first call takes seconds."""
+"""What a process is told of itself: records of the logger ``nbbn``, and one line about compiling.
+
+No record is above INFO, so that Python prints none of them where nobody has set logging up.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,31 @@ import os
 import sys
 
 _said = False
+_noted: set[str] = set()
 
 
-def compiling(folder: str | None) -> None:
+def note(text: str, *values: object) -> None:
+    """Make a record of level DEBUG: it is of one call."""
+    logging = sys.modules.get("logging")  # nobody listens where it is not loaded
+    if logging is not None:
+        logging.getLogger("nbbn").debug(text, *values)
+
+
+def note_once(text: str) -> None:
+    """Make a record of level INFO, once a process: it is of all calls from now on."""
+    logging = sys.modules.get("logging")
+    if logging is not None and text not in _noted:
+        _noted.add(text)
+        logging.getLogger("nbbn").info(text)
+
+
+def compiling(name: str, folder: str | None) -> None:
     """Say that something is compiled, and kept in ``folder``: to the logger ``nbbn``, and where somebody looks.
 
     That is a terminal or a notebook; ``NBBN_QUIET=1`` silences it there.
     """
     global _said
+    note("compiling %s", name)
     if _said:
         return
     _said = True

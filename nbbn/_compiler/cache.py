@@ -179,7 +179,7 @@ class DiskCache(_Cache):  # type: ignore[misc]
         """
         found = self._load(self._path(sig, target_context.codegen()), target_context)
         if found is None:
-            announce.compiling(self.cache_path)
+            announce.compiling(self._name, self.cache_path)
         return found
 
     def _load(self, path: Path | None, target_context: Any) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
 from nbbn._engine import memory, threads
@@ -19,7 +19,13 @@ Line = tuple[str, str]
 _OPERATIONS = {"inference": (0, 1), "training": (0, 2), "moments": (0, 1), "backward": (1, 2)}
 
 
-def explain(x: Any, op: str = "inference", *, axis: int = 1, out: Any = None) -> str:
+def explain(
+    x: ArrayLike,
+    op: Literal["inference", "training", "moments", "backward"] = "inference",
+    *,
+    axis: int = 1,
+    out: Array | None = None,
+) -> str:
     """Tell which way a call with ``x`` would take, and why.
 
     Nothing is computed, compiled or changed: the decisions are those of a call of a `BatchNorm`

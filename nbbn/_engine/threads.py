@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from nbbn._compiler import internals
+from nbbn._compiler import announce, internals
 from nbbn._compiler.internals import most_threads, wanted_layer
 from nbbn._engine.machine import UNLIMITED, cpu_quota
 
@@ -169,12 +169,16 @@ def _vanished(reference: weakref.ref[Claim]) -> None:
 def enter_region() -> Claim | None:
     """Take the right to start parallel regions, and set numba's threads; `leave_region` ends it."""
     threads = get_num_threads()
-    if why_serial(threads) is not None:
+    reason = why_serial(threads)
+    if reason is not None:
+        if threads > 1:
+            announce.note_once(f"large calls run on one thread: {reason}")
         return None
     claim = Claim()
     reference = weakref.ref(claim, _vanished)
     # Atomic: the first one's reference stays until it is taken away.
     if _region.setdefault(0, reference) is not reference:
+        announce.note("a large call runs on one thread: another one is in a parallel region")
         return None
     try:
         if has_usable_layer() and _has_team():
@@ -186,6 +190,8 @@ def enter_region() -> Claim | None:
         _vanished(reference)
         raise
     _vanished(reference)
+    reason = problem_of_layer() or f"{MOST_TEAMS} other threads have teams of their own"
+    announce.note_once(f"large calls run on one thread: {reason}")
     return None
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn._checks import overlap
+from nbbn._compiler import announce
 from nbbn._engine.memory import empty_like
 
 Array = NDArray[Any]
@@ -178,7 +179,7 @@ def read_in_place(index: int, weighted: bool, x: Array, *others: Array) -> tuple
     view = view_of(index, weighted, *arrays)
     if view is None:
         if view_of(index, weighted, x) is None:
-            arrays[0] = x.copy(order="K")
+            arrays[0] = _copied(x)
         for place, array in enumerate(others, 1):
             if view_of(index, weighted, arrays[0], array) is None:
                 arrays[place] = _copy_like(arrays[0], array)
@@ -231,7 +232,7 @@ def _fitting(
     weighted: bool,
 ) -> tuple[Array, Array, tuple[Array, ...], View]:
     """Return source, target, what is read besides, and their view: copies where the arrays do not fit."""
-    source = x if view_of(index, weighted, x) is not None else x.copy(order="K")
+    source = x if view_of(index, weighted, x) is not None else _copied(x)
     read = tuple(
         a if view_of(index, weighted, source, a) is not None else _copy_like(source, a)
         for a in read
@@ -241,6 +242,8 @@ def _fitting(
         if view is not None:
             return source, out, read, view
     target = empty_like(source, dtype)
+    if out is not None:
+        announce.note("out of %s is written by way of a copy: it is laid out otherwise", out.shape)
     view = view_of(index, weighted, source, target, *read)
     if view is None:
         read = tuple(_copy_like(source, a) for a in read)
@@ -250,8 +253,15 @@ def _fitting(
     return source, target, read, view
 
 
+def _copied(x: Array) -> Array:
+    """Return a copy of ``x`` that can be read."""
+    announce.note("x of %s is copied: its strides are %s; see nbbn.explain", x.shape, x.strides)
+    return x.copy(order="K")
+
+
 def _copy_like(source: Array, array: Array) -> Array:
     """Return a copy of ``array`` in the memory order of ``source``."""
+    announce.note("an array of %s is copied: it lies otherwise than x", array.shape)
     copy = empty_like(source, array.dtype)
     copy[...] = array
     return copy

@@ -34,7 +34,11 @@ def checked_state(
         raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
     names = sorted([*expected, _COUNTER])
     if sorted(map(str, state)) != names:
-        raise ValueError(f"state: expected the names {names}, got {sorted(map(str, state))}")
+        torch = any(str(name).rpartition(".")[2] in ("weight", "running_mean") for name in state)
+        advice = " (nbbn.interop.from_torch makes layers of PyTorch's)" if torch else ""
+        raise ValueError(
+            f"state: expected the names {names}, got {sorted(map(str, state))}{advice}"
+        )
     found = {}
     for name, like in expected.items():
         if isinstance(state[name], np.ma.MaskedArray):

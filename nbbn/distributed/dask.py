@@ -29,7 +29,7 @@ def dask_moments(x: Any, *, axis: int = 1, mask: Any = None) -> Moments:
 
     Parameters
     ----------
-    x : dask.array.Array of float32, float64, float16, bfloat16 or uint8
+    x : dask.array.Array of float32, float64, float16, bfloat16, integers or bool
         Of any chunks, along the channel axis too; chunk sizes may be unknown.
     axis : int, default 1
         The channel axis; may be negative.
@@ -127,9 +127,9 @@ def dask_normalize(
     ----------
     x : dask.array.Array of float32, float64, float16, bfloat16 or uint8
         Of any chunks; their sizes may be unknown, but along the channel axis.
-    mean, var : array_like of float32 or float64, shape (C,)
+    mean, var : array_like of real numbers, shape (C,), or a number
         Statistics per channel, such as those of `dask_moments`.
-    gamma, beta : array_like of float32 or float64, shape (C,), optional
+    gamma, beta : array_like of real numbers, shape (C,), or a number, optional
         Scale (default 1) and shift (default 0) per channel.
     eps : float, default 1e-5
         Added to ``var`` inside the square root; finite, >= 0. Where that sum is 0, ``y`` is ``beta``.
@@ -198,7 +198,7 @@ def dask_normalize(
         if vector is None:
             pairs += [None, None]
         else:
-            array = _checks.per_channel(name, vector, x.shape[index])
+            array = _checks.per_channel(name, vector, x.shape[index], scalar=True)
             pairs += [da.from_array(array, chunks=(x.chunks[index],)), (index,)]
     pairs += [None, None] if added is None else [added, dims]
     return da.blockwise(
@@ -262,7 +262,7 @@ def checked(x: Any, axis: Any) -> int:
     """Return the channel axis of a dask array whose blocks nbbn can read."""
     if not is_dask(x):
         raise TypeError(f"x: expected a dask array, got {type(x).__name__}")
-    _checks.array("x", x._meta, _checks.STORED)
+    _checks.counted("x", x._meta)  # integers are refused later, where they are to be normalized
     return _checks.axis(axis, x.ndim)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any
+from typing import Any, Unpack, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
+from nbbn._checks import Called, DType, Written
 from nbbn._engine import steps
 from nbbn._engine.known import Known
 from nbbn._engine.memory import empty_like
@@ -123,14 +124,18 @@ class SyncBatchNorm(BatchNorm):
             )
         return self._peers
 
+    @overload
+    def __call__(self, x: NDArray[DType], **given: Unpack[Called]) -> NDArray[DType]: ...
+    @overload
+    def __call__(self, x: ArrayLike, **given: Unpack[Called]) -> Array: ...
     def __call__(
         self,
-        x: Any,
+        x: ArrayLike,
         *,
         training: bool | None = None,
-        mask: Any = None,
-        residual: Any = None,
-        out: Any = None,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
+        out: Array | None = None,
     ) -> Array:
         """Normalize the worker's share of a batch; in training with the statistics of all of it.
 
@@ -158,7 +163,7 @@ class SyncBatchNorm(BatchNorm):
         --------
         See the class, and the guide for programs on several workers.
         """
-        given = {"training": training, "mask": mask, "residual": residual, "out": out}
+        given: Called = {"training": training, "mask": mask, "residual": residual, "out": out}
         mode = training if isinstance(training, (bool, np.bool_)) else self.training
         if self._running_mean is not None and not mode:
             return super().__call__(x, **given)
@@ -205,7 +210,11 @@ class SyncBatchNorm(BatchNorm):
         table[rows.INV_STD] = steps.over_std(1.0, table[rows.VAR], self._eps)
         return table
 
-    def backward(self, grad_y: Any, *, out: Any = None) -> Array:
+    @overload
+    def backward(self, grad_y: NDArray[DType], **given: Unpack[Written]) -> NDArray[DType]: ...
+    @overload
+    def backward(self, grad_y: ArrayLike, **given: Unpack[Written]) -> Array: ...
+    def backward(self, grad_y: ArrayLike, *, out: Array | None = None) -> Array:
         """Return the gradient of the last forward with respect to this worker's input.
 
         After a training forward that of what all workers made of the batch: their sums over the batch are

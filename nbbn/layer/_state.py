@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Never, Self, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from nbbn import _checks
+from nbbn._checks import Activation, OnNonfinite
 from nbbn._compiler.forks import new_lock
 from nbbn._engine import steps
 from nbbn._engine.known import Memory
 from nbbn._engine.steps import Epilogue
 from nbbn._files import state as state_files
 from nbbn._kernels import table as rows
+from nbbn.layer import _words
 from nbbn.layer._forward import Forward, Snapshot
 from nbbn.moments import Moments, of_table
 
@@ -40,7 +42,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "virtual_batch_size": lambda name, value: (
         None if value is None else _checks.positive_integer(name, value)
     ),
-    "on_nonfinite": functools.partial(_checks.choice, accepted=("propagate", "raise", "skip")),
+    "on_nonfinite": functools.partial(_checks.choice, accepted=get_args(OnNonfinite)),
     "dtype": _checks.dtype,
 }
 
@@ -71,19 +73,28 @@ class LayerState:
     _correction: float
     _running_correction: float
     _track_running_stats: bool
-    _activation: str | None
+    _activation: Activation | None
     _negative_slope: float
     _virtual_batch_size: int | None
-    _on_nonfinite: str
+    _on_nonfinite: OnNonfinite
     _dtype: np.dtype[Any]
     _gamma: Array | None
     _beta: Array | None
     _running_mean: Array | None
     _running_var: Array | None
     _after: Epilogue
-    grad_gamma: Array | None
-    grad_beta: Array | None
-    grad_residual: Array | None
+    # As the properties below, declared as the arrays that they are where they are used; None where absent.
+    grad_gamma: Array
+    grad_beta: Array
+    grad_residual: Array
+
+    if not TYPE_CHECKING:  # for whom they are not there
+        for _word in _words.ATTRIBUTES:
+            locals()[_word] = _words.Foreign()
+        del _word
+
+        def __dir__(self) -> list[str]:
+            return [name for name in super().__dir__() if name not in _words.ATTRIBUTES]
 
     def __init__(
         self,
@@ -97,13 +108,16 @@ class LayerState:
         track_running_stats: bool = True,
         correction: float = 0,
         running_correction: float = 1,
-        activation: str | None = None,
+        activation: Activation | None = None,
         negative_slope: float = 0.01,
         virtual_batch_size: int | None = None,
-        on_nonfinite: str = "propagate",
-        dtype: Any = np.float32,
+        on_nonfinite: OnNonfinite = "propagate",
+        dtype: DTypeLike = np.float32,
+        **others: Never,
     ) -> None:
         given = locals()
+        for name in others:
+            raise TypeError(f"{name}: {_words.unknown(name, _words.OPTIONS, CHECKS)}")
         for name, check in CHECKS.items():
             setattr(self, f"_{name}", check(name, given[name]))
         self._after = steps.epilogue(self._activation, self._negative_slope)
@@ -111,7 +125,7 @@ class LayerState:
         self._counter = np.zeros(1, np.int64)
         self.training = True
         self._batch: Array | None = None
-        self.grad_gamma = self.grad_beta = self.grad_residual = None
+        self._set_gradients(None, None, None)
         self._last: Forward | None = None
         self._here = threading.local()  # .last: the last forward of this thread
         self._last_snapshot: Snapshot | None = None
@@ -181,6 +195,9 @@ class LayerState:
                 "before its first input (call it, or bn.build(C))"
             )
 
+    def _set_gradients(self, gamma: Any, beta: Any, residual: Any) -> None:
+        self.grad_gamma, self.grad_beta, self.grad_residual = gamma, beta, residual
+
     def _set(self, name: str, value: Any) -> None:
         setattr(self, f"_{name}", CHECKS[name](name, value))
         self._after = steps.epilogue(self._activation, self._negative_slope)
@@ -234,12 +251,12 @@ class LayerState:
         self._set("momentum", value)
 
     @property
-    def activation(self) -> str | None:
+    def activation(self) -> Activation | None:
         """What is applied last, or None."""
         return self._activation
 
     @activation.setter
-    def activation(self, value: str | None) -> None:
+    def activation(self, value: Activation | None) -> None:
         self._set("activation", value)
 
     @property
@@ -257,12 +274,12 @@ class LayerState:
         return self._virtual_batch_size
 
     @property
-    def on_nonfinite(self) -> str:
+    def on_nonfinite(self) -> OnNonfinite:
         """What a training forward does where the batch's statistics are not finite."""
         return self._on_nonfinite
 
     @on_nonfinite.setter
-    def on_nonfinite(self, value: str) -> None:
+    def on_nonfinite(self, value: OnNonfinite) -> None:
         self._set("on_nonfinite", value)
 
     @property
@@ -283,58 +300,58 @@ class LayerState:
     def num_batches_tracked(self, value: int) -> None:
         self._counter[0] = state_files.counter(value)
 
-    def _of_batch(self, row: int) -> Array | None:
-        return None if self._batch is None else self._batch[row].copy()
+    def _of_batch(self, row: int) -> Array:
+        return None if self._batch is None else self._batch[row].copy()  # type: ignore[return-value]
 
     @property
-    def batch_mean(self) -> Array | None:
+    def batch_mean(self) -> Array:
         """Mean per channel of the last training batch: a copy."""
         return self._of_batch(rows.MEAN)
 
     @property
-    def batch_var(self) -> Array | None:
+    def batch_var(self) -> Array:
         """Variance per channel that normalized the last training batch: a copy."""
         return self._of_batch(rows.VAR)
 
     @property
-    def batch_inv_std(self) -> Array | None:
+    def batch_inv_std(self) -> Array:
         """``1 / sqrt(batch_var + eps)``, 0 where that sum is 0: a copy."""
         return self._of_batch(rows.INV_STD)
 
     @property
-    def gamma(self) -> Array | None:
+    def gamma(self) -> Array:
         """Learned scale."""
-        return self._gamma
+        return self._gamma  # type: ignore[return-value]
 
     @gamma.setter
-    def gamma(self, value: Any) -> None:
+    def gamma(self, value: ArrayLike) -> None:
         self._assign("gamma", value)
 
     @property
-    def beta(self) -> Array | None:
+    def beta(self) -> Array:
         """Learned shift."""
-        return self._beta
+        return self._beta  # type: ignore[return-value]
 
     @beta.setter
-    def beta(self, value: Any) -> None:
+    def beta(self, value: ArrayLike) -> None:
         self._assign("beta", value)
 
     @property
-    def running_mean(self) -> Array | None:
+    def running_mean(self) -> Array:
         """Mean per channel for inference."""
-        return self._running_mean
+        return self._running_mean  # type: ignore[return-value]
 
     @running_mean.setter
-    def running_mean(self, value: Any) -> None:
+    def running_mean(self, value: ArrayLike) -> None:
         self._assign("running_mean", value)
 
     @property
-    def running_var(self) -> Array | None:
+    def running_var(self) -> Array:
         """Variance per channel for inference."""
-        return self._running_var
+        return self._running_var  # type: ignore[return-value]
 
     @running_var.setter
-    def running_var(self, value: Any) -> None:
+    def running_var(self, value: ArrayLike) -> None:
         self._assign("running_var", value)
 
     def _assign(self, name: str, value: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
+from nbbn._checks import Called, DType, Written
 from nbbn._engine import masks, steps
 from nbbn._engine.known import Known
 from nbbn._engine.memory import empty_like
@@ -141,6 +142,10 @@ class BatchNorm(StoredLayer):
     __module__ = "nbbn"  # where users find it, and pickles
     __slots__ = ()
 
+    @overload
+    def __call__(self, x: NDArray[DType], **given: Unpack[Called]) -> NDArray[DType]: ...
+    @overload
+    def __call__(self, x: ArrayLike, **given: Unpack[Called]) -> Array: ...
     def __call__(
         self,
         x: Any,
@@ -365,6 +370,10 @@ class BatchNorm(StoredLayer):
         self._keep(last)
         self._move(last.table, count, accepted and mode)
 
+    @overload
+    def backward(self, grad_y: NDArray[DType], **given: Unpack[Written]) -> NDArray[DType]: ...
+    @overload
+    def backward(self, grad_y: ArrayLike, **given: Unpack[Written]) -> Array: ...
     def backward(self, grad_y: Any, *, out: Any = None) -> Array:
         """Return the gradient of the last forward with respect to its input.
 
@@ -440,9 +449,8 @@ class BatchNorm(StoredLayer):
         before, grad_residual = self._before_activation(last, gradient, target)
         grad_x, sums = self._differentiate(last, before, target)
         grad_gamma, grad_beta = steps.parameter_gradients(last.table, sums, self._dtype)
-        self.grad_gamma = None if self._gamma is None else grad_gamma
-        self.grad_beta = None if self._beta is None else grad_beta
-        self.grad_residual = grad_residual
+        gamma = None if self._gamma is None else grad_gamma
+        self._set_gradients(gamma, None if self._beta is None else grad_beta, grad_residual)
         return grad_x
 
     def _backward_parts(self, last: Forward, gradient: Array, out: Array | None) -> Array:
@@ -464,8 +472,7 @@ class BatchNorm(StoredLayer):
                 sums[name] = value if name not in sums or value is None else sums[name] + value
             if grad_residual is not None and not shared:
                 grad_residual[at] = self.grad_residual
-        self.grad_gamma, self.grad_beta = sums.values()
-        self.grad_residual = grad_residual
+        self._set_gradients(sums["grad_gamma"], sums["grad_beta"], grad_residual)
         if out is not None and not direct:
             out[...] = grad_x
         return grad_x
@@ -479,9 +486,8 @@ class BatchNorm(StoredLayer):
             return None
         freedom = last.total - self._correction
         found = known.differentiate(grad_y, last.x, grad_x, last.table, last.total, freedom)
-        self.grad_gamma = None if self._gamma is None else found[0]
-        self.grad_beta = None if self._beta is None else found[1]
-        self.grad_residual = None
+        gamma = None if self._gamma is None else found[0]
+        self._set_gradients(gamma, None if self._beta is None else found[1], None)
         return grad_x
 
     def _before_activation(

@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
 from nbbn.layer.batch_norm import BatchNorm
+from nbbn.layer.frozen import FrozenBatchNorm
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]
@@ -25,7 +26,9 @@ _SMALLEST_NORMAL = {
 _ACCEPTED = "float16, bfloat16, float32 or float64"
 
 
-def fold_linear(weight: Any, bias: Any, bn: Any) -> tuple[Array, Array]:
+def fold_linear(
+    weight: ArrayLike, bias: ArrayLike | None, bn: BatchNorm | FrozenBatchNorm
+) -> tuple[Array, Array]:
     r"""Return weight and bias of the linear layer that does batch normalization as well.
 
     For ``y = bn(x @ weight.T + bias)`` in inference, with the layer's inference form
@@ -88,7 +91,12 @@ def fold_linear(weight: Any, bias: Any, bn: Any) -> tuple[Array, Array]:
 
 
 def fold_conv(
-    weight: Any, bias: Any, bn: Any, *, transposed: bool = False, groups: int = 1
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    bn: BatchNorm | FrozenBatchNorm,
+    *,
+    transposed: bool = False,
+    groups: int = 1,
 ) -> tuple[Array, Array]:
     r"""Return weight and bias of the convolution that does batch normalization as well.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
+from nbbn._checks import Activation, DType, Inferred
 from nbbn._engine import steps
 from nbbn._engine.known import Memory
 from nbbn._kernels import table as rows
@@ -27,7 +28,7 @@ class FrozenBatchNorm:
 
     Parameters
     ----------
-    center, scale, shift : array_like of float32 or float64, shape (C,)
+    center, scale, shift : array_like of real numbers, shape (C,)
         Copied.
     axis : int, default 1
         The channel axis of the input; may be negative.
@@ -66,20 +67,20 @@ class FrozenBatchNorm:
 
     def __init__(
         self,
-        center: Any,
-        scale: Any,
-        shift: Any,
+        center: ArrayLike,
+        scale: ArrayLike,
+        shift: ArrayLike,
         *,
         axis: int = 1,
-        activation: str | None = None,
+        activation: Activation | None = None,
         negative_slope: float = 0.01,
     ) -> None:
-        first = _checks.array("center", center)
+        first = _checks.reals("center", center)
         if first.ndim != 1 or first.size == 0:
             raise ValueError(f"center: expected one value a channel, got shape {first.shape}")
         self._num_features = first.size
         self._axis = _checks.integer("axis", axis)
-        self._activation = _checks.activation(activation)
+        self._activation: Activation | None = _checks.activation(activation)
         self._negative_slope = _checks.real("negative_slope", negative_slope)
         self._after = steps.epilogue(self._activation, self._negative_slope)
         count = first.size
@@ -98,23 +99,23 @@ class FrozenBatchNorm:
     @classmethod
     def from_stats(
         cls,
-        mean: Any,
-        var: Any,
-        gamma: Any = None,
-        beta: Any = None,
+        mean: ArrayLike,
+        var: ArrayLike,
+        gamma: ArrayLike | None = None,
+        beta: ArrayLike | None = None,
         eps: float = 1e-5,
         *,
         axis: int = 1,
-        activation: str | None = None,
+        activation: Activation | None = None,
         negative_slope: float = 0.01,
     ) -> FrozenBatchNorm:
         """Return the layer with these statistics and parameters.
 
         Parameters
         ----------
-        mean, var : array_like of float32 or float64, shape (C,)
+        mean, var : array_like of real numbers, shape (C,)
             Statistics per channel.
-        gamma, beta : array_like of float32 or float64, shape (C,), optional
+        gamma, beta : array_like of real numbers, shape (C,), optional
             Scale (default 1) and shift (default 0) per channel.
         eps : float, default 1e-5
             Added to ``var`` inside the square root; finite, >= 0.
@@ -137,7 +138,7 @@ class FrozenBatchNorm:
         >>> nbbn.FrozenBatchNorm.from_stats(np.zeros(1), np.array([4.0]), eps=0.0).scale
         array([0.5])
         """
-        means = _checks.array("mean", mean)
+        means = _checks.reals("mean", mean)
         if means.ndim != 1 or means.size == 0:
             raise ValueError(f"mean: expected one value a channel, got shape {means.shape}")
         count = means.size
@@ -161,7 +162,7 @@ class FrozenBatchNorm:
         return self._axis
 
     @property
-    def activation(self) -> str | None:
+    def activation(self) -> Activation | None:
         """What is applied last, or None."""
         return self._activation
 
@@ -189,6 +190,10 @@ class FrozenBatchNorm:
         """What is added then."""
         return self._row(rows.BETA)
 
+    @overload
+    def __call__(self, x: NDArray[DType], **given: Unpack[Inferred]) -> NDArray[DType]: ...
+    @overload
+    def __call__(self, x: ArrayLike, **given: Unpack[Inferred]) -> Array: ...
     def __call__(self, x: Any, *, residual: Any = None, out: Any = None) -> Array:
         """Return ``activation((x - center) * scale + shift + residual)``.
 
