@@ -18,12 +18,6 @@ _FLOAT64 = np.dtype(np.float64)
 # from a pickle or a deep copy, as those of data loaders do, it is an equal one; of foreign byte order, none.
 PLAIN_DTYPES = _FLOAT32, _FLOAT64
 FLOATS = "float32 or float64"
-_ACTIVATIONS = (
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "hard_swish",
-)  # keys of nbbn._engine.steps.ACTIVATIONS
 
 
 _TooHardError = getattr(np, "exceptions", np).TooHardError  # in np itself before 1.25
@@ -273,11 +267,6 @@ def choice(name: str, value: Any, accepted: tuple[str, ...]) -> str:
     words = ", ".join(map(repr, accepted[:-1])) + f" or {accepted[-1]!r}"
     kind = ValueError if isinstance(value, str) else TypeError
     raise kind(f"{name}: expected {words}, got {value!r}")
-
-
-def activation(value: Any) -> str | None:
-    """Return the name of an activation, or None."""
-    return None if value is None else choice("activation", value, _ACTIVATIONS)
 
 
 def positive_integer(name: str, value: Any) -> int:

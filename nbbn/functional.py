@@ -99,14 +99,15 @@ def normalize(
     index = _checks.axis(axis, values.ndim)
     channels = values.shape[index]
     kind = _checks.result_dtype(dtype, values.dtype)
+    after = _after(activation, negative_slope, residual, values, kind)
     table = steps.given_table(
         _checks.per_channel("mean", mean, channels),
         _checks.variances("var", var, channels),
         _optional("gamma", gamma, channels),
         _optional("beta", beta, channels),
+        after.slope,
     )
     epsilon = _checks.real("eps", eps, 0.0)
-    after = _after(activation, negative_slope, residual, values, kind)
     target = None if out is None else _checks.out("out", out, values, kind)
     y = _infer(values, index, table, epsilon, target, after, kind)
     return y if out is None else _same(out)
@@ -229,7 +230,7 @@ def batch_norm(
                 raise ValueError(f"{name}: expected an array for inference, got None")
         mean = _checks.per_channel("running_mean", running_mean, channels)
         var = _checks.variances("running_var", running_var, channels)
-        table = steps.given_table(mean, var, gammas, betas)
+        table = steps.given_table(mean, var, gammas, betas, after.slope)
         y = _infer(values, index, table, epsilon, target, after)
         return y if out is None else _same(out)
     means = _checks.running("running_mean", running_mean, channels)
@@ -243,12 +244,12 @@ def batch_norm(
     if weights is not None and weights.total == 0.0:
         mean = np.zeros(channels) if means is None else means
         var = np.ones(channels) if variances is None else variances
-        table = steps.given_table(mean, var, gammas, betas)
+        table = steps.given_table(mean, var, gammas, betas, after.slope)
         y = _infer(values, index, table, epsilon, target, after)
         return y if out is None else _same(out)
     count = values.size // channels if weights is None else weights.total
     _checks.enough_values(count, taken, running_taken, "x" if weights is None else "mask")
-    table = _batch_table(channels, gammas, betas)
+    table = _batch_table(channels, gammas, betas, after.slope)
     y = steps.train(values, index, table, epsilon, taken, target, after, weights)
     _update_running(means, variances, table, count - running_taken, weight)
     return y if out is None else _same(out)
@@ -354,7 +355,7 @@ def batch_norm_backward(
         count = values.size // channels if weights is None else weights.total
         _checks.enough_values(count, taken, 0.0, "x" if weights is None else "mask")
     dtype = np.result_type(values.dtype, np.float32) if gammas is None else gammas.dtype
-    table = _batch_table(channels, gammas, None)
+    table = _batch_table(channels, gammas)
     table[rows.MEAN], table[rows.INV_STD], table[rows.MEAN_LOW] = means, inverse, 0.0
     grad_x, sums = steps.differentiate(
         gradient, values, index, table, taken, through_statistics, target, weights
@@ -376,9 +377,11 @@ def _infer(
     return steps.infer(x, index, form, out, after, dtype)
 
 
-def _batch_table(channels: int, gamma: Array | None, beta: Array | None) -> Array:
-    """Return a table for statistics, with gamma and beta in it."""
-    table = steps.new_table(channels)
+def _batch_table(
+    channels: int, gamma: Array | None, beta: Array | None = None, slope: Any = 0.0
+) -> Array:
+    """Return a table for statistics, with gamma, beta and the activation's slope in it."""
+    table = steps.new_table(channels, slope=slope)
     if gamma is not None:
         table[rows.GAMMA] = gamma
     if beta is not None:
@@ -407,7 +410,7 @@ def _after(
 ) -> Epilogue:
     slope = _checks.real("negative_slope", negative_slope)
     added = None if residual is None else _checks.gradient("residual", residual, x, dtype)
-    return steps.epilogue(_checks.activation(activation), slope, added)
+    return steps.epilogue(steps.activation(activation), slope, added)
 
 
 def _same(out: Any) -> Array:

@@ -190,6 +190,14 @@ def activation(z, name, slope=0.01):
     if name == "hard_swish":
         inner = np.where(z < 3, z / 3 + 0.5, one)
         return z * np.clip(z + 3, 0, 6) / 6, np.where(z <= -3, zero, inner)
+    if name in ("silu", "mish"):
+        near = np.clip(z, -750, 150)  # beyond, the slope is 0 or 1
+        with np.errstate(invalid="ignore", under="ignore"):  # infinity times 0
+            e = np.exp(near)
+            if name == "silu":
+                return z * (e / (1 + e)), e / (1 + e) * (1 + near / (1 + e))
+            t = (e * e + 2 * e) / (e * e + 2 * e + 2)  # tanh(log(1 + e))
+            return z * t, t + near * 4 * e * (1 + e) / (e * e + 2 * e + 2) ** 2
     return z, one
 
 

@@ -78,7 +78,7 @@ class Known:
         if self._width != form.shape[1]:
             form = parts.spread(form, self._view, self._width)
         call = self._call(_WRITE, len(kind))
-        call(x.reshape(stack), y.reshape(stack), None, None, form, kind, after.slope, 0)
+        call(x.reshape(stack), y.reshape(stack), None, None, form, kind, 0)
 
     def train(
         self, x: Array, y: Array, table: Array, freedom: float, eps: float, after: Epilogue
@@ -88,14 +88,14 @@ class Known:
             steps.look_and_write(self._view, x, y, table, freedom, eps, after)
             return
         kind, values, channels = after.kind, x.reshape(self._stack), table.shape[1]
-        form = np.empty((3, channels), x.dtype)
+        form = np.empty((rows.FORM_ROWS, channels), x.dtype)
         numbers, written = self._numbers, np.empty((3, self._numbers.size, self._sum_width))
         look, options = self._call(_LOOK), (freedom, eps, self._group)
         look(values, None, numbers, written, table, form, *options)
         if self._width != channels:
             form = parts.spread(form, self._view, self._width)
         target = values if y is x else y.reshape(self._stack)
-        self._call(_WRITE, len(kind))(values, target, None, None, form, kind, after.slope, 0)
+        self._call(_WRITE, len(kind))(values, target, None, None, form, kind, 0)
 
     def differentiate(
         self, grad_y: Array, x: Array, grad_x: Array, table: Array, count: float, freedom: float

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nbbn import _checks
 from nbbn._compiler.jit import Step
 from nbbn._engine import parts, threads
 from nbbn._engine.masks import Weights
@@ -16,18 +17,13 @@ from nbbn._kernels import steps_of_columns as columns
 from nbbn._kernels import steps_of_layers as layers
 from nbbn._kernels import steps_of_runs as runs
 from nbbn._kernels import table as rows
-from nbbn._kernels.elementwise import HARD_SWISH, LEAKY_RELU, NONE, RELU, RELU6
+from nbbn._kernels.activations import TABLE
 
 Array = NDArray[Any]
 Table = NDArray[np.float64]
 
-ACTIVATIONS = {
-    None: NONE,
-    "relu": RELU,
-    "relu6": RELU6,
-    "leaky_relu": LEAKY_RELU,
-    "hard_swish": HARD_SWISH,
-}
+_KINDS = {name: (0.0,) * number for number, name in enumerate(TABLE)}
+_NAMES = tuple(name for name in TABLE if name is not None)
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 # What kernels see of a dtype: of half types, their bits. That of bfloat16 is no type of numpy's own.
@@ -43,7 +39,9 @@ class Epilogue(NamedTuple):
     """What follows the affine map: ``y = activation(affine(x) + residual)``."""
 
     kind: tuple[float, ...] = ()  # its length says which activation
-    slope: float = 0.0  # of leaky relu, below 0
+    slope: Any = (
+        None  # below 0, a number or one a channel; None where the table of the channels has it
+    )
     residual: Array | None = None
     has_residual: bool = False  # whether there was one, though backward needs it no more
 
@@ -62,9 +60,14 @@ class Epilogue(NamedTuple):
 NOTHING = Epilogue()
 
 
-def epilogue(activation: str | None, slope: float, residual: Array | None = None) -> Epilogue:
+def epilogue(activation: str | None, slope: Any = None, residual: Array | None = None) -> Epilogue:
     """Return what follows the affine map."""
-    return Epilogue((0.0,) * ACTIVATIONS[activation], slope, residual)
+    return Epilogue(_KINDS[activation], slope, residual)
+
+
+def activation(value: Any) -> str | None:
+    """Return the name of an activation, or None."""
+    return None if value is None else _checks.choice("activation", value, _NAMES)
 
 
 def computed_dtype(x: Array) -> np.dtype[Any]:
@@ -102,8 +105,8 @@ def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
 
     The formulas, and the bits, of `nbbn._kernels.coefficients.write_coefficients`, without anything to compile.
     """
-    mean, form = table[rows.MEAN], np.empty((3, table.shape[1]), dtype)
-    center, scale, shift = form
+    mean, form = table[rows.MEAN], np.empty((rows.FORM_ROWS, table.shape[1]), dtype)
+    center, scale, shift, slope = form
     with np.errstate(all="ignore"):  # infinite or NaN, no warning
         scale[:] = over_std(table[rows.GAMMA], table[rows.VAR], eps)
         if len(table) > rows.MEAN_LOW:
@@ -116,6 +119,7 @@ def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
         if not np.isfinite(rest).all():  # of an infinite mean, or NaN
             rest[~np.isfinite(rest)] = 0.0
         shift[:] = table[rows.BETA] - rest * scale
+        slope[:] = table[rows.SLOPE]
     return form
 
 
@@ -171,17 +175,19 @@ def write(
         None if grad is None else of(grad),
         parts.spread(form, view, parts.width_of_rows(view, plan.streaming)),
         kind,
-        after.slope,
         plan.streaming,
     )
 
 
-def given_table(mean: Array, var: Array, gamma: Array | None, beta: Array | None) -> Table:
+def given_table(
+    mean: Array, var: Array, gamma: Array | None, beta: Array | None, slope: Any = 0.0
+) -> Table:
     """Return a table of statistics that were given, for `coefficients`."""
     table = np.empty((rows.LAYER_ROWS, mean.size))
     table[rows.MEAN], table[rows.VAR] = mean, var
     table[rows.GAMMA] = 1.0 if gamma is None else gamma
     table[rows.BETA] = 0.0 if beta is None else beta
+    table[rows.SLOPE] = slope
     return table
 
 
@@ -195,13 +201,15 @@ def over_std(value: Any, var: Array, eps: float) -> Table:
         return found
 
 
-def new_table(channels: int, parameters: Array | None = None) -> Table:
-    """Return a table for statistics, with gamma and beta of a layer's own table in it."""
+def new_table(channels: int, parameters: Array | None = None, slope: Any = None) -> Table:
+    """Return a table for statistics, with gamma, beta and slope of a layer's own table in it, or this ``slope``."""
     table = np.empty((rows.STATISTICS_ROWS, channels))
     if parameters is None:
-        table[rows.GAMMA], table[rows.BETA] = 1.0, 0.0
+        table[rows.GAMMA], table[rows.BETA : rows.SLOPE + 1] = 1.0, 0.0
     else:
-        table[rows.GAMMA : rows.BETA + 1] = parameters[rows.GAMMA : rows.BETA + 1]
+        table[rows.GAMMA : rows.SLOPE + 1] = parameters[rows.GAMMA : rows.SLOPE + 1]
+    if slope is not None:
+        table[rows.SLOPE] = slope
     return table
 
 
@@ -232,7 +240,7 @@ def look(
     """Write the statistics of x, which has this view, to ``table``; return the coefficients."""
     plan, stack = make_plan(view, (x,)), view.of(x)
     width, numbers = parts.cut_for_sums(view, weights, stack)
-    form = np.empty((3, view.channels), computed_dtype(x))
+    form = np.empty((rows.FORM_ROWS, view.channels), computed_dtype(x))
     written = np.empty((3, numbers.size, width))
     arguments = stack, weights, numbers, written, table, form, freedom, eps
     if view.runs:
@@ -287,10 +295,11 @@ def look_and_write(
     kind, of = after.kind, view.of
     added = None if residual is None else of(residual)
     width, numbers = parts.cut_for_sums(view, weights)
-    written, form = np.empty((3, numbers.size, width)), np.empty((3, width), computed_dtype(x))
+    written = np.empty((3, numbers.size, width))
+    form = np.empty((rows.FORM_ROWS, width), computed_dtype(x))
     what = of(x), of(y), added, weights, numbers, written, table, form
     wanted = _variant(x, len(kind), residual is not None, False, weights)
-    options = kind, after.slope, freedom, eps, plan.streaming
+    options = kind, freedom, eps, plan.streaming
     _run(runs.train_channels, wanted, plan.parallel, *what, *options)
 
 
@@ -421,7 +430,7 @@ def differentiate(
         return (np.empty_like(x) if out is None else out), sums
     if not training:
         sum_gradients(grad_y, x, index, table, sums, mask)
-        form = np.zeros((3, table.shape[1]), computed_dtype(x))
+        form = np.zeros((rows.FORM_ROWS, table.shape[1]), computed_dtype(x))
         with np.errstate(all="ignore"):  # as compiled code: infinite or NaN, no warning
             form[rows.SCALE] = table[rows.GAMMA] * table[rows.INV_STD]
         return infer(grad_y, index, form, out), sums

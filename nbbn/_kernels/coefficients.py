@@ -22,6 +22,7 @@ from nbbn._kernels.statistics import Layout, added, merged
 from nbbn._kernels.table import (
     BETA,
     CENTER,
+    FORM_SLOPE,
     GAMMA,
     INV_STD,
     M2,
@@ -31,6 +32,7 @@ from nbbn._kernels.table import (
     OF_GAMMA,
     SCALE,
     SHIFT,
+    SLOPE,
     SUM_GRAD,
     SUM_PRODUCT,
     VAR,
@@ -41,14 +43,14 @@ from nbbn._kernels.table import (
 def write_coefficients(
     form: Any, c: int, n: int, mean: Any, low: Any, std: Any, affine: Any
 ) -> None:
-    """Write ``center, scale, shift`` of up to sixteen channels to their columns of ``form``.
+    """Write ``center, scale, shift, slope`` of up to sixteen channels to their columns of ``form``.
 
-    ``affine`` is gamma and beta. ``center`` is the mean, ``mean + low``, and ``scale = gamma / std`` (0 where that
-    divides by 0), both rounded to the dtype of ``form``; ``shift = beta - (mean - center) * scale`` makes up for the
-    rounding of ``center``.
+    ``affine`` is gamma, beta and the slope of the activation. ``center`` is the mean, ``mean + low``, and
+    ``scale = gamma / std`` (0 where that divides by 0), both rounded to the dtype of ``form``;
+    ``shift = beta - (mean - center) * scale`` makes up for the rounding of ``center``.
     """
     width, zero = form.shape[1], splat(0.0)
-    gamma, beta = affine
+    gamma, beta, slope = affine
     center = narrow(form, mean + low)
     scale = narrow(form, where_at_most(std, zero, zero, gamma / std))
     rest = (mean - widen(center)) + low
@@ -56,6 +58,7 @@ def write_coefficients(
     store_upto(form, CENTER * width + c, n, center)
     store_upto(form, SCALE * width + c, n, scale)
     store_upto(form, SHIFT * width + c, n, narrow(form, beta - rest * widen(scale)))
+    store_upto(form, FORM_SLOPE * width + c, n, narrow(form, slope))
 
 
 class Channels(NamedTuple):
@@ -91,7 +94,8 @@ def finish_moments(
         store_upto(table, M2 * width + c, n, m2)
         store_upto(table, VAR * width + c, n, var)
         store_upto(table, INV_STD * width + c, n, where_at_most(std, zero, zero, splat(1.0) / std))
-        affine = load_upto(table, GAMMA * width + c, n), load_upto(table, BETA * width + c, n)
+        gamma, beta = load_upto(table, GAMMA * width + c, n), load_upto(table, BETA * width + c, n)
+        affine = gamma, beta, load_upto(table, SLOPE * width + c, n)
         write_coefficients(form, c, n, mean, low, std, affine)
 
 

@@ -35,7 +35,6 @@ from nbbn._compiler.vectors import (
     widen,
 )
 from nbbn._kernels.elementwise import (
-    Activation,
     Backward,
     Forward,
     backward_of_row,
@@ -304,8 +303,7 @@ class Target(NamedTuple):
     residual: Any
     grad: Any
     form: Any  # coefficients, one a column
-    kind: Any
-    slope: float
+    kind: Any  # of the activation
     streaming: int
 
 
@@ -355,7 +353,7 @@ def write_tile(operation: Any, x: Any, to: Target, task: int) -> None:
         rows_in(x, block, fold),
         rows_in(to.residual, block, fold),
         rows_in(to.grad, block, fold),
-        Activation(to.kind, to.slope),
+        to.kind,
     )
     y, columns, rows = rows_in(to.y, block, fold), block.stop - block.first, block.rows
     tile = Tile(to.form, block.first)

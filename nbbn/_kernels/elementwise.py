@@ -14,34 +14,10 @@ from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import inlined
 from nbbn._compiler.memory import at, load_upto
-from nbbn._compiler.vectors import (
-    fma,
-    narrow,
-    not_above,
-    not_below,
-    plus,
-    splat,
-    where_at_most,
-    where_below,
-)
+from nbbn._compiler.vectors import fma, plus, splat
 from nbbn._compiler.weights import weight_at, weight_of_row, where_counted
-
-# how long the tuple is that stands for an activation
-NONE = 0
-RELU = 1
-RELU6 = 2
-LEAKY_RELU = 3
-HARD_SWISH = 4
-
-
-class Activation(NamedTuple):
-    """What follows the affine map: the length of ``kind`` says which, and is a constant of the variant.
-
-    Decided within the loop, relu took seven times as long in cache.
-    """
-
-    kind: Any
-    slope: float
+from nbbn._kernels.activations import Activation, activated, through_activation
+from nbbn._kernels.table import CENTER, FORM_SLOPE, SCALE, SHIFT
 
 
 class Forward(NamedTuple):
@@ -50,7 +26,7 @@ class Forward(NamedTuple):
     x: Any
     residual: Any
     grad: Any
-    activation: Activation
+    kind: Any  # of the activation
 
 
 class Backward(NamedTuple):
@@ -67,6 +43,7 @@ class Coefficients(NamedTuple):
     center: Any
     scale: Any
     shift: Any
+    slope: Any
 
 
 class GradientCoefficients(NamedTuple):
@@ -81,55 +58,11 @@ class GradientCoefficients(NamedTuple):
 
 
 @inlined
-def activated(value: Any, like: Any, activation: Activation) -> Any:
-    """Return the activation of a vector; ``like`` is an array of its dtype. NaN stays NaN.
-
-    relu: ``max(v, 0)``; relu6: ``min(max(v, 0), 6)``; leaky relu: ``v`` or, below 0, ``v * slope``;
-    hard swish: ``v * min(max(v + 3, 0), 6) / 6``, which is v itself from 3 on.
-    """
-    zero, six = narrow(like, splat(0.0)), narrow(like, splat(6.0))
-    kind = len(activation.kind)
-    if kind == RELU:
-        return not_below(value, zero)
-    if kind == RELU6:
-        return not_above(not_below(value, zero), six)
-    if kind == LEAKY_RELU:
-        return where_below(value, zero, value * narrow(like, splat(activation.slope)), value)
-    if kind == HARD_SWISH:
-        part = not_above(not_below(value + narrow(like, splat(3.0)), zero), six)
-        return value * (part * narrow(like, splat(1.0 / 6.0)))
-    return value
-
-
-@inlined
-def through_activation(grad: Any, value: Any, like: Any, activation: Activation) -> Any:
-    """Return ``grad`` times the derivative of `activated` at ``value``.
-
-    Where there is none: that of the left at 0, and 0 at 6 (relu6) and at -3 (hard swish). At NaN as in
-    PyTorch: ``grad`` goes through relu, times the slope through leaky relu, and not through relu6.
-    """
-    zero, six = narrow(like, splat(0.0)), narrow(like, splat(6.0))
-    kind = len(activation.kind)
-    if kind == RELU:
-        return where_at_most(value, zero, zero, grad)
-    if kind == RELU6:
-        return where_below(value, six, where_below(zero, value, grad, zero), zero)
-    if kind == LEAKY_RELU:
-        return where_below(zero, value, grad, grad * narrow(like, splat(activation.slope)))
-    if kind == HARD_SWISH:
-        three = narrow(like, splat(3.0))
-        inner = grad * fma(value, narrow(like, splat(1.0 / 3.0)), narrow(like, splat(0.5)))
-        inner = where_below(value, three, inner, grad)
-        return where_at_most(value, zero - three, zero, inner)
-    return grad
-
-
-@inlined
 def forward(read: Forward, row: int, k: int, count: int, c: Coefficients) -> Any:
     """Return ``activation(fma(x - center, scale, shift) + residual)``."""
     value = fma(at(read.x, row, k, count) - c.center, c.scale, c.shift)
     value = plus(value, at(read.residual, row, k, count))
-    return activated(value, read.x.values, read.activation)
+    return activated(value, Activation(read.kind, c.slope))
 
 
 @inlined
@@ -138,7 +71,7 @@ def before_activation(read: Forward, row: int, k: int, count: int, c: Coefficien
     value = fma(at(read.x, row, k, count) - c.center, c.scale, c.shift)
     value = plus(value, at(read.residual, row, k, count))
     grad = at(read.grad, row, k, count)
-    return through_activation(grad, value, read.x.values, read.activation)
+    return through_activation(grad, value, Activation(read.kind, c.slope))
 
 
 @inlined
@@ -170,7 +103,8 @@ def backward_of_row(read: Backward, row: int, k: int, count: int, c: GradientCoe
 @inlined
 def coefficients_of(form: Any, c: int) -> Coefficients:
     """Return the coefficients of a channel."""
-    return Coefficients(splat(form[0, c]), splat(form[1, c]), splat(form[2, c]))
+    center, scale, shift = splat(form[CENTER, c]), splat(form[SCALE, c]), splat(form[SHIFT, c])
+    return Coefficients(center, scale, shift, splat(form[FORM_SLOPE, c]))
 
 
 @inlined
@@ -181,6 +115,7 @@ def coefficients_at(form: Any, j: int, count: int) -> Coefficients:
         load_upto(form, j, count),
         load_upto(form, j + width, count),
         load_upto(form, j + 2 * width, count),
+        load_upto(form, j + 3 * width, count),
     )
 
 

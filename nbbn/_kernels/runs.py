@@ -15,7 +15,6 @@ from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import fence, load_upto, outer_stride, prefetch, row_stride
 from nbbn._compiler.vectors import LANES, has, has_spare_digits, larger, smaller, splat, total
 from nbbn._kernels.elementwise import (
-    Activation,
     Backward,
     Forward,
     backward,
@@ -143,8 +142,7 @@ class Target(NamedTuple):
     residual: Any
     grad: Any
     form: Any  # coefficients, a column a channel
-    kind: Any
-    slope: float
+    kind: Any  # of the activation
     streaming: int
 
 
@@ -169,11 +167,10 @@ def write_runs(operation: Any, x: Any, to: Target, task: int) -> None:
     segments, depth = (inner + PIECE - 1) // PIECE, larger(ONE, PIECE // inner)
     row, first = task // segments * depth, task % segments * PIECE
     rows = smaller(depth, outer * channels - row)
-    activation = Activation(to.kind, to.slope)
     joined = inner >= LANES and rows > 1 and is_stack(x, x) and is_stack(to.y, x)
     if joined and is_stack(to.residual, x) and is_stack(to.grad, x):
         at = row * inner
-        read = Forward(one_row(x, at), one_row(to.residual, at), one_row(to.grad, at), activation)
+        read = Forward(one_row(x, at), one_row(to.residual, at), one_row(to.grad, at), to.kind)
         runs = rows, row % channels, channels
         write_joined(
             operation, coefficients_of, one_row(to.y, at), read, runs, inner, to.form, to.streaming
@@ -185,7 +182,7 @@ def write_runs(operation: Any, x: Any, to: Target, task: int) -> None:
                 rows_of(x, o, c, first),
                 rows_of(to.residual, o, c, first),
                 rows_of(to.grad, o, c, first),
-                activation,
+                to.kind,
             )
             y, length = rows_of(to.y, o, c, first), smaller(PIECE, inner - first)
             write_rows(
@@ -215,7 +212,7 @@ def normalize_channel(x: Any, to: Target, c: int) -> None:
         column_of(x, ZERO, c, ZERO),
         column_of(to.residual, ZERO, c, ZERO),
         one_row(None, ZERO),
-        Activation(to.kind, to.slope),
+        to.kind,
     )
     y, numbers = column_of(to.y, ZERO, c, ZERO), coefficients_of(to.form, c)
     write_rows(forward, same, y, read, outer, inner, numbers, to.streaming)

@@ -53,7 +53,6 @@ def infer_columns(
     grad: IfGradient,
     form: Form,
     kind: Kind,
-    slope: Float,
     streaming: Int,
 ) -> None:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
@@ -62,7 +61,7 @@ def infer_columns(
     inputs once, writes y once; y may be any of them. Parallel over tiles of columns of some rows.
     """
     for task in prange(tasks_of(x, form.shape[1], WIDE_TILE)):
-        to = Target(y, residual, grad, form, kind, slope, streaming)
+        to = Target(y, residual, grad, form, kind, streaming)
         if grad is None:
             normalize_tile(x, to, np.intp(task))
         else:

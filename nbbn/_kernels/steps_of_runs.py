@@ -50,7 +50,6 @@ def infer_runs(
     grad: IfGradient,
     form: Form,
     kind: Kind,
-    slope: Float,
     streaming: Int,
 ) -> None:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
@@ -62,7 +61,7 @@ def infer_runs(
     depth = larger(ONE, PIECE // inner)
     tasks = (outer * channels + depth - 1) // depth * ((inner + PIECE - 1) // PIECE)
     for task in prange(tasks):
-        to = Target(y, residual, grad, form, kind, slope, streaming)
+        to = Target(y, residual, grad, form, kind, streaming)
         if grad is None:
             normalize_runs(x, to, np.intp(task))
         else:
@@ -109,7 +108,6 @@ def train_channels(
     table: OutTable,
     form: OutForm,
     kind: Kind,
-    slope: Float,
     freedom: Float,
     eps: Float,
     streaming: Int,
@@ -126,7 +124,7 @@ def train_channels(
             look_at_group(x, Learned(weights, numbers, parts), c, c + 1, part)
         layout, one = Layout(number, ONE, ONE), Channels(c, c + 1)
         finish_moments(parts, numbers, layout, one, table, form, freedom, eps)
-        normalize_channel(x, Target(y, residual, None, form, kind, slope, streaming), c)
+        normalize_channel(x, Target(y, residual, None, form, kind, streaming), c)
 
 
 @step

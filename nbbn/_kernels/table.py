@@ -8,19 +8,22 @@ MEAN = 0
 VAR = 1
 GAMMA = 2
 BETA = 3
-LAYER_ROWS = 4
+SLOPE = 4  # of the activation, below 0
+LAYER_ROWS = 5
 
 # what a batch leaves besides
-MEAN_LOW = 4  # the mean is MEAN + MEAN_LOW
-PAIR_ROWS = 5
-M2 = 5
-INV_STD = 6
-STATISTICS_ROWS = 7
+MEAN_LOW = 5  # the mean is MEAN + MEAN_LOW
+PAIR_ROWS = 6
+M2 = 6
+INV_STD = 7
+STATISTICS_ROWS = 8
 
 # coefficients of inference, in the dtype that is computed with
 CENTER = 0
 SCALE = 1
 SHIFT = 2
+FORM_SLOPE = 3
+FORM_ROWS = 4
 
 # coefficients of a backward, six of grad_x, and what its sums say besides
 OF_GAMMA = 6

@@ -191,7 +191,7 @@ class SyncBatchNorm(BatchNorm):
 
     def _statistics(self, total: Statistics) -> Array:
         """Return the table of a training forward."""
-        table = steps.new_table(self._num_features, self._table)
+        table = steps.new_table(self._num_features, self._table, self._after.slope)
         table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2] = total[1:]
         with np.errstate(all="ignore"):  # as the kernels: no warning
             table[rows.VAR] = total.m2 / (total.number - self._correction)

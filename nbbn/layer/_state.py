@@ -34,7 +34,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "track_running_stats": _checks.flag,
     "correction": functools.partial(_checks.real, least=0.0),
     "running_correction": functools.partial(_checks.real, least=0.0),
-    "activation": lambda _, value: _checks.activation(value),
+    "activation": lambda _, value: steps.activation(value),
     "negative_slope": _checks.real,
     "on_nonfinite": functools.partial(_checks.choice, accepted=("propagate", "raise", "skip")),
     "dtype": _checks.dtype,

@@ -225,7 +225,7 @@ class BatchNorm(LayerState):
         count, eps = x.size // self._num_features, self._eps
         if count <= self._too_few or self._on_nonfinite != "propagate":
             return None
-        table = steps.new_table(self._num_features, self._table)
+        table = steps.new_table(self._num_features, self._table, self._after.slope)
         known.train(x, y, table, count - self._correction, eps, after)
         parts = table, eps, token, after, None, None, count, known
         self._learn(Forward(x.view(), True, *parts), count, mode)
@@ -234,13 +234,16 @@ class BatchNorm(LayerState):
     def _snapshot(self, dtype: np.dtype[Any]) -> Snapshot:
         """Return the layer's numbers of this moment, whatever other threads train meanwhile."""
         with self._lock:
-            values, eps = self._table.tobytes(), self._eps
+            now = self._table.tobytes(), self._eps, self._after.slope, dtype
         last = self._last_snapshot
-        if last is None or (last.values, last.eps, last.dtype) != (values, eps, dtype):
+        if last is None or last.of != now:
+            values, eps, slope, _ = now
             given = np.frombuffer(values, self._dtype).reshape(self._table.shape)
             table = given.astype(np.float64)
+            if slope is not None:
+                table[rows.SLOPE] = slope
             form = steps.coefficients(table, eps, dtype)
-            last = self._last_snapshot = Snapshot(values, eps, dtype, table, form)
+            last = self._last_snapshot = Snapshot(now, eps, table, form)
         return last
 
     def _infer(self, call: Call) -> Array:
@@ -252,7 +255,7 @@ class BatchNorm(LayerState):
 
     def _train(self, call: Call, mode: bool) -> Array:
         x, weights = call.x, call.weights
-        table = steps.new_table(self._num_features, self._table)
+        table = steps.new_table(self._num_features, self._table, self._after.slope)
         if x.size == 0:
             self._keep(call.forward(True, table, self._eps))
             return np.empty_like(x) if call.out is None else call.out

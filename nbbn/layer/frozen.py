@@ -75,7 +75,7 @@ class FrozenBatchNorm:
             raise ValueError(f"center: expected one value a channel, got shape {first.shape}")
         self._num_features = first.size
         self._axis = _checks.integer("axis", axis)
-        self._activation = _checks.activation(activation)
+        self._activation = steps.activation(activation)
         self._negative_slope = _checks.real("negative_slope", negative_slope)
         self._after = steps.epilogue(self._activation, self._negative_slope)
         count = first.size
@@ -85,6 +85,7 @@ class FrozenBatchNorm:
             np.ones(count),
             _checks.per_channel("scale", scale, count),
             _checks.per_channel("shift", shift, count),
+            self._negative_slope,
         )
         self._table.flags.writeable = False
         # Coefficients by what is computed with: made when first asked for; two threads make the same.
