@@ -28,7 +28,7 @@ def normalize(
     axis: int = 1,
     residual: Any = None,
     activation: str | None = None,
-    negative_slope: float = 0.01,
+    negative_slope: Any = 0.01,
     dtype: Any = None,
     out: Any = None,
 ) -> Array:
@@ -52,10 +52,10 @@ def normalize(
         The channel axis; may be negative.
     residual : array_like, optional
         Added before the activation, in the same pass; of the shape and dtype of the result.
-    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"}, optional
         Applied last, in the same pass; see `nbbn.BatchNorm`.
-    negative_slope : float, default 0.01
-        Slope of "leaky_relu" below 0; finite.
+    negative_slope : float or, of "prelu", array_like of shape (C,), default 0.01
+        Slope of "leaky_relu" and "prelu" below 0; a number is finite.
     dtype : dtype, optional
         Of the result: float32 for an ``x`` of uint8; else only that of ``x``, which is the default.
     out : ndarray, optional
@@ -99,7 +99,7 @@ def normalize(
     index = _checks.axis(axis, values.ndim)
     channels = values.shape[index]
     kind = _checks.result_dtype(dtype, values.dtype)
-    after = _after(activation, negative_slope, residual, values, kind)
+    after = _after(activation, negative_slope, residual, values, index, kind)
     table = steps.given_table(
         _checks.per_channel("mean", mean, channels),
         _checks.variances("var", var, channels),
@@ -129,7 +129,7 @@ def batch_norm(
     mask: Any = None,
     residual: Any = None,
     activation: str | None = None,
-    negative_slope: float = 0.01,
+    negative_slope: Any = 0.01,
     out: Any = None,
 ) -> Array:
     r"""Batch normalization, for training or for inference.
@@ -169,10 +169,10 @@ def batch_norm(
         nothing is updated.
     residual : array_like, optional
         Added before the activation, in the same pass; of the shape and dtype of the result.
-    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"}, optional
         Applied last, in the same pass; see `nbbn.BatchNorm`.
-    negative_slope : float, default 0.01
-        Slope of "leaky_relu" below 0; finite.
+    negative_slope : float or, of "prelu", array_like of shape (C,), default 0.01
+        Slope of "leaky_relu" and "prelu" below 0; a number is finite.
     out : ndarray, optional
         Where to write, of the shape and dtype of ``x``; may be ``x`` itself.
 
@@ -222,7 +222,7 @@ def batch_norm(
     taken = _checks.real("correction", correction, 0.0)
     running_taken = _checks.real("running_correction", running_correction, 0.0)
     weights = masks.of_mask(mask, values.shape, index)
-    after = _after(activation, negative_slope, residual, values, values.dtype)
+    after = _after(activation, negative_slope, residual, values, index)
     target = None if out is None else _checks.out("out", out, values)
     if not _checks.flag("training", training):
         for name, given in (("running_mean", running_mean), ("running_var", running_var)):
@@ -357,11 +357,11 @@ def batch_norm_backward(
     dtype = np.result_type(values.dtype, np.float32) if gammas is None else gammas.dtype
     table = _batch_table(channels, gammas)
     table[rows.MEAN], table[rows.INV_STD], table[rows.MEAN_LOW] = means, inverse, 0.0
-    grad_x, sums = steps.differentiate(
+    grads = steps.differentiate(
         gradient, values, index, table, taken, through_statistics, target, weights
     )
-    grad_gamma, grad_beta = steps.parameter_gradients(table, sums, dtype)
-    return (grad_x if out is None else _same(out)), grad_gamma, grad_beta
+    grad_gamma, grad_beta = steps.parameter_gradients(table, grads.sums, dtype)
+    return (grads.x if out is None else _same(out)), grad_gamma, grad_beta
 
 
 def _infer(
@@ -406,11 +406,17 @@ def _optional(name: str, value: Any, channels: int) -> Array | None:
 
 
 def _after(
-    activation: Any, negative_slope: Any, residual: Any, x: Array, dtype: np.dtype[Any]
+    activation: Any,
+    negative_slope: Any,
+    residual: Any,
+    x: Array,
+    index: int,
+    dtype: np.dtype[Any] | None = None,
 ) -> Epilogue:
-    slope = _checks.real("negative_slope", negative_slope)
+    name = steps.activation(activation)
+    slope = steps.slope(name, negative_slope, x.shape[index])
     added = None if residual is None else _checks.gradient("residual", residual, x, dtype)
-    return steps.epilogue(steps.activation(activation), slope, added)
+    return steps.epilogue(name, slope, added)
 
 
 def _same(out: Any) -> Array:

@@ -185,7 +185,7 @@ def activation(z, name, slope=0.01):
         return np.maximum(z, 0), np.where(z > 0, one, zero)
     if name == "relu6":
         return np.clip(z, 0, 6), np.where((z > 0) & (z < 6), one, zero)
-    if name == "leaky_relu":
+    if name in ("leaky_relu", "prelu"):
         return np.where(z < 0, slope * z, z), np.where(z > 0, one, slope)
     if name == "hard_swish":
         inner = np.where(z < 3, z / 3 + 0.5, one)

@@ -1,6 +1,7 @@
 """silu and mish: how exact they are, and the same bits wherever a value stands."""
 
 import os
+import pickle
 import subprocess
 import sys
 
@@ -146,3 +147,121 @@ def test_the_same_bits_without_a_compiler():
     ]
     assert [one.stderr for one in found] == [""] * 3
     assert len({one.stdout for one in found}) == 1
+
+
+SLOPES = np.array([0.5, -0.25, 0.0, 2.0, 0.125], np.float32)
+
+
+def prelu_layer(axis=1, **options):
+    bn = nbbn.BatchNorm(5, axis=axis, activation="prelu", **options)
+    bn.slope[:] = SLOPES
+    bn.gamma[:], bn.beta[:] = np.linspace(0.5, 2, 5), np.linspace(-1, 1, 5)
+    bn.running_mean[:] = np.linspace(-0.5, 0.5, 5)
+    return bn
+
+
+def through_prelu(z, axis):
+    """y, its derivative, and that with respect to the slope; of what one layer without activation gives."""
+    slopes = reference.along(SLOPES, z.ndim, axis)
+    return np.where(z < 0, slopes * z, z), np.where(z > 0, 1.0, slopes), np.where(z < 0, z, 0.0)
+
+
+PLACES = [
+    ((7, 5, 6, 6), 1),
+    ((9, 5), 1),
+    ((2, 3, 4, 5), -1),
+    ((64, 5, 40, 40), 1),
+    ((70_000, 5), 1),
+]
+
+
+@pytest.mark.parametrize(("shape", "axis"), PLACES)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.long
+def test_prelu_has_a_slope_a_channel(shape, axis, training, with_residual):
+    rng = np.random.default_rng(7)
+    x, residual, grad_y = rng.normal(size=(3, *shape)).astype(np.float32)
+    bn, plain = prelu_layer(axis), prelu_layer(axis)
+    plain.activation = None
+    added = residual if with_residual else None
+    z = plain(x, training=training, residual=added)
+    y, slope, of_slope = through_prelu(z.astype(np.float64), axis)
+    eps = eps_of(np.float32)
+    assert_within(bn(x, training=training, residual=added), y, eps * np.abs(y))
+    grad_x = bn.backward(grad_y)
+    before = (grad_y * slope).astype(np.float32)
+    if with_residual:
+        assert_within(bn.grad_residual, before, eps * np.abs(before))
+    assert_same_bits(grad_x, plain.backward(before))
+    assert_same_bits(bn.grad_gamma, plain.grad_gamma)
+    assert plain.grad_slope is None
+    products = reference.channels(grad_y * of_slope, axis)
+    bound = 4 * eps * np.abs(products).sum(axis=1)
+    assert_within(bn.grad_slope, products.sum(axis=1), bound)
+    with nbbn.num_threads(2):
+        assert_same_bits(bn.backward(grad_y), grad_x)
+
+
+def test_the_slope_is_a_parameter(tmp_path):
+    x = np.random.default_rng(8).normal(size=(6, 5)).astype(np.float32)
+    bn = prelu_layer()
+    slope = bn.slope
+    assert list(bn.state_dict())[:3] == ["gamma", "beta", "slope"]
+    y = bn.eval()(x)
+    bn.save(tmp_path / "bn.npz")
+    other = nbbn.BatchNorm(5, activation="prelu")
+    other.load_state_dict(bn.state_dict())
+    copies = nbbn.BatchNorm.load(tmp_path / "bn.npz"), pickle.loads(pickle.dumps(bn)), other.eval()
+    for copied in copies:
+        assert_same_bits(copied.slope, SLOPES)
+        assert_same_bits(copied(x), y)
+    with pytest.raises(ValueError, match="slope"):
+        nbbn.BatchNorm(5).load_state_dict(bn.state_dict())
+    bn.reset_parameters()
+    assert (slope == 0.25).all() and bn.slope is slope
+    bn.slope = SLOPES
+    assert_same_bits(slope, SLOPES)
+    bn.eps = 1e-3
+    assert bn.slope is slope
+    bn.activation = "relu"
+    assert bn.slope is None and "slope" not in bn.state_dict()
+    with pytest.raises(ValueError, match=r"^slope: expected no value"):
+        bn.slope = SLOPES
+    bn.activation = "prelu"
+    assert np.shares_memory(bn.slope, slope)
+
+
+def test_the_slope_is_that_of_the_forward():
+    x = np.random.default_rng(9).normal(size=(6, 5)).astype(np.float32)
+    for training in (True, False):
+        bn = prelu_layer()
+        bn(x, training=training)
+        expected = bn.backward(x)
+        bn.slope[:] = 7.0
+        assert_same_bits(bn.backward(x), expected)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_functions_and_frozen_layers_take_a_slope_a_channel(axis):
+    shape = (4, 5, 3, 5)
+    x = np.random.default_rng(10).normal(size=shape).astype(np.float32)
+    bn = prelu_layer(axis).eval()
+    y, frozen = bn(x), bn.freeze()
+    statistics = bn.running_mean, bn.running_var, bn.gamma, bn.beta
+    given = {"axis": axis, "activation": "prelu", "negative_slope": SLOPES}
+    assert_same_bits(frozen(x), y)
+    assert_same_bits(frozen.negative_slope, SLOPES.astype(np.float64))
+    assert_same_bits(pickle.loads(pickle.dumps(frozen))(x), y)
+    assert_same_bits(nbbn.normalize(x, *statistics, **given), y)
+    assert_same_bits(nbbn.batch_norm(x, *statistics, **given), y)
+    bn.slope[:] = 0.5
+    assert_same_bits(frozen(x), y)
+    given["negative_slope"] = 0.5
+    assert_same_bits(nbbn.normalize(x, *statistics, **given), bn(x))
+    for wrong in (np.ones(4), np.ones((5, 1)), "steep"):
+        given["negative_slope"] = wrong
+        with pytest.raises((TypeError, ValueError), match=r"^negative_slope: expected"):
+            nbbn.normalize(x, *statistics, **given)
+    with pytest.raises(TypeError, match=r"^negative_slope: expected a finite number"):
+        nbbn.FrozenBatchNorm(*SLOPES[:3, None], activation="leaky_relu", negative_slope=[0.1])

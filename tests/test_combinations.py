@@ -21,7 +21,7 @@ except ImportError:
     bfloat16 = None
 
 SLOPE = 0.2
-ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish")
+ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu")
 SMOOTH = ("hard_swish", "silu", "mish")  # their slope depends on where it is taken
 KINKS = np.array([-3.0, 0.0, 3.0, 6.0])
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -156,6 +156,8 @@ def new_layer(shape, dtype, tracked, activation, mode):
     )
     gamma, beta, mean, var = parameters(shape)
     bn.gamma[:], bn.beta[:] = gamma, beta
+    if activation == "prelu":
+        bn.slope[:] = SLOPE
     if tracked:
         bn.running_mean[:], bn.running_var[:] = mean, var
     return bn.train(mode)

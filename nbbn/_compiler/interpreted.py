@@ -123,6 +123,19 @@ def at(rows: Any, row: int, k: int, count: int) -> Any:
     return load_upto(rows.values, rows.at + row * rows.stride + k, count)
 
 
+def at_any(rows: Any, row: int, k: int, count: int) -> Any:
+    """`at`, and zeros of an array without values."""
+    if rows.values is None or rows.values.size:
+        return at(rows, row, k, count)
+    return np.zeros(LANES, working_dtype(rows.values))
+
+
+def put_any(rows: Any, row: int, k: int, count: int, value: NDArray[Any]) -> None:
+    """Write the first lanes to a row; nothing to an array without values, or None."""
+    if rows.values is not None and rows.values.size:
+        store_upto(rows.values, rows.at + row * rows.stride + k, count, value)
+
+
 def prefetch(array: NDArray[Any], index: int) -> None:
     """Nothing to ask for."""
 

@@ -55,8 +55,10 @@ Parameters = Annotated[NDArray[Any], "parameters", 2, "writable"]
 Counter = Annotated[NDArray[np.int64], "int64", 1, "writable"]
 # what may be absent: None, and then another variant
 IfResidual = Annotated[NDArray[Any] | None, "y", 3, "read-only", "residual"]
-IfGradient = Annotated[NDArray[Any] | None, "y", 3, "read-only", "gradient"]
 IfWeights = Annotated[NDArray[Any] | None, "weights", 1, "read-only", "weights"]
+IfFused = Annotated[NDArray[Any] | None, "x", 3, "read-only", "activation"]
+OutIfFused = Annotated[NDArray[Any] | None, "x", 3, "writable", "activation"]
+IfFusedForm = Annotated[NDArray[Any] | None, "computed", 2, "read-only", "activation"]
 Kind = Annotated[tuple[float, ...], "activation"]
 
 
@@ -65,9 +67,8 @@ class Variant(NamedTuple):
 
     dtype: Any = np.float64  # of x
     parallel: bool = False
-    activation: int = 0  # how many numbers its tuple has: see `nbbn._kernels.elementwise`
+    activation: int = 0  # how many numbers its tuple has: see `nbbn._kernels.activations`
     residual: bool = False
-    gradient: bool = False
     weights: Any = None  # their dtype: uint8 (a mask) or float64
     parameters: Any = np.float32  # the dtype of a layer's
 

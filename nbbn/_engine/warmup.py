@@ -107,9 +107,8 @@ def _serial_variants(dtype: Any, training: bool, kinds: list[int]) -> Iterator[W
         return
     for variant in writes:
         yield runs.train_channels, variant
-        if variant.activation:
-            yield from ((step, variant._replace(gradient=True)) for step in _INFER)
-    yield from ((step, Variant(dtype)) for step in _BACKWARD)
+        if not variant.residual:  # of a backward, it is no other variant
+            yield from ((step, variant) for step in _BACKWARD)
     for parameters in _PARAMETERS:
         yield layers.move_averages, Variant(parameters=parameters)
 

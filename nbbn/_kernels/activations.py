@@ -135,6 +135,13 @@ def _through_mish(grad: Any, v: Any, a: Activation) -> Any:
     return grad * fma(constant(v, 4.0), steep, n * part)
 
 
+@inlined
+def through_slope(grad: Any, v: Any) -> Any:
+    """Return ``grad`` times the derivative of a leaky relu with respect to its slope."""
+    zero = constant(v, 0.0)
+    return where_below(v, zero, grad * v, zero)
+
+
 class Formulas(NamedTuple):
     """Of an activation."""
 
@@ -150,7 +157,11 @@ TABLE: dict[str | None, Formulas] = {
     "hard_swish": Formulas(_hard_swish, _through_hard_swish),
     "silu": Formulas(_silu, _through_silu),
     "mish": Formulas(_mish, _through_mish),
+    "prelu": Formulas(_leaky_relu, _through_leaky_relu),
 }
+LEARNED = tuple(TABLE).index(
+    "prelu"
+)  # the one whose slope is a parameter, with a gradient of its own
 
 # ``activated(v, a)`` and ``through_activation(grad, v, a)``
 activated = by_length([row.value for row in TABLE.values()])

@@ -30,11 +30,13 @@ from nbbn._kernels.table import (
     MEAN_LOW,
     OF_BETA,
     OF_GAMMA,
+    OF_SLOPE,
     SCALE,
     SHIFT,
     SLOPE,
     SUM_GRAD,
     SUM_PRODUCT,
+    SUM_SLOPE,
     VAR,
 )
 
@@ -116,9 +118,10 @@ def finish_sums(
     form: Any,
     counts: Counts,
 ) -> None:
-    """Add the parts of some channels; write their two ``sums``, and the coefficients of `backward` to ``form``.
+    """Add the parts of some channels; write their ``sums``, and the coefficients of `backward` to ``form``.
 
-    And there the gradients of gamma and beta. With ``g = sum(grad_y)`` and ``h = sum(grad_y * (x - mean))``:
+    And there the gradients of gamma, beta and a learned slope. With ``g = sum(grad_y)`` and
+    ``h = sum(grad_y * (x - mean))``:
     ``grad_x = gamma * inv_std * (grad_y - g/n - (x - mean) * inv_std * (inv_std * h / freedom))``.
     Both means are rounded to the dtype of ``form``, and ``rest`` holds what that leaves.
     """
@@ -145,3 +148,7 @@ def finish_sums(
         store_upto(form, 5 * width + c, n, narrow(form, rest))
         store_upto(form, OF_GAMMA * width + c, n, narrow(form, of_gamma))
         store_upto(form, OF_BETA * width + c, n, narrow(form, g))
+        if parts.shape[0] > SUM_SLOPE:
+            of_slope = added(parts, SUM_SLOPE, layout, c, n)
+            store_upto(sums, SUM_SLOPE * width + c, n, of_slope)
+            store_upto(form, OF_SLOPE * width + c, n, narrow(form, of_slope))

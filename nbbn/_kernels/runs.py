@@ -15,24 +15,26 @@ from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import fence, load_upto, outer_stride, prefetch, row_stride
 from nbbn._compiler.vectors import LANES, has, has_spare_digits, larger, smaller, splat, total
 from nbbn._kernels.elementwise import (
+    About,
     Backward,
+    Forms,
     Forward,
+    add_products,
     backward,
-    before_activation,
     coefficients_of,
     forward,
     gradient_coefficients_of,
+    no_sums,
 )
 from nbbn._kernels.loops import sum_runs, write_joined, write_rows
 from nbbn._kernels.memory import ONE, ZERO, Rows, column_of, one_row, rows_of
 from nbbn._kernels.statistics import (
     Samples,
-    deviations,
+    add_deviations,
     moments_from_sums,
-    products,
     worst_condition,
 )
-from nbbn._kernels.table import MEAN, REFERENCE, SQUARES, SUM, SUM_GRAD, SUM_PRODUCT
+from nbbn._kernels.table import MEAN, REFERENCE, SQUARES, SUM, SUM_GRAD, SUM_PRODUCT, SUM_SLOPE
 
 PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the part in cache
 LONG = 1 << 9  # values of a run that is a part of its own: taken in memory's order
@@ -103,13 +105,13 @@ def sum_part(x: Any, weights: Any, channel: int, p: Part, n: float, parts: Any, 
     if n == 0.0:
         return
     read = Samples(column_of(x, p.row, channel, p.first), weights_of(weights, p, x.shape[2]))
-    k = near(read.x, p.length, weights)
-    s, q = sum_runs(deviations, read, p.rows, p.length, splat(k))
+    k, zero = near(read.x, p.length, weights), splat(0.0)
+    s, q = sum_runs(add_deviations, read, p.rows, p.length, splat(k), (zero, zero))
     sum_ = total(s)
     deviation, m2 = moments_from_sums(n, sum_, total(q))
     if n * deviation * deviation > (worst_condition(x) - 1.0) * m2:
         k = k + deviation
-        s, q = sum_runs(deviations, read, p.rows, p.length, splat(k))
+        s, q = sum_runs(add_deviations, read, p.rows, p.length, splat(k), (zero, zero))
         sum_ = total(s)
         _, m2 = moments_from_sums(n, sum_, total(q))
     parts[REFERENCE, part, channel] = k
@@ -140,7 +142,6 @@ class Target(NamedTuple):
 
     y: Any
     residual: Any
-    grad: Any
     form: Any  # coefficients, a column a channel
     kind: Any  # of the activation
     streaming: int
@@ -160,60 +161,38 @@ def same(form: Any, k: int, count: int) -> Any:
     return form
 
 
-@inlined
-def write_runs(operation: Any, x: Any, to: Target, task: int) -> None:
-    """Write ``operation`` of the values in some neighbouring runs, or in a segment of a long one."""
+@helper
+def normalize_runs(x: Any, to: Target, task: int) -> None:
+    """Write y of some neighbouring runs, or of a segment of a long one."""
     outer, channels, inner = x.shape
     segments, depth = (inner + PIECE - 1) // PIECE, larger(ONE, PIECE // inner)
     row, first = task // segments * depth, task % segments * PIECE
     rows = smaller(depth, outer * channels - row)
     joined = inner >= LANES and rows > 1 and is_stack(x, x) and is_stack(to.y, x)
-    if joined and is_stack(to.residual, x) and is_stack(to.grad, x):
+    if joined and is_stack(to.residual, x):
         at = row * inner
-        read = Forward(one_row(x, at), one_row(to.residual, at), one_row(to.grad, at), to.kind)
+        read = Forward(one_row(x, at), one_row(to.residual, at), to.kind)
         runs = rows, row % channels, channels
         write_joined(
-            operation, coefficients_of, one_row(to.y, at), read, runs, inner, to.form, to.streaming
+            forward, coefficients_of, one_row(to.y, at), read, runs, inner, to.form, to.streaming
         )
     else:
         for r in range(row, row + rows):
             o, c = r // channels, r % channels
-            read = Forward(
-                rows_of(x, o, c, first),
-                rows_of(to.residual, o, c, first),
-                rows_of(to.grad, o, c, first),
-                to.kind,
-            )
+            read = Forward(rows_of(x, o, c, first), rows_of(to.residual, o, c, first), to.kind)
             y, length = rows_of(to.y, o, c, first), smaller(PIECE, inner - first)
             write_rows(
-                operation, same, y, read, ONE, length, coefficients_of(to.form, c), to.streaming
+                forward, same, y, read, ONE, length, coefficients_of(to.form, c), to.streaming
             )
     if to.streaming:
         fence()  # once a task: it waits for all that was streamed, some 80 ns
 
 
 @helper
-def normalize_runs(x: Any, to: Target, task: int) -> None:
-    """Write y for a task."""
-    write_runs(forward, x, to, task)
-
-
-@helper
-def activation_gradient_runs(x: Any, to: Target, task: int) -> None:
-    """Write for a task what reaches the activation's argument of the gradient."""
-    write_runs(before_activation, x, to, task)
-
-
-@helper
 def normalize_channel(x: Any, to: Target, c: int) -> None:
     """Write y for one channel."""
     outer, _, inner = x.shape
-    read = Forward(
-        column_of(x, ZERO, c, ZERO),
-        column_of(to.residual, ZERO, c, ZERO),
-        one_row(None, ZERO),
-        to.kind,
-    )
+    read = Forward(column_of(x, ZERO, c, ZERO), column_of(to.residual, ZERO, c, ZERO), to.kind)
     y, numbers = column_of(to.y, ZERO, c, ZERO), coefficients_of(to.form, c)
     write_rows(forward, same, y, read, outer, inner, numbers, to.streaming)
     if to.streaming:
@@ -231,6 +210,15 @@ def look_at_group(x: Any, learned: Learned, first: int, stop: int, part: int) ->
         sum_part(x, learned.weights, channel, p, learned.numbers[part], learned.parts, part)
 
 
+class Fused(NamedTuple):
+    """An activation on the way back: of none, an empty tuple and None."""
+
+    kind: Any
+    form: Any  # coefficients of the forward
+    residual: Any
+    kept: Any  # where to write what reaches the activation's argument
+
+
 class Sums(NamedTuple):
     """What the sums of a backward are made with."""
 
@@ -244,35 +232,52 @@ class GradientTarget(NamedTuple):
 
     grad_x: Any
     mask: Any
-    form: Any  # coefficients, a column a channel
+    forms: Forms  # coefficients, a column a channel
+    kind: Any  # of the activation
     streaming: int
 
 
+@inlined
+def keep_totals(sums: Any, parts: Any, part: int, c: int) -> None:
+    """Write the sums of a part of a channel."""
+    parts[SUM_GRAD, part, c], parts[SUM_PRODUCT, part, c] = total(sums[0]), total(sums[1])
+    if len(sums) == 3:
+        parts[SUM_SLOPE, part, c] = total(sums[2])
+
+
 @helper
-def add_up_group(grad_y: Any, x: Any, to: Sums, first: int, stop: int, part: int) -> None:
-    """Take the two sums of one part of a group of neighbouring channels."""
+def add_up_group(
+    grad_y: Any, x: Any, to: Sums, fused: Fused, first: int, stop: int, part: int
+) -> None:
+    """Take the sums of one part of a group of neighbouring channels."""
     outer, _, inner = x.shape
     p = part_of(part, cut_of(outer, inner), outer, inner)
-    parts, mask, table = to.parts, to.mask, to.table
-    of_mask = weights_of(mask, p, x.shape[2])
+    of_mask = weights_of(to.mask, p, x.shape[2])
     for c in range(first, stop):
         if p.length < LONG:
             ask_for_channel(grad_y, c + 1, p)
             ask_for_channel(x, c + 1, p)
         read = Backward(
-            column_of(grad_y, p.row, c, p.first), column_of(x, p.row, c, p.first), of_mask
+            column_of(grad_y, p.row, c, p.first),
+            column_of(x, p.row, c, p.first),
+            of_mask,
+            column_of(fused.residual, p.row, c, p.first),
+            column_of(fused.kept, p.row, c, p.first),
+            fused.kind,
         )
-        s, h = sum_runs(products, read, p.rows, p.length, splat(table[MEAN, c]))
-        parts[SUM_GRAD, part, c], parts[SUM_PRODUCT, part, c] = total(s), total(h)
+        about = About(splat(to.table[MEAN, c]), coefficients_of(fused.form, c))
+        sums = sum_runs(add_products, read, p.rows, p.length, about, no_sums(fused.kind))
+        keep_totals(sums, to.parts, part, c)
 
 
 @helper
 def differentiate_channel(grad_y: Any, x: Any, to: GradientTarget, c: int) -> None:
     """Write grad_x for one channel."""
     outer, _, inner = x.shape
-    of_mask = Rows(to.mask, ZERO, inner)
-    read = Backward(column_of(grad_y, ZERO, c, ZERO), column_of(x, ZERO, c, ZERO), of_mask)
-    y, numbers = column_of(to.grad_x, ZERO, c, ZERO), gradient_coefficients_of(to.form, c)
+    of_mask, none = Rows(to.mask, ZERO, inner), one_row(None, ZERO)
+    grads, values = column_of(grad_y, ZERO, c, ZERO), column_of(x, ZERO, c, ZERO)
+    read = Backward(grads, values, of_mask, none, none, to.kind)
+    y, numbers = column_of(to.grad_x, ZERO, c, ZERO), gradient_coefficients_of(to.forms, c)
     write_rows(backward, same, y, read, outer, inner, numbers, to.streaming)
     if to.streaming:
         fence()
@@ -287,27 +292,21 @@ def differentiate_runs(grad_y: Any, x: Any, to: GradientTarget, task: int) -> No
     rows = smaller(depth, outer * channels - row)
     joined = inner >= LANES and rows > 1 and not has(to.mask)
     joined = joined and is_stack(x, x) and is_stack(grad_y, x)
+    none = one_row(None, ZERO)
     if joined and is_stack(to.grad_x, x):
         at = row * inner
-        read = Backward(one_row(grad_y, at), one_row(x, at), one_row(None, ZERO))
-        runs = rows, row % channels, channels
-        write_joined(
-            backward,
-            gradient_coefficients_of,
-            one_row(to.grad_x, at),
-            read,
-            runs,
-            inner,
-            to.form,
-            to.streaming,
-        )
+        read = Backward(one_row(grad_y, at), one_row(x, at), none, none, none, to.kind)
+        runs, y = (rows, row % channels, channels), one_row(to.grad_x, at)
+        pick = gradient_coefficients_of
+        write_joined(backward, pick, y, read, runs, inner, to.forms, to.streaming)
     else:
         for r in range(row, row + rows):
             o, c = r // channels, r % channels
             of_mask = one_row(to.mask, o * inner + first)
-            read = Backward(rows_of(grad_y, o, c, first), rows_of(x, o, c, first), of_mask)
+            grads, values = rows_of(grad_y, o, c, first), rows_of(x, o, c, first)
+            read = Backward(grads, values, of_mask, none, none, to.kind)
             y, length = rows_of(to.grad_x, o, c, first), smaller(PIECE, inner - first)
-            numbers = gradient_coefficients_of(to.form, c)
+            numbers = gradient_coefficients_of(to.forms, c)
             write_rows(backward, same, y, read, ONE, length, numbers, to.streaming)
     if to.streaming:
         fence()

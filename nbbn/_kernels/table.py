@@ -28,7 +28,8 @@ FORM_ROWS = 4
 # coefficients of a backward, six of grad_x, and what its sums say besides
 OF_GAMMA = 6
 OF_BETA = 7
-GRADIENT_ROWS = 8
+OF_SLOPE = 8
+GRADIENT_ROWS = 9
 
 # of parts of the data: what deviations are taken from, their sum, and m2
 REFERENCE = 0
@@ -38,3 +39,4 @@ SQUARES = 2
 # the sums of a backward
 SUM_GRAD = 0
 SUM_PRODUCT = 1
+SUM_SLOPE = 2  # of a learned slope

@@ -44,6 +44,7 @@ class Forward(NamedTuple):
     weights: Weights | None = None
     total: float = 0.0  # values a channel, of all workers
     known: Known | None = None
+    form: Array | None = None  # the coefficients, where they are at hand
 
 
 class Call(NamedTuple):

@@ -44,9 +44,12 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 _ARRAYS = {
     "gamma": (rows.GAMMA, "scale"),
     "beta": (rows.BETA, "center"),
+    "slope": (rows.SLOPE, "learns_slope"),
     "running_mean": (rows.MEAN, "track_running_stats"),
     "running_var": (rows.VAR, "track_running_stats"),
 }
+
+_SLOPE = 0.25  # at first, as in PyTorch
 
 _OF_BATCH = [rows.MEAN, rows.VAR, rows.INV_STD]  # what is shown of a training batch
 
@@ -66,11 +69,13 @@ class LayerState:
     _dtype: np.dtype[Any]
     _gamma: Array | None
     _beta: Array | None
+    _slope: Array | None
     _running_mean: Array | None
     _running_var: Array | None
     _after: Epilogue
     grad_gamma: Array | None
     grad_beta: Array | None
+    grad_slope: Array | None
     grad_residual: Array | None
 
     def __init__(
@@ -93,17 +98,18 @@ class LayerState:
         given = locals()
         for name, check in _CHECKS.items():
             setattr(self, f"_{name}", check(name, given[name]))
-        self._after = steps.epilogue(self._activation, self._negative_slope)
         # One table, so that inference takes a snapshot of all of it with one copy.
         self._table = np.zeros((rows.LAYER_ROWS, self._num_features), self._dtype)
         self._table[rows.VAR] = self._table[rows.GAMMA] = 1.0
+        self._table[rows.SLOPE] = _SLOPE
         for name, (row, option) in _ARRAYS.items():
             exists = getattr(self, f"_{option}")
             setattr(self, f"_{name}", self._table[row] if exists else None)
+        self._after = self._epilogue()
         self._counter = np.zeros(1, np.int64)
         self.training = True
         self._batch: Array | None = None
-        self.grad_gamma = self.grad_beta = self.grad_residual = None
+        self.grad_gamma = self.grad_beta = self.grad_slope = self.grad_residual = None
         self._last: Forward | None = None
         self._here = threading.local()  # .last: the last forward of this thread
         self._last_snapshot: Snapshot | None = None
@@ -116,7 +122,18 @@ class LayerState:
 
     def _set(self, name: str, value: Any) -> None:
         setattr(self, f"_{name}", _CHECKS[name](name, value))
-        self._after = steps.epilogue(self._activation, self._negative_slope)
+        if self._learns_slope != (self._slope is not None):
+            self._slope = self._table[rows.SLOPE] if self._learns_slope else None
+        self._after = self._epilogue()
+
+    @property
+    def _learns_slope(self) -> bool:
+        return self._activation == "prelu"
+
+    def _epilogue(self) -> Epilogue:
+        """Return what follows the affine map; a learned slope stands in the table."""
+        slope = None if self._learns_slope else self._negative_slope
+        return steps.epilogue(self._activation, slope)
 
     @property
     def num_features(self) -> int:
@@ -248,6 +265,15 @@ class LayerState:
         self._assign("beta", value)
 
     @property
+    def slope(self) -> Array | None:
+        """Learned slope of "prelu" below 0."""
+        return self._slope
+
+    @slope.setter
+    def slope(self, value: Any) -> None:
+        self._assign("slope", value)
+
+    @property
     def running_mean(self) -> Array | None:
         """Mean per channel for inference."""
         return self._running_mean
@@ -334,7 +360,7 @@ class LayerState:
             self._counter[0] = 0
 
     def reset_parameters(self) -> None:
-        """Reset the running statistics, and set gamma to 1 and beta to 0.
+        """Reset the running statistics, and set gamma to 1, beta to 0 and slope to 0.25.
 
         Examples
         --------
@@ -348,6 +374,7 @@ class LayerState:
         self.reset_running_stats()
         self._table[rows.GAMMA] = 1.0
         self._table[rows.BETA] = 0.0
+        self._table[rows.SLOPE] = _SLOPE
 
     def _arrays(self) -> dict[str, Array]:
         """Return the rows of the table that exist as attributes."""
@@ -368,7 +395,7 @@ class LayerState:
         Returns
         -------
         dict
-            ``gamma, beta, running_mean, running_var`` (those that exist) and
+            ``gamma, beta, slope, running_mean, running_var`` (those that exist) and
             ``num_batches_tracked``.
 
         Examples
@@ -522,5 +549,6 @@ _PRIVATE = frozenset(vars(LayerState(1))) - {
     "_training",
     "grad_gamma",
     "grad_beta",
+    "grad_slope",
     "grad_residual",
 }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from nbbn import _checks
 from nbbn._engine import masks, steps
 from nbbn._engine.known import Known
+from nbbn._engine.steps import Fused, Gradients
 from nbbn._kernels import table as rows
 from nbbn.layer._forward import Call, Forward, Snapshot, is_unchanged, token_of
 from nbbn.layer._state import LayerState
@@ -53,11 +54,12 @@ class BatchNorm(LayerState):
     running_correction : float, default 1
         Degrees of freedom taken off in the variance that enters ``running_var`` (PyTorch 1; Keras
         and ONNX 0).
-    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"}, optional
         Applied last. relu: ``max(v, 0)``; relu6: ``min(max(v, 0), 6)``; leaky_relu: ``v``, below 0
-        ``v * negative_slope``; hard_swish: ``v * min(max(v + 3, 0), 6) / 6``. As in PyTorch.
+        ``v * negative_slope``; hard_swish: ``v * min(max(v + 3, 0), 6) / 6``; silu: ``v * sigmoid(v)``; mish:
+        ``v * tanh(log(1 + exp(v)))``; prelu: ``v``, below 0 ``v * slope``, learned for each channel. As in PyTorch.
     negative_slope : float, default 0.01
-        Slope of "leaky_relu" below 0; finite.
+        Slope of "leaky_relu" below 0; finite. "prelu" does not use it.
     on_nonfinite : {"propagate", "raise", "skip"}, default "propagate"
         What a training forward does where mean or variance of a channel are not finite: because of
         NaN or Inf in the batch, or because they overflow the dtype of the running statistics.
@@ -71,15 +73,17 @@ class BatchNorm(LayerState):
     ----------
     gamma, beta : ndarray or None, shape (C,)
         Learned scale (initially 1) and shift (initially 0).
+    slope : ndarray or None, shape (C,)
+        Learned slope of "prelu" below 0 (initially 0.25); None with other activations.
     running_mean, running_var : ndarray or None, shape (C,)
-        Statistics for inference (initially 0 and 1). These four arrays are updated in place and
+        Statistics for inference (initially 0 and 1). These five arrays are updated in place and
         never replaced; assigning to one copies the values into it. A negative variance is refused
         where it is assigned or loaded; written into the array, it makes NaN.
     num_batches_tracked : int
         Number of training batches that entered the running statistics.
     batch_mean, batch_var, batch_inv_std : ndarray of float64 or None, shape (C,)
         Of the last training forward; ``batch_var`` is the one that normalized.
-    grad_gamma, grad_beta : ndarray or None, shape (C,)
+    grad_gamma, grad_beta, grad_slope : ndarray or None, shape (C,)
         Set by `backward`.
     grad_residual : ndarray or None
         Set by `backward` where the forward had a residual: the gradient with respect to it.
@@ -226,8 +230,8 @@ class BatchNorm(LayerState):
         if count <= self._too_few or self._on_nonfinite != "propagate":
             return None
         table = steps.new_table(self._num_features, self._table, self._after.slope)
-        known.train(x, y, table, count - self._correction, eps, after)
-        parts = table, eps, token, after, None, None, count, known
+        form = known.train(x, y, table, count - self._correction, eps, after)
+        parts = table, eps, token, after, None, None, count, known, form
         self._learn(Forward(x.view(), True, *parts), count, mode)
         return y
 
@@ -338,7 +342,7 @@ class BatchNorm(LayerState):
         """Return the gradient of the last forward with respect to its input.
 
         That is the last one of the calling thread, or of any thread where this one made none.
-        Sets ``grad_gamma`` and ``grad_beta`` (None where there is no gamma or beta), and
+        Sets ``grad_gamma``, ``grad_beta`` and ``grad_slope`` (None where there is no such parameter), and
         ``grad_residual`` where the forward had a residual (``grad_y`` itself where there is no
         activation); does not accumulate. After a training forward the gradient goes through the batch's
         statistics, where a mask let a value into them; after an inference forward
@@ -386,7 +390,7 @@ class BatchNorm(LayerState):
                 "backward: expected the input of the last forward unchanged, "
                 "but it was overwritten in place"
             )
-        if last.known is not None and not last.after.kind and x.dtype == self._dtype:
+        if last.known is not None and x.dtype == self._dtype:
             found = self._backward_known(last.known, last, grad_y, out)
             if found is not None:
                 return found
@@ -394,13 +398,20 @@ class BatchNorm(LayerState):
         target = None if out is None else _checks.out("out", out, x)
         if not last.training:
             last = last._replace(table=steps.completed(last.table, last.eps))
-        before, grad_residual = self._before_activation(last, gradient, target)
-        grad_x, sums = self._differentiate(last, before, target)
-        grad_gamma, grad_beta = steps.parameter_gradients(last.table, sums, self._dtype)
-        self.grad_gamma = None if self._gamma is None else grad_gamma
-        self.grad_beta = None if self._beta is None else grad_beta
-        self.grad_residual = grad_residual
-        return grad_x if out is None else out
+        of_residual = None
+        if last.after.has_residual and not last.after.kind:
+            # Shared with the user's grad_y, unless grad_x is about to be written over it.
+            shared = target is None or not _checks.overlap(target, gradient)
+            of_residual = gradient if shared else gradient.copy()
+        grads = self._differentiate(last, gradient, target)
+        self._set_gradients(*steps.parameter_gradients(last.table, grads.sums, self._dtype))
+        self.grad_residual = grads.residual if of_residual is None else of_residual
+        return grads.x if out is None else out
+
+    def _set_gradients(self, gamma: Array, beta: Array, slope: Array | None = None) -> None:
+        self.grad_gamma = None if self._gamma is None else gamma
+        self.grad_beta = None if self._beta is None else beta
+        self.grad_slope = slope
 
     def _backward_known(self, known: Known, last: Forward, grad_y: Any, out: Any) -> Array | None:
         """Backward of a small array; None where that takes a closer look."""
@@ -409,42 +420,31 @@ class BatchNorm(LayerState):
         grad_x = known.target(grad_y, out)
         if grad_x is None or (out is not None and np.may_share_memory(out, last.x)):
             return None
-        freedom = last.total - self._correction
-        found = known.differentiate(grad_y, last.x, grad_x, last.table, last.total, freedom)
-        self.grad_gamma = None if self._gamma is None else found[0]
-        self.grad_beta = None if self._beta is None else found[1]
+        counts, fused = (last.total, last.total - self._correction), self._fused(last)
+        self._set_gradients(
+            *known.differentiate(grad_y, last.x, grad_x, last.table, *counts, fused)
+        )
         self.grad_residual = None
         return grad_x
 
-    def _before_activation(
-        self, last: Forward, grad_y: Array, out: Array | None
-    ) -> tuple[Array, Array | None]:
-        """Return the gradient with respect to the activation's argument, and to the residual."""
-        after, x = last.after, last.x
+    def _fused(self, last: Forward) -> Fused:
+        """Return what takes a gradient back through the activation."""
+        after, x, form = last.after, last.x, last.form
         if not after.kind:
-            if not after.has_residual:
-                return grad_y, None
-            # Shared with the user's grad_y, unless grad_x is about to be written over it.
-            shared = out is None or not _checks.overlap(out, grad_y)
-            return grad_y, grad_y if shared else grad_y.copy()
+            return steps.PLAIN
         if after.residual is not None and not is_unchanged(after.residual, last.residual_token):
             raise RuntimeError(
                 "backward: expected the residual of the last forward unchanged, "
                 "but it was overwritten in place"
             )
-        # Not into x, which is read again for the sums.
-        direct = after.residual is None and out is not None and not _checks.overlap(out, x)
-        form = steps.coefficients(last.table, last.eps, steps.computed_dtype(x))
-        index, target = self._axis % x.ndim, out if direct else None
-        found = steps.before_activation(grad_y, x, index, form, after, target)
-        return found, None if after.residual is None else found
+        if form is None:
+            form = steps.coefficients(last.table, last.eps, steps.computed_dtype(x))
+        return Fused(after.kind, form, after.residual)
 
-    def _differentiate(
-        self, last: Forward, grad_y: Array, out: Array | None
-    ) -> tuple[Array, Array]:
-        """Return grad_x, and the two sums a channel; ``grad_y`` is that before the activation."""
+    def _differentiate(self, last: Forward, grad_y: Array, out: Array | None) -> Gradients:
+        """Return the gradients of the last forward, that of x in ``out`` or a new array."""
         index = self._axis % last.x.ndim
-        rest = last.table, self._correction, last.training, out, last.weights
+        rest = last.table, self._correction, last.training, out, last.weights, self._fused(last)
         return steps.differentiate(grad_y, last.x, index, *rest)
 
     def freeze(self) -> FrozenBatchNorm:
@@ -482,5 +482,5 @@ class BatchNorm(LayerState):
             self._eps,
             axis=self._axis,
             activation=self._activation,
-            negative_slope=self._negative_slope,
+            negative_slope=table[rows.SLOPE] if self._learns_slope else self._negative_slope,
         )
