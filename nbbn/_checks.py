@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 DType = TypeVar("DType", bound=np.generic)  # what comes out is what went in
-Activation = Literal["relu", "relu6", "leaky_relu", "hard_swish"]
+Activation = Literal["relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"]
 OnNonfinite = Literal["propagate", "raise", "skip"]
 
 
@@ -69,7 +69,6 @@ _FLOAT64 = np.dtype(np.float64)
 # from a pickle or a deep copy, as those of data loaders do, it is an equal one; of foreign byte order, none.
 PLAIN_DTYPES = _FLOAT32, _FLOAT64
 FLOATS = "float32 or float64"
-_ACTIVATIONS = get_args(Activation)  # keys of nbbn._engine.steps.ACTIVATIONS
 
 
 _TooHardError = getattr(np, "exceptions", np).TooHardError  # in np itself before 1.25
@@ -360,12 +359,6 @@ def choice(name: str, value: Any, accepted: tuple[str, ...]) -> str:
     words = ", ".join(map(repr, accepted[:-1])) + f" or {accepted[-1]!r}"
     kind = ValueError if isinstance(value, str) else TypeError
     raise kind(f"{name}: expected {words}, got {value!r}")
-
-
-def activation(value: Any) -> Activation | None:
-    """Return the name of an activation, or None."""
-    found: Any = None if value is None else choice("activation", value, _ACTIVATIONS)
-    return found  # type: ignore[no-any-return]
 
 
 def positive_integer(name: str, value: Any) -> int:

@@ -47,7 +47,7 @@ def normalize(
     axis: int = 1,
     residual: ArrayLike | None = None,
     activation: Activation | None = None,
-    negative_slope: float = 0.01,
+    negative_slope: ArrayLike = 0.01,
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Array:
@@ -71,10 +71,10 @@ def normalize(
         The channel axis; may be negative.
     residual : array_like, optional
         Added before the activation, in the same pass; of the shape and dtype of the result.
-    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"}, optional
         Applied last, in the same pass; see `nbbn.BatchNorm`.
-    negative_slope : float, default 0.01
-        Slope of "leaky_relu" below 0; finite.
+    negative_slope : float or, of "prelu", array_like of shape (C,), default 0.01
+        Slope of "leaky_relu" and "prelu" below 0; a number is finite.
     dtype : dtype, optional
         Of the result: float32 for an ``x`` of uint8; else only that of ``x``, which is the default.
     out : ndarray, optional
@@ -120,14 +120,15 @@ def normalize(
     index = _checks.axis(axis, values.ndim)
     channels = values.shape[index]
     kind = _checks.result_dtype(dtype, values.dtype)
+    after = _after(activation, negative_slope, residual, values, index, kind)
     table = steps.given_table(
         _checks.per_channel("mean", mean, channels, scalar=True),
         _checks.variances("var", var, channels, scalar=True),
         _optional("gamma", gamma, channels, scalar=True),
         _optional("beta", beta, channels, scalar=True),
+        after.slope,
     )
     epsilon = _checks.real("eps", eps, 0.0)
-    after = _after(activation, negative_slope, residual, values, kind)
     target = None if out is None else _checks.out("out", out, values, kind)
     y = _infer(values, index, table, epsilon, target, after, kind)
     return y if out is None else _same(out)
@@ -159,7 +160,7 @@ def batch_norm(
     mask: ArrayLike | None = None,
     residual: ArrayLike | None = None,
     activation: Activation | None = None,
-    negative_slope: float = 0.01,
+    negative_slope: ArrayLike = 0.01,
     out: Array | None = None,
 ) -> Array:
     r"""Batch normalization, for training or for inference.
@@ -200,10 +201,10 @@ def batch_norm(
         nothing is updated.
     residual : array_like, optional
         Added before the activation, in the same pass; of the shape and dtype of the result.
-    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"}, optional
         Applied last, in the same pass; see `nbbn.BatchNorm`.
-    negative_slope : float, default 0.01
-        Slope of "leaky_relu" below 0; finite.
+    negative_slope : float or, of "prelu", array_like of shape (C,), default 0.01
+        Slope of "leaky_relu" and "prelu" below 0; a number is finite.
     out : ndarray, optional
         Where to write, of the shape and dtype of ``x``; may be ``x`` itself.
 
@@ -253,7 +254,7 @@ def batch_norm(
     taken = _checks.real("correction", correction, 0.0)
     running_taken = _checks.real("running_correction", running_correction, 0.0)
     weights = masks.of_mask(mask, values.shape, index)
-    after = _after(activation, negative_slope, residual, values, values.dtype)
+    after = _after(activation, negative_slope, residual, values, index)
     target = None if out is None else _checks.out("out", out, values)
     if not _checks.flag("training", training):
         for name, given in (("running_mean", running_mean), ("running_var", running_var)):
@@ -261,7 +262,7 @@ def batch_norm(
                 raise ValueError(f"{name}: expected an array for inference, got None")
         mean = _checks.per_channel("running_mean", running_mean, channels)
         var = _checks.variances("running_var", running_var, channels)
-        table = steps.given_table(mean, var, gammas, betas)
+        table = steps.given_table(mean, var, gammas, betas, after.slope)
         y = _infer(values, index, table, epsilon, target, after)
         return y if out is None else _same(out)
     means = _checks.running("running_mean", running_mean, channels)
@@ -275,12 +276,12 @@ def batch_norm(
     if weights is not None and weights.total == 0.0:
         mean = np.zeros(channels) if means is None else means
         var = np.ones(channels) if variances is None else variances
-        table = steps.given_table(mean, var, gammas, betas)
+        table = steps.given_table(mean, var, gammas, betas, after.slope)
         y = _infer(values, index, table, epsilon, target, after)
         return y if out is None else _same(out)
     count = values.size // channels if weights is None else weights.total
     _checks.enough_values(count, taken, running_taken, "x" if weights is None else "mask")
-    table = _batch_table(channels, gammas, betas)
+    table = _batch_table(channels, gammas, betas, after.slope)
     y = steps.train(values, index, table, epsilon, taken, target, after, weights)
     _update_running(means, variances, table, count - running_taken, weight)
     return y if out is None else _same(out)
@@ -397,13 +398,13 @@ def batch_norm_backward(
         count = values.size // channels if weights is None else weights.total
         _checks.enough_values(count, taken, 0.0, "x" if weights is None else "mask")
     dtype = np.result_type(values.dtype, np.float32) if gammas is None else gammas.dtype
-    table = _batch_table(channels, gammas, None)
+    table = _batch_table(channels, gammas)
     table[rows.MEAN], table[rows.INV_STD], table[rows.MEAN_LOW] = means, inverse, 0.0
-    grad_x, sums = steps.differentiate(
+    grads = steps.differentiate(
         gradient, values, index, table, taken, through_statistics, target, weights
     )
-    grad_gamma, grad_beta = steps.parameter_gradients(table, sums, dtype)
-    return (grad_x if out is None else _same(out)), grad_gamma, grad_beta
+    grad_gamma, grad_beta = steps.parameter_gradients(table, grads.sums, dtype)
+    return (grads.x if out is None else _same(out)), grad_gamma, grad_beta
 
 
 def _infer(
@@ -419,9 +420,11 @@ def _infer(
     return steps.infer(x, index, form, out, after, dtype)
 
 
-def _batch_table(channels: int, gamma: Array | None, beta: Array | None) -> Array:
-    """Return a table for statistics, with gamma and beta in it."""
-    table = steps.new_table(channels)
+def _batch_table(
+    channels: int, gamma: Array | None, beta: Array | None = None, slope: Any = 0.0
+) -> Array:
+    """Return a table for statistics, with gamma, beta and the activation's slope in it."""
+    table = steps.new_table(channels, slope=slope)
     if gamma is not None:
         table[rows.GAMMA] = gamma
     if beta is not None:
@@ -446,11 +449,17 @@ def _optional(name: str, value: Any, channels: int, scalar: bool = False) -> Arr
 
 
 def _after(
-    activation: Any, negative_slope: Any, residual: Any, x: Array, dtype: np.dtype[Any]
+    activation: Any,
+    negative_slope: Any,
+    residual: Any,
+    x: Array,
+    index: int,
+    dtype: np.dtype[Any] | None = None,
 ) -> Epilogue:
-    slope = _checks.real("negative_slope", negative_slope)
+    name = steps.activation(activation)
+    slope = steps.slope(name, negative_slope, x.shape[index])
     added = None if residual is None else _checks.gradient("residual", residual, x, dtype)
-    return steps.epilogue(_checks.activation(activation), slope, added)
+    return steps.epilogue(name, slope, added)
 
 
 def _same(out: Any) -> Array:

@@ -185,11 +185,19 @@ def activation(z, name, slope=0.01):
         return np.maximum(z, 0), np.where(z > 0, one, zero)
     if name == "relu6":
         return np.clip(z, 0, 6), np.where((z > 0) & (z < 6), one, zero)
-    if name == "leaky_relu":
+    if name in ("leaky_relu", "prelu"):
         return np.where(z < 0, slope * z, z), np.where(z > 0, one, slope)
     if name == "hard_swish":
         inner = np.where(z < 3, z / 3 + 0.5, one)
         return z * np.clip(z + 3, 0, 6) / 6, np.where(z <= -3, zero, inner)
+    if name in ("silu", "mish"):
+        near = np.clip(z, -750, 150)  # beyond, the slope is 0 or 1
+        with np.errstate(invalid="ignore", under="ignore"):  # infinity times 0
+            e = np.exp(near)
+            if name == "silu":
+                return z * (e / (1 + e)), e / (1 + e) * (1 + near / (1 + e))
+            t = (e * e + 2 * e) / (e * e + 2 * e + 2)  # tanh(log(1 + e))
+            return z * t, t + near * 4 * e * (1 + e) / (e * e + 2 * e + 2) ** 2
     return z, one
 
 

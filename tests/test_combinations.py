@@ -21,7 +21,8 @@ except ImportError:
     bfloat16 = None
 
 SLOPE = 0.2
-ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "hard_swish")
+ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu")
+SMOOTH = ("hard_swish", "silu", "mish")  # their slope depends on where it is taken
 KINKS = np.array([-3.0, 0.0, 3.0, 6.0])
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
@@ -131,12 +132,9 @@ def expected(shape, dtype, of_batch, activation, with_residual, masked):
     if dtype == "float64":  # a mean in float64 may be off by as much
         largest = np.abs(reference.channels(x)).max(axis=1)
         size = size + np.abs(wide) * reference.along(found.inv_std * largest, x.ndim)
-    # The slope of hard_swish depends on where it is taken.
-    dz_size = (
-        np.abs(grad_y.astype(np.float64)) * (1.5 + size)
-        if activation == "hard_swish"
-        else np.abs(dz)
-    )
+    dz_size = np.abs(dz)
+    if activation in SMOOTH:
+        dz_size = np.abs(grad_y.astype(np.float64)) * (1.5 + size)
     factor = np.abs(wide * reference.along(found.inv_std, x.ndim))
     rows, xhat = (np.abs(reference.channels(a)) for a in (dz_size, found.xhat))
     sums = [reference.along(a.sum(axis=1), x.ndim) for a in (rows, rows * xhat)]
@@ -158,6 +156,8 @@ def new_layer(shape, dtype, tracked, activation, mode):
     )
     gamma, beta, mean, var = parameters(shape)
     bn.gamma[:], bn.beta[:] = gamma, beta
+    if activation == "prelu":
+        bn.slope[:] = SLOPE
     if tracked:
         bn.running_mean[:], bn.running_var[:] = mean, var
     return bn.train(mode)

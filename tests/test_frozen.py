@@ -35,7 +35,9 @@ def test_the_bits_are_those_of_the_layer_in_inference(shape, axis, layout, dtype
 
 
 @by_shape
-@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "hard_swish"])
+@pytest.mark.parametrize(
+    "activation", ["relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish"]
+)
 def test_the_activation_is_frozen_too(shape, axis, activation):
     x, residual = cases.values(shape), cases.values(shape, seed=2)
     bn = layer(5, axis=axis, activation=activation, negative_slope=0.3).eval()

@@ -10,7 +10,7 @@ from compare import assert_same_bits, assert_within, eps_of
 
 import nbbn
 
-ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "hard_swish")
+ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu")
 SLOPE = 0.2
 SHAPES = {
     "matrix": ((37, 21), 1),
@@ -23,8 +23,8 @@ SHAPES = {
     "large": ((4, 24, 40, 41), 1),
     "large matrix": ((2600, 70), 1),
 }
-# Each activation makes variants of all kernels: of relu6 and leaky_relu only where there is time.
-LONG = {"relu6": pytest.mark.long, "leaky_relu": pytest.mark.long}
+# Each activation makes variants of all kernels: of most of them only where there is time.
+LONG = dict.fromkeys(("relu6", "leaky_relu", "silu", "mish", "prelu"), pytest.mark.long)
 by_activation = pytest.mark.parametrize(
     "activation", [pytest.param(name, marks=LONG.get(name, ())) for name in ACTIVATIONS]
 )
@@ -47,6 +47,8 @@ def layer(channels, axis, activation, dtype=np.float32, **options):
         channels, axis=axis, activation=activation, negative_slope=SLOPE, dtype=dtype, **options
     )
     gamma, beta, mean, var = cases.parameters(channels, dtype)
+    if activation == "prelu":
+        bn.slope[:] = SLOPE
     bn.gamma[:], bn.beta[:] = 3 * gamma, beta
     bn.running_mean[:], bn.running_var[:] = mean, var
     return bn
@@ -158,6 +160,8 @@ def test_gradients_are_those_of_finite_differences(
     forward()
     grad_x = bn.backward(grad_y)
     gradients = {"gamma": bn.grad_gamma, "beta": bn.grad_beta}
+    if activation == "prelu":
+        gradients["slope"] = bn.grad_slope
     grad_residual = bn.grad_residual
     close = {"rtol": 1e-5, "atol": 1e-7}
     np.testing.assert_allclose(grad_x, numeric_gradient(forward, x, grad_y, 1e-6), **close)
@@ -314,7 +318,9 @@ def test_nan_and_infinities(activation):
     bn.running_mean[:], bn.running_var[:], bn.eps, bn.gamma[:], bn.beta[:] = 0, 1, 0, 1, 0
     bn(x, training=False)
     grad_x = bn.backward(np.ones_like(x))
-    through = {"relu6": 0.0, "leaky_relu": SLOPE}.get(activation, 1.0)
+    nan = np.nan
+    through = {"relu6": 0.0, "leaky_relu": SLOPE, "prelu": SLOPE, "silu": nan, "mish": nan}
+    through = through.get(activation, 1.0)
     np.testing.assert_allclose(grad_x[0, 0], through, rtol=1e-6)  # as in PyTorch
     np.testing.assert_allclose(
         grad_x[3:], reference.activation(x[3:], activation, SLOPE)[1], rtol=1e-6
@@ -362,7 +368,7 @@ def test_a_wrong_residual_is_refused_before_anything_is_written(
         (
             {"activation": "gelu"},
             ValueError,
-            "activation: expected 'relu', 'relu6', 'leaky_relu' or 'hard_swish', got 'gelu'",
+            "activation: expected 'relu', 'relu6', .* or 'prelu', got 'gelu'",
         ),
         ({"activation": 3}, TypeError, "activation: expected"),
         ({"negative_slope": np.nan}, ValueError, "negative_slope: expected a finite number"),
@@ -412,7 +418,11 @@ def test_torch_agrees(activation, training):
         "relu6": torch.nn.functional.relu6,
         "leaky_relu": lambda z: torch.nn.functional.leaky_relu(z, SLOPE),
         "hard_swish": torch.nn.functional.hardswish,
+        "silu": torch.nn.functional.silu,
+        "mish": torch.nn.functional.mish,
+        "prelu": lambda z: torch.nn.functional.prelu(z, slope),
     }
+    slope = torch.full((6,), SLOPE, requires_grad=True)
     shape = (4, 6, 5, 7)
     x, residual, grad_y = (
         data(shape, scale=2.0),
@@ -438,3 +448,5 @@ def test_torch_agrees(activation, training):
     np.testing.assert_allclose(bn.grad_residual, tensors[1].grad, **close)
     np.testing.assert_allclose(bn.grad_gamma, theirs.weight.grad, **close)
     np.testing.assert_allclose(bn.grad_beta, theirs.bias.grad, **close)
+    if activation == "prelu":
+        np.testing.assert_allclose(bn.grad_slope, slope.grad, **close)

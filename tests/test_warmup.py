@@ -143,7 +143,7 @@ def test_one_dtype_may_stand_alone(dtypes, fresh):
 
 
 @needs_jit
-@pytest.mark.parametrize("activation", ["relu", None])
+@pytest.mark.parametrize("activation", ["relu", "prelu", None])
 @pytest.mark.long
 def test_fused_steps_that_were_asked_for_are_provided(activation, fresh, no_compiler):
     nbbn.warmup(training=True, activations=[activation])
@@ -154,6 +154,8 @@ def test_fused_steps_that_were_asked_for_are_provided(activation, fresh, no_comp
         for residual in (None, x) if activation else (x,):
             bn(x, training=False, residual=residual)
             bn(x, residual=residual)
+            bn.backward(x)
+            bn(x, training=False, residual=residual)
             bn.backward(x)
 
 
@@ -218,7 +220,7 @@ def test_no_step_is_forgotten():
 @needs_jit
 @pytest.mark.parametrize(
     ("training", "activations", "most"),
-    [(False, (), 6), (True, (), 25), (False, "relu", 14), (True, "relu", 45)],
+    [(False, (), 6), (True, (), 25), (False, "relu", 14), (True, "prelu", 45)],
 )
 def test_how_much_there_is_to_compile(training, activations, most, monkeypatch):
     monkeypatch.setattr(rooms.threads, "has_usable_layer", lambda: True)

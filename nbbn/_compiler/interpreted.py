@@ -10,6 +10,21 @@ from numpy.typing import NDArray
 
 LANES = 16
 
+# Of exp up to log(2) / 2, from the highest power down: those of Taylor but for what makes the largest relative error
+# least (Remez), 2**-28 for float32 and 2**-57 for float64. See docs/mathematics.md.
+SERIES = {
+    "float32": (
+        0.0013814540176801306, 0.008368745108942591, 0.041668390783547914, 0.1666652039904253,
+        0.4999999343212929, 1.0, 1.0,
+    ),
+    "float64": (
+        2.5000018833187374e-08, 2.76303062502936e-07, 2.7557586803895326e-06,
+        2.480149294963387e-05, 0.00019841269505773776, 0.0013888888943759965,
+        0.008333333333494976, 0.041666666666529725, 0.1666666666666641, 0.5000000000000011,
+        1.0, 1.0,
+    ),
+}  # fmt: skip
+
 
 def _memory(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
     """``count`` values of ``array`` from ``index`` on, counted in memory from the first one."""
@@ -113,6 +128,19 @@ def at(rows: Any, row: int, k: int, count: int) -> Any:
     return load_upto(rows.values, rows.at + row * rows.stride + k, count)
 
 
+def at_any(rows: Any, row: int, k: int, count: int) -> Any:
+    """`at`, and zeros of an array without values."""
+    if rows.values is None or rows.values.size:
+        return at(rows, row, k, count)
+    return np.zeros(LANES, working_dtype(rows.values))
+
+
+def put_any(rows: Any, row: int, k: int, count: int, value: NDArray[Any]) -> None:
+    """Write the first lanes to a row; nothing to an array without values, or None."""
+    if rows.values is not None and rows.values.size:
+        store_upto(rows.values, rows.at + row * rows.stride + k, count, value)
+
+
 def prefetch(array: NDArray[Any], index: int) -> None:
     """Nothing to ask for."""
 
@@ -144,6 +172,33 @@ def fence() -> None:
 def splat(scalar: Any) -> NDArray[Any]:
     """A vector with ``scalar`` in every lane."""
     return np.full(LANES, scalar, np.asarray(scalar).dtype)
+
+
+def constant(vector: NDArray[Any], number: float) -> NDArray[Any]:
+    """A vector of the dtype of another one, with ``number`` in every lane."""
+    return np.full(LANES, number, vector.dtype)
+
+
+def constant_of(vector: NDArray[Any], of_float32: float, of_float64: float) -> NDArray[Any]:
+    """`constant` with a number that depends on the dtype."""
+    return constant(vector, of_float32 if vector.dtype == np.float32 else of_float64)
+
+
+def times_power_of_two(vector: NDArray[Any], exponent: NDArray[Any]) -> NDArray[Any]:
+    """The lanes times ``2**k``, where k are the last bits of ``exponent``; not of NaN."""
+    bits: Any = np.uint32 if vector.dtype == np.float32 else np.uint64
+    shifted = exponent.view(bits) << bits(np.finfo(vector.dtype).nmant)
+    found: NDArray[Any] = (vector.view(bits) + shifted).view(vector.dtype)
+    return found
+
+
+def exponential_series(vector: NDArray[Any]) -> NDArray[Any]:
+    """The polynomial `SERIES`."""
+    first, *rest = SERIES[vector.dtype.name]
+    found = constant(vector, first)
+    for number in rest:
+        found = fma(found, vector, constant(vector, number))
+    return found
 
 
 def widen(vector: NDArray[Any]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import threading
 import types as python_types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import llvmlite
@@ -22,6 +22,7 @@ import numba
 import numpy as np
 from numba import config, njit, types
 from numba import prange as prange  # for the yardsticks of `nbbn._bench`
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from nbbn._compiler import internals, sources
@@ -54,8 +55,10 @@ Parameters = Annotated[NDArray[Any], "parameters", 2, "writable"]
 Counter = Annotated[NDArray[np.int64], "int64", 1, "writable"]
 # what may be absent: None, and then another variant
 IfResidual = Annotated[NDArray[Any] | None, "y", 3, "read-only", "residual"]
-IfGradient = Annotated[NDArray[Any] | None, "y", 3, "read-only", "gradient"]
 IfWeights = Annotated[NDArray[Any] | None, "weights", 1, "read-only", "weights"]
+IfFused = Annotated[NDArray[Any] | None, "x", 3, "read-only", "activation"]
+OutIfFused = Annotated[NDArray[Any] | None, "x", 3, "writable", "activation"]
+IfFusedForm = Annotated[NDArray[Any] | None, "computed", 2, "read-only", "activation"]
 Kind = Annotated[tuple[float, ...], "activation"]
 
 
@@ -64,9 +67,8 @@ class Variant(NamedTuple):
 
     dtype: Any = np.float64  # of x
     parallel: bool = False
-    activation: int = 0  # how many numbers its tuple has: see `nbbn._kernels.elementwise`
+    activation: int = 0  # how many numbers its tuple has: see `nbbn._kernels.activations`
     residual: bool = False
-    gradient: bool = False
     weights: Any = None  # their dtype: uint8 (a mask) or float64
     parameters: Any = np.float32  # the dtype of a layer's
 
@@ -94,6 +96,22 @@ def allocating(function: Callable[..., Any]) -> Callable[..., Any]:
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Like ``helper``, and always inlined by LLVM: for what is called in a loop."""
     return _of_any_number(njit(forceinline=True, **_INSIDE, **_BORROWED, **_OPTIONS)(function))
+
+
+def by_length(functions: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """Return a helper, inlined, that is one of ``functions``: none of the others becomes part of the kernel.
+
+    The last argument says which one: how long the tuple is that it holds first.
+    """
+
+    def chosen(*given: Any) -> Any:
+        return functions[len(given[-1][0])](*given)
+
+    if is_enabled():
+        options = {"forceinline": True, **_INSIDE, **_BORROWED, **_OPTIONS}
+        choose = overload(chosen, jit_options=options, strict=False)
+        choose(lambda *given: functions[len(given[-1].types[0])])
+    return chosen
 
 
 def _of_any_number(compiled: Any) -> Callable[..., Any]:

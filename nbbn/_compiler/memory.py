@@ -180,6 +180,32 @@ def at(typingctx: Any, rows: Any, row: Any, k: Any, count: Any) -> Any:
     return _vector_of(array_type)(rows, *places), codegen
 
 
+@_intrinsic
+def at_any(typingctx: Any, rows: Any, row: Any, k: Any, count: Any) -> Any:
+    """`at`, and zeros of an array without values."""
+    array_type = rows.types[0]
+    places = types.intp, types.intp, types.intp
+    if array_type == types.none:
+        return _nothing(rows, *places)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        array, index = place_in(builder, *args[:3])
+        size = context.make_array(array_type)(context, builder, value=array).nitems
+        before, zeros = (
+            builder.basic_block,
+            ir.Constant(_stored_vector(array_type.dtype), [0] * LANES),
+        )
+        with builder.if_then(builder.icmp_signed("!=", size, size.type(0))):
+            values = load_vector_upto(context, builder, array_type, array, index, args[3])
+            of_values = builder.basic_block
+        found = builder.phi(values.type)
+        found.add_incoming(zeros, before)
+        found.add_incoming(values, of_values)
+        return formats.decode(builder, array_type.dtype, found)
+
+    return _vector_of(array_type)(rows, *places), codegen
+
+
 def _stride_of(array: Any, axis: int) -> Any:
     """What an intrinsic returns that tells how far apart neighbours along an axis are; 0 of None."""
 
@@ -303,6 +329,31 @@ def put(typingctx: Any, array: Any, index: Any, value: Any, streaming: Any) -> A
 
 
 @_intrinsic
+def put_any(typingctx: Any, rows: Any, row: Any, k: Any, count: Any, value: Any) -> Any:
+    """Write the first ``count`` lanes to value ``k`` of a row on; nothing to an array without values, or None."""
+    array_type = rows.types[0]
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if array_type == types.none:
+            return context.get_dummy_value()
+        array, index = place_in(builder, *args[:3])
+        size = context.make_array(array_type)(context, builder, value=array).nitems
+        value = formats.encode(builder, array_type.dtype, args[4])
+        whole = builder.icmp_signed(">=", args[3], args[3].type(LANES))
+        with (
+            builder.if_then(builder.icmp_signed("!=", size, size.type(0))),
+            builder.if_else(whole) as (then, otherwise),
+        ):
+            with then:
+                _store(context, builder, array_type, array, index, value)
+            with otherwise:
+                _store_first(context, builder, array_type, array, index, args[3], value)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, types.intp, types.intp, value), codegen
+
+
+@_intrinsic
 def to_line(typingctx: Any, array: Any, index: Any) -> Any:
     """How many elements stand between element ``index`` and where `put` may stream."""
 
@@ -335,6 +386,7 @@ def fence(typingctx: Any) -> Any:
 if config.DISABLE_JIT:
     from nbbn._compiler.interpreted import (  # noqa: F401
         at,
+        at_any,
         fence,
         lanes,
         load,
@@ -343,6 +395,7 @@ if config.DISABLE_JIT:
         outer_stride,
         prefetch,
         put,
+        put_any,
         row_stride,
         store_first,
         store_upto,

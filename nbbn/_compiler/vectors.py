@@ -21,6 +21,7 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from nbbn._compiler import formats
+from nbbn._compiler.interpreted import SERIES
 
 LANES = 16
 
@@ -197,6 +198,64 @@ def splat(typingctx: Any, scalar: Any) -> Any:
 
 
 @_intrinsic
+def constant(typingctx: Any, vector: Any, number: Any) -> Any:
+    """A vector of the dtype of another one, with ``number`` in every lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _splat(builder, _as_scalar(builder, vector, args[1]))
+
+    return vector(vector, types.float64), codegen
+
+
+@_intrinsic
+def constant_of(typingctx: Any, vector: Any, of_float32: Any, of_float64: Any) -> Any:
+    """`constant` with a number that depends on the dtype."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        number = args[1] if vector.dtype == types.float32 else args[2]
+        return _splat(builder, _as_scalar(builder, vector, number))
+
+    return vector(vector, types.float64, types.float64), codegen
+
+
+def _as_scalar(builder: Any, vector: Vector, number: Any) -> Any:
+    """A float64 rounded to the dtype of a vector."""
+    if vector.dtype == types.float64:
+        return number
+    return builder.fptrunc(number, _LLVM_SCALAR[vector.dtype])
+
+
+@_intrinsic
+def times_power_of_two(typingctx: Any, vector: Any, exponent: Any) -> Any:
+    """The lanes times ``2**k``, where k are the last bits of ``exponent``; not of NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        size, digits = (32, 23) if vector.dtype == types.float32 else (64, 52)
+        integers = ir.VectorType(ir.IntType(size), LANES)
+        bits, of_exponent = (builder.bitcast(each, integers) for each in args)
+        shifted = builder.shl(of_exponent, ir.Constant(integers, [digits] * LANES))
+        return builder.bitcast(builder.add(bits, shifted), args[0].type)
+
+    return vector(vector, vector), codegen
+
+
+@_intrinsic
+def exponential_series(typingctx: Any, vector: Any) -> Any:
+    """The polynomial `SERIES`, next to exp for lanes up to log(2) / 2 in size."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind, name = args[0].type, f"llvm.fma.v{LANES}{_SUFFIX[vector.dtype]}"
+        function = _declare(builder, name, kind, [kind] * 3)
+        numbers = SERIES[str(vector.dtype)]
+        found, *rest = (ir.Constant(kind, [number] * LANES) for number in numbers)
+        for number in rest:
+            found = builder.call(function, [found, args[0], number])
+        return found
+
+    return vector(vector), codegen
+
+
+@_intrinsic
 def widen(typingctx: Any, vector: Any) -> Any:
     """The lanes as float64 (exact)."""
 
@@ -357,6 +416,9 @@ def total(typingctx: Any, vector: Any) -> Any:
 if config.DISABLE_JIT:
     from nbbn._compiler.interpreted import (  # noqa: F401
         any_greater,
+        constant,
+        constant_of,
+        exponential_series,
         first_of,
         fma,
         has,
@@ -370,6 +432,7 @@ if config.DISABLE_JIT:
         smaller,
         splat,
         square_root,
+        times_power_of_two,
         total,
         where_at_most,
         where_below,

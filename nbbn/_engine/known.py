@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nbbn._engine import parts, plan, steps
 from nbbn._engine.memory import empty_like
-from nbbn._engine.steps import Epilogue
+from nbbn._engine.steps import Epilogue, Fused
 from nbbn._engine.views import View, view_of
 from nbbn._kernels import steps_of_columns as columns
 from nbbn._kernels import steps_of_runs as runs
@@ -45,7 +45,7 @@ class Known:
         key = which, activation
         found = self._calls.get(key)
         if found is None:
-            wanted = _DTYPES[self._like[2]], False, activation, False, False, None, np.float32
+            wanted = _DTYPES[self._like[2]], False, activation, False, None, np.float32
             found = self._calls[key] = self._steps[which].variant(wanted)
         return found
 
@@ -86,48 +86,66 @@ class Known:
         if self._width != form.shape[1]:
             form = parts.spread(form, self._view, self._width)
         call = self._call(_WRITE, len(kind))
-        call(self._stack_of(x), self._stack_of(y), None, None, form, kind, after.slope, 0)
+        call(self._stack_of(x), self._stack_of(y), None, form, kind, 0)
 
     def train(
         self, x: Array, y: Array, table: Array, freedom: float, eps: float, after: Epilogue
-    ) -> None:
-        """Write the statistics of x to ``table``, which holds gamma and beta, and y."""
+    ) -> Array | None:
+        """Write the statistics of x to ``table``, which holds gamma and beta, and y; return the coefficients.
+
+        None where these take a closer look.
+        """
         if not self._is_small:
             steps.look_and_write(self._view, x, y, table, freedom, eps, after)
-            return
+            return None
         kind, values, channels = after.kind, self._stack_of(x), table.shape[1]
-        form = np.empty((3, channels), x.dtype)
+        form = np.empty((rows.FORM_ROWS, channels), x.dtype)
         numbers, written = self._numbers, np.empty((3, self._numbers.size, self._sum_width))
         look, options = self._call(_LOOK), (freedom, eps, self._group)
         look(values, None, numbers, written, table, form, *options)
+        wide = form
         if self._width != channels:
-            form = parts.spread(form, self._view, self._width)
+            wide = parts.spread(form, self._view, self._width)
         target = values if y is x else self._stack_of(y)
-        self._call(_WRITE, len(kind))(values, target, None, None, form, kind, after.slope, 0)
+        self._call(_WRITE, len(kind))(values, target, None, wide, kind, 0)
+        return form
 
     def differentiate(
-        self, grad_y: Array, x: Array, grad_x: Array, table: Array, count: float, freedom: float
+        self,
+        grad_y: Array,
+        x: Array,
+        grad_x: Array,
+        table: Array,
+        count: float,
+        freedom: float,
+        fused: Fused,
     ) -> Array:
-        """Write grad_x; return the gradients with respect to gamma and beta."""
-        channels, sums = table.shape[1], np.empty((2, table.shape[1]))
+        """Write grad_x; return the gradients with respect to gamma, beta and a learned slope."""
+        channels, kind, of_y = table.shape[1], fused.kind, fused.form
+        sums = steps.new_sums(channels, fused)
         if not self._is_small:
-            options = table, sums, count, freedom
+            options = table, sums, count, freedom, None, fused
             return steps.add_up_and_write_back(self._view, grad_y, x, grad_x, *options)
         form = np.empty((rows.GRADIENT_ROWS, channels), x.dtype)
         grad, values = self._stack_of(grad_y), self._stack_of(x)
-        written = np.empty((2, self._numbers.size, self._sum_width))
+        written = np.empty((len(sums), self._numbers.size, self._sum_width))
         results = written, table, sums, form, count, freedom, self._group
-        if self._view.runs:
-            self._call(_ADD_UP)(grad, values, None, *results)
-        else:
-            means = table
-            if self._sum_width != channels:
-                means = parts.spread(table[: rows.MEAN + 1], self._view, self._sum_width)
-            self._call(_ADD_UP)(grad, values, None, means, *results)
-        spread = form if self._width == channels else parts.spread(form, self._view, self._width)
+        nothing, means, wide, spread = None, table, of_y, form
+        if of_y is not None:
+            nothing = np.empty((0, 0, 0), x.dtype)
+        if self._sum_width != channels:
+            means = parts.spread(table[: rows.MEAN + 1], self._view, self._sum_width)
+            wide = None if of_y is None else parts.spread(of_y, self._view, self._sum_width)
+        what = grad, values, None, nothing, nothing, wide, kind
+        self._call(_ADD_UP, len(kind))(*what, *(() if self._view.runs else (means,)), *results)
+        if self._width != channels:
+            spread = parts.spread(form, self._view, self._width)
+        if self._width != self._sum_width:
+            wide = None if of_y is None else parts.spread(of_y, self._view, self._width)
         target = grad if grad_x is grad_y else self._stack_of(grad_x)
-        self._call(_WRITE_BACK)(grad, values, target, None, spread, 0)
-        return form[rows.OF_GAMMA :]
+        write = self._call(_WRITE_BACK, len(kind))
+        write(grad, values, target, None, spread, wide, kind, 0)
+        return form[rows.OF_GAMMA : rows.OF_GAMMA + len(sums)]
 
 
 # The steps, in the same order where channels are runs and where they lie side by side.

@@ -7,27 +7,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nbbn import _checks
 from nbbn._compiler.jit import Step
 from nbbn._engine import parts, threads
 from nbbn._engine.masks import Weights
+from nbbn._engine.memory import empty_like
 from nbbn._engine.plan import make_plan
 from nbbn._engine.views import Reading, View, read_in_place
 from nbbn._kernels import steps_of_columns as columns
 from nbbn._kernels import steps_of_layers as layers
 from nbbn._kernels import steps_of_runs as runs
 from nbbn._kernels import table as rows
-from nbbn._kernels.elementwise import HARD_SWISH, LEAKY_RELU, NONE, RELU, RELU6
+from nbbn._kernels.activations import LEARNED, TABLE
 
 Array = NDArray[Any]
 Table = NDArray[np.float64]
 
-ACTIVATIONS = {
-    None: NONE,
-    "relu": RELU,
-    "relu6": RELU6,
-    "leaky_relu": LEAKY_RELU,
-    "hard_swish": HARD_SWISH,
-}
+_KINDS = {name: (0.0,) * number for number, name in enumerate(TABLE)}
+_NAMES = tuple(name for name in TABLE if name is not None)
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 # What kernels see of a dtype: of half types, their bits. That of bfloat16 is no type of numpy's own.
@@ -43,7 +40,9 @@ class Epilogue(NamedTuple):
     """What follows the affine map: ``y = activation(affine(x) + residual)``."""
 
     kind: tuple[float, ...] = ()  # its length says which activation
-    slope: float = 0.0  # of leaky relu, below 0
+    slope: Any = (
+        None  # below 0, a number or one a channel; None where the table of the channels has it
+    )
     residual: Array | None = None
     has_residual: bool = False  # whether there was one, though backward needs it no more
 
@@ -62,9 +61,33 @@ class Epilogue(NamedTuple):
 NOTHING = Epilogue()
 
 
-def epilogue(activation: str | None, slope: float, residual: Array | None = None) -> Epilogue:
+def epilogue(activation: str | None, slope: Any = None, residual: Array | None = None) -> Epilogue:
     """Return what follows the affine map."""
-    return Epilogue((0.0,) * ACTIVATIONS[activation], slope, residual)
+    return Epilogue(_KINDS[activation], slope, residual)
+
+
+def slope(activation: str | None, value: Any, channels: int) -> Any:
+    """Return a slope below 0: a number; of prelu, where no layer learns it, perhaps one a channel."""
+    if activation == "prelu" and np.ndim(value):
+        return _checks.per_channel("negative_slope", value, channels)
+    return _checks.real("negative_slope", value)
+
+
+class Fused(NamedTuple):
+    """An activation on the way back, where there was one."""
+
+    kind: tuple[float, ...] = ()
+    form: Array | None = None  # coefficients of the forward
+    residual: Array | None = None
+
+
+PLAIN = Fused()
+
+
+def activation(value: Any) -> _checks.Activation | None:
+    """Return the name of an activation, or None."""
+    found: Any = None if value is None else _checks.choice("activation", value, _NAMES)
+    return found  # type: ignore[no-any-return]
 
 
 def computed_dtype(x: Array) -> np.dtype[Any]:
@@ -76,13 +99,12 @@ def _variant(
     x: Array,
     activation: int = 0,
     residual: bool = False,
-    gradient: bool = False,
     weights: Array | None = None,
 ) -> tuple[Any, ...]:
     """Return what `Variant` says, faster."""
     of_weights = None if weights is None else weights.dtype.type
     seen_as = _SEEN_AS.get(x.dtype, np.int16)
-    return seen_as, False, activation, residual, gradient, of_weights, np.float32
+    return seen_as, False, activation, residual, of_weights, np.float32
 
 
 def _run(step: Step, wanted: tuple[Any, ...], parallel: bool, *arguments: Any) -> None:
@@ -102,8 +124,8 @@ def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
 
     The formulas, and the bits, of `nbbn._kernels.coefficients.write_coefficients`, without anything to compile.
     """
-    mean, form = table[rows.MEAN], np.empty((3, table.shape[1]), dtype)
-    center, scale, shift = form
+    mean, form = table[rows.MEAN], np.empty((rows.FORM_ROWS, table.shape[1]), dtype)
+    center, scale, shift, slope = form
     with np.errstate(all="ignore"):  # infinite or NaN, no warning
         scale[:] = over_std(table[rows.GAMMA], table[rows.VAR], eps)
         if len(table) > rows.MEAN_LOW:
@@ -116,6 +138,7 @@ def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
         if not np.isfinite(rest).all():  # of an infinite mean, or NaN
             rest[~np.isfinite(rest)] = 0.0
         shift[:] = table[rows.BETA] - rest * scale
+        slope[:] = table[rows.SLOPE]
     return form
 
 
@@ -135,19 +158,6 @@ def infer(
     return reading.result()
 
 
-def before_activation(
-    grad_y: Array, x: Array, index: int, form: Array, after: Epilogue, out: Array | None = None
-) -> Array:
-    """Return the gradient with respect to the activation's argument, in ``out`` or a new array."""
-    if x.size == 0:
-        return np.empty_like(x) if out is None else out
-    reading = Reading(index, x, (*after.read, grad_y), out)
-    residual = None if after.residual is None else reading.read[0]
-    view, source, target = reading.view, reading.source, reading.target
-    write(view, source, target, form, after, residual, reading.read[-1])
-    return reading.result()
-
-
 def write(
     view: View,
     x: Array,
@@ -155,33 +165,33 @@ def write(
     form: Array,
     after: Epilogue = NOTHING,
     residual: Array | None = None,
-    grad: Array | None = None,
 ) -> None:
     """Run the elementwise step on arrays that have this view."""
-    read = [array for array in (x, residual, grad) if array is not None]
+    read = (x,) if residual is None else (x, residual)
     plan = make_plan(view, read, y)
     kind, of = after.kind, view.of
     _run(
         runs.infer_runs if view.runs else columns.infer_columns,
-        _variant(x, len(kind), residual is not None, grad is not None),
+        _variant(x, len(kind), residual is not None),
         plan.parallel,
         of(x),
         of(y),
         None if residual is None else of(residual),
-        None if grad is None else of(grad),
         parts.spread(form, view, parts.width_of_rows(view, plan.streaming)),
         kind,
-        after.slope,
         plan.streaming,
     )
 
 
-def given_table(mean: Array, var: Array, gamma: Array | None, beta: Array | None) -> Table:
+def given_table(
+    mean: Array, var: Array, gamma: Array | None, beta: Array | None, slope: Any = 0.0
+) -> Table:
     """Return a table of statistics that were given, for `coefficients`."""
     table = np.empty((rows.LAYER_ROWS, mean.size))
     table[rows.MEAN], table[rows.VAR] = mean, var
     table[rows.GAMMA] = 1.0 if gamma is None else gamma
     table[rows.BETA] = 0.0 if beta is None else beta
+    table[rows.SLOPE] = slope
     return table
 
 
@@ -195,13 +205,15 @@ def over_std(value: Any, var: Array, eps: float) -> Table:
         return found
 
 
-def new_table(channels: int, parameters: Array | None = None) -> Table:
-    """Return a table for statistics, with gamma and beta of a layer's own table in it."""
+def new_table(channels: int, parameters: Array | None = None, slope: Any = None) -> Table:
+    """Return a table for statistics, with gamma, beta and slope of a layer's own table in it, or this ``slope``."""
     table = np.empty((rows.STATISTICS_ROWS, channels))
     if parameters is None:
-        table[rows.GAMMA], table[rows.BETA] = 1.0, 0.0
+        table[rows.GAMMA], table[rows.BETA : rows.SLOPE + 1] = 1.0, 0.0
     else:
-        table[rows.GAMMA : rows.BETA + 1] = parameters[rows.GAMMA : rows.BETA + 1]
+        table[rows.GAMMA : rows.SLOPE + 1] = parameters[rows.GAMMA : rows.SLOPE + 1]
+    if slope is not None:
+        table[rows.SLOPE] = slope
     return table
 
 
@@ -232,7 +244,7 @@ def look(
     """Write the statistics of x, which has this view, to ``table``; return the coefficients."""
     plan, stack = make_plan(view, (x,)), view.of(x)
     width, numbers = parts.cut_for_sums(view, weights, stack)
-    form = np.empty((3, view.channels), computed_dtype(x))
+    form = np.empty((rows.FORM_ROWS, view.channels), computed_dtype(x))
     written = np.empty((3, numbers.size, width))
     arguments = stack, weights, numbers, written, table, form, freedom, eps
     if view.runs:
@@ -287,10 +299,11 @@ def look_and_write(
     kind, of = after.kind, view.of
     added = None if residual is None else of(residual)
     width, numbers = parts.cut_for_sums(view, weights)
-    written, form = np.empty((3, numbers.size, width)), np.empty((3, width), computed_dtype(x))
+    written = np.empty((3, numbers.size, width))
+    form = np.empty((rows.FORM_ROWS, width), computed_dtype(x))
     what = of(x), of(y), added, weights, numbers, written, table, form
-    wanted = _variant(x, len(kind), residual is not None, False, weights)
-    options = kind, after.slope, freedom, eps, plan.streaming
+    wanted = _variant(x, len(kind), residual is not None, weights)
+    options = kind, freedom, eps, plan.streaming
     _run(runs.train_channels, wanted, plan.parallel, *what, *options)
 
 
@@ -306,8 +319,13 @@ def move_averages(
     parameters: Array, table: Table, divisor: float, momentum: float, counter: Array
 ) -> None:
     """Update running mean and variance, rows of ``parameters``, in place, and count the batch."""
-    wanted = np.float64, False, 0, False, False, None, parameters.dtype.type
+    wanted = np.float64, False, 0, False, None, parameters.dtype.type
     layers.move_averages.variant(wanted)(parameters, table, divisor, momentum, counter)
+
+
+def new_sums(channels: int, fused: Fused = PLAIN) -> Table:
+    """Return a table for the sums of a backward."""
+    return np.zeros((3 if len(fused.kind) == LEARNED else 2, channels))
 
 
 def sum_gradients(
@@ -318,15 +336,29 @@ def sum_gradients(
     sums: Table,
     mask: Weights | None = None,
     freedom: float = 1.0,
+    fused: Fused = PLAIN,
+    kept: Array | None = None,
 ) -> Array:
-    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``sums``.
+    """Write ``sum(g)`` and ``sum(g * (x - mean))`` of each channel to ``sums``, and that of a learned slope.
 
-    Return the coefficients of the other half, of the values of ``x`` alone.
+    ``g`` is what reaches the activation's argument of ``grad_y``; write it to ``kept``, too. Return the coefficients
+    of the other half, of the values of ``x`` alone.
     """
-    view, (source, grad) = read_in_place(index, mask is not None, x, grad_y)
+    read = (grad_y,) if fused.residual is None else (grad_y, fused.residual)
+    reading = None if kept is None else Reading(index, x, read, kept, None, mask is not None)
+    if reading is None:
+        view, (source, *arrays) = read_in_place(index, mask is not None, x, *read)
+    else:
+        view, source, arrays = reading.view, reading.source, [*reading.read]
     of_mask = None if mask is None else mask.in_order(source, index)
     count = view.size / view.channels if mask is None else mask.total
-    return add_up(view, grad, source, table, sums, count, freedom, of_mask)
+    fused = fused._replace(residual=arrays[1] if arrays[1:] else None)
+    target = None if reading is None else reading.target
+    given = table, sums, count, freedom, of_mask, fused, target
+    form = add_up(view, arrays[0], source, *given)
+    if reading is not None:
+        reading.result()
+    return form
 
 
 def add_up(
@@ -338,20 +370,29 @@ def add_up(
     count: float,
     freedom: float,
     mask: Array | None = None,
+    fused: Fused = PLAIN,
+    kept: Array | None = None,
 ) -> Array:
     """`sum_gradients` of arrays that have this view; return the coefficients of `write_back`."""
     plan, grad, source = make_plan(view, (x, grad_y)), view.of(grad_y), view.of(x)
     width, numbers = parts.cut_for_sums(view, mask, grad, source)
     form = np.empty((rows.GRADIENT_ROWS, view.channels), computed_dtype(x))
-    written, wanted = np.empty((2, numbers.size, width)), _variant(x, weights=mask)
-    results = written, table, sums, form, count, freedom
+    written = np.empty((len(sums), numbers.size, width))
+    kind, of_y = fused.kind, fused.form
+    added = to_keep = None
+    if of_y is not None:
+        added = source[:0] if fused.residual is None else view.of(fused.residual)
+        to_keep = np.empty((0, 0, 0), source.dtype) if kept is None else view.of(kept)
+        of_y = parts.spread(of_y, view, width)
+    what = grad, source, mask, added, to_keep, of_y, kind
+    wanted, results = _variant(x, len(kind), False, mask), (written, table, sums, form)
     if view.runs:
-        step = runs.gradient_sums_of_runs
-        _run(step, wanted, plan.parallel, grad, source, mask, *results, plan.group)
+        step, last = runs.gradient_sums_of_runs, plan.group
+        _run(step, wanted, plan.parallel, *what, *results, count, freedom, last)
     else:
-        step = columns.gradient_sums_of_columns
+        step, last = columns.gradient_sums_of_columns, plan.ahead
         means = parts.spread(table[: rows.MEAN + 1], view, width)
-        _run(step, wanted, plan.parallel, grad, source, mask, means, *results, plan.ahead)
+        _run(step, wanted, plan.parallel, *what, means, *results, count, freedom, last)
     return form
 
 
@@ -362,24 +403,34 @@ def write_gradient(
     form: Array,
     out: Array | None = None,
     mask: Weights | None = None,
+    fused: Fused = PLAIN,
 ) -> Array:
     """Return grad_x, in ``out`` or a new array, with the coefficients of `gradient_coefficients`."""
     reading = Reading(index, x, (grad_y,), out, None, mask is not None)
     of_mask = None if mask is None else mask.in_order(reading.source, index)
-    write_back(reading.view, reading.read[0], reading.source, reading.target, form, of_mask)
+    write_back(reading.view, reading.read[0], reading.source, reading.target, form, of_mask, fused)
     return reading.result()
 
 
 def write_back(
-    view: View, grad_y: Array, x: Array, grad_x: Array, form: Array, mask: Array | None = None
+    view: View,
+    grad_y: Array,
+    x: Array,
+    grad_x: Array,
+    form: Array,
+    mask: Array | None = None,
+    fused: Fused = PLAIN,
 ) -> None:
     """Run the step that writes grad_x on arrays that have this view."""
     joins = mask is None
-    plan, of = make_plan(view, (x, grad_y), grad_x, 1, joins), view.of
+    plan, of, kind = make_plan(view, (x, grad_y), grad_x, 1, joins), view.of, fused.kind
     step = runs.gradient_of_runs if view.runs else columns.gradient_of_columns
-    form = parts.spread(form, view, parts.width_of_rows(view, plan.streaming, joins))
-    arguments = of(grad_y), of(x), of(grad_x), mask, form, plan.streaming
-    _run(step, _variant(x, weights=mask), plan.parallel, *arguments)
+    width, of_y = parts.width_of_rows(view, plan.streaming, joins), fused.form
+    form = parts.spread(form, view, width)
+    if of_y is not None:
+        of_y = parts.spread(of_y, view, width)
+    arguments = of(grad_y), of(x), of(grad_x), mask, form, of_y, kind, plan.streaming
+    _run(step, _variant(x, len(kind), False, mask), plan.parallel, *arguments)
 
 
 def gradient_coefficients(
@@ -401,6 +452,14 @@ def gradient_coefficients(
     return form
 
 
+class Gradients(NamedTuple):
+    """What a backward finds."""
+
+    x: Array
+    sums: Table  # two a channel, and that of a learned slope
+    residual: Array | None = None  # where an activation followed
+
+
 def differentiate(
     grad_y: Array,
     x: Array,
@@ -410,28 +469,40 @@ def differentiate(
     training: bool = True,
     out: Array | None = None,
     mask: Weights | None = None,
-) -> tuple[Array, Table]:
-    """Return grad_x, and the two sums a channel.
+    fused: Fused = PLAIN,
+) -> Gradients:
+    """Return the gradients of a forward, that of x in ``out`` or a new array.
 
     In ``training`` through the statistics in ``table``; else these were given, and
-    ``grad_x = grad_y * gamma * inv_std``.
+    ``grad_x = g * gamma * inv_std``, where ``g`` is what reaches the activation's argument.
     """
-    sums = np.zeros((2, table.shape[1]))
+    sums, of_residual = new_sums(table.shape[1], fused), None
+    if fused.residual is not None:
+        of_residual = empty_like(x)
     if x.size == 0:
-        return (np.empty_like(x) if out is None else out), sums
-    if not training:
-        sum_gradients(grad_y, x, index, table, sums, mask)
-        form = np.zeros((3, table.shape[1]), computed_dtype(x))
-        with np.errstate(all="ignore"):  # as compiled code: infinite or NaN, no warning
-            form[rows.SCALE] = table[rows.GAMMA] * table[rows.INV_STD]
-        return infer(grad_y, index, form, out), sums
-    reading = Reading(index, x, (grad_y,), out, None, mask is not None)
-    view, source, grad = reading.view, reading.source, reading.read[0]
-    count = view.size / view.channels if mask is None else mask.total
-    of_mask = None if mask is None else mask.in_order(source, index)
-    options = table, sums, count, count - correction, of_mask
-    add_up_and_write_back(view, grad, source, reading.target, *options)
-    return reading.result(), sums
+        return Gradients(np.empty_like(x) if out is None else out, sums, of_residual)
+    if training and of_residual is None:
+        reading = Reading(index, x, (grad_y,), out, None, mask is not None)
+        view, source, grad = reading.view, reading.source, reading.read[0]
+        count = view.size / view.channels if mask is None else mask.total
+        of_mask = None if mask is None else mask.in_order(source, index)
+        options = table, sums, count, count - correction, of_mask, fused
+        add_up_and_write_back(view, grad, source, reading.target, *options)
+        return Gradients(reading.result(), sums)
+    kept = of_residual
+    if fused.kind and kept is None:  # grad_x holds g, until it is multiplied in place
+        kept = out = empty_like(x) if out is None else out
+    count = x.size / table.shape[1] if mask is None else mask.total
+    form = sum_gradients(
+        grad_y, x, index, table, sums, mask, count - correction if training else 1.0, fused, kept
+    )
+    grad = grad_y if kept is None else kept
+    if training:
+        return Gradients(write_gradient(grad, x, index, form, out, mask), sums, of_residual)
+    scale = np.zeros((rows.FORM_ROWS, table.shape[1]), computed_dtype(x))
+    with np.errstate(all="ignore"):  # as compiled code: infinite or NaN, no warning
+        scale[rows.SCALE] = table[rows.GAMMA] * table[rows.INV_STD]
+    return Gradients(infer(grad, index, scale, out), sums, of_residual)
 
 
 def add_up_and_write_back(
@@ -444,30 +515,29 @@ def add_up_and_write_back(
     count: float,
     freedom: float,
     mask: Array | None = None,
+    fused: Fused = PLAIN,
 ) -> Array:
     """Run both steps of a backward, `add_up` and `write_back`, or one that does both channel by channel.
 
-    Return the gradients with respect to gamma and beta.
+    Return the gradients with respect to gamma, beta and a learned slope.
     """
-    plan = make_plan(view, (x, grad_y), grad_x, 2)
+    plan, kind = make_plan(view, (x, grad_y), grad_x, 2), fused.kind
     if not plan.by_channel:
-        form = add_up(view, grad_y, x, table, sums, count, freedom, mask)
-        write_back(view, grad_y, x, grad_x, form, mask)
-        return form[rows.OF_GAMMA :]
+        form = add_up(view, grad_y, x, table, sums, count, freedom, mask, fused)
+        write_back(view, grad_y, x, grad_x, form, mask, fused)
+        return form[rows.OF_GAMMA : rows.OF_GAMMA + len(sums)]
     of = view.of
     width, numbers = parts.cut_for_sums(view, mask)
-    written, form = (
-        np.empty((2, numbers.size, width)),
-        np.empty((rows.GRADIENT_ROWS, width), computed_dtype(x)),
-    )
-    what = of(grad_y), of(x), of(grad_x), mask, written, table, sums, form
-    options = count, freedom, plan.streaming
-    _run(runs.differentiate_channels, _variant(x, weights=mask), plan.parallel, *what, *options)
-    return form[rows.OF_GAMMA :]
+    written = np.empty((len(sums), numbers.size, width))
+    form = np.empty((rows.GRADIENT_ROWS, width), computed_dtype(x))
+    what = of(grad_y), of(x), of(grad_x), mask, fused.form, kind, written, table, sums, form
+    options, wanted = (count, freedom, plan.streaming), _variant(x, len(kind), False, mask)
+    _run(runs.differentiate_channels, wanted, plan.parallel, *what, *options)
+    return form[rows.OF_GAMMA : rows.OF_GAMMA + len(sums)]
 
 
-def parameter_gradients(table: Table, sums: Table, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """Return grad_gamma and grad_beta from the two sums a channel."""
+def parameter_gradients(table: Table, sums: Table, dtype: np.dtype[Any]) -> list[Array]:
+    """Return the gradients of gamma and beta, and of a learned slope, from the sums of each channel."""
     with np.errstate(all="ignore"):
         products = sums[rows.SUM_PRODUCT] * table[rows.INV_STD]
-        return products.astype(dtype), sums[rows.SUM_GRAD].astype(dtype)
+        return [a.astype(dtype) for a in (products, sums[rows.SUM_GRAD], *sums[rows.SUM_SLOPE :])]

@@ -10,8 +10,7 @@ import numpy as np
 from nbbn import _checks
 from nbbn._compiler import jit
 from nbbn._compiler.jit import Step, Variant
-from nbbn._engine import threads
-from nbbn._engine.steps import ACTIVATIONS
+from nbbn._engine import steps, threads
 from nbbn._kernels import steps_of_columns as columns
 from nbbn._kernels import steps_of_layers as layers
 from nbbn._kernels import steps_of_runs as runs
@@ -79,7 +78,7 @@ def variants(dtypes: Any, training: Any, activations: Any = ()) -> list[Wanted]:
     """Return what `warmup` with these arguments provides."""
     wanted = dict.fromkeys(_checked(dtypes))
     names = (activations,) if isinstance(activations, str) or activations is None else activations
-    kinds = [ACTIVATIONS[_checks.activation(name)] for name in names]
+    kinds = [len(steps.epilogue(steps.activation(name)).kind) for name in names]
     both = _checks.flag("training", training)
     if not jit.is_enabled():
         return []
@@ -108,9 +107,8 @@ def _serial_variants(dtype: Any, training: bool, kinds: list[int]) -> Iterator[W
         return
     for variant in writes:
         yield runs.train_channels, variant
-        if variant.activation:
-            yield from ((step, variant._replace(gradient=True)) for step in _INFER)
-    yield from ((step, Variant(dtype)) for step in _BACKWARD)
+        if not variant.residual:  # of a backward, it is no other variant
+            yield from ((step, variant) for step in _BACKWARD)
     for parameters in _PARAMETERS:
         yield layers.move_averages, Variant(parameters=parameters)
 

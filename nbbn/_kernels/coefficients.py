@@ -22,6 +22,7 @@ from nbbn._kernels.statistics import Layout, added, merged
 from nbbn._kernels.table import (
     BETA,
     CENTER,
+    FORM_SLOPE,
     GAMMA,
     INV_STD,
     M2,
@@ -29,10 +30,13 @@ from nbbn._kernels.table import (
     MEAN_LOW,
     OF_BETA,
     OF_GAMMA,
+    OF_SLOPE,
     SCALE,
     SHIFT,
+    SLOPE,
     SUM_GRAD,
     SUM_PRODUCT,
+    SUM_SLOPE,
     VAR,
 )
 
@@ -41,14 +45,14 @@ from nbbn._kernels.table import (
 def write_coefficients(
     form: Any, c: int, n: int, mean: Any, low: Any, std: Any, affine: Any
 ) -> None:
-    """Write ``center, scale, shift`` of up to sixteen channels to their columns of ``form``.
+    """Write ``center, scale, shift, slope`` of up to sixteen channels to their columns of ``form``.
 
-    ``affine`` is gamma and beta. ``center`` is the mean, ``mean + low``, and ``scale = gamma / std`` (0 where that
-    divides by 0), both rounded to the dtype of ``form``; ``shift = beta - (mean - center) * scale`` makes up for the
-    rounding of ``center``.
+    ``affine`` is gamma, beta and the slope of the activation. ``center`` is the mean, ``mean + low``, and
+    ``scale = gamma / std`` (0 where that divides by 0), both rounded to the dtype of ``form``;
+    ``shift = beta - (mean - center) * scale`` makes up for the rounding of ``center``.
     """
     width, zero = form.shape[1], splat(0.0)
-    gamma, beta = affine
+    gamma, beta, slope = affine
     center = narrow(form, mean + low)
     scale = narrow(form, where_at_most(std, zero, zero, gamma / std))
     rest = (mean - widen(center)) + low
@@ -56,6 +60,7 @@ def write_coefficients(
     store_upto(form, CENTER * width + c, n, center)
     store_upto(form, SCALE * width + c, n, scale)
     store_upto(form, SHIFT * width + c, n, narrow(form, beta - rest * widen(scale)))
+    store_upto(form, FORM_SLOPE * width + c, n, narrow(form, slope))
 
 
 class Channels(NamedTuple):
@@ -91,7 +96,8 @@ def finish_moments(
         store_upto(table, M2 * width + c, n, m2)
         store_upto(table, VAR * width + c, n, var)
         store_upto(table, INV_STD * width + c, n, where_at_most(std, zero, zero, splat(1.0) / std))
-        affine = load_upto(table, GAMMA * width + c, n), load_upto(table, BETA * width + c, n)
+        gamma, beta = load_upto(table, GAMMA * width + c, n), load_upto(table, BETA * width + c, n)
+        affine = gamma, beta, load_upto(table, SLOPE * width + c, n)
         write_coefficients(form, c, n, mean, low, std, affine)
 
 
@@ -112,9 +118,10 @@ def finish_sums(
     form: Any,
     counts: Counts,
 ) -> None:
-    """Add the parts of some channels; write their two ``sums``, and the coefficients of `backward` to ``form``.
+    """Add the parts of some channels; write their ``sums``, and the coefficients of `backward` to ``form``.
 
-    And there the gradients of gamma and beta. With ``g = sum(grad_y)`` and ``h = sum(grad_y * (x - mean))``:
+    And there the gradients of gamma, beta and a learned slope. With ``g = sum(grad_y)`` and
+    ``h = sum(grad_y * (x - mean))``:
     ``grad_x = gamma * inv_std * (grad_y - g/n - (x - mean) * inv_std * (inv_std * h / freedom))``.
     Both means are rounded to the dtype of ``form``, and ``rest`` holds what that leaves.
     """
@@ -141,3 +148,7 @@ def finish_sums(
         store_upto(form, 5 * width + c, n, narrow(form, rest))
         store_upto(form, OF_GAMMA * width + c, n, narrow(form, of_gamma))
         store_upto(form, OF_BETA * width + c, n, narrow(form, g))
+        if parts.shape[0] > SUM_SLOPE:
+            of_slope = added(parts, SUM_SLOPE, layout, c, n)
+            store_upto(sums, SUM_SLOPE * width + c, n, of_slope)
+            store_upto(form, OF_SLOPE * width + c, n, narrow(form, of_slope))

@@ -34,24 +34,26 @@ from nbbn._compiler.vectors import (
     where_finite,
     widen,
 )
+from nbbn._kernels.activations import LEARNED
 from nbbn._kernels.elementwise import (
-    Activation,
+    About,
     Backward,
+    Forms,
     Forward,
+    add_products_of_row,
     backward_of_row,
-    before_activation,
     coefficients_at,
     forward,
     gradient_coefficients_at,
+    no_sums,
 )
 from nbbn._kernels.loops import GROUP, sum_strip, write_rows, write_strips
-from nbbn._kernels.memory import ONE, ZERO, Rows
+from nbbn._kernels.memory import ONE, ZERO, Rows, one_row
 from nbbn._kernels.statistics import (
     Layout,
     Samples,
-    deviations_of_row,
+    add_deviations_of_row,
     moments_from_sums,
-    products_of_row,
     worst_condition,
 )
 
@@ -178,6 +180,15 @@ class Sums(NamedTuple):
     ahead: int
 
 
+class Fused(NamedTuple):
+    """An activation on the way back: of none, an empty tuple and None."""
+
+    kind: Any
+    form: Any  # coefficients of the forward, one a column
+    residual: Any
+    kept: Any  # where to write what reaches the activation's argument
+
+
 @inlined
 def ask_for(rows: Rows, row: int, k: int) -> int:
     """Ask for `GROUP` cache lines of a row from ``k`` on; return the column behind them.
@@ -232,7 +243,7 @@ def sum_tile(read: Samples, block: Block, n: float, parts: Any, part: int, ahead
             if not has_spare_digits(read.x.values):
                 about = load_upto(parts, reference + k, count)
             sums = load_upto(parts, sum_ + k, count), load_upto(parts, square + k, count)
-            s, q = sum_strip(deviations_of_row, read, (row, stop), k, count, about, sums)
+            s, q = sum_strip(add_deviations_of_row, read, (row, stop), k, count, about, sums)
             store_upto(parts, sum_ + k, count, s)
             store_upto(parts, square + k, count, q)
     values, limit = splat(n), splat(worst_condition(read.x.values) - 1.0)
@@ -244,7 +255,9 @@ def sum_tile(read: Samples, block: Block, n: float, parts: Any, part: int, ahead
         bound, loss = limit * m2, values * d * d
         if any_greater(loss, bound):
             nearer = about + d
-            again, q = sum_strip(deviations_of_row, read, (0, rows), k, count, nearer, (zero, zero))
+            again, q = sum_strip(
+                add_deviations_of_row, read, (0, rows), k, count, nearer, (zero, zero)
+            )
             _, squares = moments_from_sums(values, again, q)
             # Of each channel by itself: its neighbours must not change its bits.
             about = where_below(bound, loss, nearer, about)
@@ -266,19 +279,43 @@ def look_at_tile(x: Any, learned: Learned, task: int) -> None:
     sum_tile(read, block, n, learned.parts, part, learned.ahead)
 
 
+@inlined
+def sums_at(parts: Any, index: int, count: int, kind: Any) -> Any:
+    """Return the sums of a backward of up to sixteen columns, the first of which stand at ``index``."""
+    size = parts.shape[1] * parts.shape[2]
+    s, h = load_upto(parts, index, count), load_upto(parts, index + size, count)
+    if len(kind) == LEARNED:
+        return s, h, load_upto(parts, index + 2 * size, count)
+    return s, h
+
+
+@inlined
+def keep_sums(sums: Any, parts: Any, index: int, count: int) -> None:
+    """Write what `sums_at` returns."""
+    size = parts.shape[1] * parts.shape[2]
+    store_upto(parts, index, count, sums[0])
+    store_upto(parts, index + size, count, sums[1])
+    if len(sums) == 3:
+        store_upto(parts, index + 2 * size, count, sums[2])
+
+
 @helper
-def add_up_tile(grad_y: Any, x: Any, to: Sums, task: int) -> None:
-    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of the columns of one tile of one part."""
-    parts, number, width = to.parts, to.parts.shape[1], to.parts.shape[2]
+def add_up_tile(grad_y: Any, x: Any, to: Sums, fused: Fused, task: int) -> None:
+    """Write the sums of the columns of one tile of one part."""
+    parts, width = to.parts, to.parts.shape[2]
     block, fold = block_of(x, width, TILE, task), width // x.shape[2]
-    mask = Rows(to.mask, block.outer * x.shape[1] + block.row, ONE)
-    read = Backward(rows_in(grad_y, block, fold), rows_in(x, block, fold), mask)
-    part = task // ((width + TILE - 1) // TILE)
-    first, second = part * width + block.first, (number + part) * width + block.first
-    zero, rows, columns = splat(0.0), block.rows, block.stop - block.first
+    read = Backward(
+        rows_in(grad_y, block, fold),
+        rows_in(x, block, fold),
+        Rows(to.mask, block.outer * x.shape[1] + block.row, ONE),
+        rows_in(fused.residual, block, fold),
+        rows_in(fused.kept, block, fold),
+        fused.kind,
+    )
+    first = task // ((width + TILE - 1) // TILE) * width + block.first
+    rows, columns = block.rows, block.stop - block.first
     for k in range(0, columns, LANES):
-        store_upto(parts, first + k, columns - k, zero)
-        store_upto(parts, second + k, columns - k, zero)
+        keep_sums(no_sums(fused.kind), parts, first + k, columns - k)
     depth = larger(GROUP, (SHALLOW if to.ahead else DEEP) // columns)
     for row in range(0, rows, depth):
         stop = smaller(row + depth, rows)
@@ -289,12 +326,12 @@ def add_up_tile(grad_y: Any, x: Any, to: Sums, task: int) -> None:
                 column = ask_for(read.x, coming, column)
                 if column >= columns:
                     coming, column = coming + 1, ZERO
-            count = columns - k
-            sums = load_upto(parts, first + k, count), load_upto(parts, second + k, count)
-            about = load_upto(to.means, block.first + k, count)
-            s, h = sum_strip(products_of_row, read, (row, stop), k, count, about, sums)
-            store_upto(parts, first + k, count, s)
-            store_upto(parts, second + k, count, h)
+            count, place = columns - k, block.first + k
+            of_y = coefficients_at(fused.form, place, count)
+            about = About(load_upto(to.means, place, count), of_y)
+            sums = sums_at(parts, first + k, count, fused.kind)
+            sums = sum_strip(add_products_of_row, read, (row, stop), k, count, about, sums)
+            keep_sums(sums, parts, first + k, count)
 
 
 class Target(NamedTuple):
@@ -302,10 +339,8 @@ class Target(NamedTuple):
 
     y: Any
     residual: Any
-    grad: Any
     form: Any  # coefficients, one a column
-    kind: Any
-    slope: float
+    kind: Any  # of the activation
     streaming: int
 
 
@@ -314,7 +349,8 @@ class GradientTarget(NamedTuple):
 
     grad_x: Any
     mask: Any
-    form: Any
+    forms: Forms
+    kind: Any  # of the activation
     streaming: int
 
 
@@ -330,7 +366,7 @@ def is_in_cache(x: Any) -> bool:
 class Tile(NamedTuple):
     """The coefficients of some columns."""
 
-    form: Any
+    form: Any  # or both of a backward
     first: int
 
 
@@ -346,48 +382,32 @@ def gradient_coefficients_in(tile: Tile, k: int, count: int) -> Any:
     return gradient_coefficients_at(tile.form, tile.first + k, count)
 
 
-@inlined
-def write_tile(operation: Any, x: Any, to: Target, task: int) -> None:
-    """Write ``operation`` of the values in a tile of columns of some rows."""
+@helper
+def normalize_tile(x: Any, to: Target, task: int) -> None:
+    """Write y in a tile of columns of some rows."""
     width = to.form.shape[1]
     block, fold = block_of(x, width, WIDE_TILE, task), width // x.shape[2]
-    read = Forward(
-        rows_in(x, block, fold),
-        rows_in(to.residual, block, fold),
-        rows_in(to.grad, block, fold),
-        Activation(to.kind, to.slope),
-    )
+    read = Forward(rows_in(x, block, fold), rows_in(to.residual, block, fold), to.kind)
     y, columns, rows = rows_in(to.y, block, fold), block.stop - block.first, block.rows
-    tile = Tile(to.form, block.first)
+    tile, pick = Tile(to.form, block.first), coefficients_in
     if is_in_cache(x) and not to.streaming:
-        write_strips(operation, coefficients_in, y, read, rows, columns, tile)
+        write_strips(forward, pick, y, read, rows, columns, tile)
     else:
-        write_rows(operation, coefficients_in, y, read, rows, columns, tile, to.streaming)
+        write_rows(forward, pick, y, read, rows, columns, tile, to.streaming)
     if to.streaming:
         fence()
 
 
 @helper
-def normalize_tile(x: Any, to: Target, task: int) -> None:
-    """Write y in a task."""
-    write_tile(forward, x, to, task)
-
-
-@helper
-def activation_gradient_tile(x: Any, to: Target, task: int) -> None:
-    """Write in a task what reaches the activation's argument of the gradient."""
-    write_tile(before_activation, x, to, task)
-
-
-@helper
 def differentiate_tile(grad_y: Any, x: Any, to: GradientTarget, task: int) -> None:
     """Write grad_x in a task, as `normalize_tile`."""
-    width = to.form.shape[1]
+    width = to.forms.grad_x.shape[1]
     block, fold = block_of(x, width, WIDE_TILE, task), width // x.shape[2]
     mask = Rows(to.mask, block.outer * x.shape[1] + block.row, ONE)
-    read = Backward(rows_in(grad_y, block, fold), rows_in(x, block, fold), mask)
+    grads, values, none = rows_in(grad_y, block, fold), rows_in(x, block, fold), one_row(None, ZERO)
+    read = Backward(grads, values, mask, none, none, to.kind)
     y, columns, rows = rows_in(to.grad_x, block, fold), block.stop - block.first, block.rows
-    tile, pick = Tile(to.form, block.first), gradient_coefficients_in
+    tile, pick = Tile(to.forms, block.first), gradient_coefficients_in
     if is_in_cache(x) and not to.streaming:
         write_strips(backward_of_row, pick, y, read, rows, columns, tile)
     else:

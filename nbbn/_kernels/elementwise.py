@@ -1,11 +1,11 @@
-"""The elementwise steps: the one place for the formulas that write ``y`` and ``grad_x``.
+"""The elementwise steps: the one place for the formulas that write ``y`` and ``grad_x``, and sum what these need.
 
 ``y = activation(fma(x - center, scale, shift) + residual)`` where ``center`` is the mean rounded to the dtype
 of ``x`` and ``shift`` holds the rest: ``x - center`` is exact next to the mean, so nothing cancels. The same
 fma is used in whole and in partial vectors: one value has one result, wherever it stands.
 
 An operation takes what it reads (`Forward`, `Backward`), a place (row, k, count) and the coefficients of that
-place, as vectors; `of_channel` and `of_columns` say where those come from.
+place, as vectors; functions in ``_of`` and ``_at`` say where those come from.
 """
 
 from __future__ import annotations
@@ -13,52 +13,44 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import inlined
-from nbbn._compiler.memory import at, load_upto
-from nbbn._compiler.vectors import (
-    fma,
-    narrow,
-    not_above,
-    not_below,
-    plus,
-    splat,
-    where_at_most,
-    where_below,
-)
+from nbbn._compiler.memory import at, at_any, load_upto, put_any
+from nbbn._compiler.vectors import fma, plus, splat, widen
 from nbbn._compiler.weights import weight_at, weight_of_row, where_counted
-
-# how long the tuple is that stands for an activation
-NONE = 0
-RELU = 1
-RELU6 = 2
-LEAKY_RELU = 3
-HARD_SWISH = 4
-
-
-class Activation(NamedTuple):
-    """What follows the affine map: the length of ``kind`` says which, and is a constant of the variant.
-
-    Decided within the loop, relu took seven times as long in cache.
-    """
-
-    kind: Any
-    slope: float
+from nbbn._kernels.activations import (
+    LEARNED,
+    Activation,
+    activated,
+    through_activation,
+    through_slope,
+)
+from nbbn._kernels.table import CENTER, FORM_SLOPE, SCALE, SHIFT
+from nbbn._kernels.weights import harmless
 
 
 class Forward(NamedTuple):
-    """What `forward` and `before_activation` read."""
+    """What `forward` reads."""
 
     x: Any
     residual: Any
-    grad: Any
-    activation: Activation
+    kind: Any  # of the activation
 
 
 class Backward(NamedTuple):
-    """What `backward` reads."""
+    """What `backward` and `add_products` read, and what these keep: rows, whose values may be None."""
 
     grad_y: Any
     x: Any
     mask: Any
+    residual: Any
+    kept: Any
+    kind: Any  # of the activation
+
+
+class Forms(NamedTuple):
+    """The coefficients of a backward, and those of the forward: None without an activation."""
+
+    grad_x: Any
+    y: Any
 
 
 class Coefficients(NamedTuple):
@@ -67,6 +59,7 @@ class Coefficients(NamedTuple):
     center: Any
     scale: Any
     shift: Any
+    slope: Any
 
 
 class GradientCoefficients(NamedTuple):
@@ -78,50 +71,14 @@ class GradientCoefficients(NamedTuple):
     inv_std: Any
     slope: Any
     rest: Any
+    of_y: Any  # Coefficients, or None
 
 
-@inlined
-def activated(value: Any, like: Any, activation: Activation) -> Any:
-    """Return the activation of a vector; ``like`` is an array of its dtype. NaN stays NaN.
+class About(NamedTuple):
+    """What the sums of a backward are taken with, as vectors."""
 
-    relu: ``max(v, 0)``; relu6: ``min(max(v, 0), 6)``; leaky relu: ``v`` or, below 0, ``v * slope``;
-    hard swish: ``v * min(max(v + 3, 0), 6) / 6``, which is v itself from 3 on.
-    """
-    zero, six = narrow(like, splat(0.0)), narrow(like, splat(6.0))
-    kind = len(activation.kind)
-    if kind == RELU:
-        return not_below(value, zero)
-    if kind == RELU6:
-        return not_above(not_below(value, zero), six)
-    if kind == LEAKY_RELU:
-        return where_below(value, zero, value * narrow(like, splat(activation.slope)), value)
-    if kind == HARD_SWISH:
-        part = not_above(not_below(value + narrow(like, splat(3.0)), zero), six)
-        return value * (part * narrow(like, splat(1.0 / 6.0)))
-    return value
-
-
-@inlined
-def through_activation(grad: Any, value: Any, like: Any, activation: Activation) -> Any:
-    """Return ``grad`` times the derivative of `activated` at ``value``.
-
-    Where there is none: that of the left at 0, and 0 at 6 (relu6) and at -3 (hard swish). At NaN as in
-    PyTorch: ``grad`` goes through relu, times the slope through leaky relu, and not through relu6.
-    """
-    zero, six = narrow(like, splat(0.0)), narrow(like, splat(6.0))
-    kind = len(activation.kind)
-    if kind == RELU:
-        return where_at_most(value, zero, zero, grad)
-    if kind == RELU6:
-        return where_below(value, six, where_below(zero, value, grad, zero), zero)
-    if kind == LEAKY_RELU:
-        return where_below(zero, value, grad, grad * narrow(like, splat(activation.slope)))
-    if kind == HARD_SWISH:
-        three = narrow(like, splat(3.0))
-        inner = grad * fma(value, narrow(like, splat(1.0 / 3.0)), narrow(like, splat(0.5)))
-        inner = where_below(value, three, inner, grad)
-        return where_at_most(value, zero - three, zero, inner)
-    return grad
+    mean: Any
+    of_y: Any  # Coefficients, or None
 
 
 @inlined
@@ -129,16 +86,26 @@ def forward(read: Forward, row: int, k: int, count: int, c: Coefficients) -> Any
     """Return ``activation(fma(x - center, scale, shift) + residual)``."""
     value = fma(at(read.x, row, k, count) - c.center, c.scale, c.shift)
     value = plus(value, at(read.residual, row, k, count))
-    return activated(value, read.x.values, read.activation)
+    return activated(value, Activation(read.kind, c.slope))
 
 
 @inlined
-def before_activation(read: Forward, row: int, k: int, count: int, c: Coefficients) -> Any:
-    """Return what reaches the activation's argument of the gradient with respect to y."""
-    value = fma(at(read.x, row, k, count) - c.center, c.scale, c.shift)
-    value = plus(value, at(read.residual, row, k, count))
-    grad = at(read.grad, row, k, count)
-    return through_activation(grad, value, read.x.values, read.activation)
+def argument(read: Backward, row: int, k: int, count: int, x: Any, c: Coefficients) -> Any:
+    """Return the argument of the activation."""
+    value = fma(x - c.center, c.scale, c.shift)
+    return plus(value, at_any(read.residual, row, k, count))
+
+
+@inlined
+def before_activation(read: Backward, row: int, k: int, count: int, x: Any, c: Any) -> Any:
+    """Return what reaches the activation's argument of ``grad_y``; and keep it, where that is asked for."""
+    grad_y = at(read.grad_y, row, k, count)
+    if c is None:
+        return grad_y
+    value = argument(read, row, k, count, x, c)
+    found = through_activation(grad_y, value, Activation(read.kind, c.slope))
+    put_any(read.kept, row, k, count, found)
+    return found
 
 
 @inlined
@@ -154,39 +121,93 @@ def input_gradient(grad_y: Any, x: Any, c: GradientCoefficients) -> Any:
 @inlined
 def backward(read: Backward, row: int, k: int, count: int, c: GradientCoefficients) -> Any:
     """Return the gradient with respect to x."""
-    grad_y = at(read.grad_y, row, k, count)
-    found = input_gradient(grad_y, at(read.x, row, k, count), c)
-    return where_counted(weight_at(read.mask, row, k, count), found, grad_y * c.scale)
+    x = at(read.x, row, k, count)
+    grad = before_activation(read, row, k, count, x, c.of_y)
+    found = input_gradient(grad, x, c)
+    return where_counted(weight_at(read.mask, row, k, count), found, grad * c.scale)
 
 
 @inlined
 def backward_of_row(read: Backward, row: int, k: int, count: int, c: GradientCoefficients) -> Any:
     """`backward` where the values of a row, of different channels, share their place in a mask."""
-    grad_y = at(read.grad_y, row, k, count)
-    found = input_gradient(grad_y, at(read.x, row, k, count), c)
-    return where_counted(weight_of_row(read.mask, row), found, grad_y * c.scale)
+    x = at(read.x, row, k, count)
+    grad = before_activation(read, row, k, count, x, c.of_y)
+    found = input_gradient(grad, x, c)
+    return where_counted(weight_of_row(read.mask, row), found, grad * c.scale)
 
 
 @inlined
-def coefficients_of(form: Any, c: int) -> Coefficients:
-    """Return the coefficients of a channel."""
-    return Coefficients(splat(form[0, c]), splat(form[1, c]), splat(form[2, c]))
+def add_products(read: Backward, row: int, k: int, count: int, about: About, sums: Any) -> Any:
+    """Return ``sum(g)`` and ``sum(g * (x - mean))`` with those of a place in a run.
+
+    ``g`` is what reaches the activation's argument; and where a slope is learned, ``sum(grad_y * dy/dslope)``.
+    """
+    weight = weight_at(read.mask, row, k, count)
+    return products(read, row, k, count, about, sums, weight)
 
 
 @inlined
-def coefficients_at(form: Any, j: int, count: int) -> Coefficients:
-    """Return the coefficients of columns ``j`` to ``j + count``, at most sixteen."""
+def add_products_of_row(
+    read: Backward, row: int, k: int, count: int, about: About, sums: Any
+) -> Any:
+    """`add_products` where the values of a row, of different channels, share their place in a mask."""
+    return products(read, row, k, count, about, sums, weight_of_row(read.mask, row))
+
+
+@inlined
+def products(
+    read: Backward, row: int, k: int, count: int, about: About, sums: Any, weight: Any
+) -> Any:
+    """Return the sums of `add_products`."""
+    x = at(read.x, row, k, count)
+    g, d = widen(before_activation(read, row, k, count, x, about.of_y)), widen(x) - about.mean
+    g, finite = harmless(g, d, weight)
+    found = sums[0] + g, fma(g, finite, sums[1])
+    if len(sums) == 2:
+        return found
+    of_slope = through_slope(
+        at(read.grad_y, row, k, count), argument(read, row, k, count, x, about.of_y)
+    )
+    of_slope, _ = harmless(widen(of_slope), d, weight)
+    return found[0], found[1], sums[2] + of_slope
+
+
+@inlined
+def no_sums(kind: Any) -> Any:
+    """Return zeros for the sums of `add_products`, three where a slope is learned."""
+    zero = splat(0.0)
+    if len(kind) == LEARNED:
+        return zero, zero, zero
+    return zero, zero
+
+
+@inlined
+def coefficients_of(form: Any, c: int) -> Any:
+    """Return the coefficients of a channel; None of None."""
+    if form is None:
+        return None
+    center, scale, shift = splat(form[CENTER, c]), splat(form[SCALE, c]), splat(form[SHIFT, c])
+    return Coefficients(center, scale, shift, splat(form[FORM_SLOPE, c]))
+
+
+@inlined
+def coefficients_at(form: Any, j: int, count: int) -> Any:
+    """Return the coefficients of columns ``j`` to ``j + count``, at most sixteen; None of None."""
+    if form is None:
+        return None
     width = form.shape[1]
     return Coefficients(
         load_upto(form, j, count),
         load_upto(form, j + width, count),
         load_upto(form, j + 2 * width, count),
+        load_upto(form, j + 3 * width, count),
     )
 
 
 @inlined
-def gradient_coefficients_of(form: Any, c: int) -> GradientCoefficients:
+def gradient_coefficients_of(forms: Forms, c: int) -> GradientCoefficients:
     """Return the coefficients of a channel."""
+    form = forms.grad_x
     return GradientCoefficients(
         splat(form[0, c]),
         splat(form[1, c]),
@@ -194,13 +215,14 @@ def gradient_coefficients_of(form: Any, c: int) -> GradientCoefficients:
         splat(form[3, c]),
         splat(form[4, c]),
         splat(form[5, c]),
+        coefficients_of(forms.y, c),
     )
 
 
 @inlined
-def gradient_coefficients_at(form: Any, j: int, count: int) -> GradientCoefficients:
+def gradient_coefficients_at(forms: Forms, j: int, count: int) -> GradientCoefficients:
     """Return the coefficients of columns ``j`` to ``j + count``, at most sixteen."""
-    width = form.shape[1]
+    form, width = forms.grad_x, forms.grad_x.shape[1]
     return GradientCoefficients(
         load_upto(form, j, count),
         load_upto(form, j + width, count),
@@ -208,4 +230,5 @@ def gradient_coefficients_at(form: Any, j: int, count: int) -> GradientCoefficie
         load_upto(form, j + 3 * width, count),
         load_upto(form, j + 4 * width, count),
         load_upto(form, j + 5 * width, count),
+        coefficients_at(forms.y, j, count),
     )

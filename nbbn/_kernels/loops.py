@@ -11,50 +11,40 @@ from typing import Any
 
 from nbbn._compiler.jit import inlined
 from nbbn._compiler.memory import put, store_first, to_line
-from nbbn._compiler.vectors import LANES, first_of, fma, smaller
+from nbbn._compiler.vectors import LANES, first_of, smaller
 from nbbn._kernels.memory import ZERO, Rows
 
 GROUP = 8  # rows side by side
 
 
 @inlined
-def sum_run(terms: Any, read: Any, row: int, length: int, about: Any, sums: Any) -> Any:
-    """Add ``sum(a)`` and ``sum(a * d)`` of a row, in sixteen lanes, to ``sums``; ``a, d = terms(...)``.
+def sum_run(add: Any, read: Any, row: int, length: int, about: Any, sums: Any) -> Any:
+    """Return ``sums``, each in sixteen lanes, with those of a row: ``sums = add(..., sums)``.
 
-    Of a partial vector both must be 0 behind its end.
+    Of a partial vector, what is added behind its end must be 0.
     """
-    s, q = sums
     k = 0
     while k + LANES <= length:
-        a, d = terms(read, row, k, LANES, about)
-        s = s + a
-        q = fma(a, d, q)
+        sums = add(read, row, k, LANES, about, sums)
         k += LANES
     if k < length:
-        a, d = terms(read, row, k, length - k, about)
-        s = s + a
-        q = fma(a, d, q)
-    return s, q
+        sums = add(read, row, k, length - k, about, sums)
+    return sums
 
 
 @inlined
-def sum_strip(terms: Any, read: Any, rows: Any, k: int, count: int, about: Any, sums: Any) -> Any:
-    """Add ``sum(a)`` and ``sum(a * d)`` of up to sixteen columns, from ``k`` on, to ``sums``; return them.
+def sum_strip(add: Any, read: Any, rows: Any, k: int, count: int, about: Any, sums: Any) -> Any:
+    """Return ``sums`` of up to sixteen columns, from ``k`` on, with those of some rows, as `sum_runs`.
 
     ``rows`` are the first one and the one behind the last.
     """
-    s, q = sums
     if count >= LANES:
         for row in range(rows[0], rows[1]):
-            a, d = terms(read, row, k, LANES, about)
-            s = s + a
-            q = fma(a, d, q)
+            sums = add(read, row, k, LANES, about, sums)
     else:
         for row in range(rows[0], rows[1]):
-            a, d = terms(read, row, k, count, about)
-            s = s + a
-            q = fma(a, d, q)
-    return s, q
+            sums = add(read, row, k, count, about, sums)
+    return sums
 
 
 @inlined

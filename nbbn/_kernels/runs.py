@@ -24,28 +24,30 @@ from nbbn._compiler.memory import (
 )
 from nbbn._compiler.vectors import LANES, has, has_spare_digits, larger, smaller, splat, total
 from nbbn._kernels.elementwise import (
-    Activation,
+    About,
     Backward,
+    Forms,
     Forward,
+    add_products,
     backward,
-    before_activation,
     coefficients_of,
     forward,
     gradient_coefficients_of,
+    no_sums,
 )
 from nbbn._kernels.loops import sum_run, write_joined, write_rows
 from nbbn._kernels.memory import ONE, ZERO, Rows, column_of, one_row, rows_of
 from nbbn._kernels.statistics import (
     Samples,
-    deviations,
+    add_deviations,
     moments_from_sums,
-    products,
     worst_condition,
 )
-from nbbn._kernels.table import MEAN, REFERENCE, SQUARES, SUM, SUM_GRAD, SUM_PRODUCT
+from nbbn._kernels.table import MEAN, REFERENCE, SQUARES, SUM, SUM_GRAD, SUM_PRODUCT, SUM_SLOPE
 
-GROUP = 32  # channels that are summed side by side, at most: their lanes are 8 KB
-ROOM = 2 * GROUP
+GROUP = 32  # channels that are summed side by side, at most: their lanes are 12 KB
+MOST_SUMS = 3  # of a channel
+ROOM = MOST_SUMS * GROUP
 FAR = 1 << 23  # bytes, whose pages of 4 KB a core can list at a time
 PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the part in cache
 LONG = 1 << 9  # values of a run that is a part of its own: taken in memory's order
@@ -117,10 +119,8 @@ class Target(NamedTuple):
 
     y: Any
     residual: Any
-    grad: Any
     form: Any  # coefficients, a column a channel
-    kind: Any
-    slope: float
+    kind: Any  # of the activation
     streaming: int
 
 
@@ -138,61 +138,38 @@ def same(form: Any, k: int, count: int) -> Any:
     return form
 
 
-@inlined
-def write_runs(operation: Any, x: Any, to: Target, task: int) -> None:
-    """Write ``operation`` of the values in some neighbouring runs, or in a segment of a long one."""
+@helper
+def normalize_runs(x: Any, to: Target, task: int) -> None:
+    """Write y of some neighbouring runs, or of a segment of a long one."""
     outer, channels, inner = x.shape
     segments, depth = (inner + PIECE - 1) // PIECE, larger(ONE, PIECE // inner)
     row, first = task // segments * depth, task % segments * PIECE
     rows = smaller(depth, outer * channels - row)
-    activation = Activation(to.kind, to.slope)
     joined = inner >= LANES and rows > 1 and is_stack(x, x) and is_stack(to.y, x)
-    if joined and is_stack(to.residual, x) and is_stack(to.grad, x):
+    if joined and is_stack(to.residual, x):
         at = row * inner
-        read = Forward(one_row(x, at), one_row(to.residual, at), one_row(to.grad, at), activation)
+        read = Forward(one_row(x, at), one_row(to.residual, at), to.kind)
         runs = rows, row % channels, channels
         write_joined(
-            operation, coefficients_of, one_row(to.y, at), read, runs, inner, to.form, to.streaming
+            forward, coefficients_of, one_row(to.y, at), read, runs, inner, to.form, to.streaming
         )
     else:
         for r in range(row, row + rows):
             o, c = r // channels, r % channels
-            read = Forward(
-                rows_of(x, o, c, first),
-                rows_of(to.residual, o, c, first),
-                rows_of(to.grad, o, c, first),
-                activation,
-            )
+            read = Forward(rows_of(x, o, c, first), rows_of(to.residual, o, c, first), to.kind)
             y, length = rows_of(to.y, o, c, first), smaller(PIECE, inner - first)
             write_rows(
-                operation, same, y, read, ONE, length, coefficients_of(to.form, c), to.streaming
+                forward, same, y, read, ONE, length, coefficients_of(to.form, c), to.streaming
             )
     if to.streaming:
         fence()  # once a task: it waits for all that was streamed, some 80 ns
 
 
 @helper
-def normalize_runs(x: Any, to: Target, task: int) -> None:
-    """Write y for a task."""
-    write_runs(forward, x, to, task)
-
-
-@helper
-def activation_gradient_runs(x: Any, to: Target, task: int) -> None:
-    """Write for a task what reaches the activation's argument of the gradient."""
-    write_runs(before_activation, x, to, task)
-
-
-@helper
 def normalize_channel(x: Any, to: Target, c: int) -> None:
     """Write y for one channel."""
     outer, _, inner = x.shape
-    read = Forward(
-        column_of(x, ZERO, c, ZERO),
-        column_of(to.residual, ZERO, c, ZERO),
-        one_row(None, ZERO),
-        Activation(to.kind, to.slope),
-    )
+    read = Forward(column_of(x, ZERO, c, ZERO), column_of(to.residual, ZERO, c, ZERO), to.kind)
     y, numbers = column_of(to.y, ZERO, c, ZERO), coefficients_of(to.form, c)
     write_rows(forward, same, y, read, outer, inner, numbers, to.streaming)
     if to.streaming:
@@ -201,8 +178,27 @@ def normalize_channel(x: Any, to: Target, c: int) -> None:
 
 @inlined
 def room_of(channel: int) -> int:
-    """Return where the two sums of a channel of a group stand in its `lanes`."""
-    return channel % GROUP * 2 * LANES
+    """Return where the sums of a channel of a group stand in its `lanes`."""
+    return channel % GROUP * MOST_SUMS * LANES
+
+
+@inlined
+def sums_in(room: Any, channel: int, like: Any) -> Any:
+    """Return the sums of a channel, as many as in ``like``."""
+    at = room_of(channel)
+    if len(like) == 3:
+        return load(room, at), load(room, at + LANES), load(room, at + 2 * LANES)
+    return load(room, at), load(room, at + LANES)
+
+
+@inlined
+def put_sums(room: Any, channel: int, sums: Any) -> None:
+    """Write the sums of a channel."""
+    at = room_of(channel)
+    put(room, at, sums[0], 0)
+    put(room, at + LANES, sums[1], 0)
+    if len(sums) == 3:
+        put(room, at + 2 * LANES, sums[2], 0)
 
 
 @inlined
@@ -224,24 +220,22 @@ def ask_for(array: Any, p: Part, row: int, c: int) -> None:
 
 @inlined
 def sum_group(
-    terms: Any, of_run: Any, given: Any, p: Part, first: int, stop: int, room: Any
+    add: Any, of_run: Any, given: Any, p: Part, channels: Any, none: Any, room: Any
 ) -> None:
-    """Write the two sums of a part of neighbouring channels, in sixteen lanes each, to ``room``.
+    """Write the sums of a part of neighbouring channels, in sixteen lanes each, to ``room``; ``none`` are zeros.
 
     In memory's order: the runs of one channel lie far apart, often at multiples of 4,096 bytes, which share a
-    few places of the cache. ``of_run(given, p, row, channel)`` returns what ``terms`` reads, and what deviations are
+    few places of the cache. ``of_run(given, p, row, channel)`` returns what ``add`` reads, and what deviations are
     taken from.
     """
+    first, stop = channels
     for c in range(first, stop):
-        put(room, room_of(c), splat(0.0), 0)
-        put(room, room_of(c) + LANES, splat(0.0), 0)
+        put_sums(room, c, none)
     for row in range(p.row, p.row + p.rows):
         for c in range(first, stop):
             read, about = of_run(given, p, row, c)
-            sums = load(room, room_of(c)), load(room, room_of(c) + LANES)
-            s, q = sum_run(terms, read, ZERO, p.length, splat(about), sums)
-            put(room, room_of(c), s, 0)
-            put(room, room_of(c) + LANES, q, 0)
+            sums = sum_run(add, read, ZERO, p.length, about, sums_in(room, c, none))
+            put_sums(room, c, sums)
 
 
 class Look(NamedTuple):
@@ -254,13 +248,13 @@ class Look(NamedTuple):
 
 
 @inlined
-def samples_of_run(given: Look, p: Part, row: int, c: int) -> tuple[Samples, float]:
+def samples_of_run(given: Look, p: Part, row: int, c: int) -> tuple[Samples, Any]:
     """Return a run of the values, and what the look takes deviations from."""
     weights = one_row(given.weights, row * given.x.shape[2] + p.first)
     about = given.parts[REFERENCE, given.part, c]
     if is_far(given.x) and row + 1 < p.row + p.rows:
         ask_for(given.x, p, row + 1, c)
-    return Samples(rows_of(given.x, row, c, p.first), weights), about
+    return Samples(rows_of(given.x, row, c, p.first), weights), splat(about)
 
 
 @helper
@@ -269,21 +263,32 @@ def look_at_group(x: Any, learned: Learned, first: int, stop: int, part: int) ->
     outer, _, inner = x.shape
     p, n = part_of(part, cut_of(outer, inner), outer, inner), learned.numbers[part]
     parts, room, worst = learned.parts, lanes(ROOM), worst_condition(x)
-    given = Look(x, learned.weights, parts, part)
+    given, none = Look(x, learned.weights, parts, part), (splat(0.0), splat(0.0))
     for c in range(first, stop):
         about = near(rows_of(x, p.row, c, p.first), p.length, learned.weights)
         parts[REFERENCE, part, c] = about
-    sum_group(deviations, samples_of_run, given, p, first, stop, room)
+    sum_group(add_deviations, samples_of_run, given, p, (first, stop), none, room)
     for c in range(first, stop):
-        sum_, q = total(load(room, room_of(c))), total(load(room, room_of(c) + LANES))
-        deviation, m2 = moments_from_sums(n, sum_, q)
+        s, q = sums_in(room, c, none)
+        sum_ = total(s)
+        deviation, m2 = moments_from_sums(n, sum_, total(q))
         if n * deviation * deviation > (worst - 1.0) * m2:
             parts[REFERENCE, part, c] += deviation
-            sum_group(deviations, samples_of_run, given, p, c, c + 1, room)
-            sum_, q = total(load(room, room_of(c))), total(load(room, room_of(c) + LANES))
-            _, m2 = moments_from_sums(n, sum_, q)
+            sum_group(add_deviations, samples_of_run, given, p, (c, c + 1), none, room)
+            s, q = sums_in(room, c, none)
+            sum_ = total(s)
+            _, m2 = moments_from_sums(n, sum_, total(q))
         parts[SUM, part, c] = sum_
         parts[SQUARES, part, c] = m2
+
+
+class Fused(NamedTuple):
+    """An activation on the way back: of none, an empty tuple and None."""
+
+    kind: Any
+    form: Any  # coefficients of the forward
+    residual: Any
+    kept: Any  # where to write what reaches the activation's argument
 
 
 class Sums(NamedTuple):
@@ -299,7 +304,8 @@ class GradientTarget(NamedTuple):
 
     grad_x: Any
     mask: Any
-    form: Any  # coefficients, a column a channel
+    forms: Forms  # coefficients, a column a channel
+    kind: Any  # of the activation
     streaming: int
 
 
@@ -309,37 +315,56 @@ class Products(NamedTuple):
     grad_y: Any
     x: Any
     to: Sums
+    fused: Fused
 
 
 @inlined
-def products_of_run(given: Products, p: Part, row: int, c: int) -> tuple[Backward, float]:
-    """Return a run of both arrays, and its channel's mean."""
-    mask = one_row(given.to.mask, row * given.x.shape[2] + p.first)
+def products_of_run(given: Products, p: Part, row: int, c: int) -> tuple[Backward, About]:
+    """Return a run of what is read, and what its sums are taken with."""
+    mask, fused, first = given.to.mask, given.fused, p.first
     if is_far(given.x) and row + 1 < p.row + p.rows:
         ask_for(given.grad_y, p, row + 1, c)
         ask_for(given.x, p, row + 1, c)
-    grad_y, x = rows_of(given.grad_y, row, c, p.first), rows_of(given.x, row, c, p.first)
-    return Backward(grad_y, x, mask), given.to.table[MEAN, c]
+    read = Backward(
+        rows_of(given.grad_y, row, c, first),
+        rows_of(given.x, row, c, first),
+        one_row(mask, row * given.x.shape[2] + first),
+        rows_of(fused.residual, row, c, first),
+        rows_of(fused.kept, row, c, first),
+        fused.kind,
+    )
+    return read, About(splat(given.to.table[MEAN, c]), coefficients_of(fused.form, c))
+
+
+@inlined
+def keep_totals(sums: Any, parts: Any, part: int, c: int) -> None:
+    """Write the sums of a part of a channel."""
+    parts[SUM_GRAD, part, c], parts[SUM_PRODUCT, part, c] = total(sums[0]), total(sums[1])
+    if len(sums) == 3:
+        parts[SUM_SLOPE, part, c] = total(sums[2])
 
 
 @helper
-def add_up_group(grad_y: Any, x: Any, to: Sums, first: int, stop: int, part: int) -> None:
-    """Take the two sums of one part of a group of neighbouring channels."""
+def add_up_group(
+    grad_y: Any, x: Any, to: Sums, fused: Fused, first: int, stop: int, part: int
+) -> None:
+    """Take the sums of one part of a group of neighbouring channels."""
     outer, _, inner = x.shape
     p, room = part_of(part, cut_of(outer, inner), outer, inner), lanes(ROOM)
-    sum_group(products, products_of_run, Products(grad_y, x, to), p, first, stop, room)
+    given, none = Products(grad_y, x, to, fused), no_sums(fused.kind)
+    sum_group(add_products, products_of_run, given, p, (first, stop), none, room)
     for c in range(first, stop):
-        to.parts[SUM_GRAD, part, c] = total(load(room, room_of(c)))
-        to.parts[SUM_PRODUCT, part, c] = total(load(room, room_of(c) + LANES))
+        keep_totals(sums_in(room, c, none), to.parts, part, c)
 
 
 @helper
 def differentiate_channel(grad_y: Any, x: Any, to: GradientTarget, c: int) -> None:
     """Write grad_x for one channel."""
     outer, _, inner = x.shape
-    of_mask = Rows(to.mask, ZERO, inner)
-    read = Backward(column_of(grad_y, ZERO, c, ZERO), column_of(x, ZERO, c, ZERO), of_mask)
-    y, numbers = column_of(to.grad_x, ZERO, c, ZERO), gradient_coefficients_of(to.form, c)
+    of_mask, none = Rows(to.mask, ZERO, inner), one_row(None, ZERO)
+    grads, values = column_of(grad_y, ZERO, c, ZERO), column_of(x, ZERO, c, ZERO)
+    read = Backward(grads, values, of_mask, none, none, to.kind)
+    y, numbers = column_of(to.grad_x, ZERO, c, ZERO), gradient_coefficients_of(to.forms, c)
     write_rows(backward, same, y, read, outer, inner, numbers, to.streaming)
     if to.streaming:
         fence()
@@ -354,27 +379,21 @@ def differentiate_runs(grad_y: Any, x: Any, to: GradientTarget, task: int) -> No
     rows = smaller(depth, outer * channels - row)
     joined = inner >= LANES and rows > 1 and not has(to.mask)
     joined = joined and is_stack(x, x) and is_stack(grad_y, x)
+    none = one_row(None, ZERO)
     if joined and is_stack(to.grad_x, x):
         at = row * inner
-        read = Backward(one_row(grad_y, at), one_row(x, at), one_row(None, ZERO))
-        runs = rows, row % channels, channels
-        write_joined(
-            backward,
-            gradient_coefficients_of,
-            one_row(to.grad_x, at),
-            read,
-            runs,
-            inner,
-            to.form,
-            to.streaming,
-        )
+        read = Backward(one_row(grad_y, at), one_row(x, at), none, none, none, to.kind)
+        runs, y = (rows, row % channels, channels), one_row(to.grad_x, at)
+        pick = gradient_coefficients_of
+        write_joined(backward, pick, y, read, runs, inner, to.forms, to.streaming)
     else:
         for r in range(row, row + rows):
             o, c = r // channels, r % channels
             of_mask = one_row(to.mask, o * inner + first)
-            read = Backward(rows_of(grad_y, o, c, first), rows_of(x, o, c, first), of_mask)
+            grads, values = rows_of(grad_y, o, c, first), rows_of(x, o, c, first)
+            read = Backward(grads, values, of_mask, none, none, to.kind)
             y, length = rows_of(to.grad_x, o, c, first), smaller(PIECE, inner - first)
-            numbers = gradient_coefficients_of(to.form, c)
+            numbers = gradient_coefficients_of(to.forms, c)
             write_rows(backward, same, y, read, ONE, length, numbers, to.streaming)
     if to.streaming:
         fence()

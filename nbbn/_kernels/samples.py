@@ -17,7 +17,7 @@ from nbbn._kernels import columns, runs
 from nbbn._kernels.coefficients import write_coefficients
 from nbbn._kernels.steps_of_columns import infer_columns, moments_of_columns
 from nbbn._kernels.steps_of_runs import infer_runs, moments_of_runs
-from nbbn._kernels.table import M2, MEAN, STATISTICS_ROWS
+from nbbn._kernels.table import FORM_ROWS, M2, MEAN, STATISTICS_ROWS
 
 SMALL_INNER = 16  # below, a run is only a partial vector; see `nbbn._engine.views`
 FEW_ROWS = 8
@@ -42,32 +42,35 @@ def are_runs(outer: int, channels: int, inner: int) -> bool:
 def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
     """Write ``out3 = (x3 - center) * scale + shift``; there are values."""
     outer, channels, inner = x3.shape
-    form = np.empty((3, channels), working_dtype(x3))
+    form = np.empty((FORM_ROWS, channels), working_dtype(x3))
     for c in range(0, channels, LANES):
         n = channels - c
-        affine = widen(load_upto(scale, c, n)), widen(load_upto(shift, c, n))
+        affine = widen(load_upto(scale, c, n)), widen(load_upto(shift, c, n)), splat(0.0)
         mean = widen(load_upto(center, c, n))
         write_coefficients(form, c, n, mean, splat(0.0), splat(1.0), affine)
     if are_runs(outer, channels, inner):
-        _infer_runs(x3, out3, None, None, form, (), 0.0, 0)
+        _infer_runs(x3, out3, None, form, (), 0)
         return
     row = channels * inner
     width = _width_to_write(outer, row, 0)
     if width > channels:
         one = form
-        form = np.empty((3, width), working_dtype(x3))
-        for which in range(3):
+        form = np.empty((FORM_ROWS, width), working_dtype(x3))
+        for which in range(FORM_ROWS):
             for j in range(width):
                 form[which, j] = one[which, j // inner % channels]
     x, y = x3.reshape((1, outer, row)), out3.reshape((1, outer, row))
-    _infer_columns(x, y, None, None, form, (), 0.0, 0)
+    _infer_columns(x, y, None, form, (), 0)
 
 
 @allocating
 def moments_of_sample(x3: Any, mean: Any, m2: Any) -> None:
     """Write the mean and m2 of each channel; there are values."""
     outer, channels, inner = x3.shape
-    table, form = np.empty((STATISTICS_ROWS, channels)), np.empty((3, channels), working_dtype(x3))
+    table, form = (
+        np.empty((STATISTICS_ROWS, channels)),
+        np.empty((FORM_ROWS, channels), working_dtype(x3)),
+    )
     if are_runs(outer, channels, inner):
         numbers = _numbers_of_runs(outer, inner)
         parts = np.empty((3, numbers.size, channels))

@@ -22,6 +22,7 @@ from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import at, load_every
 from nbbn._compiler.vectors import (
     LANES,
+    fma,
     has_spare_digits,
     keep_first,
     not_below,
@@ -31,46 +32,34 @@ from nbbn._compiler.vectors import (
 )
 from nbbn._compiler.weights import weight_at, weight_of_row
 from nbbn._kernels.table import SQUARES, SUM
-from nbbn._kernels.weights import harmless, weighted
+from nbbn._kernels.weights import weighted
 
 
 class Samples(NamedTuple):
-    """What `deviations` reads."""
+    """What `add_deviations` reads."""
 
     x: Any
     weights: Any
 
 
 @inlined
-def deviations(read: Samples, row: int, k: int, count: int, about: Any) -> tuple[Any, Any]:
-    """Return ``w * (x - about)`` and ``x - about`` of a run, to be summed."""
+def add_deviations(read: Samples, row: int, k: int, count: int, about: Any, sums: Any) -> Any:
+    """Return ``sum(w * d)`` and ``sum(w * d * d)`` with those of a place in a run, ``d = x - about``."""
     d = widen(at(read.x, row, k, count)) - about
     if count < LANES:
         d = keep_first(d, count)
-    return weighted(d, weight_at(read.weights, row, k, count))
+    a, d = weighted(d, weight_at(read.weights, row, k, count))
+    return sums[0] + a, fma(a, d, sums[1])
 
 
 @inlined
-def deviations_of_row(read: Samples, row: int, k: int, count: int, about: Any) -> tuple[Any, Any]:
-    """`deviations` where the values of a row, of different channels, share their weight."""
+def add_deviations_of_row(
+    read: Samples, row: int, k: int, count: int, about: Any, sums: Any
+) -> Any:
+    """`add_deviations` where the values of a row, of different channels, share their weight."""
     d = widen(at(read.x, row, k, count)) - about
-    return weighted(d, weight_of_row(read.weights, row))
-
-
-@inlined
-def products(read: Any, row: int, k: int, count: int, about: Any) -> tuple[Any, Any]:
-    """Return ``grad_y`` and ``x - about`` of a run, to be summed."""
-    d = widen(at(read.x, row, k, count)) - about
-    g = widen(at(read.grad_y, row, k, count))
-    return harmless(g, d, weight_at(read.mask, row, k, count))
-
-
-@inlined
-def products_of_row(read: Any, row: int, k: int, count: int, about: Any) -> tuple[Any, Any]:
-    """`products` where the values of a row, of different channels, share their place in a mask."""
-    d = widen(at(read.x, row, k, count)) - about
-    g = widen(at(read.grad_y, row, k, count))
-    return harmless(g, d, weight_of_row(read.mask, row))
+    a, d = weighted(d, weight_of_row(read.weights, row))
+    return sums[0] + a, fma(a, d, sums[1])
 
 
 @inlined

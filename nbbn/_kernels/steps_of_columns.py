@@ -12,13 +12,15 @@ from numba import prange
 from nbbn._compiler.jit import (
     Float,
     Form,
-    IfGradient,
+    IfFused,
+    IfFusedForm,
     IfResidual,
     IfWeights,
     Int,
     Kind,
     Numbers,
     OutForm,
+    OutIfFused,
     OutStack,
     OutTable,
     Parts,
@@ -30,11 +32,11 @@ from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_
 from nbbn._kernels.columns import (
     TILE,
     WIDE_TILE,
+    Fused,
     GradientTarget,
     Learned,
     Sums,
     Target,
-    activation_gradient_tile,
     add_up_tile,
     differentiate_tile,
     layout_of,
@@ -42,6 +44,7 @@ from nbbn._kernels.columns import (
     normalize_tile,
     tasks_of,
 )
+from nbbn._kernels.elementwise import Forms
 from nbbn._kernels.memory import ZERO
 
 
@@ -50,23 +53,16 @@ def infer_columns(
     x: Stack,
     y: OutStack,
     residual: IfResidual,
-    grad: IfGradient,
     form: Form,
     kind: Kind,
-    slope: Float,
     streaming: Int,
 ) -> None:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
 
-    Or, with ``grad``, what reaches the activation's argument of the gradient with respect to y. Reads the
-    inputs once, writes y once; y may be any of them. Parallel over tiles of columns of some rows.
+    Reads the inputs once, writes y once; y may be any of them. Parallel over tiles of columns of some rows.
     """
     for task in prange(tasks_of(x, form.shape[1], WIDE_TILE)):
-        to = Target(y, residual, grad, form, kind, slope, streaming)
-        if grad is None:
-            normalize_tile(x, to, np.intp(task))
-        else:
-            activation_gradient_tile(x, to, np.intp(task))
+        normalize_tile(x, Target(y, residual, form, kind, streaming), np.intp(task))
 
 
 @step
@@ -99,6 +95,10 @@ def gradient_sums_of_columns(
     grad_y: Stack,
     x: Stack,
     mask: IfWeights,
+    residual: IfFused,
+    kept: OutIfFused,
+    of_y: IfFusedForm,
+    kind: Kind,
     means: Table,
     parts: Parts,
     table: Table,
@@ -108,30 +108,42 @@ def gradient_sums_of_columns(
     freedom: Float,
     ahead: Int,
 ) -> None:
-    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``sums``.
+    """Write ``sum(g)`` and ``sum(g * (x - mean))`` of each channel to ``sums``, and that of a learned slope.
+
+    ``g`` is ``grad_y``, or what reaches the argument of an activation, which is written to ``kept`` unless that is
+    empty; then ``of_y`` are the coefficients of the forward, and ``residual`` is empty where there was none.
 
     And to ``form`` the coefficients of `gradient_of_columns`, of ``count`` values a channel, and the gradients with
-    respect to gamma and beta. ``means`` has one a column in its first row; ``parts``, (2, number of parts, width), is
-    written over.
+    respect to the parameters. ``means`` has one a column in its first row, ``of_y`` too; ``parts``, (2 or 3, number of
+    parts, width), is written over.
 
     Where ``mask`` is 0, one number a row, x may be NaN. Reads both arrays once. Parallel over tiles of
     columns of parts of the rows.
     """
     for task in prange(tasks_of(x, parts.shape[2], TILE)):
-        add_up_tile(grad_y, x, Sums(mask, means, parts, ahead), np.intp(task))
+        fused = Fused(kind, of_y, residual, kept)
+        add_up_tile(grad_y, x, Sums(mask, means, parts, ahead), fused, np.intp(task))
     layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
     finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
 
 
 @step
 def gradient_of_columns(
-    grad_y: Stack, x: Stack, grad_x: OutStack, mask: IfWeights, form: Form, streaming: Int
+    grad_y: Stack,
+    x: Stack,
+    grad_x: OutStack,
+    mask: IfWeights,
+    form: Form,
+    of_y: IfFusedForm,
+    kind: Kind,
+    streaming: Int,
 ) -> None:
-    """Write ``grad_x`` with the coefficients in ``form``; where ``mask`` is 0, ``grad_y * gamma * inv_std``.
+    """Write ``grad_x`` with the coefficients in ``form``; where ``mask`` is 0, ``g * gamma * inv_std``.
 
+    ``g`` is ``grad_y``, or what reaches the argument of an activation: ``of_y`` are the coefficients of the forward.
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over tiles of columns
     of some rows.
     """
     for task in prange(tasks_of(x, form.shape[1], WIDE_TILE)):
-        to = GradientTarget(grad_x, mask, form, streaming)
+        to = GradientTarget(grad_x, mask, Forms(form, of_y), kind, streaming)
         differentiate_tile(grad_y, x, to, np.intp(task))

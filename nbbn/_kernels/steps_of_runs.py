@@ -8,13 +8,15 @@ from numba import prange
 from nbbn._compiler.jit import (
     Float,
     Form,
-    IfGradient,
+    IfFused,
+    IfFusedForm,
     IfResidual,
     IfWeights,
     Int,
     Kind,
     Numbers,
     OutForm,
+    OutIfFused,
     OutStack,
     OutTable,
     Parts,
@@ -24,14 +26,15 @@ from nbbn._compiler.jit import (
 )
 from nbbn._compiler.vectors import larger, smaller
 from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
+from nbbn._kernels.elementwise import Forms
 from nbbn._kernels.memory import ONE, ZERO
 from nbbn._kernels.runs import (
     PIECE,
+    Fused,
     GradientTarget,
     Learned,
     Sums,
     Target,
-    activation_gradient_runs,
     add_up_group,
     differentiate_channel,
     differentiate_runs,
@@ -47,26 +50,19 @@ def infer_runs(
     x: Stack,
     y: OutStack,
     residual: IfResidual,
-    grad: IfGradient,
     form: Form,
     kind: Kind,
-    slope: Float,
     streaming: Int,
 ) -> None:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
 
-    Or, with ``grad``, what reaches the activation's argument of the gradient with respect to y. Reads the
-    inputs once, writes y once; y may be any of them. Parallel over the runs, long ones cut in segments.
+    Reads the inputs once, writes y once; y may be any of them. Parallel over the runs, long ones cut in segments.
     """
     outer, channels, inner = x.shape
     depth = larger(ONE, PIECE // inner)
     tasks = (outer * channels + depth - 1) // depth * ((inner + PIECE - 1) // PIECE)
     for task in prange(tasks):
-        to = Target(y, residual, grad, form, kind, slope, streaming)
-        if grad is None:
-            normalize_runs(x, to, np.intp(task))
-        else:
-            activation_gradient_runs(x, to, np.intp(task))
+        normalize_runs(x, Target(y, residual, form, kind, streaming), np.intp(task))
 
 
 @step
@@ -109,7 +105,6 @@ def train_channels(
     table: OutTable,
     form: OutForm,
     kind: Kind,
-    slope: Float,
     freedom: Float,
     eps: Float,
     streaming: Int,
@@ -126,7 +121,7 @@ def train_channels(
             look_at_group(x, Learned(weights, numbers, parts), c, c + 1, part)
         layout, one = Layout(number, ONE, ONE), Channels(c, c + 1)
         finish_moments(parts, numbers, layout, one, table, form, freedom, eps)
-        normalize_channel(x, Target(y, residual, None, form, kind, slope, streaming), c)
+        normalize_channel(x, Target(y, residual, form, kind, streaming), c)
 
 
 @step
@@ -134,6 +129,10 @@ def gradient_sums_of_runs(
     grad_y: Stack,
     x: Stack,
     mask: IfWeights,
+    residual: IfFused,
+    kept: OutIfFused,
+    of_y: IfFusedForm,
+    kind: Kind,
     parts: Parts,
     table: Table,
     sums: OutTable,
@@ -142,10 +141,13 @@ def gradient_sums_of_runs(
     freedom: Float,
     group: Int,
 ) -> None:
-    """Write ``sum(grad_y)`` and ``sum(grad_y * (x - mean))`` of each channel to ``sums``.
+    """Write ``sum(g)`` and ``sum(g * (x - mean))`` of each channel to ``sums``, and that of a learned slope.
+
+    ``g`` is ``grad_y``, or what reaches the argument of an activation, which is written to ``kept`` unless that is
+    empty; then ``of_y`` are the coefficients of the forward, and ``residual`` is empty where there was none.
 
     And to ``form`` the coefficients of `gradient_of_runs`, of ``count`` values a channel, and the gradients with
-    respect to gamma and beta.
+    respect to the parameters.
 
     Where ``mask`` is 0, (outer, inner) without gaps, x may be NaN. Reads both arrays once. Parallel over the
     parts of groups of channels.
@@ -155,24 +157,34 @@ def gradient_sums_of_runs(
     for task in prange(groups * parts.shape[1]):
         part, first = np.intp(task // groups), np.intp(task % groups) * group
         stop = smaller(first + group, channels)
-        add_up_group(grad_y, x, Sums(mask, table, parts), first, stop, part)
+        fused = Fused(kind, of_y, residual, kept)
+        add_up_group(grad_y, x, Sums(mask, table, parts), fused, first, stop, part)
     layout, every = Layout(parts.shape[1], ONE, ONE), Channels(ZERO, channels)
     finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
 
 
 @step
 def gradient_of_runs(
-    grad_y: Stack, x: Stack, grad_x: OutStack, mask: IfWeights, form: Form, streaming: Int
+    grad_y: Stack,
+    x: Stack,
+    grad_x: OutStack,
+    mask: IfWeights,
+    form: Form,
+    of_y: IfFusedForm,
+    kind: Kind,
+    streaming: Int,
 ) -> None:
-    """Write ``grad_x`` with the coefficients in ``form``; where ``mask`` is 0, ``grad_y * gamma * inv_std``.
+    """Write ``grad_x`` with the coefficients in ``form``; where ``mask`` is 0, ``g * gamma * inv_std``.
 
+    ``g`` is ``grad_y``, or what reaches the argument of an activation: ``of_y`` are the coefficients of the forward.
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over the runs.
     """
     outer, channels, inner = x.shape
     depth = larger(ONE, PIECE // inner)
     tasks = (outer * channels + depth - 1) // depth * ((inner + PIECE - 1) // PIECE)
     for task in prange(tasks):
-        differentiate_runs(grad_y, x, GradientTarget(grad_x, mask, form, streaming), np.intp(task))
+        to = GradientTarget(grad_x, mask, Forms(form, of_y), kind, streaming)
+        differentiate_runs(grad_y, x, to, np.intp(task))
 
 
 @step
@@ -181,6 +193,8 @@ def differentiate_channels(
     x: Stack,
     grad_x: OutStack,
     mask: IfWeights,
+    of_y: IfFusedForm,
+    kind: Kind,
     parts: Parts,
     table: Table,
     sums: OutTable,
@@ -197,7 +211,9 @@ def differentiate_channels(
     for task in prange(channels):
         c = np.intp(task)
         for part in range(number):
-            add_up_group(grad_y, x, Sums(mask, table, parts), c, c + 1, part)
+            fused = Fused(kind, of_y, None, None)
+            add_up_group(grad_y, x, Sums(mask, table, parts), fused, c, c + 1, part)
         layout, one = Layout(number, ONE, ONE), Channels(c, c + 1)
         finish_sums(parts, layout, one, table, sums, form, Counts(count, freedom))
-        differentiate_channel(grad_y, x, GradientTarget(grad_x, mask, form, streaming), c)
+        to = GradientTarget(grad_x, mask, Forms(form, of_y), kind, streaming)
+        differentiate_channel(grad_y, x, to, c)

@@ -8,24 +8,28 @@ MEAN = 0
 VAR = 1
 GAMMA = 2
 BETA = 3
-LAYER_ROWS = 4
+SLOPE = 4  # of the activation, below 0
+LAYER_ROWS = 5
 
 # what a batch leaves besides
-MEAN_LOW = 4  # the mean is MEAN + MEAN_LOW
-PAIR_ROWS = 5
-M2 = 5
-INV_STD = 6
-STATISTICS_ROWS = 7
+MEAN_LOW = 5  # the mean is MEAN + MEAN_LOW
+PAIR_ROWS = 6
+M2 = 6
+INV_STD = 7
+STATISTICS_ROWS = 8
 
 # coefficients of inference, in the dtype that is computed with
 CENTER = 0
 SCALE = 1
 SHIFT = 2
+FORM_SLOPE = 3
+FORM_ROWS = 4
 
 # coefficients of a backward, six of grad_x, and what its sums say besides
 OF_GAMMA = 6
 OF_BETA = 7
-GRADIENT_ROWS = 8
+OF_SLOPE = 8
+GRADIENT_ROWS = 9
 
 # of parts of the data: what deviations are taken from, their sum, and m2
 REFERENCE = 0
@@ -35,3 +39,4 @@ SQUARES = 2
 # the sums of a backward
 SUM_GRAD = 0
 SUM_PRODUCT = 1
+SUM_SLOPE = 2  # of a learned slope

@@ -14,6 +14,7 @@ from nbbn._checks import Called, DType, Written
 from nbbn._engine import steps
 from nbbn._engine.known import Known
 from nbbn._engine.memory import empty_like
+from nbbn._engine.steps import Gradients
 from nbbn._kernels import table as rows
 from nbbn.distributed._exchange import BACKWARD, FORWARD, Peers, Statistics, merged
 from nbbn.layer._forward import Call, Forward
@@ -203,7 +204,7 @@ class SyncBatchNorm(BatchNorm):
 
     def _statistics(self, total: Statistics) -> Array:
         """Return the table of a training forward."""
-        table = steps.new_table(self._num_features, self._table)
+        table = steps.new_table(self._num_features, self._table, self._after.slope)
         table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2] = total[1:]
         with np.errstate(all="ignore"):  # as the kernels: no warning
             table[rows.VAR] = total.m2 / (total.number - self._correction)
@@ -255,31 +256,27 @@ class SyncBatchNorm(BatchNorm):
         with self._connected().call(BACKWARD):
             return super().backward(grad_y, out=out)
 
-    def _before_activation(
-        self, last: Forward, grad_y: Array, out: Array | None
-    ) -> tuple[Array, Array | None]:
-        """Not in ``out``, which may be ``grad_y``: another worker may yet fail."""
-        exchanges = last.training and last.after.kind
-        return super()._before_activation(last, grad_y, None if exchanges else out)
-
-    def _differentiate(
-        self, last: Forward, grad_y: Array, out: Array | None
-    ) -> tuple[Array, Array]:
+    def _differentiate(self, last: Forward, grad_y: Array, out: Array | None) -> Gradients:
         if not last.training:
             return super()._differentiate(last, grad_y, out)
-        x, index, weights = last.x, self._axis % last.x.ndim, last.weights
+        x, index, weights, fused = last.x, self._axis % last.x.ndim, last.weights, self._fused(last)
         grad_x = empty_like(x) if out is None else out  # before the others count on this worker
-        sums = np.zeros((2, self._num_features))
+        # Not in out, which may be grad_y: another worker may yet fail.
+        of_residual = None if fused.residual is None else empty_like(x)
+        sums = steps.new_sums(self._num_features, fused)
         if x.size:
-            steps.sum_gradients(grad_y, x, index, last.table, sums, weights)
+            given = last.table, sums, weights, 1.0, fused, of_residual
+            steps.sum_gradients(grad_y, x, index, *given)
         gathered = self._connected().exchange(BACKWARD, last.total, *sums)
         with np.errstate(all="ignore"):
-            sums[...] = gathered.rows[:, :2].sum(axis=0)
+            sums[...] = gathered.rows[:, : len(sums)].sum(axis=0)
         if x.size:
             rest = last.total, self._correction, steps.computed_dtype(x)
             form = steps.gradient_coefficients(last.table, sums, *rest)
-            steps.write_gradient(grad_y, x, index, form, grad_x, weights)
-        return grad_x, sums
+            if of_residual is not None:
+                grad_y, fused = of_residual, steps.PLAIN
+            steps.write_gradient(grad_y, x, index, form, grad_x, weights, fused)
+        return Gradients(grad_x, sums, of_residual)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._peers = None

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from nbbn import _checks
 from nbbn._files import paths
 from nbbn.interop import _layers
+from nbbn.interop import _onnx_activations as onnx_activations
 from nbbn.layer.batch_norm import BatchNorm
 
 Array = NDArray[Any]
@@ -49,14 +51,18 @@ _TYPES = {
 
 
 @overload
-def from_onnx(path_or_model: Any, *, name: None = None) -> dict[str, BatchNorm]: ...
+def from_onnx(
+    path_or_model: Any, *, name: None = None, activations: bool = False
+) -> dict[str, BatchNorm]: ...
 
 
 @overload
-def from_onnx(path_or_model: Any, *, name: str) -> BatchNorm: ...
+def from_onnx(path_or_model: Any, *, name: str, activations: bool = False) -> BatchNorm: ...
 
 
-def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, BatchNorm] | BatchNorm:
+def from_onnx(
+    path_or_model: Any, *, name: str | None = None, activations: bool = False
+) -> dict[str, BatchNorm] | BatchNorm:
     """Return the BatchNormalization nodes of an ONNX model.
 
     ONNX's momentum is the weight of the old statistics, nbbn's that of the new ones: 0.9 becomes 0.1
@@ -70,6 +76,10 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
         The file, in ONNX's binary format, or the model.
     name : str, optional
         Which node to return, whatever is wrong with others; by default all.
+    activations : bool, default False
+        Whether the activation that alone reads a node's output becomes that of the layer: Relu, Clip from 0 to 6,
+        LeakyRelu, HardSwish, Mish, PRelu with a constant slope a channel or one for all, Swish, and Sigmoid with the
+        Mul that makes it one. ``bn.activation`` tells. What else follows is left to you.
 
     Returns
     -------
@@ -98,6 +108,7 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
     functions are not, as their parameters come from the caller. Of external data, only regular files in
     the folder of the model's file are read: no absolute path, no "..", no link that leads
     elsewhere. A model that is passed as an object has no folder: load its external data first.
+    An output of the graph is read by whoever runs it, so nothing follows it alone.
     ``spatial=0`` (opset 8 and before) with one value a channel is read per channel, as runtimes compute it
     for an input of two dimensions; with parameters of other shapes it's refused.
 
@@ -112,6 +123,7 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
     >>> layers["bn1"].gamma, layers["bn1"].training
     (array([1., 1., 1.], dtype=float32), False)
     """
+    fuse = _checks.flag("activations", activations)
     onnx = _layers.required("onnx")
     reading: Any = contextlib.nullcontext
     if isinstance(path_or_model, onnx.ModelProto):
@@ -134,6 +146,7 @@ def from_onnx(path_or_model: Any, *, name: str | None = None) -> dict[str, Batch
         nodes = _named(model)
     if name is not None and name not in nodes:
         raise ValueError(f"name: expected one of {_layers.shown(nodes)}, got {name!r}")
+    source.fuses = fuse
     with reading():
         if name is not None:
             return _layer(name, *nodes[name], source)
@@ -145,8 +158,16 @@ class _Source:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+        self.fuses = False  # whether activations are taken, too
+        self._readers: dict[int, onnx_activations.Readers] = {}
         self._places: set[Any] = set()
         self._shared = 0
+
+    def readers(self, graph: Any) -> onnx_activations.Readers:
+        """Return the nodes that read each value of a graph."""
+        if id(graph) not in self._readers:
+            self._readers[id(graph)] = onnx_activations.readers_of(graph)
+        return self._readers[id(graph)]
 
     def take(self, place: Any, size: int, taken: int) -> None:
         """Count bytes of a place that has ``size`` of them; what is taken again takes more memory."""
@@ -161,22 +182,22 @@ class _Source:
             )
 
 
-def _named(model: Any) -> dict[str, tuple[Any, ChainMap[str, Any]]]:
-    """Return the nodes of the model by name, and what names mean to each.
+def _named(model: Any) -> dict[str, tuple[Any, ChainMap[str, Any], Any]]:
+    """Return the nodes of the model by name, what names mean to each, and its graph.
 
     A node that has neither a name nor an output goes by "".
     """
     if not model.HasField("graph"):
         raise ValueError("model: expected a graph, got none")
-    found: dict[str, tuple[Any, ChainMap[str, Any]]] = {}
+    found: dict[str, tuple[Any, ChainMap[str, Any], Any]] = {}
     numbers: dict[str, Iterator[int]] = {}
-    for node, scope in _walk(model.graph, ChainMap()):
+    for node, scope, graph in _walk(model.graph, ChainMap()):
         first = node.output[0] if node.output else ""
         name = first if not node.name or node.name in found else node.name
         if name and name in found:  # the branches of an If may share theirs
             more = numbers.setdefault(name, count(2))
             name = next(f"{name}#{k}" for k in more if f"{name}#{k}" not in found)
-        found.setdefault(name, (node, scope))
+        found.setdefault(name, (node, scope, graph))
     return found
 
 
@@ -184,8 +205,8 @@ def _called(node: Any) -> str:
     return f"node {node.name or next(iter(node.output), '')!r}"
 
 
-def _walk(graph: Any, outer: ChainMap[str, Any]) -> Iterator[tuple[Any, ChainMap[str, Any]]]:
-    """Yield the nodes of the graph and the graphs within, and what names mean to each.
+def _walk(graph: Any, outer: ChainMap[str, Any]) -> Iterator[tuple[Any, ChainMap[str, Any], Any]]:
+    """Yield the nodes of the graph and the graphs within, what names mean to each, and its graph.
 
     A name means an initializer, the node that computes it or, for an input, None.
     """
@@ -195,22 +216,31 @@ def _walk(graph: Any, outer: ChainMap[str, Any]) -> Iterator[tuple[Any, ChainMap
     scope = outer.new_child(names)
     for node in graph.node:
         if node.op_type == _OPERATOR and node.domain in _DOMAINS:
-            yield node, scope
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _walk(inner, scope)
+            yield node, scope, graph
+        for inner in _graphs_in(node):
+            yield from _walk(inner, scope)
 
 
-def _layer(name: str, node: Any, scope: ChainMap[str, Any], source: _Source) -> BatchNorm:
+def _graphs_in(node: Any) -> Iterator[Any]:
+    """Yield the branches and bodies of a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _layer(
+    name: str, node: Any, scope: ChainMap[str, Any], graph: Any, source: _Source
+) -> BatchNorm:
     try:
         if not name:
             raise ValueError("expected a name or an output, got none")
-        return _checked(node, scope, source)
+        return _checked(node, scope, graph, source)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{_called(node)}: {error}") from error
 
 
-def _checked(node: Any, scope: ChainMap[str, Any], source: _Source) -> BatchNorm:
+def _checked(node: Any, scope: ChainMap[str, Any], graph: Any, source: _Source) -> BatchNorm:
     given = {attribute.name: attribute for attribute in node.attribute}
     if len(node.input) != len(_INPUTS) + 1:
         raise ValueError(f"expected 5 inputs, got {len(node.input)}")
@@ -220,13 +250,36 @@ def _checked(node: Any, scope: ChainMap[str, Any], source: _Source) -> BatchNorm
         attribute: _parameter(f"input {kind} ({name!r}{places})", name, scope, source)
         for (kind, attribute), name in zip(_INPUTS.items(), node.input[1:], strict=True)
     }
+    fused: dict[str, Any] = {}
+    if source.fuses:
+        channels = np.size(values["gamma"][1])
+        numbers = partial(_numbers, scope, source)
+        fused = onnx_activations.following(node, source.readers(graph), numbers, channels)
+        if "slope" in fused:
+            values["slope"] = "slope", fused.pop("slope")
     old = given["momentum"].f if "momentum" in given else _MOMENTUM
     return _layers.make_layer(
         values,
         eps=given["epsilon"].f if "epsilon" in given else _EPSILON,
         momentum=_layers.complement(old),
         running_correction=0,
+        **fused,
     )
+
+
+def _numbers(
+    scope: ChainMap[str, Any], source: _Source, name: str
+) -> tuple[tuple[int, ...], Array]:
+    """Return the shape and the values, in a row, of a constant; a ValueError where it is none."""
+    found = _meaning(name, name, scope)
+    given = getattr(found, "attribute", ())
+    tensor = next((a.t for a in given if a.name == "value"), found)
+    if not hasattr(tensor, "dims"):
+        raise ValueError(f"{name}: expected a constant")
+    flat, shape = type(tensor)(), tuple(tensor.dims)
+    flat.CopyFrom(tensor)
+    flat.dims[:] = [int(np.prod(shape))]
+    return shape, _values(name, flat, id(found), source)
 
 
 def _parameter(

@@ -6,7 +6,6 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from nbbn._checks import overlap
@@ -25,9 +24,10 @@ _SAMPLES = 256  # ... and how many of more, about
 class Snapshot(NamedTuple):
     """The numbers of a layer of one moment, and the coefficients of inference made of them."""
 
-    values: bytes  # what stood in the layer's table
+    of: tuple[
+        Any, ...
+    ]  # what stood in the layer's table, eps, slope; and the dtype of the coefficients
     eps: float
-    dtype: np.dtype[Any]  # of the coefficients
     table: Array  # the values in float64
     form: Array
 
@@ -46,6 +46,7 @@ class Forward(NamedTuple):
     total: float = 0.0  # values a channel, of all workers
     known: Known | None = None
     parts: tuple[tuple[At, Forward], ...] = ()  # ghost batches
+    form: Array | None = None  # the coefficients, where they are at hand
 
 
 class Call(NamedTuple):

@@ -37,7 +37,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "track_running_stats": _checks.flag,
     "correction": functools.partial(_checks.real, least=0.0),
     "running_correction": functools.partial(_checks.real, least=0.0),
-    "activation": lambda _, value: _checks.activation(value),
+    "activation": lambda _, value: steps.activation(value),
     "negative_slope": _checks.real,
     "virtual_batch_size": lambda name, value: (
         None if value is None else _checks.positive_integer(name, value)
@@ -50,9 +50,12 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
 ARRAYS = {
     "gamma": (rows.GAMMA, "scale"),
     "beta": (rows.BETA, "center"),
+    "slope": (rows.SLOPE, "learns_slope"),
     "running_mean": (rows.MEAN, "track_running_stats"),
     "running_var": (rows.VAR, "track_running_stats"),
 }
+
+_SLOPE = 0.25  # at first, as in PyTorch
 
 
 class LayerState:
@@ -63,7 +66,7 @@ class LayerState:
         *(f"_{name}" for name in (*CHECKS, *ARRAYS)),
         *("_after", "_batch", "_collected", "_counter", "_here", "_known", "_last"),
         *("_last_snapshot", "_lock", "_num_collected", "_table", "_too_few", "_training"),
-        *("__weakref__", "grad_beta", "grad_gamma", "grad_residual"),
+        *("__weakref__", "grad_beta", "grad_gamma", "grad_residual", "grad_slope"),
     )
 
     _num_features: int  # 0: not built yet
@@ -80,12 +83,14 @@ class LayerState:
     _dtype: np.dtype[Any]
     _gamma: Array | None
     _beta: Array | None
+    _slope: Array | None
     _running_mean: Array | None
     _running_var: Array | None
     _after: Epilogue
     # As the properties below, declared as the arrays that they are where they are used; None where absent.
     grad_gamma: Array
     grad_beta: Array
+    grad_slope: Array
     grad_residual: Array
 
     if not TYPE_CHECKING:  # for whom they are not there
@@ -120,12 +125,12 @@ class LayerState:
             raise TypeError(f"{name}: {_words.unknown(name, _words.OPTIONS, CHECKS)}")
         for name, check in CHECKS.items():
             setattr(self, f"_{name}", check(name, given[name]))
-        self._after = steps.epilogue(self._activation, self._negative_slope)
+        self._after = self._epilogue()
         self._set_table(self._num_features or 0)
         self._counter = np.zeros(1, np.int64)
         self.training = True
         self._batch: Array | None = None
-        self._set_gradients(None, None, None)
+        self._set_gradients(None, None)
         self._last: Forward | None = None
         self._here = threading.local()  # .last: the last forward of this thread
         self._last_snapshot: Snapshot | None = None
@@ -141,6 +146,7 @@ class LayerState:
         if table is None:
             table = np.zeros((rows.LAYER_ROWS, channels), self._dtype)
             table[rows.VAR] = table[rows.GAMMA] = 1.0
+            table[rows.SLOPE] = _SLOPE
         self._table = table
         for name, (row, option) in ARRAYS.items():
             exists = channels and getattr(self, f"_{option}")
@@ -195,12 +201,26 @@ class LayerState:
                 "before its first input (call it, or bn.build(C))"
             )
 
-    def _set_gradients(self, gamma: Any, beta: Any, residual: Any) -> None:
-        self.grad_gamma, self.grad_beta, self.grad_residual = gamma, beta, residual
+    def _set_gradients(
+        self, gamma: Any, beta: Any, slope: Any = None, residual: Any = None
+    ) -> None:
+        self.grad_gamma, self.grad_beta = gamma, beta
+        self.grad_slope, self.grad_residual = slope, residual
 
     def _set(self, name: str, value: Any) -> None:
         setattr(self, f"_{name}", CHECKS[name](name, value))
-        self._after = steps.epilogue(self._activation, self._negative_slope)
+        if self._num_features and self._learns_slope != (self._slope is not None):
+            self._slope = self._table[rows.SLOPE] if self._learns_slope else None
+        self._after = self._epilogue()
+
+    @property
+    def _learns_slope(self) -> bool:
+        return self._activation == "prelu"
+
+    def _epilogue(self) -> Epilogue:
+        """Return what follows the affine map; a learned slope stands in the table."""
+        slope = None if self._learns_slope else self._negative_slope
+        return steps.epilogue(self._activation, slope)
 
     @property
     def num_features(self) -> int:
@@ -337,6 +357,15 @@ class LayerState:
         self._assign("beta", value)
 
     @property
+    def slope(self) -> Array:
+        """Learned slope of "prelu" below 0."""
+        return self._slope  # type: ignore[return-value]
+
+    @slope.setter
+    def slope(self, value: ArrayLike) -> None:
+        self._assign("slope", value)
+
+    @property
     def running_mean(self) -> Array:
         """Mean per channel for inference."""
         return self._running_mean  # type: ignore[return-value]
@@ -424,7 +453,7 @@ class LayerState:
             self._counter[0] = 0
 
     def reset_parameters(self) -> None:
-        """Reset the running statistics, and set gamma to 1 and beta to 0.
+        """Reset the running statistics, and set gamma to 1, beta to 0 and slope to 0.25.
 
         Examples
         --------
@@ -438,6 +467,7 @@ class LayerState:
         self.reset_running_stats()
         self._table[rows.GAMMA] = 1.0
         self._table[rows.BETA] = 0.0
+        self._table[rows.SLOPE] = _SLOPE
 
     def _move(self, table: Array, count: float, accepted: bool) -> None:
         """Keep the statistics of ``count`` values a channel; if ``accepted``, move the running ones, too."""

@@ -12,6 +12,7 @@ from nbbn._checks import Called, DType, Written
 from nbbn._engine import masks, steps
 from nbbn._engine.known import Known
 from nbbn._engine.memory import empty_like
+from nbbn._engine.steps import Fused, Gradients
 from nbbn._engine.views import apart
 from nbbn._kernels import table as rows
 from nbbn.layer._forward import (
@@ -64,11 +65,12 @@ class BatchNorm(StoredLayer):
     running_correction : float, default 1
         Degrees of freedom taken off in the variance that enters ``running_var`` (PyTorch 1; Keras
         and ONNX 0).
-    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"}, optional
         Applied last. relu: ``max(v, 0)``; relu6: ``min(max(v, 0), 6)``; leaky_relu: ``v``, below 0
-        ``v * negative_slope``; hard_swish: ``v * min(max(v + 3, 0), 6) / 6``. As in PyTorch.
+        ``v * negative_slope``; hard_swish: ``v * min(max(v + 3, 0), 6) / 6``; silu: ``v * sigmoid(v)``; mish:
+        ``v * tanh(log(1 + exp(v)))``; prelu: ``v``, below 0 ``v * slope``, learned for each channel. As in PyTorch.
     negative_slope : float, default 0.01
-        Slope of "leaky_relu" below 0; finite.
+        Slope of "leaky_relu" below 0; finite. "prelu" does not use it.
     virtual_batch_size : int, optional
         In training, cut each batch along the first axis that is not the channel's into parts of so many
         samples ("ghost batches"), and take each one's own statistics: with the bits of calls with one part
@@ -88,15 +90,17 @@ class BatchNorm(StoredLayer):
     ----------
     gamma, beta : ndarray or None, shape (C,)
         Learned scale (initially 1) and shift (initially 0).
+    slope : ndarray or None, shape (C,)
+        Learned slope of "prelu" below 0 (initially 0.25); None with other activations.
     running_mean, running_var : ndarray or None, shape (C,)
-        Statistics for inference (initially 0 and 1). These four arrays are updated in place and
+        Statistics for inference (initially 0 and 1). These five arrays are updated in place and
         never replaced; assigning to one copies the values into it. A negative variance is refused
         where it is assigned or loaded; written into the array, it makes NaN.
     num_batches_tracked : int
         Number of training batches, or ghost batches, that entered the running statistics.
     batch_mean, batch_var, batch_inv_std : ndarray of float64 or None, shape (C,)
         Of the last training forward (of its last ghost batch); ``batch_var`` is the one that normalized.
-    grad_gamma, grad_beta : ndarray or None, shape (C,)
+    grad_gamma, grad_beta, grad_slope : ndarray or None, shape (C,)
         Set by `backward`.
     grad_residual : ndarray or None
         Set by `backward` where the forward had a residual: the gradient with respect to it.
@@ -266,22 +270,25 @@ class BatchNorm(StoredLayer):
             return None
         if self._virtual_batch_size is not None:
             return None
-        table = steps.new_table(self._num_features, self._table)
-        known.train(x, y, table, count - self._correction, eps, after)
-        parts = table, eps, token, after, None, None, count, known
+        table = steps.new_table(self._num_features, self._table, self._after.slope)
+        form = known.train(x, y, table, count - self._correction, eps, after)
+        parts = table, eps, token, after, None, None, count, known, (), form
         self._learn(Forward(x.view(), True, *parts), count, mode)
         return y
 
     def _snapshot(self, dtype: np.dtype[Any]) -> Snapshot:
         """Return the layer's numbers of this moment, whatever other threads train meanwhile."""
         with self._lock:
-            values, eps = self._table.tobytes(), self._eps
+            now = self._table.tobytes(), self._eps, self._after.slope, dtype
         last = self._last_snapshot
-        if last is None or (last.values, last.eps, last.dtype) != (values, eps, dtype):
+        if last is None or last.of != now:
+            values, eps, slope, _ = now
             given = np.frombuffer(values, self._dtype).reshape(self._table.shape)
             table = given.astype(np.float64)
+            if slope is not None:
+                table[rows.SLOPE] = slope
             form = steps.coefficients(table, eps, dtype)
-            last = self._last_snapshot = Snapshot(values, eps, dtype, table, form)
+            last = self._last_snapshot = Snapshot(now, eps, table, form)
         return last
 
     def _infer(self, call: Call) -> Array:
@@ -293,7 +300,7 @@ class BatchNorm(StoredLayer):
 
     def _train(self, call: Call, mode: bool) -> Array:
         x, weights = call.x, call.weights
-        table = steps.new_table(self._num_features, self._table)
+        table = steps.new_table(self._num_features, self._table, self._after.slope)
         if x.size == 0:
             self._keep(call.forward(True, table, self._eps))
             return np.empty_like(x) if call.out is None else call.out
@@ -326,7 +333,10 @@ class BatchNorm(StoredLayer):
         y = empty_like(call.x) if out is None or not direct else out
         parts = [call._replace(out=y).part(at) for at in places]
         counts = [self._checked_total(part) if part.total() else 0.0 for part in parts]
-        eps, tables = self._eps, [steps.new_table(self._num_features, self._table) for _ in parts]
+        eps, tables = (
+            self._eps,
+            [steps.new_table(self._num_features, self._table, self._after.slope) for _ in parts],
+        )
         every = list(zip(places, parts, tables, counts, strict=True))
         learned = [each for each in every if each[3]]
         if out is not None and self._on_nonfinite == "raise":
@@ -378,7 +388,7 @@ class BatchNorm(StoredLayer):
         """Return the gradient of the last forward with respect to its input.
 
         That is the last one of the calling thread, or of any thread where this one made none.
-        Sets ``grad_gamma`` and ``grad_beta`` (None where there is no gamma or beta), and
+        Sets ``grad_gamma``, ``grad_beta`` and ``grad_slope`` (None where there is no such parameter), and
         ``grad_residual`` where the forward had a residual (``grad_y`` itself where there is no
         activation); does not accumulate. After a training forward the gradient goes through the batch's
         statistics, where a mask let a value into them; after an inference forward
@@ -426,7 +436,7 @@ class BatchNorm(StoredLayer):
                 "backward: expected the input of the last forward unchanged, "
                 "but it was overwritten in place"
             )
-        if last.known is not None and not last.after.kind and x.dtype == self._dtype:
+        if last.known is not None and x.dtype == self._dtype:
             found = self._backward_known(last.known, last, grad_y, out)
             if found is not None:
                 return found
@@ -446,12 +456,25 @@ class BatchNorm(StoredLayer):
         """Return grad_x, and set the other gradients."""
         if not last.training:
             last = last._replace(table=steps.completed(last.table, last.eps))
-        before, grad_residual = self._before_activation(last, gradient, target)
-        grad_x, sums = self._differentiate(last, before, target)
-        grad_gamma, grad_beta = steps.parameter_gradients(last.table, sums, self._dtype)
-        gamma = None if self._gamma is None else grad_gamma
-        self._set_gradients(gamma, None if self._beta is None else grad_beta, grad_residual)
-        return grad_x
+        of_residual = None
+        if last.after.has_residual and not last.after.kind:
+            # Shared with the user's grad_y, unless grad_x is about to be written over it.
+            shared = target is None or not _checks.overlap(target, gradient)
+            of_residual = gradient if shared else gradient.copy()
+        grads = self._differentiate(last, gradient, target)
+        found = steps.parameter_gradients(last.table, grads.sums, self._dtype)
+        self._keep_gradients(found, grads.residual if of_residual is None else of_residual)
+        return grads.x
+
+    def _keep_gradients(self, found: Any, residual: Array | None) -> None:
+        """Set the gradients of the parameters that there are, and of the residual."""
+        gamma, beta, *slope = found
+        self._set_gradients(
+            None if self._gamma is None else gamma,
+            None if self._beta is None else beta,
+            slope[0] if slope else None,
+            residual,
+        )
 
     def _backward_parts(self, last: Forward, gradient: Array, out: Array | None) -> Array:
         """`_backward` of one ghost batch after the other; gradients of parameters are added up."""
@@ -467,12 +490,13 @@ class BatchNorm(StoredLayer):
             found = self._backward(part, gradient[at], to)
             if to is None:
                 grad_x[at] = found
-            for name in ("grad_gamma", "grad_beta"):
+            for name in ("grad_gamma", "grad_beta", "grad_slope"):
                 value = getattr(self, name)
                 sums[name] = value if name not in sums or value is None else sums[name] + value
             if grad_residual is not None and not shared:
                 grad_residual[at] = self.grad_residual
-        self._set_gradients(sums["grad_gamma"], sums["grad_beta"], grad_residual)
+        gamma, beta, slope = sums.values()
+        self._set_gradients(gamma, beta, slope, grad_residual)
         if out is not None and not direct:
             out[...] = grad_x
         return grad_x
@@ -484,36 +508,24 @@ class BatchNorm(StoredLayer):
         grad_x = known.target(grad_y, out)
         if grad_x is None or (out is not None and np.may_share_memory(out, last.x)):
             return None
-        freedom = last.total - self._correction
-        found = known.differentiate(grad_y, last.x, grad_x, last.table, last.total, freedom)
-        gamma = None if self._gamma is None else found[0]
-        self._set_gradients(gamma, None if self._beta is None else found[1], None)
+        counts, fused = (last.total, last.total - self._correction), self._fused(last)
+        found = known.differentiate(grad_y, last.x, grad_x, last.table, *counts, fused)
+        self._keep_gradients(found, None)
         return grad_x
 
-    def _before_activation(
-        self, last: Forward, grad_y: Array, out: Array | None
-    ) -> tuple[Array, Array | None]:
-        """Return the gradient with respect to the activation's argument, and to the residual."""
-        after, x = last.after, last.x
+    def _fused(self, last: Forward) -> Fused:
+        """Return what takes a gradient back through the activation."""
+        after, x, form = last.after, last.x, last.form
         if not after.kind:
-            if not after.has_residual:
-                return grad_y, None
-            # Shared with the user's grad_y, unless grad_x is about to be written over it.
-            shared = out is None or not _checks.overlap(out, grad_y)
-            return grad_y, grad_y if shared else grad_y.copy()
-        # Not into x, which is read again for the sums.
-        direct = after.residual is None and out is not None and not _checks.overlap(out, x)
-        form = steps.coefficients(last.table, last.eps, steps.computed_dtype(x))
-        index, target = self._axis % x.ndim, out if direct else None
-        found = steps.before_activation(grad_y, x, index, form, after, target)
-        return found, None if after.residual is None else found
+            return steps.PLAIN
+        if form is None:
+            form = steps.coefficients(last.table, last.eps, steps.computed_dtype(x))
+        return Fused(after.kind, form, after.residual)
 
-    def _differentiate(
-        self, last: Forward, grad_y: Array, out: Array | None
-    ) -> tuple[Array, Array]:
-        """Return grad_x, and the two sums a channel; ``grad_y`` is that before the activation."""
+    def _differentiate(self, last: Forward, grad_y: Array, out: Array | None) -> Gradients:
+        """Return the gradients of the last forward, that of x in ``out`` or a new array."""
         index = self._axis % last.x.ndim
-        rest = last.table, self._correction, last.training, out, last.weights
+        rest = last.table, self._correction, last.training, out, last.weights, self._fused(last)
         return steps.differentiate(grad_y, last.x, index, *rest)
 
     def freeze(self) -> FrozenBatchNorm:
@@ -554,5 +566,5 @@ class BatchNorm(StoredLayer):
             self._eps,
             axis=self._axis,
             activation=self._activation,
-            negative_slope=self._negative_slope,
+            negative_slope=table[rows.SLOPE] if self._learns_slope else self._negative_slope,
         )

@@ -32,10 +32,10 @@ class FrozenBatchNorm:
         Copied.
     axis : int, default 1
         The channel axis of the input; may be negative.
-    activation : {"relu", "relu6", "leaky_relu", "hard_swish"}, optional
+    activation : {"relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"}, optional
         Applied last, in the same pass; see `nbbn.BatchNorm`.
-    negative_slope : float, default 0.01
-        Slope of "leaky_relu" below 0; finite.
+    negative_slope : float or, of "prelu", array_like of shape (C,), default 0.01
+        Slope of "leaky_relu" and "prelu" below 0; a number is finite.
 
     Attributes
     ----------
@@ -73,25 +73,27 @@ class FrozenBatchNorm:
         *,
         axis: int = 1,
         activation: Activation | None = None,
-        negative_slope: float = 0.01,
+        negative_slope: ArrayLike = 0.01,
     ) -> None:
         first = _checks.reals("center", center)
         if first.ndim != 1 or first.size == 0:
             raise ValueError(f"center: expected one value a channel, got shape {first.shape}")
         self._num_features = first.size
         self._axis = _checks.integer("axis", axis)
-        self._activation: Activation | None = _checks.activation(activation)
-        self._negative_slope = _checks.real("negative_slope", negative_slope)
-        self._after = steps.epilogue(self._activation, self._negative_slope)
+        self._activation: Activation | None = steps.activation(activation)
         count = first.size
+        slope = steps.slope(self._activation, negative_slope, count)
+        self._after = steps.epilogue(self._activation)
         # As a table of statistics with variance 1: scale / sqrt(1 + 0) is scale.
         self._table = steps.given_table(
             _checks.per_channel("center", first, count),
             np.ones(count),
             _checks.per_channel("scale", scale, count),
             _checks.per_channel("shift", shift, count),
+            slope,
         )
         self._table.flags.writeable = False
+        self._negative_slope = self._row(rows.SLOPE) if np.ndim(slope) else slope
         # Coefficients by what is computed with: made when first asked for; two threads make the same.
         self._forms: dict[np.dtype[Any], Array] = {}
         self._known = Memory()
@@ -107,7 +109,7 @@ class FrozenBatchNorm:
         *,
         axis: int = 1,
         activation: Activation | None = None,
-        negative_slope: float = 0.01,
+        negative_slope: ArrayLike = 0.01,
     ) -> FrozenBatchNorm:
         """Return the layer with these statistics and parameters.
 
@@ -167,8 +169,8 @@ class FrozenBatchNorm:
         return self._activation
 
     @property
-    def negative_slope(self) -> float:
-        """Slope of "leaky_relu" below 0."""
+    def negative_slope(self) -> Any:
+        """Slope of "leaky_relu" or "prelu" below 0: a number, or one a channel."""
         return self._negative_slope
 
     def _row(self, row: int) -> Array:
@@ -269,7 +271,7 @@ class FrozenBatchNorm:
         shown = [str(self._num_features), f"axis={self._axis}"]
         if self._activation is not None:
             shown.append(f"activation={self._activation!r}")
-        if self._activation == "leaky_relu":
+        if self._activation in ("leaky_relu", "prelu") and not np.ndim(self._negative_slope):
             shown.append(f"negative_slope={self._negative_slope!r}")
         return f"FrozenBatchNorm({', '.join(shown)})"
 
