@@ -175,11 +175,7 @@ def test_an_array_without_values_has_no_statistics(tmp_path, capsys):
 
 
 def spoil_type(path):
-    np.save(path, np.ones((3, 2), np.int32))
-
-
-def spoil_order(path):
-    np.save(path, np.ones((3, 2), np.dtype(np.float32).newbyteorder()))
+    np.save(path, np.ones((3, 2), complex))
 
 
 def spoil_objects(path):
@@ -204,8 +200,7 @@ def spoil_folder(path):
 
 
 BAD_INPUT = {
-    spoil_type: "expected dtype float32, float64, float16 or uint8, got int32",
-    spoil_order: "expected dtype float32, .*, got float32 in foreign byte order",
+    spoil_type: "expected dtype float32, .* got complex128",
     spoil_objects: "expected numbers, got Python objects",
     spoil_length: r"expected a file of \d+ bytes for shape \(300, 5\), got \d+",
     spoil_text: "expected an .npy file",
@@ -226,7 +221,7 @@ def test_bad_input_is_one_sentence(spoil, tmp_path, capsys):
         ["normalize", path, tmp_path / "o.npy", "--save-stats", tmp_path / "s.npz"],
     ):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_stream, "batch_moments", None)  # before anything is computed
+            patch.setattr(_stream, "moments_of", None)  # before anything is computed
             line = fail(capsys, *arguments)
         assert "in.npy" in line or line.startswith("--axis")
         assert re.search(BAD_INPUT[spoil], line), line
@@ -291,7 +286,7 @@ def test_bad_arguments_are_one_sentence(what, tmp_path, capsys, monkeypatch):
     make, expected = BAD_ARGUMENTS[what]
     arguments = [str(argument) for argument in make(tmp_path)]
     before = contents(tmp_path)
-    monkeypatch.setattr(_stream, "batch_moments", None)  # before anything is computed
+    monkeypatch.setattr(_stream, "moments_of", None)  # before anything is computed
     monkeypatch.setattr(_stream, "normalize", None)
     paths = str(tmp_path / "in.npy"), str(tmp_path / "out.npy")
     assert main(["normalize", *paths, *arguments]) == 2
@@ -323,7 +318,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(where, tmp_path, ca
         path.write_text("")
         path = path / "out.npy"
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(_stream, "batch_moments", None)
+    monkeypatch.setattr(_stream, "moments_of", None)
     assert fail(capsys, "normalize", tmp_path / "in.npy", path).startswith("OUT.npy: ")
     assert sorted(tmp_path.iterdir()) == before
 
@@ -336,11 +331,11 @@ def test_a_name_as_long_as_the_system_takes(tmp_path):
 
 
 def test_a_mistake_in_the_code_is_no_bad_input(tmp_path, monkeypatch):
-    def batch_moments(values, axis):
+    def moments_of(values, axis):
         raise ValueError("a mistake")
 
     save(tmp_path / "in.npy")
-    monkeypatch.setattr(_stream, "batch_moments", batch_moments)
+    monkeypatch.setattr(_stream, "moments_of", moments_of)
     with pytest.raises(ValueError, match="a mistake"):
         main(["moments", str(tmp_path / "in.npy")])
 
@@ -353,7 +348,7 @@ def test_room_is_looked_at_before_the_work(tmp_path, capsys, monkeypatch):
     before = contents(tmp_path)
     usage = shutil.disk_usage(tmp_path)._replace(free=190_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(_stream, "batch_moments", None)
+    monkeypatch.setattr(_stream, "moments_of", None)
     line = fail(capsys, "normalize", tmp_path / "in.npy", tmp_path / "out.npy")
     assert line == f"OUT.npy: {tmp_path}/out.npy needs 0.0002 GB, and 0.00019 GB are free"
     assert contents(tmp_path) == before
@@ -391,7 +386,7 @@ def test_a_limit_on_the_size_of_files_is_one_sentence_before_the_work(limit, tmp
     import resource, sys
     from nbbn.standardizer import _stream
     from nbbn.cli import main
-    _stream.batch_moments = None
+    _stream.moments_of = None
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
     print(main(["normalize", *sys.argv[2:]]))
     """
@@ -436,10 +431,10 @@ def test_too_many_channels_for_the_memory_are_one_sentence(tmp_path):
     from nbbn.standardizer import _stream
     from nbbn.cli import main
 
-    def batch_moments(values, axis):  # as numpy where there is no memory left
+    def moments_of(values, axis):  # as numpy where there is no memory left
         raise MemoryError("Unable to allocate 8 GiB")
 
-    _stream.batch_moments = batch_moments
+    _stream.moments_of = moments_of
     with contextlib.redirect_stderr(io.StringIO()) as printed:
         print(main(["moments", sys.argv[1]]))
     print(printed.getvalue())

@@ -155,27 +155,6 @@ def test_a_constant_feature_becomes_0(value, rows, dtype):
     np.testing.assert_array_equal(scaler.inverse_transform(y)[:, 1], x[:, 1])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_stays_in_its_feature(bad):
-    x = cases.values((50, 4))
-    x[7, 2] = bad
-    scaler = nbbn.Standardizer()
-    y = scaler.fit_transform(x)
-    rest = [0, 1, 3]
-    assert_same_bits(y[:, rest], nbbn.Standardizer().fit_transform(x[:, rest].copy()))
-    assert np.isnan(y[:, 2]).all()
-    assert np.isnan(scaler.var_[2])
-    back = scaler.inverse_transform(y)
-    assert np.isnan(back[:, 2]).all() and np.isfinite(back[:, rest]).all()
-
-
-def test_a_chunk_with_nan_does_too():
-    x = cases.values((50, 4))
-    x[7, 2] = np.nan
-    scaler = nbbn.Standardizer().partial_fit(x[:20]).partial_fit(x[20:])
-    assert np.isnan(scaler.mean_).tolist() == [False, False, True, False]
-
-
 # Chunks
 
 
@@ -273,8 +252,9 @@ def test_bytes_become_float32(shape):
     out = np.empty(shape, np.float32)
     assert scaler.transform(x, out=out) is out
     assert_same_bits(out, y)
-    with pytest.raises(TypeError, match=r"^X: expected dtype float32, .* got uint8"):
-        scaler.inverse_transform(x)
+    back = scaler.inverse_transform(x)
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(back, x * scaler.scale_ + scaler.mean_, rtol=1e-6)
 
 
 def test_statistics_of_one_type_serve_another():
@@ -303,8 +283,12 @@ def test_lists_of_floats_and_other_arrays_are_read():
 
 X = cases.values((8, 3))
 BAD = {
-    "integers": (X.astype(np.int64), TypeError, "X: expected dtype float32, .*, got int64"),
     "complex": (X.astype(complex), TypeError, "X: expected dtype .*, got complex128"),
+    "complex, a wrong value": (X.astype(complex), ValueError, "X: expected dtype .*, got complex128"),
+    "dates": (X.astype("M8[s]"), TypeError, r"X: expected dtype float32, .*, got datetime64\[s\]"),
+    "words": (np.array([["a", 1.0]], object), ValueError, "X: expected numbers, got .* 'a'"),
+    "things": (np.array([[{}, 1.0]], object), TypeError, "X: expected numbers, got .* 'dict'"),
+    "infinite": (np.where(X > 0, np.inf, X), ValueError, "X: expected finite values, or NaN"),
     "masked": (np.ma.masked_array(X), TypeError, "X: expected a plain array"),
     "no array": (None, TypeError, "X: expected dtype .*, got object"),
     "vector": (X[0], ValueError, r"X: expected two dimensions or more, got shape \(3,\)"),
@@ -326,7 +310,7 @@ def test_wrong_data(method, x, error, sentence):
 @pytest.mark.parametrize("method", ["partial_fit", "transform", "inverse_transform"])
 def test_another_number_of_features(method):
     scaler = nbbn.Standardizer().fit(X)
-    sentence = r"^X: expected 3 features along axis 1, got shape \(8, 2\)$"
+    sentence = r"^X: expected 3 features along axis 1, got shape \(8, 2\) \(X has 2 features"
     for layout in (np.ascontiguousarray, cases.strided):
         with pytest.raises(ValueError, match=sentence):
             getattr(scaler, method)(layout(X[:, :2]))

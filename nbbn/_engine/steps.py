@@ -72,7 +72,7 @@ def computed_dtype(x: Array) -> np.dtype[Any]:
     return _FLOAT64 if x.dtype == _FLOAT64 else _FLOAT32
 
 
-def _variant(
+def variant_of(
     x: Array,
     activation: int = 0,
     residual: bool = False,
@@ -163,7 +163,7 @@ def write(
     kind, of = after.kind, view.of
     _run(
         runs.infer_runs if view.runs else columns.infer_columns,
-        _variant(x, len(kind), residual is not None, grad is not None),
+        variant_of(x, len(kind), residual is not None, grad is not None),
         plan.parallel,
         of(x),
         of(y),
@@ -239,7 +239,7 @@ def look(
         step, last = runs.moments_of_runs, plan.group
     else:
         step, last = columns.moments_of_columns, plan.ahead
-    _run(step, _variant(x, weights=weights), plan.parallel, *arguments, last)
+    _run(step, variant_of(x, weights=weights), plan.parallel, *arguments, last)
     return form
 
 
@@ -289,7 +289,7 @@ def look_and_write(
     width, numbers = parts.cut_for_sums(view, weights)
     written, form = np.empty((3, numbers.size, width)), np.empty((3, width), computed_dtype(x))
     what = of(x), of(y), added, weights, numbers, written, table, form
-    wanted = _variant(x, len(kind), residual is not None, False, weights)
+    wanted = variant_of(x, len(kind), residual is not None, False, weights)
     options = kind, after.slope, freedom, eps, plan.streaming
     _run(runs.train_channels, wanted, plan.parallel, *what, *options)
 
@@ -343,7 +343,7 @@ def add_up(
     plan, grad, source = make_plan(view, (x, grad_y)), view.of(grad_y), view.of(x)
     width, numbers = parts.cut_for_sums(view, mask, grad, source)
     form = np.empty((rows.GRADIENT_ROWS, view.channels), computed_dtype(x))
-    written, wanted = np.empty((2, numbers.size, width)), _variant(x, weights=mask)
+    written, wanted = np.empty((2, numbers.size, width)), variant_of(x, weights=mask)
     results = written, table, sums, form, count, freedom
     if view.runs:
         step = runs.gradient_sums_of_runs
@@ -379,7 +379,7 @@ def write_back(
     step = runs.gradient_of_runs if view.runs else columns.gradient_of_columns
     form = parts.spread(form, view, parts.width_of_rows(view, plan.streaming, joins))
     arguments = of(grad_y), of(x), of(grad_x), mask, form, plan.streaming
-    _run(step, _variant(x, weights=mask), plan.parallel, *arguments)
+    _run(step, variant_of(x, weights=mask), plan.parallel, *arguments)
 
 
 def gradient_coefficients(
@@ -462,7 +462,7 @@ def add_up_and_write_back(
     )
     what = of(grad_y), of(x), of(grad_x), mask, written, table, sums, form
     options = count, freedom, plan.streaming
-    _run(runs.differentiate_channels, _variant(x, weights=mask), plan.parallel, *what, *options)
+    _run(runs.differentiate_channels, variant_of(x, weights=mask), plan.parallel, *what, *options)
     return form[rows.OF_GAMMA :]
 
 
