@@ -227,6 +227,70 @@ def test_an_empty_chunk_changes_nothing():
         scaler.partial_fit(x[:0, :2])
 
 
+def in_small_chunks(x, rows=4):
+    scaler = nbbn.Standardizer()
+    for start in range(0, len(x), rows):
+        scaler.partial_fit(x[start : start + rows])
+    return scaler
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_small_chunks_wait_and_are_all_counted(dtype):
+    x = cases.values((4001, 3), dtype, loc=1e3, scale=1.0)
+    scaler = in_small_chunks(x)
+    count, mean, m2 = reference.moments(x)
+    for read in (
+        lambda s: s.transform(x),
+        lambda s: s.n_samples_seen_,
+        lambda s: pickle.dumps(s),
+        lambda s: s.partial_fit(x[:0]),
+        lambda s: s.get_feature_names_out(),
+    ):
+        read(in_small_chunks(x[:100]))
+    assert scaler.n_samples_seen_ == count
+    assert_within(scaler.mean_, mean, 8 * eps_of(np.float64) * np.abs(mean))
+    assert_within(scaler.var_, m2 / count, 16 * eps_of(np.float64) * m2 / count)
+    again = pickle.loads(pickle.dumps(in_small_chunks(x)))
+    assert_same_statistics(again, scaler)
+    assert_same_statistics(copy.deepcopy(in_small_chunks(x)), scaler)
+    assert in_small_chunks(x).fit(x[:7]).n_samples_seen_ == 7
+
+
+def test_chunks_that_wait_are_copies():
+    x = cases.values((40, 3))
+    chunk, scaler = np.empty((4, 3), np.float32), nbbn.Standardizer()
+    for start in range(0, 40, 4):
+        chunk[:] = x[start : start + 4]
+        scaler.partial_fit(chunk)
+    np.testing.assert_allclose(scaler.mean_, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
+
+
+def test_what_is_wrong_with_a_small_chunk_is_told_at_once():
+    x = cases.values((40, 3))
+    scaler = in_small_chunks(x)
+    bad = x[:4].copy()
+    bad[2, 1] = np.inf
+    with pytest.raises(ValueError, match=r"^X: expected finite values"):
+        scaler.partial_fit(bad)
+    with pytest.raises(ValueError, match=r"^X: expected 3 features"):
+        scaler.partial_fit(x[:4, :2])
+    bad[2, 1] = np.nan
+    scaler.partial_fit(bad).partial_fit(x[:4])
+    assert scaler.n_samples_seen_.tolist() == [48, 47, 48]
+    with np.errstate(all="raise"):
+        scaler.partial_fit(np.full((4, 3), 1e200))
+    assert scaler.n_samples_seen_.tolist() == [52, 51, 52]
+
+
+def test_parameters_of_small_chunks_count_too():
+    x = cases.values((40, 3))
+    scaler = in_small_chunks(x).set_params(with_mean=False)
+    scaler.partial_fit(x[:4])
+    assert scaler.n_samples_seen_ == 44
+    y = scaler.transform(x)
+    np.testing.assert_allclose(y, x / scaler.scale_, rtol=1e-6)
+
+
 # Types
 
 

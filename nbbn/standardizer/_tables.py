@@ -304,7 +304,9 @@ def normalize(
             arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
             for name, values in zip(names, matrix, strict=True):
                 kind = _result_type(arrays[name].type)
-                missing = arrays[name].is_null().to_numpy(zero_copy_only=False)
+                missing = None
+                if arrays[name].null_count:
+                    missing = arrays[name].is_null().to_numpy(zero_copy_only=False)
                 values = values.astype(kind.to_pandas_dtype(), copy=False)
                 arrays[name] = pa.array(values, kind, mask=missing)
             output.write([arrays[name] for name in table.names])
@@ -352,7 +354,7 @@ class CsvOutput:
         self._missing = '""' if len(self._names) == 1 else ""
         self._structural = f'[{re.escape(delimiter)}"\r\n]'
         self._options = csv.WriteOptions(
-            include_header=False, delimiter=delimiter, quoting_style="none"
+            include_header=False, delimiter=delimiter, quoting_style="none", batch_size=16384
         )
         self._csv = csv
         kinds = [pa.string() if pa.types.is_dictionary(f.type) else f.type for f in schema]
@@ -384,12 +386,10 @@ class CsvOutput:
         return compute.cast(column, options=options)
 
     def _has_structure(self, column: Any) -> bool:
-        from pyarrow import compute
-
-        if not _is_text(column.type):
-            return False
-        found = compute.any(compute.match_substring_regex(column, self._structural))
-        return bool(found.as_py())
+        """Whether there may be a cell that needs quotes."""
+        text = column.buffers()[2] if _is_text(column.type) else None
+        found = b"" if text is None else text.to_pybytes()
+        return any(mark in found for mark in (b'"', b"\n", b"\r", self._delimiter.encode()))
 
     def _write_quoted(self, columns: list[Any]) -> None:
         import pyarrow as pa
