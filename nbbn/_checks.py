@@ -80,6 +80,7 @@ HALVES = "float32, float64, float16 or bfloat16"  # what is normalized, and its 
 STORED = "float32, float64, float16, bfloat16 or uint8"  # what is only read
 _COUNTED = "float32, float64, float16, bfloat16, integers or bool"  # what statistics are taken of
 _REALS = "float32, float64, float16, bfloat16 or integers"  # parameters and statistics
+REAL = STORED + ", other integers or bool"  # tables
 _NUMBERS = "float64, float32, float16, integer or bool"  # weights
 
 
@@ -127,6 +128,41 @@ def reals(name: str, value: Any) -> Array:
     if not is_real and found.dtype.name != "bfloat16":
         raise TypeError(f"{name}: expected dtype {_REALS}, got {_name(found.dtype)}")
     return found.astype(_FLOAT64)
+
+
+class ComplexError(TypeError, ValueError):
+    """A table of complex numbers: a wrong type here, a wrong value to scikit-learn."""
+
+
+def numbers(name: str, value: Any) -> Array:
+    """Return ``value`` as an ndarray of real numbers of any type; of objects, as float64."""
+    found: Array = value if type(value) is np.ndarray else _as_ndarray(name, value, REAL)
+    dtype = found.dtype
+    if dtype.kind == "O" and found.ndim:
+        return _of_objects(name, value, found)
+    if dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= 8):
+        return found
+    if dtype.kind == "c":
+        raise ComplexError(
+            f"{name}: expected dtype {REAL}, got {dtype.name} (Complex data not supported: take .real, .imag "
+            "or abs of it)"
+        )
+    if not _is_among(dtype, STORED):
+        raise TypeError(f"{name}: expected dtype {REAL}, got {_name(dtype)}")
+    return found
+
+
+def _of_objects(name: str, value: Any, found: Array) -> Array:
+    try:
+        if hasattr(value, "to_numpy") and hasattr(value, "columns") and hasattr(value, "index"):
+            # Columns of pandas's own types: what is missing is no number that NumPy knows.
+            return np.asarray(value.to_numpy(dtype=np.float64, na_value=np.nan))
+        return found.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"{name}: expected numbers, got an object that is none ({error}); leave out such columns"
+        ) from None
 
 
 def _name(dtype: np.dtype[Any]) -> str:
@@ -208,15 +244,15 @@ def mask(value: Any, shape: tuple[int, ...], index: int) -> Array:
     return found
 
 
-def weights(value: Any, shape: tuple[int, ...], index: int) -> Array:
+def weights(value: Any, shape: tuple[int, ...], index: int, name: str = "weights") -> Array:
     """Return weights, float64 as in `per_position`; 0 for those so small that 1 / weight overflows."""
-    found = per_position("weights", value, shape, index, _NUMBERS)
+    found = per_position(name, value, shape, index, _NUMBERS)
     if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8:
-        raise TypeError(f"weights: expected dtype {_NUMBERS}, got {_name(found.dtype)}")
+        raise TypeError(f"{name}: expected dtype {_NUMBERS}, got {_name(found.dtype)}")
     exact = found.astype(np.float64)
     right = np.isfinite(exact) & (exact >= 0.0)
     if not right.all():
-        raise ValueError(f"weights: expected finite numbers >= 0, got {exact[~right].flat[0]:g}")
+        raise ValueError(f"{name}: expected finite numbers >= 0, got {exact[~right].flat[0]:g}")
     return np.where(exact < _SMALLEST, 0.0, exact)
 
 

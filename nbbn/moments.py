@@ -13,6 +13,9 @@ from nbbn._engine import masks, steps
 from nbbn._kernels import table as rows
 
 Vector = NDArray[np.float64]
+Parts = tuple[Any, Vector, Vector, Vector, Vector]  # count, mean and m2, both in two parts each
+
+_SMALLEST = 2.2250738585072014e-308  # of a count that is not 0
 
 
 class Moments:
@@ -263,33 +266,7 @@ class Moments:
             return self
         if not self.count:
             return other
-        with np.errstate(all="ignore"):
-            return self._merged(other)
-
-    def _merged(self, other: Moments) -> Moments:
-        # From the heavier one on: the lighter one's share makes the rounding of the difference small, too.
-        a, b = (self, other) if self.count >= other.count else (other, self)
-        count = a.count + b.count
-        share, weight = b.count / count, b.count * (a.count / count)
-        means = a.mean, a._mean_low, b.mean, b._mean_low
-        delta, mean, mean_low = _merged_means(share, *means)
-        m2, m2_low = _add_to_pair(a.m2, a._m2_low + b._m2_low, b.m2)
-        m2, m2_low = _add_to_pair(m2, m2_low, delta * (delta * weight))
-        if not np.isfinite(mean + m2).all():
-            # The difference of means of both signs may overflow; that of their halves does not. Between
-            # infinities there is no difference, but there is a mean.
-            _, half, half_low = _merged_means(share, *(0.5 * vector for vector in means))
-            usual, by_halves = np.isfinite(delta), np.isfinite(half)
-            mean = np.where(usual, mean, np.where(by_halves, 2.0 * half, a.mean + b.mean))
-            mean_low = np.where(usual, mean_low, np.where(by_halves, 2.0 * half_low, 0.0))
-            # A pair cannot hold an infinity: its low part is NaN.
-            far = b.mean - a.mean
-            plain = np.where(np.isfinite(mean), a.m2 + b.m2 + far * (far * weight), np.nan)
-            m2, m2_low = (
-                np.where(np.isfinite(m2), m2, plain),
-                np.where(np.isfinite(m2), m2_low, 0.0),
-            )
-        return Moments._restore(count, mean, mean_low, m2, m2_low)
+        return Moments._restore(*merged(self.__getstate__(), other.__getstate__()))
 
     def __add__(self, other: object) -> Moments:
         if not isinstance(other, Moments):
@@ -397,6 +374,35 @@ def _merged_means(
     difference, error = _two_sum(mean_b, -mean_a)
     delta = difference + (error + (low_b - low_a))
     return delta, *_add_to_pair(mean_a, low_a, delta * share)
+
+
+def merged(one: Parts, other: Parts) -> Parts:
+    """Return the moments of both data sets together; counts are numbers, or vectors where they differ."""
+    # From the heavier one on: the lighter one's share makes the rounding of the difference small, too.
+    a, b = (one, other) if np.all(one[0] >= other[0]) else (other, one)
+    with np.errstate(all="ignore"):
+        count = a[0] + b[0]
+        total = np.maximum(count, _SMALLEST)
+        share, weight = b[0] / total, b[0] * (a[0] / total)
+        means = a[1], a[2], b[1], b[2]
+        delta, mean, mean_low = _merged_means(share, *means)
+        m2, m2_low = _add_to_pair(a[3], a[4] + b[4], b[3])
+        m2, m2_low = _add_to_pair(m2, m2_low, delta * (delta * weight))
+        if not np.isfinite(mean + m2).all():
+            # The difference of means of both signs may overflow; that of their halves does not. Between
+            # infinities there is no difference, but there is a mean.
+            _, half, half_low = _merged_means(share, *(0.5 * vector for vector in means))
+            usual, by_halves = np.isfinite(delta), np.isfinite(half)
+            mean = np.where(usual, mean, np.where(by_halves, 2.0 * half, a[1] + b[1]))
+            mean_low = np.where(usual, mean_low, np.where(by_halves, 2.0 * half_low, 0.0))
+            # A pair cannot hold an infinity: its low part is NaN.
+            far = b[1] - a[1]
+            plain = np.where(np.isfinite(mean), a[3] + b[3] + far * (far * weight), np.nan)
+            m2, m2_low = (
+                np.where(np.isfinite(m2), m2, plain),
+                np.where(np.isfinite(m2), m2_low, 0.0),
+            )
+    return count, mean, mean_low, m2, m2_low
 
 
 def of_table(count: float, table: Vector) -> Moments:

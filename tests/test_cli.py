@@ -86,8 +86,8 @@ def test_no_command_prints_the_help_and_fails(capsys):
         (["demo", "--epochs", "two"], "whole number, got 'two'"),
         (["demo", "--seed", "-1"], "not be negative, got -1"),
         (["demo", "--ep", "1"], "--ep"),
-        (["normalize", "in.npy"], "OUT.npy"),
-        (["moments"], "IN.npy"),
+        (["normalize", "in.npy"], "OUT"),
+        (["moments"], "IN"),
         (["moments", "in.npy", "--axis", "two"], "'two'"),
     ],
 )

@@ -175,11 +175,7 @@ def test_an_array_without_values_has_no_statistics(tmp_path, capsys):
 
 
 def spoil_type(path):
-    np.save(path, np.ones((3, 2), np.int32))
-
-
-def spoil_order(path):
-    np.save(path, np.ones((3, 2), np.dtype(np.float32).newbyteorder()))
+    np.save(path, np.ones((3, 2), complex))
 
 
 def spoil_objects(path):
@@ -204,8 +200,7 @@ def spoil_folder(path):
 
 
 BAD_INPUT = {
-    spoil_type: "expected dtype float32, float64, float16 or uint8, got int32",
-    spoil_order: "expected dtype float32, .*, got float32 in foreign byte order",
+    spoil_type: "expected dtype float32, .* got complex128",
     spoil_objects: "expected numbers, got Python objects",
     spoil_length: r"expected a file of \d+ bytes for shape \(300, 5\), got \d+",
     spoil_text: "expected an .npy file",
@@ -226,7 +221,7 @@ def test_bad_input_is_one_sentence(spoil, tmp_path, capsys):
         ["normalize", path, tmp_path / "o.npy", "--save-stats", tmp_path / "s.npz"],
     ):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_stream, "batch_moments", None)  # before anything is computed
+            patch.setattr(_stream, "moments_of", None)  # before anything is computed
             line = fail(capsys, *arguments)
         assert "in.npy" in line or line.startswith("--axis")
         assert re.search(BAD_INPUT[spoil], line), line
@@ -237,7 +232,7 @@ def test_bad_input_is_one_sentence(spoil, tmp_path, capsys):
 def test_a_pipe_is_no_input(tmp_path, capsys):
     os.mkfifo(tmp_path / "in.npy")
     line = fail(capsys, "moments", tmp_path / "in.npy")
-    assert re.fullmatch(r"IN\.npy: expected an \.npy file, got .*in\.npy, a pipe", line)
+    assert re.fullmatch(r"IN: expected an \.npy file, got .*in\.npy, a pipe", line)
 
 
 def other_stats(tmp_path):
@@ -274,7 +269,7 @@ BAD_ARGUMENTS = {
     "no number": (lambda t: ("--axis", "x"), "--axis: invalid int value: 'x'"),
     "statistics of others": (other_stats, "--stats: expected 5 channels, as along axis -1 of .*, got 3 in"),
     "no statistics": (not_stats, "--stats: expected an .npz file that --save-stats wrote, got .*not.npz"),
-    "statistics that would be replaced": (output_stats, "OUT.npy: expected a file of its own, got .*out.npy"),
+    "statistics that would be replaced": (output_stats, "OUT: expected a file of its own, got .*out.npy"),
     "no file": (lambda t: ("--stats", t / "none"), "--stats: cannot read .*none: No such file"),
     "both": (lambda t: ("--stats", "a", "--save-stats", "b"), "not allowed with"),
     "saved over the input": (lambda t: ("--save-stats", t / "in.npy"), "--save-stats: expected a file of its own"),
@@ -291,7 +286,7 @@ def test_bad_arguments_are_one_sentence(what, tmp_path, capsys, monkeypatch):
     make, expected = BAD_ARGUMENTS[what]
     arguments = [str(argument) for argument in make(tmp_path)]
     before = contents(tmp_path)
-    monkeypatch.setattr(_stream, "batch_moments", None)  # before anything is computed
+    monkeypatch.setattr(_stream, "moments_of", None)  # before anything is computed
     monkeypatch.setattr(_stream, "normalize", None)
     paths = str(tmp_path / "in.npy"), str(tmp_path / "out.npy")
     assert main(["normalize", *paths, *arguments]) == 2
@@ -323,24 +318,25 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(where, tmp_path, ca
         path.write_text("")
         path = path / "out.npy"
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(_stream, "batch_moments", None)
-    assert fail(capsys, "normalize", tmp_path / "in.npy", path).startswith("OUT.npy: ")
+    monkeypatch.setattr(_stream, "moments_of", None)
+    assert fail(capsys, "normalize", tmp_path / "in.npy", path).startswith("OUT: ")
     assert sorted(tmp_path.iterdir()) == before
 
 
 @linux
 def test_a_name_as_long_as_the_system_takes(tmp_path):
     save(tmp_path / "in.npy")
-    succeed("normalize", tmp_path / "in.npy", tmp_path / ("x" * 255))
-    assert len(np.load(tmp_path / ("x" * 255))) == 300
+    path = tmp_path / ("x" * 251 + ".npy")
+    succeed("normalize", tmp_path / "in.npy", path)
+    assert len(np.load(path)) == 300
 
 
 def test_a_mistake_in_the_code_is_no_bad_input(tmp_path, monkeypatch):
-    def batch_moments(values, axis):
+    def moments_of(values, axis):
         raise ValueError("a mistake")
 
     save(tmp_path / "in.npy")
-    monkeypatch.setattr(_stream, "batch_moments", batch_moments)
+    monkeypatch.setattr(_stream, "moments_of", moments_of)
     with pytest.raises(ValueError, match="a mistake"):
         main(["moments", str(tmp_path / "in.npy")])
 
@@ -353,9 +349,9 @@ def test_room_is_looked_at_before_the_work(tmp_path, capsys, monkeypatch):
     before = contents(tmp_path)
     usage = shutil.disk_usage(tmp_path)._replace(free=190_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(_stream, "batch_moments", None)
+    monkeypatch.setattr(_stream, "moments_of", None)
     line = fail(capsys, "normalize", tmp_path / "in.npy", tmp_path / "out.npy")
-    assert line == f"OUT.npy: {tmp_path}/out.npy needs 0.0002 GB, and 0.00019 GB are free"
+    assert line == f"OUT: {tmp_path}/out.npy needs 0.0002 GB, and 0.00019 GB are free"
     assert contents(tmp_path) == before
 
 
@@ -377,7 +373,7 @@ def test_a_disk_that_is_full_in_the_middle(kept, tmp_path, capsys, monkeypatch, 
     monkeypatch.setattr(os, "pwritev", full)
     arguments = "--save-stats", tmp_path / "s.npz"
     line = fail(capsys, "normalize", tmp_path / "in.npy", tmp_path / "out.npy", *arguments)
-    assert line == f"OUT.npy: cannot write {tmp_path}/out.npy: No space left on device"
+    assert line == f"OUT: cannot write {tmp_path}/out.npy: No space left on device"
     assert len(written) > 5
     assert contents(tmp_path) == before
 
@@ -391,7 +387,7 @@ def test_a_limit_on_the_size_of_files_is_one_sentence_before_the_work(limit, tmp
     import resource, sys
     from nbbn.standardizer import _stream
     from nbbn.cli import main
-    _stream.batch_moments = None
+    _stream.moments_of = None
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
     print(main(["normalize", *sys.argv[2:]]))
     """
@@ -436,10 +432,10 @@ def test_too_many_channels_for_the_memory_are_one_sentence(tmp_path):
     from nbbn.standardizer import _stream
     from nbbn.cli import main
 
-    def batch_moments(values, axis):  # as numpy where there is no memory left
+    def moments_of(values, axis):  # as numpy where there is no memory left
         raise MemoryError("Unable to allocate 8 GiB")
 
-    _stream.batch_moments = batch_moments
+    _stream.moments_of = moments_of
     with contextlib.redirect_stderr(io.StringIO()) as printed:
         print(main(["moments", sys.argv[1]]))
     print(printed.getvalue())
@@ -599,7 +595,7 @@ def test_an_interrupt_before_the_work_leaves_nothing_behind(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "open", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        _files.check_file(tmp_path / "out.npy", "OUT.npy")
+        _files.check_file(tmp_path / "out.npy", "OUT")
     assert len(opened) == 1 and contents(tmp_path) == {}
 
 
@@ -635,7 +631,7 @@ def test_a_signal_handler_that_raises_while_a_name_is_tried_leaves_no_file(tmp_p
         raise KeyboardInterrupt
 
     def work():
-        return _files.check_file(tmp_path / "out.npy", "OUT.npy") or True
+        return _files.check_file(tmp_path / "out.npy", "OUT") or True
 
     for step in itertools.count():
         ended = interrupted(work, _files.check_file, step, handler)
@@ -729,16 +725,17 @@ def test_two_bars_on_a_terminal(tmp_path, monkeypatch, small_blocks):
     monkeypatch.setattr(nbbn.cli._progress, "_SECONDS_BETWEEN_DRAWINGS", 0)
     save(tmp_path / "in.npy")
     succeed("normalize", tmp_path / "in.npy", tmp_path / "out.npy")
-    drawn = [line for line in terminal.drawings() if line]
+    *drawings, last = terminal.drawings()
+    assert last == f"{tmp_path}/out.npy: 300 x 5 float32, 0.006 MB"
+    drawn = [line for line in drawings if line]
     assert {line.partition(" [")[0] for line in drawn} == {"1/2 statistics", "2/2 normalizing"}
     assert all("MB/s" in line for line in drawn if "100%" in line)
     assert all(" left" in line for line in drawn if " 50%" in line)
     assert sum("100%" in line for line in drawn) == 2
-    assert terminal.drawings()[-1] == ""
     terminal.truncate(0)
     np.savez(tmp_path / "s.npz", mean=np.zeros(5), var=np.ones(5))
     succeed("normalize", tmp_path / "in.npy", tmp_path / "out.npy", "--stats", tmp_path / "s.npz")
-    drawn = [line.strip("\0") for line in terminal.drawings()]
+    drawn = [line.strip("\0") for line in terminal.drawings()[:-1]]
     assert {line.partition(" [")[0] for line in drawn} - {""} == {"1/1 normalizing"}
 
 

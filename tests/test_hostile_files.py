@@ -305,13 +305,13 @@ import nbbn
 from nbbn.cli import main
 
 np.save("in.npy", np.ones((3, 2), np.float32))
-kinds = {"pipe": "a pipe", "socket": "a socket"}
-os.mkfifo("pipe")
+kinds = {"pipe.npy": "a pipe", "socket.npy": "a socket"}
+os.mkfifo("pipe.npy")
 listening = socket.socket(socket.AF_UNIX)
-listening.bind("socket")
+listening.bind("socket.npy")
 with contextlib.suppress(OSError):  # that takes root
-    os.mknod("device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
-    kinds["device"] = "a device"
+    os.mknod("device.npy", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    kinds["device.npy"] = "a device"
 
 def state():
     return {name: os.stat(name).st_mode for name in os.listdir()}
@@ -340,10 +340,10 @@ def refuse_command(argument, *command):
 OWN = """
 refuse("path", nbbn.BatchNorm.load)
 refuse("path", nbbn.BatchNorm(3).save)
-refuse_command("IN.npy", "moments", "PATH")
+refuse_command("IN", "moments", "PATH")
 refuse_command("--save-stats", "moments", "in.npy", "--save-stats", "PATH")
-refuse_command("IN.npy", "normalize", "PATH", "out.npy")
-refuse_command("OUT.npy", "normalize", "in.npy", "PATH")
+refuse_command("IN", "normalize", "PATH", "out.npy")
+refuse_command("OUT", "normalize", "in.npy", "PATH")
 refuse_command("--save-stats", "normalize", "in.npy", "out.npy", "--save-stats", "PATH")
 refuse_command("--stats", "normalize", "in.npy", "out.npy", "--stats", "PATH")
 refuse_command("--json", "bench", "--quick", "--json", "PATH")

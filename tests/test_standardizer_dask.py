@@ -128,7 +128,7 @@ def test_errors_change_nothing():
     scaler = nbbn.Standardizer().fit(a)
     before = scaler.mean_.copy()
     cases_of = (
-        (lambda: scaler.fit(x.astype(np.int32)), TypeError, "X: expected dtype"),
+        (lambda: scaler.fit(x.astype(complex)), TypeError, "X: expected dtype"),
         (lambda: scaler.fit(x[:, 0]), ValueError, "X: expected two dimensions or more"),
         (lambda: scaler.fit(x[:0]), ValueError, "X: expected at least one sample"),
         (lambda: scaler.partial_fit(x[:, :2]), ValueError, "X: expected 3 features along axis 1"),
@@ -152,3 +152,30 @@ def test_a_data_frame_is_in_memory(monkeypatch):
     scaler = nbbn.Standardizer().fit(a).set_output(transform="pandas")
     with pytest.raises(ValueError, match="got a dask array"):
         scaler.transform(da.from_array(a, chunks=7))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gaps_weights_and_integers_as_in_memory(axis):
+    a = values(shape=(30, 30), dtype=np.float64)
+    a[3, 4] = a[17, :] = np.nan
+    weights = np.linspace(0, 2, 30)
+    for x in (a, np.arange(900).reshape(30, 30), a.astype(object)):
+        scaler, lazy = nbbn.Standardizer(axis=axis), nbbn.Standardizer(axis=axis)
+        y = scaler.fit(x, sample_weight=weights).transform(x)
+        chunked = da.from_array(x, chunks=(7, 11))
+        found = lazy.fit(chunked, sample_weight=weights).transform(chunked)
+        assert found.dtype == y.dtype == np.float64
+        np.testing.assert_allclose(found.compute(), y, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(lazy.n_samples_seen_, scaler.n_samples_seen_)
+
+
+def test_infinite_values_of_a_block_are_told_when_it_is_computed():
+    a = values(shape=(30, 3))
+    scaler = nbbn.Standardizer().fit(a)
+    a[29, 2] = np.inf
+    x = da.from_array(a, chunks=(7, 2))
+    with pytest.raises(ValueError, match=r"^X: expected finite values"):
+        scaler.fit(x)
+    y = scaler.transform(x)
+    with pytest.raises(ValueError, match=r"^X: expected finite values"):
+        y.compute(scheduler="synchronous")

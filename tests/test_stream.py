@@ -18,6 +18,7 @@ from rooms import state as _storage
 
 import nbbn
 from nbbn.standardizer import _stream
+from nbbn.standardizer._features import FeatureMoments
 
 bounded = settings(max_examples=min(120, settings.default.max_examples))
 DTYPES = ("float32", "float64", "float16", "uint8")
@@ -60,7 +61,7 @@ def normalized(path, axis, statistics=None, advance=nothing):
     with _npy.opened(path) as source, _storage.replacing(target) as file:
         written = _stream.output(source, file)
         if statistics is None:
-            statistics = _stream.Statistics.of(_stream.moments(source, axis, nothing))
+            statistics = _stream.moments(source, axis, nothing)
         _stream.normalize(source, axis, statistics, written, advance)
     return np.load(target)
 
@@ -68,9 +69,9 @@ def normalized(path, axis, statistics=None, advance=nothing):
 def assert_moments(found, x, axis):
     """As good as sums in float64, whatever the type of the values."""
     count, mean, m2 = reference.moments(x, axis)
-    assert found.count == count
+    assert (found.counts == count).all()
     assert_within(found.mean, mean, mean_error(x, axis))
-    assert_within(found.var(), m2 / count, var_error(np.empty(0), m2 / count))
+    assert_within(found.variances(), m2 / count, var_error(np.empty(0), m2 / count))
 
 
 def assert_normalized(y, x, axis):
@@ -201,7 +202,8 @@ def test_float32_far_from_one(folder, exponent):
 def test_what_float32_cannot_hold_comes_out_infinite(folder, dtype):
     np.save(folder / "x.npy", np.ones((30, 3), dtype))
     mean, var = np.array([0.0, -1e308, 1e308]), np.array([1e-80, 1e308, 1e-80])
-    y = normalized(folder / "x.npy", 1, _stream.Statistics(mean, np.zeros(3), var))
+    found = FeatureMoments.of((0.1, mean, np.zeros(3), 0.1 * var, np.zeros(3)))
+    y = normalized(folder / "x.npy", 1, found)
     assert_same_bits(
         y, np.broadcast_to(np.array([1, 1, -1], y.dtype) * y.dtype.type(np.inf), (30, 3))
     )
@@ -216,46 +218,55 @@ def test_the_same_bits_for_every_number_of_threads(folder):
         for threads in (1, 2, 4):
             with nbbn.num_threads(threads):
                 found.append((moments(path, 1), normalized(path, 1)))
-    assert all(other[0] == found[0][0] for other in found)
     for other in found[1:]:
+        assert all(map(np.array_equal, other[0], found[0][0]))
         assert_same_bits(other[1], found[0][1])
 
 
 def test_blocks_are_worked_on_by_several_threads_each_serially(folder, monkeypatch):
     seen, both = set(), threading.Barrier(2, timeout=300)
 
-    def batch_moments(values, axis):
+    def moments_of(values, axis):
         both.wait()
         seen.add((threading.get_ident(), nbbn.get_num_threads()))
-        return nbbn.batch_moments(values, axis=axis)
+        return FeatureMoments.of(nbbn.batch_moments(values, axis=axis))
 
     path = folder / "x.npy"
     np.save(path, values((40, 5), "float32"))
-    monkeypatch.setattr(_stream, "batch_moments", batch_moments)
+    monkeypatch.setattr(_stream, "moments_of", moments_of)
     with blocks_of(5, 1), nbbn.num_threads(2):
         moments(path, 1)
     assert len({thread for thread, _ in seen}) == 2
     assert {threads for _, threads in seen} == {1}
 
 
-def test_nan_and_infinities_stay_in_their_channel(folder):
-    x = values((50, 4), "float32")
-    clean = x.copy()
-    x[7, 1], x[30, 2] = np.nan, np.inf
+@pytest.mark.parametrize("dtype", ["float32", ">f8", "int16", "bool"])
+def test_missing_values_and_any_numbers(folder, dtype):
+    x = np.random.default_rng(0).integers(0, 9, (50, 4)).astype(dtype)
+    if x.dtype.kind == "f":
+        x[7, 1] = x[30:, 2] = np.nan
     path = folder / "x.npy"
-    results = []
-    for array in (clean, x):
-        np.save(path, array)
-        with blocks_of(12):
-            results.append((moments(path, 1), normalized(path, 1)))
-    (clean_moments, clean_y), (found, y) = results
-    for c in (0, 3):
-        assert found.mean[c] == clean_moments.mean[c]
-        assert found.m2[c] == clean_moments.m2[c]
-        assert_same_bits(y[:, c], clean_y[:, c])
-    assert np.isnan([found.mean[1], found.m2[1], found.m2[2]]).all()
-    assert found.mean[2] == np.inf
-    assert np.isnan(y[:, 1:3]).all()
+    np.save(path, x)
+    with blocks_of(12):
+        found, y = moments(path, 1), normalized(path, 1)
+    scaler = nbbn.Standardizer().fit(x)
+    np.testing.assert_array_equal(found.counts, np.broadcast_to(scaler.n_samples_seen_, 4))
+    np.testing.assert_allclose(found.variances(), scaler.var_, rtol=1e-14)
+    assert y.dtype == (np.float32 if dtype == "float32" else np.float64)
+    np.testing.assert_allclose(y, scaler.transform(x), rtol=1e-6, atol=1e-7)
+
+
+def test_infinite_values_are_refused(folder):
+    x = values((50, 4), "float32")
+    path = folder / "x.npy"
+    np.save(path, x)
+    with blocks_of(12):
+        found = moments(path, 1)
+        x[30, 2] = np.inf
+        np.save(path, x)
+        for call in (lambda: moments(path, 1), lambda: normalized(path, 1, found)):
+            with pytest.raises(ValueError, match=r"^X: expected finite values"):
+                call()
 
 
 def test_progress_is_told_of_every_byte_of_the_input(folder):
@@ -265,7 +276,7 @@ def test_progress_is_told_of_every_byte_of_the_input(folder):
     first, second = [], []
     with blocks_of(30, 1):
         found = moments(path, 1, first.append)
-        normalized(path, 1, _stream.Statistics.of(found), second.append)
+        normalized(path, 1, found, second.append)
     assert sum(first) == sum(second) == x.nbytes
     assert len(first) > 5
 
@@ -279,10 +290,9 @@ def test_saved_statistics_are_those_that_were_used(folder):
     with blocks_of(100):
         found = moments(folder / "x.npy", 1)
     _stream.save(folder / "s.npz", found)
-    used, loaded = _stream.Statistics.of(found), _stream.load(folder / "s.npz")
-    for name in ("mean", "mean_low", "var"):
-        assert_same_bits(getattr(used, name), getattr(loaded, name))
-    assert used.mean_low.any()
+    loaded, names = _stream.load(folder / "s.npz")
+    assert all(map(np.array_equal, found, loaded)) and names == ()
+    assert found.mean_low.any()
     with np.load(folder / "s.npz", allow_pickle=False) as saved:
         assert saved["count"] == 1000
         assert_same_bits(saved["m2"], found.m2)
@@ -296,10 +306,17 @@ def saved(path, **arrays):
 
 def test_statistics_of_others_need_mean_and_var_alone(folder):
     mean, var = np.array([1, 2]), np.array([4, 0.25], np.float32)
-    found = _stream.load(saved(folder / "s.npz", mean=mean, var=var))
-    assert (found.mean.dtype, found.var.dtype) == (np.float64, np.float64)
-    assert (found.mean.tolist(), found.var.tolist()) == ([1, 2], [4, 0.25])
+    found, _ = _stream.load(saved(folder / "s.npz", mean=mean, var=var))
+    assert (found.mean.dtype, found.variances().dtype) == (np.float64, np.float64)
+    assert (found.mean.tolist(), found.variances().tolist()) == ([1, 2], [4, 0.25])
     assert found.mean_low.tolist() == [0, 0]
+
+
+def test_counts_and_names_of_features_are_kept(folder):
+    found = FeatureMoments.of(tuple(np.arange(10.0).reshape(5, 2)))
+    _stream.save(folder / "s.npz", found, ["a", "böse"])
+    loaded, names = _stream.load(folder / "s.npz")
+    assert all(map(np.array_equal, found, loaded)) and names == ("a", "böse")
 
 
 GOOD = {"count": np.array(5.0), "mean": np.ones(3), "var": np.ones(3)}
@@ -319,7 +336,10 @@ GOOD = {"count": np.array(5.0), "mean": np.ones(3), "var": np.ones(3)}
         ({"var": np.array([1, -1e-9, 1])}, "var: expected no values below 0"),
         ({"count": np.array(0.0)}, "count: expected a number > 0"),
         ({"count": np.array(np.nan)}, "count: expected a number > 0"),
-        ({"count": np.ones(3)}, "count: expected a number > 0"),
+        ({"count": np.zeros(3)}, "count: expected a number > 0"),
+        ({"count": np.ones(2)}, "count: expected shape"),
+        ({"names": np.array(["a", "b"])}, "names: expected 3, one a feature, got 2"),
+        ({"names": np.ones(3)}, "names: got dtype float64"),
         ({"var": np.ones(3, complex)}, "var: got dtype"),
         ({"var": np.ones(3, bool)}, "var: got dtype"),
         ({"var": np.ones(3, ">f8")}, "var: got dtype"),
@@ -438,7 +458,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change, step)
     work = (
         (lambda: moments(path, 1, advance))
         if step == "moments"
-        else (lambda: normalized(path, 1, _stream.Statistics(*[np.ones(3)] * 3), advance))
+        else (lambda: normalized(path, 1, FeatureMoments.of((1.0, *np.ones((4, 3)))), advance))
     )
     with blocks_of(30), pytest.raises(_npy.NpyError, match=r"while it was read"):
         work()

@@ -95,7 +95,7 @@ def computed_dtype(x: Array) -> np.dtype[Any]:
     return _FLOAT64 if x.dtype == _FLOAT64 else _FLOAT32
 
 
-def _variant(
+def variant_of(
     x: Array,
     activation: int = 0,
     residual: bool = False,
@@ -172,7 +172,7 @@ def write(
     kind, of = after.kind, view.of
     _run(
         runs.infer_runs if view.runs else columns.infer_columns,
-        _variant(x, len(kind), residual is not None),
+        variant_of(x, len(kind), residual is not None),
         plan.parallel,
         of(x),
         of(y),
@@ -251,7 +251,7 @@ def look(
         step, last = runs.moments_of_runs, plan.group
     else:
         step, last = columns.moments_of_columns, plan.ahead
-    _run(step, _variant(x, weights=weights), plan.parallel, *arguments, last)
+    _run(step, variant_of(x, weights=weights), plan.parallel, *arguments, last)
     return form
 
 
@@ -302,7 +302,7 @@ def look_and_write(
     written = np.empty((3, numbers.size, width))
     form = np.empty((rows.FORM_ROWS, width), computed_dtype(x))
     what = of(x), of(y), added, weights, numbers, written, table, form
-    wanted = _variant(x, len(kind), residual is not None, weights)
+    wanted = variant_of(x, len(kind), residual is not None, weights)
     options = kind, freedom, eps, plan.streaming
     _run(runs.train_channels, wanted, plan.parallel, *what, *options)
 
@@ -385,7 +385,7 @@ def add_up(
         to_keep = np.empty((0, 0, 0), source.dtype) if kept is None else view.of(kept)
         of_y = parts.spread(of_y, view, width)
     what = grad, source, mask, added, to_keep, of_y, kind
-    wanted, results = _variant(x, len(kind), False, mask), (written, table, sums, form)
+    wanted, results = variant_of(x, len(kind), False, mask), (written, table, sums, form)
     if view.runs:
         step, last = runs.gradient_sums_of_runs, plan.group
         _run(step, wanted, plan.parallel, *what, *results, count, freedom, last)
@@ -430,7 +430,7 @@ def write_back(
     if of_y is not None:
         of_y = parts.spread(of_y, view, width)
     arguments = of(grad_y), of(x), of(grad_x), mask, form, of_y, kind, plan.streaming
-    _run(step, _variant(x, len(kind), False, mask), plan.parallel, *arguments)
+    _run(step, variant_of(x, len(kind), False, mask), plan.parallel, *arguments)
 
 
 def gradient_coefficients(
@@ -531,7 +531,7 @@ def add_up_and_write_back(
     written = np.empty((len(sums), numbers.size, width))
     form = np.empty((rows.GRADIENT_ROWS, width), computed_dtype(x))
     what = of(grad_y), of(x), of(grad_x), mask, fused.form, kind, written, table, sums, form
-    options, wanted = (count, freedom, plan.streaming), _variant(x, len(kind), False, mask)
+    options, wanted = (count, freedom, plan.streaming), variant_of(x, len(kind), False, mask)
     _run(runs.differentiate_channels, wanted, plan.parallel, *what, *options)
     return form[rows.OF_GAMMA : rows.OF_GAMMA + len(sums)]
 

@@ -11,6 +11,7 @@ from nbbn import _checks
 from nbbn._compiler import jit
 from nbbn._compiler.jit import Step, Variant
 from nbbn._engine import steps, threads
+from nbbn._kernels import gaps
 from nbbn._kernels import steps_of_columns as columns
 from nbbn._kernels import steps_of_layers as layers
 from nbbn._kernels import steps_of_runs as runs
@@ -19,7 +20,12 @@ _SEEN_AS = {"float16": np.uint16, "bfloat16": np.int16}  # by kernels: see `nbbn
 _PARAMETERS = (np.float32, np.float64)
 
 _INFER = (runs.infer_runs, columns.infer_columns)
-_MOMENTS = (runs.moments_of_runs, columns.moments_of_columns)
+_MOMENTS = (
+    runs.moments_of_runs,
+    columns.moments_of_columns,
+    gaps.gaps_of_runs,
+    gaps.gaps_of_columns,
+)
 _BACKWARD = (
     runs.gradient_sums_of_runs,
     columns.gradient_sums_of_columns,

@@ -11,8 +11,12 @@ import contextlib
 import math
 import os
 import re
+import shutil
 import struct
+import tempfile
 import threading
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -30,6 +34,7 @@ _HEADER = re.compile(
     r"'fortran_order' *: *(?P<order>False|True) *, *"
     r"'shape' *: *\((?P<shape>|[0-9]{1,15},|[0-9]{1,15}(?:, *[0-9]{1,15}){1,63},?)\) *,? *\} *\n?"
 )
+_MEMBER = 1 << 20  # bytes of a member that are copied at once
 _MOST_HEADER = 10_000  # bytes; numpy's own limit for a header it trusts
 
 
@@ -85,8 +90,8 @@ def _bytes(values: Array) -> memoryview:
 class NpyFile:
     """An .npy file that is open for reading, by several threads at once."""
 
-    def __init__(self, path: str | os.PathLike[str], file: BinaryIO) -> None:
-        self.path = str(path)
+    def __init__(self, path: str | os.PathLike[str], file: BinaryIO, key: str = "arr_0") -> None:
+        self.path, self.key = str(path), key  # the key of it in an .npz file
         self._file = file
         self._state = self._look()
         try:
@@ -147,6 +152,38 @@ def opened(path: str | os.PathLike[str], name: str = "path") -> Iterator[NpyFile
     """Open an .npy file; whatever is wrong with its header or its size is an NpyError."""
     with paths.opened(f"{name}: expected an .npy file", path, buffering=0) as file:
         yield NpyFile(path, file)
+
+
+@contextlib.contextmanager
+def opened_member(path: str | os.PathLike[str], name: str, key: str | None) -> Iterator[NpyFile]:
+    """Open one array of an .npz file, by its key where there are several; else as `opened`."""
+    # A member may be compressed, and is read at any place: so a file is made of it.
+    expected = f"{name}: expected an .npz file"
+    with paths.opened(expected, path) as file, tempfile.TemporaryFile() as whole:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                keys = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+                wanted = keys[0] if key is None and len(keys) == 1 else key
+                if wanted in keys:
+                    with archive.open(f"{wanted}.npy") as member:
+                        shutil.copyfileobj(member, whole, _MEMBER)
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+            raise NpyError(f"{path}: expected an .npz file ({error})") from error
+        if wanted not in keys:
+            listed = ", ".join(keys[:9]) or "no array"
+            raise NpyError(f"--key: expected one of the arrays in {path} ({listed}), got {key}")
+        whole.seek(0)
+        yield NpyFile(path, whole, str(wanted))
+
+
+def pack(file: BinaryIO, key: str, values: BinaryIO) -> None:
+    """Write an .npz file of one array, which is an .npy file."""
+    values.seek(0)
+    with (
+        zipfile.ZipFile(file, "w") as archive,
+        archive.open(f"{key}.npy", "w", force_zip64=True) as member,
+    ):
+        shutil.copyfileobj(values, member, _MEMBER)
 
 
 class NpyOutput:

@@ -171,20 +171,21 @@ class StateFile:
         )
         return found
 
-    def vectors(self, required: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Array]:
-        """Return the members, vectors of floats of one size, or scalars, and nothing else."""
+    def vectors(
+        self, required: tuple[str, ...], optional: tuple[str, ...], text: str
+    ) -> dict[str, Array]:
+        """Return the members, vectors of numbers, or scalars, and one of ``text``, and nothing else."""
         members = self._members()
         needed = {f"{name}.npy" for name in required}
-        accepted = needed.union(f"{name}.npy" for name in optional)
+        accepted = needed.union(f"{name}.npy" for name in (*optional, text))
         unique = len(members) == len(set(members))
         if not (unique and needed <= set(members) <= accepted):
             raise ValueError(f"expected {sorted(accepted)} as members, got {members}")
         return {
             name: self._read(
                 name,
-                lambda dtype, shape: (
-                    dtype.kind in "fiu"
-                    and dtype.itemsize <= _FLOAT64_BYTES
+                lambda dtype, shape, name=name: (
+                    (dtype.kind == "U" if name == text else _is_number(dtype))
                     and dtype.isnative
                     and len(shape) < 2
                 ),
@@ -210,6 +211,10 @@ class StateFile:
             if len(payload) != dtype.itemsize * header.size:
                 raise ValueError(f"{name}: expected as many bytes as its header says")
         return np.frombuffer(payload, dtype).reshape(shape)
+
+
+def _is_number(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "fiu" and dtype.itemsize <= _FLOAT64_BYTES
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ GRADIENT_ROWS = 9
 REFERENCE = 0
 SUM = 1
 SQUARES = 2
+COUNT = 3  # where values are missing
 
 # the sums of a backward
 SUM_GRAD = 0

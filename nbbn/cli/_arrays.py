@@ -1,20 +1,20 @@
-"""What the commands on .npy files share: their arguments, their input, their errors."""
+"""What the commands on files share: their arguments; the input and the errors of those on arrays."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nbbn._files import npy
 from nbbn.cli._errors import CommandError
-from nbbn.cli._files import cannot_write, check_file
+from nbbn.cli._files import TABLES, cannot_write, check_file
 from nbbn.cli._progress import Progress
-from nbbn.moments import Moments
 from nbbn.standardizer import _stream
+from nbbn.standardizer._features import FeatureMoments
 
-_INPUT = "IN.npy"
+_INPUT = "IN"
 
 
 def add_input(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_input(parser: argparse.ArgumentParser) -> None:
         "input",
         type=Path,
         metavar=_INPUT,
-        help=f"array of {_stream.ACCEPTED}, of any shape, in C or Fortran order; may be larger than memory",
+        help="array of numbers, of any shape, in C or Fortran order; may be larger than memory",
     )
     parser.add_argument(
         "--axis",
@@ -32,14 +32,35 @@ def add_input(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="the channel axis: statistics are taken over all others (default -1, the last)",
     )
+    parser.add_argument(
+        "--key", metavar="K", help="which array of an .npz file, where it holds several"
+    )
+    parser.add_argument(
+        "--columns",
+        metavar="A,B",
+        help="which columns of a table (default: those whose cells are numbers, or missing)",
+    )
+    parser.add_argument(
+        "--delimiter",
+        metavar="D",
+        help="what stands between the cells of text (default , or a tab)",
+    )
 
 
 @contextlib.contextmanager
-def reading(path: Path, axis: int) -> Iterator[npy.NpyFile]:
+def reading(arguments: argparse.Namespace) -> Iterator[npy.NpyFile]:
     """Open the input, and check its type and axis; what goes wrong later is a CommandError, too."""
+    path, axis, key = arguments.input, arguments.axis, arguments.key
+    for option, given in (("--columns", arguments.columns), ("--delimiter", arguments.delimiter)):
+        if given is not None:
+            raise CommandError(f"{option}: expected a table ({', '.join(TABLES)}), got {path}")
+    is_npz = path.suffix.lower() == ".npz"
+    if key is not None and not is_npz:
+        raise CommandError(f"--key: expected an .npz file, got {path}")
     with contextlib.ExitStack() as stack:
         try:
-            source = stack.enter_context(npy.opened(path, _INPUT))
+            opened = npy.opened_member(path, _INPUT, key) if is_npz else npy.opened(path, _INPUT)
+            source = stack.enter_context(opened)
             _stream.check_dtype(source)
             _stream.view(source.header, axis)
         except OSError as error:
@@ -51,6 +72,10 @@ def reading(path: Path, axis: int) -> Iterator[npy.NpyFile]:
             yield source
         except npy.NpyError as error:
             raise CommandError(str(error)) from error
+        except ValueError as error:
+            if not str(error).startswith("X: "):
+                raise
+            raise CommandError(f"{path}: {str(error)[3:].partition(' (')[0]}") from error
         except MemoryError as error:
             raise CommandError(
                 f"{path}: not enough memory for its channels or for threads ({error})"
@@ -62,7 +87,7 @@ def channels(source: npy.NpyFile, axis: int) -> int:
     return _stream.view(source.header, axis)[1]
 
 
-def moments(source: npy.NpyFile, axis: int, label: str) -> Moments:
+def moments(source: npy.NpyFile, axis: int, label: str) -> FeatureMoments:
     """Return the moments of the input, with a progress bar."""
     header = source.header
     if not header.size:
@@ -86,9 +111,19 @@ def check_apart(path: Path, option: str, *others: Path) -> None:
             raise CommandError(f"{option}: expected a file of its own, got {path}")
 
 
-def save_statistics(path: Path, found: Moments) -> None:
+def load_statistics(path: Path) -> tuple[FeatureMoments, tuple[str, ...]]:
+    """Return statistics that were saved, and the names of their features if they have some."""
+    try:
+        return _stream.load(path)
+    except OSError as error:
+        raise CommandError(f"--stats: cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise CommandError(str(error).replace("path:", "--stats:", 1)) from error
+
+
+def save_statistics(path: Path, found: FeatureMoments, names: Sequence[str] = ()) -> None:
     """Write an .npz file, whole or not at all."""
     try:
-        _stream.save(path, found)
+        _stream.save(path, found, names)
     except OSError as error:
         raise cannot_write(path, "--save-stats", error) from None

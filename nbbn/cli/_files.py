@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +15,7 @@ from nbbn._files import state as state_files
 from nbbn.cli._errors import CommandError
 
 _FORMATS = ("png", "svg", "pdf")
+ARRAYS, TABLES = (".npy", ".npz"), (".csv", ".tsv", ".parquet")
 
 
 def check_figure(path: Path) -> None:
@@ -22,6 +24,22 @@ def check_figure(path: Path) -> None:
         suffixes = ", ".join("." + name for name in _FORMATS)
         raise CommandError(f"--plot: the suffix must be one of {suffixes}, got {path.name!r}")
     check_file(path, "--plot")
+
+
+def check_formats(source: Path, target: Path | None = None) -> bool:
+    """Make sure, by suffix, that files can be read and written; return whether they are tables."""
+    for name, path in (("IN", source), ("OUT", target)):
+        if path is not None and path.suffix.lower() not in (*ARRAYS, *TABLES):
+            suffixes = ", ".join((*ARRAYS, *TABLES))
+            raise CommandError(f"{name}: the suffix must be one of {suffixes}, got {path.name!r}")
+    table = source.suffix.lower() in TABLES
+    if target is not None and (target.suffix.lower() in TABLES) != table:
+        wanted = " or ".join(TABLES if table else ARRAYS)
+        kind = "a table" if table else "an array"
+        raise CommandError(
+            f"OUT: expected {wanted} for {kind}, which {source} is, got {target.name!r}"
+        )
+    return table
 
 
 def check_file(path: Path, option: str) -> None:
@@ -70,6 +88,12 @@ def _write(path: Path, option: str, fill: Callable[[BinaryIO], Any]) -> None:
             fill(file)
     except OSError as error:
         raise cannot_write(path, option, error) from None
+
+
+def tell(line: str) -> None:
+    """Print a line for who sits at a terminal."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(line, file=sys.stderr)
 
 
 def _format(path: Path) -> str:

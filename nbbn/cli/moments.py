@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nbbn.cli import _arrays
-from nbbn.moments import Moments
+from nbbn.cli import _arrays, _tables
+from nbbn.cli._files import check_formats
+from nbbn.standardizer._features import FeatureMoments
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -19,10 +22,11 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser(
         "moments",
-        help="print count, mean and variance of each channel of an .npy file",
+        help="print count, mean and variance of each channel of an array, or column of a table, in a file",
         description=(
-            "Print a line for each channel of a file that may be larger than memory: its number, how "
-            "many values it has, their mean and their variance (the population's), with all digits."
+            "Print a line for each channel of a file that may be larger than memory: its number, or the name "
+            "of a column, how many values it has, their mean and their variance (the population's), with all "
+            "digits. NaN, and an empty cell, is a value that is missing."
         ),
         allow_abbrev=False,
     )
@@ -33,27 +37,51 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="S.npz",
         help="write them to a file instead, which nbbn normalize --stats takes",
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON: a list with an object for each channel"
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the table, or save the statistics."""
-    with _arrays.reading(arguments.input, arguments.axis) as source:
-        _arrays.check_statistics_file(arguments.save_stats, arguments.input)
-        found = _arrays.moments(source, arguments.axis, "statistics")
-    if arguments.save_stats is None:
-        _print(found)
+    names: Sequence[str] = ()
+    if check_formats(arguments.input):
+        found, names = _tables.moments(arguments)
     else:
-        _arrays.save_statistics(arguments.save_stats, found)
+        with _arrays.reading(arguments) as source:
+            _arrays.check_statistics_file(arguments.save_stats, arguments.input)
+            found = _arrays.moments(source, arguments.axis, "statistics")
+    if arguments.save_stats is not None:
+        _arrays.save_statistics(arguments.save_stats, found, names)
+    elif arguments.json:
+        print(json.dumps(_rows(found, names), indent=1))
+    else:
+        _print(found, names)
 
 
-def _print(found: Moments) -> None:
+def _rows(found: FeatureMoments, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a dictionary a channel; what is not known is None."""
+    columns = found.counts.tolist(), found.means().tolist(), found.variances().tolist()
+    return [
+        {
+            "channel": names[number] if names else number,
+            "count": int(count),
+            "mean": mean if count else None,
+            "var": var if count else None,
+        }
+        for number, (count, mean, var) in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def _print(found: FeatureMoments, names: Sequence[str]) -> None:
     """Print a table whose columns line up, of which other programs can split the lines."""
-    count = f"{found.count:.0f}"
-    first = max(len("channel"), len(str(found.mean.size - 1)))
-    second = max(len("count"), len(count))
-    print(f"{'channel':>{first}} {'count':>{second}} {'mean':>{_WIDTH}} {'var':>{_WIDTH}}")
-    pairs = zip(found.mean, found.var(), strict=True)
-    for channel, (mean, var) in enumerate(pairs):
-        numbers = f"{float(mean)!r:>{_WIDTH}} {float(var)!r:>{_WIDTH}}"
-        print(f"{channel:>{first}} {count:>{second}} {numbers}")
+    rows = _rows(found, names)
+    label = "column" if names else "channel"
+    first = max(len(label), *(len(str(row["channel"])) for row in rows))
+    second = max(len("count"), *(len(str(row["count"])) for row in rows))
+    print(f"{label:>{first}} {'count':>{second}} {'mean':>{_WIDTH}} {'var':>{_WIDTH}}")
+    for row in rows:
+        mean, var = ("nan" if row[name] is None else repr(row[name]) for name in ("mean", "var"))
+        count = f"{row['count']:>{second}}"
+        print(f"{row['channel']:>{first}} {count} {mean:>{_WIDTH}} {var:>{_WIDTH}}")

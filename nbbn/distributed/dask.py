@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -72,19 +72,33 @@ def dask_moments(x: Any, *, axis: int = 1, mask: Any = None) -> Moments:
     100000.0
     """
     index = checked(x, axis)
+    pairs = [] if mask is None else [_aligned(mask, x, index), tuple(range(x.ndim))]
+    found = merged_blocks(x, index, _moments_of_block, *pairs)
+    if not found:
+        raise ValueError(f"x: expected at least one channel, got shape {x.shape}")
+    # Everything but the count, which each channel has, is a vector to be continued.
+    vectors = zip(*[piece.__getstate__()[1:] for piece in found], strict=True)
+    return Moments._restore(found[0].count, *map(np.concatenate, vectors))
+
+
+def merged_blocks(x: Any, index: int, of_block: Callable[..., Any], *pairs: Any) -> list[Any]:
+    """Return the moments of blocks of a dask array merged, one for each chunk of the channels.
+
+    ``of_block(block, *others, axis=index)`` returns what has a ``merge``, or None where there is no channel;
+    ``pairs`` are the others, arrays in the same blocks, each with its dimensions.
+    """
     import dask
     import dask.array as da
     from dask.base import tokenize
 
     dims = tuple(range(x.ndim))
-    pairs: list[Any] = [x, dims]
-    if mask is not None:
-        pairs += [_aligned(mask, x, index), dims]
     found = da.blockwise(
-        functools.partial(_moments_of_block, axis=index),
+        functools.partial(of_block, axis=index),
+        dims,
+        x,
         dims,
         *pairs,
-        name=f"nbbn-moments-{tokenize(*pairs, index)}",
+        name=f"nbbn-moments-{tokenize(x, *pairs, index, of_block)}",
         align_arrays=False,
         dtype=object,
         meta=np.empty((0,) * x.ndim, object),
@@ -100,7 +114,7 @@ def dask_moments(x: Any, *, axis: int = 1, mask: Any = None) -> Moments:
         dtype=object,
         meta=np.empty(0, object),
     )
-    return _joined(dask.compute(*merged.to_delayed()), x.shape)
+    return [piece for piece in dask.compute(*merged.to_delayed()) if piece is not None]
 
 
 def dask_normalize(
@@ -216,11 +230,13 @@ def _moments_of_block(x: Any, mask: Any = None, *, axis: int) -> Moments | None:
     """Return the moments of a block, or None where it has no channels."""
     if not x.shape[axis]:
         return None
-    if isinstance(x, np.ndarray) and not x.flags.forc:
-        # Sent to another process it would become so, and be summed in another order.
-        x = x.copy()
     with num_threads(1):
-        return batch_moments(x, axis=axis, mask=mask)
+        return batch_moments(in_one_order(x), axis=axis, mask=mask)
+
+
+def in_one_order(block: Any) -> Any:
+    """Return a block without gaps: sent to another process it becomes so, and is summed in another order."""
+    return block.copy() if isinstance(block, np.ndarray) and not block.flags.forc else block
 
 
 def _normalized_block(
@@ -239,17 +255,7 @@ def _merge(parts: Any, **_: Any) -> Any:
     if not isinstance(parts, list):
         return parts
     found = [moments for moments in map(_merge, parts) if moments is not None]
-    return functools.reduce(Moments.merge, found) if found else None
-
-
-def _joined(pieces: Iterable[Moments | None], shape: tuple[int, ...]) -> Moments:
-    """Return the moments of all channels from those of some each."""
-    found = [piece for piece in pieces if piece is not None]
-    if not found:
-        raise ValueError(f"x: expected at least one channel, got shape {shape}")
-    # Everything but the count, which each channel has, is a vector to be continued.
-    vectors = zip(*[piece.__getstate__()[1:] for piece in found], strict=True)
-    return Moments._restore(found[0].count, *map(np.concatenate, vectors))
+    return functools.reduce(lambda a, b: a.merge(b), found) if found else None
 
 
 def is_dask(value: Any) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, ClassVar, Self
@@ -50,7 +52,7 @@ class Estimator:
         --------
         >>> import nbbn
         >>> nbbn.Standardizer(with_std=False).get_params()
-        {'axis': -1, 'with_mean': True, 'with_std': False}
+        {'axis': -1, 'with_mean': True, 'with_std': False, 'copy': True}
         """
         return {name: getattr(self, name) for name in _parameters(type(self))}
 
@@ -107,7 +109,7 @@ class Estimator:
 
         Notes
         -----
-        scikit-learn's setting for all estimators is not looked at.
+        Where nothing was chosen here, ``sklearn.set_config(transform_output=...)`` chooses.
 
         Examples
         --------
@@ -120,14 +122,92 @@ class Estimator:
                 raise ValueError(
                     f"transform: expected 'default', 'pandas', 'polars' or None, got {transform!r}"
                 )
-            chosen = {} if transform == "default" else {"transform": transform}
-            vars(self)["_sklearn_output_config"] = chosen
+            vars(self)["_sklearn_output_config"] = {"transform": transform}
         return self
 
-    def _frames(self) -> Any:
-        """Return the module of the data frames that are wanted, or None."""
+    def _frames(self) -> str | None:
+        """Return the name of the library of the data frames that are wanted, or None."""
         chosen = self._sklearn_output_config.get("transform")
-        return None if chosen is None else import_module(chosen)
+        if chosen is None and "sklearn" in sys.modules:
+            chosen = sys.modules["sklearn"].get_config().get("transform_output")
+        return None if chosen == "default" else chosen
+
+    def set_fit_request(self, *, sample_weight: Any) -> Self:
+        """Choose whether scikit-learn's metadata routing passes ``sample_weight`` to ``fit``.
+
+        Parameters
+        ----------
+        sample_weight : bool, None or str
+            True: it is passed if given. False: it is not. None: to give it is an error. A str: it is passed
+            if given by that name.
+
+        Returns
+        -------
+        Estimator
+            Itself.
+
+        Raises
+        ------
+        ImportError
+            Where scikit-learn is not installed.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.Standardizer().set_fit_request(sample_weight=True)  # doctest: +SKIP
+        Standardizer()
+        """
+        return self._request("fit", sample_weight=sample_weight)
+
+    def set_partial_fit_request(self, *, sample_weight: Any) -> Self:
+        """`set_fit_request` for ``partial_fit``.
+
+        Parameters
+        ----------
+        sample_weight : bool, None or str
+            As there.
+
+        Returns
+        -------
+        Estimator
+            Itself.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.Standardizer().set_partial_fit_request(sample_weight=True)  # doctest: +SKIP
+        Standardizer()
+        """
+        return self._request("partial_fit", sample_weight=sample_weight)
+
+    def get_metadata_routing(self) -> Any:
+        """Return scikit-learn's record of the metadata that ``fit`` and ``partial_fit`` ask for.
+
+        Returns
+        -------
+        sklearn.utils.metadata_routing.MetadataRequest
+            A copy.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> nbbn.Standardizer().get_metadata_routing()  # doctest: +SKIP
+        {'fit': {'sample_weight': None}, 'partial_fit': {'sample_weight': None}}
+        """
+        chosen = vars(self).get("_metadata_request")
+        if chosen is not None:
+            return copy.deepcopy(chosen)
+        request = import_module("sklearn.utils.metadata_routing").MetadataRequest(owner=self)
+        for method in ("fit", "partial_fit"):
+            getattr(request, method).add_request(param="sample_weight", alias=None)
+        return request
+
+    def _request(self, method: str, **chosen: Any) -> Self:
+        request = self.get_metadata_routing()
+        for name, alias in chosen.items():
+            getattr(request, method).add_request(param=name, alias=alias)
+        vars(self)["_metadata_request"] = request  # scikit-learn's clone copies this name
+        return self
 
     def __sklearn_tags__(self) -> Any:
         tags = import_module("sklearn.utils")
@@ -135,7 +215,9 @@ class Estimator:
             estimator_type="transformer",
             target_tags=tags.TargetTags(required=False),
             transformer_tags=tags.TransformerTags(preserves_dtype=["float64", "float32"]),
-            input_tags=tags.InputTags(three_d_array=True, allow_nan=True),
+            input_tags=tags.InputTags(
+                three_d_array=True, allow_nan=True, sparse=not getattr(self, "with_mean", True)
+            ),
         )
 
     def __repr__(self) -> str:
@@ -159,32 +241,66 @@ def feature_names(X: Any) -> tuple[str, ...] | None:
     return names if names and all(isinstance(name, str) for name in names) else None
 
 
-def check_names(name: str, given: Any, known: tuple[str, ...] | None) -> None:
-    """Check names of features against those of `fit`, where both exist."""
+def check_names(name: str, given: Any, known: tuple[str, ...] | None, owner: str) -> None:
+    """Check names of features against those of `fit`; where only one of them exists, warn."""
     if given is not None and known is not None and tuple(given) != known:
-        raise ValueError(f"{name}: expected the names {_listed(known)}, got {_listed(given)}")
+        raise ValueError(f"{name}: {_mismatch(given, known)}")
+    if (given is None) != (known is None):
+        text = (
+            f"X does not have valid feature names, but {owner} was fitted with feature names"
+            if given is None
+            else f"X has feature names, but {owner} was fitted without feature names"
+        )
+        warnings.warn(text, UserWarning, stacklevel=5)
+
+
+def _mismatch(given: Any, known: tuple[str, ...]) -> str:
+    """Return what is wrong with names, in scikit-learn's words, too: programs look for them."""
+    text = (
+        f"expected the names {_listed(known)}, got {_listed(given)} "
+        "(The feature names should match those that were passed during fit.\n"
+    )
+    new, missing = sorted({*given} - {*known}), sorted({*known} - {*given})
+    for words, names in (
+        ("unseen at fit time", new),
+        ("seen at fit time, yet now missing", missing),
+    ):
+        if names:
+            lines = [f"- {name}\n" for name in names[:5]] + ["- ...\n"] * (len(names) > 5)
+            text += f"Feature names {words}:\n{''.join(lines)}"
+    if not new and not missing:
+        text += "Feature names must be in the same order as they were in fit.\n"
+    return text + ")"
 
 
 def names_out(
     given: Sequence[str] | None, known: tuple[str, ...] | None, count: int
 ) -> NDArray[Any]:
     """Return the names of the features that leave, which are those that came."""
-    check_names("input_features", given, known)
+    if given is not None and known is not None and tuple(given) != known:
+        raise ValueError(
+            f"input_features: expected the names {_listed(known)}, got {_listed(given)} "
+            "(input_features is not equal to feature_names_in_)"
+        )
     if given is not None and len(given) != count:
-        raise ValueError(f"input_features: expected {count} names, got {len(given)}")
+        raise ValueError(
+            f"input_features: expected {count} names, got {len(given)} "
+            f"(input_features should have length equal to number of features ({count}))"
+        )
     names = given if known is None else known
     numbered = [f"x{number}" for number in range(count)] if names is None else list(names)
     return np.asarray(numbered, dtype=object)
 
 
-def as_frame(library: Any, y: NDArray[Any], X: Any, names: NDArray[Any]) -> Any:
+def as_frame(library: str, y: NDArray[Any], X: Any, names: NDArray[Any]) -> Any:
     """Return ``y``, two-dimensional with the features last, as a data frame of pandas or polars."""
-    if library.__name__ == "polars":
-        return library.DataFrame(y, schema=list(names), orient="row")
+    module = import_module(library)
+    if library == "polars":
+        return module.DataFrame(y, schema=list(names), orient="row")
     index = getattr(X, "index", None) if hasattr(X, "columns") else None
-    return library.DataFrame(y, index=index, columns=names, copy=False)
+    return module.DataFrame(y, index=index, columns=names, copy=False)
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
+def _listed(names: Any, most: int = 5) -> str:
     shown = ", ".join(repr(name) for name in list(names)[:most])
     return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"

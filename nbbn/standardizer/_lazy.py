@@ -11,22 +11,19 @@ import numpy as np
 from nbbn import _checks
 from nbbn._engine.threads import num_threads
 from nbbn.distributed import dask as dask_arrays
-from nbbn.moments import Moments
-from nbbn.standardizer._dataset import Array, Dense, Fitted, apply_form
-
-
-def as_dataset(X: Any, axis: Any, accepted: str = _checks.STORED) -> Dense:
-    """Return ``X``, in memory or of dask, as fitting and transforming look at it."""
-    return Lazy(X, axis, accepted) if dask_arrays.is_dask(X) else Dense(X, axis, accepted)
+from nbbn.standardizer import _blocks
+from nbbn.standardizer._dataset import Array, Dense, Fitted, Vector, apply_form
+from nbbn.standardizer._features import FeatureMoments, check_not_infinite, moments_of, widened
 
 
 class Lazy(Dense):
     """Blocks of a dask array, of any chunks; the number of samples may be unknown."""
 
-    def __init__(self, X: Any, axis: Any, accepted: str) -> None:
-        _checks.array("X", X._meta, accepted)
-        self.values = X
-        self.names = None
+    def __init__(self, X: Any, axis: Any) -> None:
+        if X.dtype != object:
+            _checks.numbers("X", X._meta)
+        self.values = X if X.dtype != object else X.astype(np.float64)
+        self.names, self.is_seen = None, False
         self._look(axis)
         if math.isnan(X.shape[self.index]):
             raise ValueError(
@@ -34,21 +31,33 @@ class Lazy(Dense):
                 f"{X.chunks[self.index]} (compute_chunk_sizes finds them)"
             )
 
-    def target(self, out: Any) -> Array | None:
+    def has_samples(self, found: FeatureMoments) -> bool:
+        """Return whether there was a sample: a shape does not always tell."""
+        shape = self.values.shape
+        return 0 not in shape and bool(found.counts.any() or not np.isnan(shape).any())
+
+    def target(self, out: Any, copy: bool) -> Array | None:
         """There is nothing to write to before blocks are computed."""
         if out is not None:
             raise ValueError(f"out: expected None for a dask array, got {type(out).__name__}")
         return None
 
-    def check_frames(self) -> None:
+    def check_frames(self, library: str) -> None:
         """A data frame holds its values."""
         raise ValueError(
             "X: expected an array in memory for a data frame as set_output asked, got a dask array"
         )
 
-    def moments(self) -> Moments:
+    def moments(self, weights: Vector | None) -> FeatureMoments:
         """Return the moments of each feature, with the scheduler that dask is set to."""
-        return dask_arrays.dask_moments(self.values, axis=self.index)
+        pairs: list[Any] = []
+        if weights is not None:
+            import dask.array as da
+
+            axis = _blocks.samples_axis(self.index)
+            pairs = [da.from_array(weights, chunks=(self.values.chunks[axis],)), (axis,)]
+        found = dask_arrays.merged_blocks(self.values, self.index, _moments_of_block, *pairs)
+        return FeatureMoments.joined(found)
 
     def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Any:
         """Return a dask array of what `Dense.mapped` makes of the blocks."""
@@ -73,6 +82,14 @@ class Lazy(Dense):
         )
 
 
-def _mapped_block(values: Array, form: Array, *, index: int, dtype: np.dtype[Any]) -> Array:
+def _moments_of_block(x: Any, weights: Any = None, *, axis: int) -> FeatureMoments | None:
+    if not x.shape[axis]:
+        return None
     with num_threads(1):
-        return apply_form(values, index, np.ascontiguousarray(form), dtype, None)
+        return moments_of(dask_arrays.in_one_order(x), axis, weights)
+
+
+def _mapped_block(values: Array, form: Array, *, index: int, dtype: np.dtype[Any]) -> Array:
+    check_not_infinite(values, index)
+    with num_threads(1):
+        return apply_form(widened(values), index, np.ascontiguousarray(form), dtype, None)

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from nbbn import _checks
 from nbbn._compiler.forks import new_lock
-from nbbn.moments import Moments
+from nbbn.distributed.dask import is_dask
 from nbbn.standardizer import _estimator
-from nbbn.standardizer._dataset import Dense, Fitted
-from nbbn.standardizer._lazy import as_dataset
+from nbbn.standardizer._dataset import Chunks, Dense, Fitted
+from nbbn.standardizer._features import FeatureMoments
+from nbbn.standardizer._lazy import Lazy
+from nbbn.standardizer._sparse import Sparse, is_sparse
 
 Array = NDArray[Any]
 Vector = NDArray[np.float64]
@@ -35,17 +37,22 @@ class Standardizer(_estimator.Estimator):
         Whether to subtract the mean.
     with_std : bool, default True
         Whether to divide by the standard deviation.
+    copy : bool, default True
+        Whether `transform` and `inverse_transform` leave ``X`` alone; else they write to it where it is
+        an array of floats.
 
     Attributes
     ----------
     mean_ : ndarray of float64, shape (F,), or None
-        Mean of each feature; None where neither mean nor standard deviation is wanted.
+        Mean of each feature; NaN where it had no value; None where neither mean nor standard deviation
+        is wanted.
     var_ : ndarray of float64, shape (F,), or None
-        Variance of the population, ``m2 / n``; None without ``with_std``.
+        Variance of the population, ``m2 / n``; NaN and None as of ``mean_``, and None without ``with_std``.
     scale_ : ndarray of float64, shape (F,), or None
         What is divided by: ``sqrt(var_)``, and 1 for a constant feature; None without ``with_std``.
-    n_samples_seen_ : int
-        Number of values of each feature so far: samples, times what further axes hold.
+    n_samples_seen_ : int, float or ndarray, shape (F,)
+        Number of values of each feature so far: samples, times what further axes hold; the sum of their
+        weights, where weights were given. An array where values were missing.
     n_features_in_ : int
         Number of features, F.
     feature_names_in_ : ndarray of str, shape (F,)
@@ -59,10 +66,11 @@ class Standardizer(_estimator.Estimator):
     -----
     Statistics are those of `nbbn.batch_moments`: float64 whatever ``X`` is, and chunks in any sizes
     agree with the whole to a few units in the last place. For float32 data with a mean of up to a
-    million standard deviations, `transform` is within 8 eps \|y\| of exact arithmetic. A feature is
-    constant where its variance is 0; a small one is taken as it is.
+    million standard deviations, `transform` is within 8 eps \|y\| of exact arithmetic.
 
-    NaN follows IEEE arithmetic and stays in its feature; StandardScaler leaves it out of the sums.
+    NaN is a value that is missing: it is left out of the statistics of its feature, and kept in the result.
+    An infinite value is an error. A feature is constant where its variance is at most
+    ``n eps var + (n eps mean)**2``, which rounding may leave of equal values.
 
     Parameters that are changed after fitting count from the next `fit` or `partial_fit` on. Threads
     may call `transform` while another one calls `partial_fit`: each call uses statistics of one moment.
@@ -84,23 +92,29 @@ class Standardizer(_estimator.Estimator):
 
     __module__ = "nbbn"  # where users find it, and pickles
 
-    def __init__(self, *, axis: int = -1, with_mean: bool = True, with_std: bool = True) -> None:
+    def __init__(
+        self, *, axis: int = -1, with_mean: bool = True, with_std: bool = True, copy: bool = True
+    ) -> None:
         self.axis = axis
         self.with_mean = with_mean
         self.with_std = with_std
+        self.copy = copy
         self._fitted: Fitted | None = None
+        self._chunks: Chunks | None = None
         self._lock = new_lock(self)
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Take the statistics of ``X``, and forget earlier ones.
 
         Parameters
         ----------
-        X : array_like of float32, float64, float16, bfloat16 or uint8
+        X : array_like of real numbers
             Of two or more dimensions, in any memory layout; a data frame, too. A dask array is
-            computed, block by block.
+            computed, block by block. Without ``with_mean`` also a sparse matrix, which needs scikit-learn.
         y : None
             Ignored.
+        sample_weight : array_like of real numbers, shape (n_samples,), or a number, optional
+            Finite and >= 0: a sample counts as so many.
 
         Returns
         -------
@@ -110,9 +124,10 @@ class Standardizer(_estimator.Estimator):
         Raises
         ------
         TypeError
-            For any other dtype, for masked and for sparse arrays.
+            For any other dtype, and for masked arrays.
         ValueError
-            For a wrong shape or parameter, and for an empty ``X``. Nothing has changed then.
+            For a wrong shape, parameter or weight, an infinite value, a sparse matrix and ``with_mean``, and an
+            empty ``X``. Nothing has changed then.
 
         Examples
         --------
@@ -120,18 +135,20 @@ class Standardizer(_estimator.Estimator):
         >>> nbbn.Standardizer().fit(np.array([[2.0], [4.0]])).mean_
         array([3.])
         """
-        self._learn(as_dataset(X, self.axis), fresh=True)
+        self._learn(as_dataset(X, self.axis), True, sample_weight)
         return self
 
-    def partial_fit(self, X: Any, y: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Take the statistics of ``X`` and of all data before it together.
 
         Parameters
         ----------
-        X : array_like of float32, float64, float16, bfloat16 or uint8
+        X : array_like of real numbers
             As for `fit`, with as many features as before. An empty one changes nothing.
         y : None
             Ignored.
+        sample_weight : array_like of real numbers, shape (n_samples,), or a number, optional
+            As for `fit`.
 
         Returns
         -------
@@ -153,31 +170,35 @@ class Standardizer(_estimator.Estimator):
         >>> scaler.var_, scaler.n_samples_seen_
         (array([2.]), 4)
         """
-        self._learn(as_dataset(X, self.axis), fresh=False)
+        if sample_weight is not None or not self._keep(X):
+            self._learn(as_dataset(X, self.axis), False, sample_weight)
         return self
 
-    def transform(self, X: Any, *, out: Any = None) -> Any:
+    def transform(self, X: Any, copy: bool | None = None, *, out: Any = None) -> Any:
         """Return ``(X - mean_) / scale_``.
 
         Parameters
         ----------
-        X : array_like of float32, float64, float16, bfloat16 or uint8
+        X : array_like of real numbers
             With the number of features of `fit`; any memory layout.
+        copy : bool, optional
+            Instead of the parameter of that name: False writes to ``X`` if it is an array of floats.
         out : ndarray, optional
             Where to write, of the shape of ``X`` and the dtype of the result; may be ``X`` itself.
 
         Returns
         -------
         ndarray
-            ``out``, or a new array in the memory order of ``X``; of its dtype, float32 for bytes. A data
-            frame where `set_output` asked for one. Of a dask array a lazy one, in its chunks.
+            ``out``, or a new array in the memory order of ``X``; of its dtype if that is of floats, float32 for
+            bytes, float64 for others. A data frame where `set_output` asked for one. Of a dask array a lazy
+            one, in its chunks. Of a sparse matrix one in CSR form.
 
         Raises
         ------
         TypeError
-            For any other dtype, for masked and for sparse arrays.
+            For any other dtype, and for masked arrays.
         ValueError
-            For a wrong shape, names of features, or ``out``. Nothing has been written then.
+            For a wrong shape, names of features, an infinite value, or ``out``. Nothing has been written then.
         NotFittedError
             Before `fit`: scikit-learn's, where that is loaded; a ValueError and an AttributeError.
 
@@ -190,22 +211,24 @@ class Standardizer(_estimator.Estimator):
         >>> X.ravel()
         array([-1.,  1.])
         """
-        return self._apply(X, out, False)
+        return self._apply(X, copy, out, False)
 
-    def inverse_transform(self, X: Any, *, out: Any = None) -> Any:
+    def inverse_transform(self, X: Any, copy: bool | None = None, *, out: Any = None) -> Any:
         """Return ``X * scale_ + mean_``: what `transform` made ``X`` of.
 
         Parameters
         ----------
-        X : array_like of float32, float64, float16 or bfloat16
+        X : array_like of real numbers
             With the number of features of `fit`; any memory layout.
+        copy : bool, optional
+            As for `transform`.
         out : ndarray, optional
-            Where to write, of the shape and dtype of ``X``; may be ``X`` itself.
+            As for `transform`.
 
         Returns
         -------
         ndarray
-            ``out``, or a new array in the memory order and the dtype of ``X``.
+            As from `transform`, but no data frame.
 
         Raises
         ------
@@ -224,17 +247,21 @@ class Standardizer(_estimator.Estimator):
         >>> scaler.inverse_transform(np.array([[0.0], [2.0]])).ravel()
         array([3., 5.])
         """
-        return self._apply(X, out, True)
+        return self._apply(X, copy, out, True)
 
-    def fit_transform(self, X: Any, y: Any = None, *, out: Any = None) -> Any:
+    def fit_transform(
+        self, X: Any, y: Any = None, sample_weight: Any = None, *, out: Any = None
+    ) -> Any:
         """Return ``fit(X).transform(X)``.
 
         Parameters
         ----------
-        X : array_like of float32, float64, float16, bfloat16 or uint8
+        X : array_like of real numbers
             As for `fit`.
         y : None
             Ignored.
+        sample_weight : array_like of real numbers, shape (n_samples,), or a number, optional
+            As for `fit`.
         out : ndarray, optional
             As for `transform`; may be ``X`` itself.
 
@@ -255,9 +282,9 @@ class Standardizer(_estimator.Estimator):
         array([-1.,  1.])
         """
         given = as_dataset(X, self.axis)
-        target = given.target(out)
+        target = given.target(out, _checks.flag("copy", self.copy))
         library = self._library(given)
-        fitted = self._learn(given, fresh=True)
+        fitted = self._learn(given, True, sample_weight)
         assert fitted is not None  # X is not empty
         found = given.mapped(fitted, False, target)
         return self._leaving(found if out is None else out, X, fitted, library)
@@ -295,13 +322,13 @@ class Standardizer(_estimator.Estimator):
     def mean_(self) -> Vector | None:
         """Mean of each feature."""
         fitted = self._known()
-        return fitted.moments.mean if fitted.with_mean or fitted.with_std else None
+        return fitted.moments.means() if fitted.with_mean or fitted.with_std else None
 
     @property
     def var_(self) -> Vector | None:
         """Variance of each feature."""
         fitted = self._known()
-        return fitted.moments.var() if fitted.with_std else None
+        return fitted.moments.variances() if fitted.with_std else None
 
     @property
     def scale_(self) -> Vector | None:
@@ -310,9 +337,9 @@ class Standardizer(_estimator.Estimator):
         return fitted.divisors() if fitted.with_std else None
 
     @property
-    def n_samples_seen_(self) -> int:
+    def n_samples_seen_(self) -> Any:
         """Number of values of each feature."""
-        return int(self._known().moments.count)
+        return self._known().moments.samples()
 
     @property
     def n_features_in_(self) -> int:
@@ -331,23 +358,59 @@ class Standardizer(_estimator.Estimator):
         return self._fitted is not None
 
     def _known(self) -> Fitted:
-        fitted = self._fitted
+        fitted = self._settled()
         if fitted is None:
             raise _estimator.not_fitted(self)
         return fitted
 
-    def _learn(self, given: Dense, fresh: bool) -> Fitted | None:
+    def _settled(self) -> Fitted | None:
+        """Return what was found, with chunks that were kept."""
+        if self._chunks is not None and self._chunks.filled:
+            with self._lock:
+                self._settle()
+        return self._fitted
+
+    def _settle(self) -> None:
+        found = None if self._chunks is None else self._chunks.take()
+        if found is not None:
+            assert self._fitted is not None
+            self._fitted = self._fitted.merged(found)
+
+    def _keep(self, X: Any) -> bool:
+        """Keep a small chunk, to be summed with those after it; return whether nothing else is to do."""
+        fitted, axis = self._fitted, self.axis
+        if fitted is None or not Chunks.are_made_of(X, fitted) or fitted.names is not None:
+            return False
+        same = self.with_mean is fitted.with_mean and self.with_std is fitted.with_std
+        if not same or axis not in (-1, 1) or axis != fitted.axis:
+            return False
+        with self._lock:
+            if self._chunks is None:
+                self._chunks = Chunks(X)
+            if self._fitted is not fitted:  # another thread was here
+                return False
+            if self._chunks.keep(X):
+                return True
+            self._settle()
+            self._chunks = Chunks(X)
+            return self._chunks.keep(X)
+
+    def _learn(self, given: Dense, fresh: bool, sample_weight: Any) -> Fitted | None:
         """Merge the statistics of ``given`` into the earlier ones, or begin anew; return all."""
         with_mean = _checks.flag("with_mean", self.with_mean)
         with_std = _checks.flag("with_std", self.with_std)
+        given.check_mean(with_mean)
         if not fresh and self._fitted is not None:
-            given.check_fits(self._fitted)
-        moments, names = given.moments(), given.names
-        if fresh:
-            given.check_samples(moments)
-        if not moments.count:
-            return self._fitted
+            given.check_fits(self, self._fitted)
+        moments, names = given.moments(given.weights(sample_weight)), given.names
+        if not given.has_samples(moments):
+            if fresh:
+                raise ValueError(f"X: expected at least one sample, got shape {given.values.shape}")
+            return self._settled()
         with self._lock:
+            if fresh:
+                self._chunks = None
+            self._settle()
             earlier = None if fresh else self._fitted
             if earlier is not None:
                 moments, names = earlier.moments.merge(moments), earlier.names or names
@@ -355,36 +418,49 @@ class Standardizer(_estimator.Estimator):
             self._fitted = fitted
         return fitted
 
-    def _apply(self, X: Any, out: Any, inverse: bool) -> Any:
+    def _apply(self, X: Any, copy: Any, out: Any, inverse: bool) -> Any:
         """Apply the map of `transform`, or its inverse, with the statistics of this moment."""
         fitted = self._known()
-        given = as_dataset(X, fitted.axis, _checks.HALVES if inverse else _checks.STORED)
-        given.check_fits(fitted)
-        target = given.target(out)
+        given = as_dataset(X, fitted.axis)
+        given.check_mean(fitted.with_mean)
+        given.check_fits(self, fitted)
+        target = given.target(out, _checks.flag("copy", self.copy if copy is None else copy))
         library = None if inverse else self._library(given)
         found = given.mapped(fitted, inverse, target)
         return self._leaving(found if out is None else out, X, fitted, library)
 
-    def _library(self, given: Dense) -> Any:
-        """Return the module of the data frames that `set_output` asked for, or None."""
+    def _library(self, given: Dense) -> str | None:
+        """Return the name of the library of the data frames that `set_output` asked for, or None."""
         library = self._frames()
         if library is not None:
-            given.check_frames()
+            given.check_frames(library)
         return library
 
     @staticmethod
-    def _leaving(y: Any, X: Any, fitted: Fitted, library: Any) -> Any:
+    def _leaving(y: Any, X: Any, fitted: Fitted, library: str | None) -> Any:
         if library is None:
             return y
         names = _estimator.names_out(None, fitted.names, fitted.features)
         return _estimator.as_frame(library, y, X, names)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: v for name, v in vars(self).items() if name not in ("_fitted", "_lock")}
-        return {"attributes": own, "fitted": self._fitted and self._fitted.arrays()}
+        fitted, hidden = self._settled(), ("_fitted", "_chunks", "_lock")
+        own = {name: value for name, value in vars(self).items() if name not in hidden}
+        return {"attributes": own, "fitted": fitted and fitted.arrays()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         fitted = state["fitted"]
-        self._fitted = fitted and Fitted(Moments._restore(*fitted[0]), *fitted[1:])
+        self._fitted = fitted and Fitted(FeatureMoments.of(fitted[0]), *fitted[1:])
+        self.copy = True  # which older pickles do not hold
+        self._chunks = None
         self._lock = new_lock(self)
         vars(self).update(state["attributes"])
+
+
+def as_dataset(X: Any, axis: Any) -> Dense:
+    """Return ``X``, in memory, sparse or of dask, as fitting and transforming look at it."""
+    if type(X) is np.ndarray:
+        return Dense(X, axis)
+    if is_dask(X):
+        return Lazy(X, axis)
+    return Sparse(X, axis) if is_sparse(X) else Dense(X, axis)

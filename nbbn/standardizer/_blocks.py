@@ -1,0 +1,64 @@
+"""Work in blocks that stay in the cache, each by one of several threads, with results in order."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from nbbn._engine import threads
+
+T = TypeVar("T")
+Place = tuple[slice, ...]
+
+_MOST_THREADS = 8  # each has buffers; more than these wait for the memory anyway
+
+
+def cut(shape: tuple[int, ...], index: int, most: int) -> list[Place]:
+    """Return places, of about ``most`` values each, that follow each other along the axis of the samples."""
+    axis = samples_axis(index)
+    each = max(1, most * shape[axis] // max(1, math.prod(shape)))
+    starts = range(0, shape[axis], each)
+    return [(slice(None),) * axis + (slice(start, start + each),) for start in starts]
+
+
+def samples_axis(index: int) -> int:
+    """Return the first axis that is not that of the features."""
+    return 0 if index else 1
+
+
+def for_each(blocks: Iterable[T], work: Callable[[T], Any], use: Callable[[T, Any], None]) -> None:
+    """Call ``work`` for all blocks in several threads, and ``use`` with its results in order."""
+
+    def alone(block: T) -> Any:
+        with threads.num_threads(1):
+            return work(block)
+
+    number = min(threads.get_num_threads(), _MOST_THREADS)
+    if number == 1:
+        for block in blocks:
+            use(block, work(block))
+        return
+    waiting: deque[tuple[T, Future[Any]]] = deque()
+    with ThreadPoolExecutor(number) as pool:
+        try:
+            for block in blocks:
+                waiting.append((block, _submitted(pool, alone, block)))
+                if len(waiting) > 2 * number:
+                    done, result = waiting.popleft()
+                    use(done, result.result())
+            while waiting:
+                done, result = waiting.popleft()
+                use(done, result.result())
+        finally:  # also after Ctrl-C: nobody may write when this returns
+            for _, result in waiting:
+                result.cancel()
+
+
+def _submitted(pool: ThreadPoolExecutor, work: Callable[[T], Any], block: T) -> Future[Any]:
+    try:
+        return pool.submit(work, block)
+    except RuntimeError as error:  # no memory for the stack of a thread, or a limit on threads
+        raise MemoryError(str(error)) from error

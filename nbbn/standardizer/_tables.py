@@ -1,0 +1,431 @@
+"""Tables in CSV and Parquet files, a batch of rows at a time; pyarrow reads and writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn._files import paths
+from nbbn.standardizer._dataset import apply_form, form_of
+from nbbn.standardizer._features import FeatureMoments, check_not_infinite, moments_of
+
+Array = NDArray[Any]
+Advance = Callable[[int], None]
+
+_BLOCK = 1 << 22  # bytes of text that are read at once
+_VALUES = 1 << 21  # values of a batch of Parquet's
+_BUFFER = 1 << 16  # bytes of a column of it that are read at once
+_FLOAT64 = np.dtype(np.float64)
+
+
+class TableError(ValueError):
+    """What is wrong with a table, or became so while it was read."""
+
+
+class Table(Protocol):
+    """A table in a file that is open for reading."""
+
+    path: str
+    names: list[str]
+    size: int  # bytes
+
+    def candidates(self) -> list[str]:
+        """Return the columns that may be numeric."""
+
+    def batches(self, numeric: Sequence[str], alone: bool, advance: Advance) -> Iterator[Any]:
+        """Yield record batches, of the numeric columns alone or of all."""
+
+    def check_unchanged(self) -> None:
+        """Raise TableError where the file was written to since it was opened."""
+
+
+class _File:
+    def __init__(self, path: str | os.PathLike[str], file: BinaryIO) -> None:
+        self.path, self._file = str(path), file
+        self._state = self._look()
+        self.size = self._state[0]
+        self.names: list[str] = []
+
+    def _look(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def check_unchanged(self) -> None:
+        if self._look() != self._state:
+            raise TableError(f"{self.path}: it was changed while it was read")
+
+    def _check_names(self) -> None:
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise TableError(
+                f"{self.path}: expected names of its own for each column, got {twice[0]!r} twice"
+            )
+
+
+class CsvTable(_File):
+    """Text, a row a line, names in the first one. Cells of columns that are not numeric stay bytes."""
+
+    def __init__(self, path: str | os.PathLike[str], file: BinaryIO, delimiter: str) -> None:
+        from pyarrow import csv
+
+        super().__init__(path, file)
+        self._csv, self._delimiter = csv, delimiter
+        with self._open({}) as reader:
+            self._inferred = reader.schema
+        self.names = list(self._inferred.names)
+        self._check_names()
+
+    def _open(self, types: dict[str, Any], alone: Sequence[str] = ()) -> Any:
+        csv = self._csv
+        self._file.seek(0)
+        return csv.open_csv(
+            _Unclosed(self._file),
+            read_options=csv.ReadOptions(block_size=_BLOCK),
+            parse_options=csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(
+                column_types=types, include_columns=list(alone), check_utf8=False
+            ),
+        )
+
+    def candidates(self) -> list[str]:
+        """Return the columns that look numeric, or empty, in the first block."""
+        import pyarrow as pa
+
+        kinds = pa.types
+        return [
+            field.name
+            for field in self._inferred
+            if kinds.is_integer(field.type)
+            or kinds.is_floating(field.type)
+            or kinds.is_null(field.type)
+        ]
+
+    def batches(self, numeric: Sequence[str], alone: bool, advance: Advance) -> Iterator[Any]:
+        """Yield record batches; a cell that is no number is a `NotNumericError`."""
+        import pyarrow as pa
+
+        types = {name: pa.float64() if name in numeric else pa.binary() for name in self.names}
+        before = 0
+        try:
+            with self._open(types, numeric if alone else ()) as reader:
+                for batch in reader:
+                    yield batch
+                    place = self._file.tell()
+                    advance(place - before)
+                    before = place
+        except pa.ArrowInvalid as error:
+            column = re.search(r"In CSV column #(\d+)", str(error))
+            if column is None:
+                raise
+            raise NotNumericError(self.names[int(column[1])], str(error)) from error
+
+
+class NotNumericError(ValueError):
+    """A cell of a column is no number."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(reason)
+        self.name = name
+
+
+class ParquetTable(_File):
+    """Columns with types. Integers, floats and decimals are numeric."""
+
+    def __init__(self, path: str | os.PathLike[str], file: BinaryIO) -> None:
+        from pyarrow import parquet
+
+        super().__init__(path, file)
+        # By default it keeps in memory what it has read.
+        options = {"pre_buffer": False, "buffer_size": _BUFFER}
+        self._parquet = parquet.ParquetFile(_Unclosed(file), **options)
+        self.schema = self._parquet.schema_arrow
+        self.names = list(self.schema.names)
+        self._check_names()
+
+    def candidates(self) -> list[str]:
+        """Return the columns of numbers."""
+        return [field.name for field in self.schema if _is_numeric(field.type)]
+
+    def batches(self, numeric: Sequence[str], alone: bool, advance: Advance) -> Iterator[Any]:
+        """Yield record batches."""
+        columns = list(numeric) if alone else self.names
+        rows, done = max(1, _VALUES // max(1, len(columns))), 0
+        total = self._parquet.metadata.num_rows
+        for group in range(self._parquet.num_row_groups):
+            options = {"batch_size": rows, "columns": columns, "row_groups": [group]}
+            for batch in self._parquet.iter_batches(**options):
+                yield batch
+                before, done = done, done + batch.num_rows
+                advance(self.size * done // total - self.size * before // total)
+
+
+class _Unclosed(io.RawIOBase):
+    """A file that pyarrow may close as often as it likes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._inner = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self._inner.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._inner.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._inner.tell()
+
+
+def _is_numeric(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kinds = pa.types
+    return bool(kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind))
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], name: str, suffix: str, delimiter: str) -> Iterator[Any]:
+    """Open a table; what is wrong with it, now or later, is a TableError."""
+    import pyarrow as pa
+
+    with paths.opened(f"{name}: expected a {suffix} file", path) as file:
+        try:
+            if suffix == ".parquet":
+                yield ParquetTable(path, file)
+            else:
+                yield CsvTable(path, file, delimiter)
+        except pa.ArrowException as error:
+            line = " ".join(str(error).split())
+            raise TableError(f"{path}: expected a {suffix} file ({line})") from error
+
+
+def moments(
+    table: Table, wanted: Sequence[str] | None, advance: Advance
+) -> tuple[FeatureMoments, list[str]]:
+    """Return the moments of the numeric columns, and their names; ``wanted`` are to be numeric."""
+    names = list(table.candidates() if wanted is None else wanted)
+    while names:
+        try:
+            found = _moments(table.batches(names, True, advance), names)
+        except NotNumericError as error:
+            if wanted is not None:
+                reason = " ".join(str(error).split())
+                raise TableError(
+                    f"{table.path}: expected numbers in column {error.name!r} ({reason})"
+                ) from error
+            names.remove(error.name)
+            continue
+        table.check_unchanged()
+        if found is None:
+            raise TableError(f"{table.path}: expected at least one row, got none")
+        if wanted is not None or found.counts.all():
+            return found, names
+        # Without a single value a column may be of anything: its cells stay as they are.
+        some = found.counts > 0.0
+        names = [name for name, has in zip(names, some, strict=True) if has]
+        found = FeatureMoments.of(tuple(part[some] for part in found))
+        if names:
+            return found, names
+    raise TableError(
+        f"{table.path}: expected a column of numbers, got {', '.join(table.names[:9])}"
+    )
+
+
+def _moments(batches: Iterable[Any], names: Sequence[str]) -> FeatureMoments | None:
+    found: list[FeatureMoments] = []
+    for batch in batches:
+        if batch.num_rows:
+            found.append(moments_of(_matrix([batch[name] for name in names]), 0))
+        if len(found) == 64:
+            found = [FeatureMoments.together(found)]
+    return FeatureMoments.together(found) if found else None
+
+
+def _matrix(columns: Sequence[Any]) -> Array:
+    """Return columns as rows of float64 numbers, NaN where one is missing."""
+    matrix = np.empty((len(columns), len(columns[0])))
+    for row, column in zip(matrix, columns, strict=True):
+        row[:] = _as_floats(column).to_numpy(zero_copy_only=False)
+    return matrix
+
+
+def _as_floats(column: Any) -> Any:
+    import pyarrow as pa
+
+    return column.cast(pa.float64(), safe=False)
+
+
+def result_schema(table: Any, numeric: Sequence[str]) -> Any:
+    """Return the names and types of what `normalize` writes."""
+    import pyarrow as pa
+
+    def of(name: str) -> Any:
+        if name in numeric:
+            return table.schema.field(name).with_type(_result_type(table.schema.field(name).type))
+        return table.schema.field(name)
+
+    if isinstance(table, CsvTable):
+        text = pa.string()
+        return pa.schema((n, pa.float64() if n in numeric else text) for n in table.names)
+    return pa.schema(map(of, table.names), metadata=table.schema.metadata)
+
+
+def _result_type(kind: Any) -> Any:
+    import pyarrow as pa
+
+    return kind if pa.types.is_floating(kind) else pa.float64()
+
+
+def normalize(
+    table: Table, found: FeatureMoments, names: Sequence[str], output: Any, advance: Advance
+) -> int:
+    """Write the table with its numeric columns, ``names``, standardized to ``output``; return the rows."""
+    import pyarrow as pa
+
+    rows = 0
+    form = form_of(found, _FLOAT64)
+    try:
+        for batch in table.batches(names, False, advance):
+            matrix = _matrix([batch[name] for name in names])
+            check_not_infinite(matrix, 0)
+            apply_form(matrix, 0, form, _FLOAT64, matrix)
+            arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+            for name, values in zip(names, matrix, strict=True):
+                kind = _result_type(arrays[name].type)
+                missing = None
+                if arrays[name].null_count:
+                    missing = arrays[name].is_null().to_numpy(zero_copy_only=False)
+                values = values.astype(kind.to_pandas_dtype(), copy=False)
+                arrays[name] = pa.array(values, kind, mask=missing)
+            output.write([arrays[name] for name in table.names])
+            rows += batch.num_rows
+    except NotNumericError as error:
+        reason = " ".join(str(error).split())
+        raise TableError(
+            f"{table.path}: expected numbers in column {error.name!r} ({reason})"
+        ) from error
+    table.check_unchanged()
+    return rows
+
+
+class ParquetOutput:
+    """A Parquet file that is being written."""
+
+    def __init__(self, file: BinaryIO, schema: Any) -> None:
+        from pyarrow import parquet
+
+        self._schema = schema
+        self._writer = parquet.ParquetWriter(file, schema)
+
+    def write(self, columns: list[Any]) -> None:
+        """Write some rows."""
+        import pyarrow as pa
+
+        kinds = [field.type for field in self._schema]
+        fitting = [column.cast(kind) for column, kind in zip(columns, kinds, strict=True)]
+        self._writer.write_table(pa.Table.from_arrays(fitting, schema=self._schema))
+
+    def close(self) -> None:
+        """Write what a file ends with."""
+        self._writer.close()
+
+
+class CsvOutput:
+    """A CSV file that is being written, with quotes around what needs them."""
+
+    def __init__(self, file: BinaryIO, schema: Any, delimiter: str) -> None:
+        import pyarrow as pa
+        from pyarrow import csv
+
+        self._file, self._names, self._delimiter = file, list(schema.names), delimiter
+        # A line without anything is no row to who reads it.
+        self._missing = '""' if len(self._names) == 1 else ""
+        self._structural = f'[{re.escape(delimiter)}"\r\n]'
+        self._options = csv.WriteOptions(
+            include_header=False, delimiter=delimiter, quoting_style="none", batch_size=16384
+        )
+        self._csv = csv
+        kinds = [pa.string() if pa.types.is_dictionary(f.type) else f.type for f in schema]
+        empty = pa.table([pa.nulls(1, kind) for kind in kinds], names=self._names)
+        csv.write_csv(empty, io.BytesIO(), self._options)  # types that text cannot hold
+        self.write([pa.array([name]) for name in self._names])
+
+    def write(self, columns: list[Any]) -> None:
+        """Write some rows."""
+        import pyarrow as pa
+
+        columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in columns]
+        if self._missing or any(map(self._has_structure, columns)):
+            self._write_quoted(columns)
+        else:
+            fitting = [self._as_text(column) for column in columns]
+            table = pa.Table.from_arrays(fitting, names=self._names)
+            self._csv.write_csv(table, self._file, self._options)
+
+    @staticmethod
+    def _as_text(column: Any) -> Any:
+        """Return bytes as text of whatever encoding."""
+        import pyarrow as pa
+        from pyarrow import compute
+
+        if not pa.types.is_binary(column.type):
+            return column
+        options = compute.CastOptions(pa.string(), allow_invalid_utf8=True)
+        return compute.cast(column, options=options)
+
+    def _has_structure(self, column: Any) -> bool:
+        """Whether there may be a cell that needs quotes."""
+        text = column.buffers()[2] if _is_text(column.type) else None
+        found = b"" if text is None else text.to_pybytes()
+        return any(mark in found for mark in (b'"', b"\n", b"\r", self._delimiter.encode()))
+
+    def _write_quoted(self, columns: list[Any]) -> None:
+        import pyarrow as pa
+        from pyarrow import compute
+
+        binary, cells = pa.binary(), []
+        for column in columns:
+            text = column if _is_text(column.type) else column.cast(pa.string())
+            text = text.cast(binary)
+            if _is_text(column.type):
+                inside = compute.replace_substring(text, b'"', b'""')
+                quote = pa.scalar(b'"', binary)
+                quoted = compute.binary_join_element_wise(
+                    quote, inside, quote, pa.scalar(b"", binary)
+                )
+                needed = compute.match_substring_regex(text, self._structural)
+                text = compute.if_else(needed, quoted, text)
+            cells.append(text)
+        parts = pa.scalar(self._delimiter.encode(), binary)
+        missing = {"null_handling": "replace", "null_replacement": self._missing.encode()}
+        lines = compute.binary_join_element_wise(*cells, parts, **missing)
+        lines = compute.binary_join_element_wise(
+            lines, pa.scalar(b"", binary), pa.scalar(b"\n", binary)
+        )
+        _, offsets, text = lines.buffers()
+        self._file.write(memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]])
+
+    def close(self) -> None:
+        """All is written."""
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kinds = pa.types
+    return any(
+        test(kind)
+        for test in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary)
+    )
