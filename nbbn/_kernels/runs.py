@@ -13,7 +13,16 @@ import numpy as np
 
 from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import fence, load_upto, outer_stride, prefetch, row_stride
-from nbbn._compiler.vectors import LANES, has, has_spare_digits, larger, smaller, splat, total
+from nbbn._compiler.vectors import (
+    LANES,
+    has,
+    has_spare_digits,
+    has_values,
+    larger,
+    smaller,
+    splat,
+    total,
+)
 from nbbn._kernels.elementwise import (
     About,
     Backward,
@@ -252,21 +261,21 @@ def add_up_group(
     """Take the sums of one part of a group of neighbouring channels."""
     outer, _, inner = x.shape
     p = part_of(part, cut_of(outer, inner), outer, inner)
-    of_mask = weights_of(to.mask, p, x.shape[2])
+    of_mask, none = weights_of(to.mask, p, x.shape[2]), one_row(None, ZERO)
     for c in range(first, stop):
         if p.length < LONG:
             ask_for_channel(grad_y, c + 1, p)
             ask_for_channel(x, c + 1, p)
-        read = Backward(
-            column_of(grad_y, p.row, c, p.first),
-            column_of(x, p.row, c, p.first),
-            of_mask,
-            column_of(fused.residual, p.row, c, p.first),
-            column_of(fused.kept, p.row, c, p.first),
-            fused.kind,
-        )
+        grads, values = column_of(grad_y, p.row, c, p.first), column_of(x, p.row, c, p.first)
         about = About(splat(to.table[MEAN, c]), coefficients_of(fused.form, c))
-        sums = sum_runs(add_products, read, p.rows, p.length, about, no_sums(fused.kind))
+        if has_values(fused.kept):
+            residual = column_of(fused.residual, p.row, c, p.first)
+            kept = column_of(fused.kept, p.row, c, p.first)
+            more = Backward(grads, values, of_mask, residual, kept, fused.kind)
+            sums = sum_runs(add_products, more, p.rows, p.length, about, no_sums(fused.kind))
+        else:
+            read = Backward(grads, values, of_mask, none, none, fused.kind)
+            sums = sum_runs(add_products, read, p.rows, p.length, about, no_sums(fused.kind))
         keep_totals(sums, to.parts, part, c)
 
 
