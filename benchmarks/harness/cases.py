@@ -14,6 +14,7 @@ FUSED = (
     "inference+relu",
     "inference+residual+relu",
     "inference+hard_swish",
+    "inference+silu",
     "training+relu",
 )
 """Operations with what follows them in a network: a second array is added, an activation applied."""
@@ -52,6 +53,7 @@ LIMITS = {
     "inference+relu": "copy-affine",
     "inference+residual+relu": "add-affine",
     "inference+hard_swish": "copy-affine",
+    "inference+silu": "copy-affine",
     "training+relu": "two-trip",
     "fit": "read",
     "partial_fit": "read",

@@ -318,6 +318,7 @@ _ACTIVATIONS: dict[str | None, Callable[[Float64], Float64]] = {
     None: lambda v: v,
     "relu": lambda v: np.maximum(v, 0.0),
     "hard_swish": lambda v: v * np.clip(v + 3.0, 0.0, 6.0) / 6.0,
+    "silu": lambda v: v / (1.0 + np.exp(-v)),
 }
 
 _FORMULAS: dict[str, Callable[..., dict[str, Float64]]] = {

@@ -48,6 +48,11 @@ def has(value: Any) -> bool:
     return value is not None
 
 
+def has_values(array: Any) -> bool:
+    """Whether an array is not empty; None is."""
+    return array is not None and array.size > 0
+
+
 def plus(vector: Any, other: Any) -> Any:
     """``vector + other``; ``vector`` where the other is None."""
     return vector if other is None else vector + other
@@ -135,9 +140,9 @@ def at_any(rows: Any, row: int, k: int, count: int) -> Any:
     return np.zeros(LANES, working_dtype(rows.values))
 
 
-def put_any(rows: Any, row: int, k: int, count: int, value: NDArray[Any]) -> None:
-    """Write the first lanes to a row; nothing to an array without values, or None."""
-    if rows.values is not None and rows.values.size:
+def keep(rows: Any, row: int, k: int, count: int, value: NDArray[Any]) -> None:
+    """Write the first lanes to a row; nothing to rows of None."""
+    if rows.values is not None:
         store_upto(rows.values, rows.at + row * rows.stride + k, count, value)
 
 

@@ -278,6 +278,18 @@ def _streamed_at_once(dtype: types.Type) -> int:
     return min(_LINE, LANES * _itemsize(dtype))
 
 
+def _store_upto(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any, value: Any
+) -> None:
+    value = formats.encode(builder, array_type.dtype, value)
+    whole = builder.icmp_signed(">=", count, count.type(LANES))
+    with builder.if_else(whole) as (then, otherwise):
+        with then:
+            _store(context, builder, array_type, array, index, value)
+        with otherwise:
+            _store_first(context, builder, array_type, array, index, count, value)
+
+
 @_intrinsic
 def store_first(typingctx: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
     """Write the first ``count`` (at most sixteen) lanes of ``value``; touch nothing behind them."""
@@ -295,13 +307,7 @@ def store_upto(typingctx: Any, array: Any, index: Any, count: Any, value: Any) -
     """Write sixteen lanes to ``index`` on, or the first ``count`` of them."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = formats.encode(builder, array.dtype, args[3])
-        whole = builder.icmp_signed(">=", args[2], args[2].type(LANES))
-        with builder.if_else(whole) as (then, otherwise):
-            with then:
-                _store(context, builder, sig.args[0], args[0], args[1], value)
-            with otherwise:
-                _store_first(context, builder, sig.args[0], args[0], args[1], args[2], value)
+        _store_upto(context, builder, sig.args[0], *args)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, _vector_of(array)), codegen
@@ -329,25 +335,14 @@ def put(typingctx: Any, array: Any, index: Any, value: Any, streaming: Any) -> A
 
 
 @_intrinsic
-def put_any(typingctx: Any, rows: Any, row: Any, k: Any, count: Any, value: Any) -> Any:
-    """Write the first ``count`` lanes to value ``k`` of a row on; nothing to an array without values, or None."""
+def keep(typingctx: Any, rows: Any, row: Any, k: Any, count: Any, value: Any) -> Any:
+    """Write the first ``count`` lanes to value ``k`` of a row on; nothing to rows of None."""
     array_type = rows.types[0]
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if array_type == types.none:
-            return context.get_dummy_value()
-        array, index = place_in(builder, *args[:3])
-        size = context.make_array(array_type)(context, builder, value=array).nitems
-        value = formats.encode(builder, array_type.dtype, args[4])
-        whole = builder.icmp_signed(">=", args[3], args[3].type(LANES))
-        with (
-            builder.if_then(builder.icmp_signed("!=", size, size.type(0))),
-            builder.if_else(whole) as (then, otherwise),
-        ):
-            with then:
-                _store(context, builder, array_type, array, index, value)
-            with otherwise:
-                _store_first(context, builder, array_type, array, index, args[3], value)
+        if array_type != types.none:
+            array, index = place_in(builder, *args[:3])
+            _store_upto(context, builder, array_type, array, index, args[3], args[4])
         return context.get_dummy_value()
 
     return types.void(rows, types.intp, types.intp, types.intp, value), codegen
@@ -388,6 +383,7 @@ if config.DISABLE_JIT:
         at,
         at_any,
         fence,
+        keep,
         lanes,
         load,
         load_every,
@@ -395,7 +391,6 @@ if config.DISABLE_JIT:
         outer_stride,
         prefetch,
         put,
-        put_any,
         row_stride,
         store_first,
         store_upto,

@@ -168,6 +168,19 @@ def has(typingctx: Any, value: Any) -> Any:
 
 
 @_intrinsic
+def has_values(typingctx: Any, array: Any) -> Any:
+    """Whether an array is not empty; None is."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if array == types.none:
+            return ir.Constant(ir.IntType(1), 0)
+        size = context.make_array(array)(context, builder, value=args[0]).nitems
+        return builder.icmp_signed("!=", size, size.type(0))
+
+    return types.boolean(array), codegen
+
+
+@_intrinsic
 def plus(typingctx: Any, vector: Any, other: Any) -> Any:
     """``vector + other``; ``vector`` where the other is None."""
 
@@ -423,6 +436,7 @@ if config.DISABLE_JIT:
         fma,
         has,
         has_spare_digits,
+        has_values,
         keep_first,
         larger,
         narrow,

@@ -440,15 +440,15 @@ def gradient_coefficients(
 
     The formulas, and the bits, of `nbbn._kernels.coefficients.finish_sums`.
     """
-    mean, inv_std = table[rows.MEAN], table[rows.INV_STD]
+    mean, low, inv_std = table[rows.MEAN], table[rows.MEAN_LOW], table[rows.INV_STD]
     form = np.empty((6, table.shape[1]), dtype)
     with np.errstate(all="ignore"):
         grad_mean = sums[rows.SUM_GRAD] / count
         scale = table[rows.GAMMA] * inv_std
         slope = -scale * ((inv_std * sums[rows.SUM_PRODUCT]) / (count - correction))
-        form[:5] = grad_mean, scale, mean, inv_std, slope
+        form[:5] = grad_mean, scale, mean + low, inv_std, slope
         of_grad = (grad_mean - form[0]) * form[1]
-        form[5] = -(of_grad + (mean - form[2]) * inv_std * form[4])
+        form[5] = -(of_grad + ((mean - form[2]) + low) * inv_std * form[4])
     return form
 
 

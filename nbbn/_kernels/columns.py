@@ -27,6 +27,7 @@ from nbbn._compiler.vectors import (
     any_greater,
     has,
     has_spare_digits,
+    has_values,
     larger,
     smaller,
     splat,
@@ -304,14 +305,11 @@ def add_up_tile(grad_y: Any, x: Any, to: Sums, fused: Fused, task: int) -> None:
     """Write the sums of the columns of one tile of one part."""
     parts, width = to.parts, to.parts.shape[2]
     block, fold = block_of(x, width, TILE, task), width // x.shape[2]
-    read = Backward(
-        rows_in(grad_y, block, fold),
-        rows_in(x, block, fold),
-        Rows(to.mask, block.outer * x.shape[1] + block.row, ONE),
-        rows_in(fused.residual, block, fold),
-        rows_in(fused.kept, block, fold),
-        fused.kind,
-    )
+    mask, none = Rows(to.mask, block.outer * x.shape[1] + block.row, ONE), one_row(None, ZERO)
+    grads, values = rows_in(grad_y, block, fold), rows_in(x, block, fold)
+    residual, kept = rows_in(fused.residual, block, fold), rows_in(fused.kept, block, fold)
+    read = Backward(grads, values, mask, none, none, fused.kind)
+    more, keeps = Backward(grads, values, mask, residual, kept, fused.kind), has_values(fused.kept)
     first = task // ((width + TILE - 1) // TILE) * width + block.first
     rows, columns = block.rows, block.stop - block.first
     for k in range(0, columns, LANES):
@@ -322,15 +320,18 @@ def add_up_tile(grad_y: Any, x: Any, to: Sums, fused: Fused, task: int) -> None:
         coming, column = row + depth, ZERO
         for k in range(0, columns, LANES):
             if to.ahead:
-                ask_for(read.grad_y, coming, column)
-                column = ask_for(read.x, coming, column)
+                ask_for(grads, coming, column)
+                column = ask_for(values, coming, column)
                 if column >= columns:
                     coming, column = coming + 1, ZERO
             count, place = columns - k, block.first + k
             of_y = coefficients_at(fused.form, place, count)
             about = About(load_upto(to.means, place, count), of_y)
             sums = sums_at(parts, first + k, count, fused.kind)
-            sums = sum_strip(add_products_of_row, read, (row, stop), k, count, about, sums)
+            if keeps:
+                sums = sum_strip(add_products_of_row, more, (row, stop), k, count, about, sums)
+            else:
+                sums = sum_strip(add_products_of_row, read, (row, stop), k, count, about, sums)
             keep_sums(sums, parts, first + k, count)
 
 

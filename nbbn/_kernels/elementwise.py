@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import inlined
-from nbbn._compiler.memory import at, at_any, load_upto, put_any
+from nbbn._compiler.memory import at, at_any, keep, load_upto
 from nbbn._compiler.vectors import fma, plus, splat, widen
 from nbbn._compiler.weights import weight_at, weight_of_row, where_counted
 from nbbn._kernels.activations import (
@@ -104,7 +104,7 @@ def before_activation(read: Backward, row: int, k: int, count: int, x: Any, c: A
         return grad_y
     value = argument(read, row, k, count, x, c)
     found = through_activation(grad_y, value, Activation(read.kind, c.slope))
-    put_any(read.kept, row, k, count, found)
+    keep(read.kept, row, k, count, found)
     return found
 
 
@@ -115,7 +115,16 @@ def input_gradient(grad_y: Any, x: Any, c: GradientCoefficients) -> Any:
     ``x - center`` meets ``inv_std`` first: their product is of the order of 1, where
     ``inv_std * slope`` alone may leave the range of float32.
     """
-    return fma(grad_y - c.grad_center, c.scale, fma((x - c.center) * c.inv_std, c.slope, c.rest))
+    centred = x - center_of(c.center, c.of_y)
+    return fma(grad_y - c.grad_center, c.scale, fma(centred * c.inv_std, c.slope, c.rest))
+
+
+@inlined
+def center_of(center: Any, of_y: Any) -> Any:
+    """Return the center, of two that are the same that of the forward: so ``x - center`` is one difference."""
+    if of_y is None:
+        return center
+    return of_y.center
 
 
 @inlined

@@ -22,7 +22,16 @@ from nbbn._compiler.memory import (
     put,
     row_stride,
 )
-from nbbn._compiler.vectors import LANES, has, has_spare_digits, larger, smaller, splat, total
+from nbbn._compiler.vectors import (
+    LANES,
+    has,
+    has_spare_digits,
+    has_values,
+    larger,
+    smaller,
+    splat,
+    total,
+)
 from nbbn._kernels.elementwise import (
     About,
     Backward,
@@ -351,8 +360,13 @@ def add_up_group(
     """Take the sums of one part of a group of neighbouring channels."""
     outer, _, inner = x.shape
     p, room = part_of(part, cut_of(outer, inner), outer, inner), lanes(ROOM)
-    given, none = Products(grad_y, x, to, fused), no_sums(fused.kind)
-    sum_group(add_products, products_of_run, given, p, (first, stop), none, room)
+    none, group, of_run = no_sums(fused.kind), (first, stop), products_of_run
+    if has_values(fused.kept):
+        given = Products(grad_y, x, to, fused)
+        sum_group(add_products, of_run, given, p, group, none, room)
+    else:
+        alone = Products(grad_y, x, to, Fused(fused.kind, fused.form, None, None))
+        sum_group(add_products, of_run, alone, p, group, none, room)
     for c in range(first, stop):
         keep_totals(sums_in(room, c, none), to.parts, part, c)
 

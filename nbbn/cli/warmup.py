@@ -44,7 +44,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         action="append",
         metavar="NAME",
         help=(
-            "provide for steps fused with relu, relu6, leaky_relu or hard_swish, with and without a "
+            "provide for steps fused with this activation (relu, silu, ...), with and without a "
             "residual (none: a residual alone); several as above"
         ),
     )

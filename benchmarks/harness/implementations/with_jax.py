@@ -100,7 +100,7 @@ class Jax(Implementation):
         for array in residual:
             y = y + array.astype(y.dtype)
         if activation is not None:
-            y = self.library.numpy.maximum(y, 0) if activation == "relu" else nn.hard_swish(y)
+            y = getattr(nn, activation)(y)
         return y.astype(problem.result_dtype)
 
     def prepare_moments(self, problem: Problem) -> Prepared:

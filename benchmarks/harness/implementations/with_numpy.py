@@ -264,4 +264,8 @@ def _finish(problem: Problem, y: Array) -> Array:
         np.clip(part, 0, 6, out=part)
         part *= y.dtype.type(1 / 6)
         y *= part
+    elif case.activation == "silu":
+        part = np.exp(-y)
+        part += 1
+        y /= part
     return y

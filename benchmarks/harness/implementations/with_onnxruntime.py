@@ -24,6 +24,7 @@ _STEPS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("relu",): ("Relu({v})",),
     ("residual", "relu"): ("Add({v}, residual)", "Relu({v})"),
     ("hard_swish",): ("HardSwish({v})",),
+    ("silu",): ("Identity({v}) part = Sigmoid({v})", "Mul({v}, part)"),
 }
 """The nodes that follow."""
 

@@ -73,7 +73,11 @@ class OpenVino(Implementation):
             inputs.append(operators.parameter(problem.x.shape, problem.x.dtype))
             y = operators.add(y, inputs[1])
         if case.activation is not None:
-            activate = {"relu": operators.relu, "hard_swish": operators.hswish}
+            activate = {
+                "relu": operators.relu,
+                "hard_swish": operators.hswish,
+                "silu": operators.swish,
+            }
             y = activate[case.activation](y)
         properties = {
             "INFERENCE_NUM_THREADS": self._threads,

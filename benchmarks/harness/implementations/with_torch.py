@@ -77,8 +77,9 @@ class Torch(Implementation, libraries.Torch):
         case, activation = problem.case, problem.case.activation
         if not case.steps:
             return call
-        hard_swish = partial(self.library.nn.functional.hardswish, inplace=True)
-        activate = {"relu": self.library.relu_, "hard_swish": hard_swish}[str(activation)]
+        names = {"relu": "relu", "hard_swish": "hardswish", "silu": "silu"}
+        function = getattr(self.library.nn.functional, names[str(activation)])
+        activate = partial(function, inplace=True)
         if not case.has_residual:
             return lambda: activate(_first(call()))
         residual = self._view(problem, problem.residual)
