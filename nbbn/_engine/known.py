@@ -128,7 +128,7 @@ class Known:
             return steps.add_up_and_write_back(self._view, grad_y, x, grad_x, *options)
         form = np.empty((rows.GRADIENT_ROWS, channels), x.dtype)
         grad, values = self._stack_of(grad_y), self._stack_of(x)
-        written = np.empty((len(sums), self._numbers.size, self._sum_width))
+        written = np.zeros((len(sums), self._numbers.size, self._sum_width))
         results = written, table, sums, form, count, freedom, self._group
         nothing, means, wide, spread = None, table, of_y, form
         if of_y is not None:

@@ -377,7 +377,7 @@ def add_up(
     plan, grad, source = make_plan(view, (x, grad_y)), view.of(grad_y), view.of(x)
     width, numbers = parts.cut_for_sums(view, mask, grad, source)
     form = np.empty((rows.GRADIENT_ROWS, view.channels), computed_dtype(x))
-    written = np.empty((len(sums), numbers.size, width))
+    written = np.zeros((len(sums), numbers.size, width))
     kind, of_y = fused.kind, fused.form
     added = to_keep = None
     if of_y is not None:

@@ -46,7 +46,6 @@ from nbbn._kernels.elementwise import (
     coefficients_at,
     forward,
     gradient_coefficients_at,
-    no_sums,
 )
 from nbbn._kernels.loops import GROUP, sum_strip, write_rows, write_strips
 from nbbn._kernels.memory import ONE, ZERO, Rows, one_row
@@ -312,8 +311,6 @@ def add_up_tile(grad_y: Any, x: Any, to: Sums, fused: Fused, task: int) -> None:
     more, keeps = Backward(grads, values, mask, residual, kept, fused.kind), has_values(fused.kept)
     first = task // ((width + TILE - 1) // TILE) * width + block.first
     rows, columns = block.rows, block.stop - block.first
-    for k in range(0, columns, LANES):
-        keep_sums(no_sums(fused.kind), parts, first + k, columns - k)
     depth = larger(GROUP, (SHALLOW if to.ahead else DEEP) // columns)
     for row in range(0, rows, depth):
         stop = smaller(row + depth, rows)

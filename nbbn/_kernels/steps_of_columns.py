@@ -115,7 +115,7 @@ def gradient_sums_of_columns(
 
     And to ``form`` the coefficients of `gradient_of_columns`, of ``count`` values a channel, and the gradients with
     respect to the parameters. ``means`` has one a column in its first row, ``of_y`` too; ``parts``, (2 or 3, number of
-    parts, width), is written over.
+    parts, width), holds zeros, and is written over.
 
     Where ``mask`` is 0, one number a row, x may be NaN. Reads both arrays once. Parallel over tiles of
     columns of parts of the rows.
