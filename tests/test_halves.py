@@ -187,8 +187,13 @@ def test_halves_do_not_mix():
         TypeError, match=r"^residual: expected dtype float16, that of x, got bfloat16"
     ):
         bn(x, residual=np.zeros(x.shape, BFLOAT16))
-    with pytest.raises(TypeError, match=r"^mean: expected dtype float32 or float64, got float16"):
-        nbbn.normalize(x, x[0], x[0])
+
+
+def test_statistics_of_half_types_are_numbers_as_others():
+    x = data((9, 5), HALVES["float16"])
+    mean, var = x[0], np.abs(x[1])
+    y = nbbn.normalize(x, mean, var)
+    assert_same_bits(y, nbbn.normalize(x, mean.astype(np.float64), var.astype(np.float64)))
 
 
 SCRIPT = """
