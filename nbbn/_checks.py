@@ -337,7 +337,7 @@ def gradient(name: str, value: Any, like: Array, dtype: np.dtype[Any] | None = N
         whose = "that of x" if dtype is None or dtype == like.dtype else "that of the result"
         raise TypeError(
             f"{name}: expected dtype {wanted.name}, {whose}, got {found.dtype.name} "
-            f"({name}.astype(np.{wanted.name}) makes it that)"
+            f"({name}.astype({'x.dtype' if wanted == like.dtype else 'np.' + wanted.name}) makes it that)"
         )
     return found
 

@@ -189,6 +189,13 @@ def test_halves_do_not_mix():
         bn(x, residual=np.zeros(x.shape, BFLOAT16))
 
 
+def test_statistics_of_half_types_are_numbers_as_others():
+    x = data((9, 5), HALVES["float16"])
+    mean, var = x[0], np.abs(x[1])
+    y = nbbn.normalize(x, mean, var)
+    assert_same_bits(y, nbbn.normalize(x, mean.astype(np.float64), var.astype(np.float64)))
+
+
 SCRIPT = """
     import numpy as np, nbbn, ml_dtypes, hashlib
     digest = hashlib.sha256()

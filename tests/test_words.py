@@ -137,8 +137,8 @@ MESSAGES = {
     "one sample": (lambda bn: bn(X[:1, :, 0]), r"bn\.eval\(\) for one sample"),
     "integers": (lambda bn: bn(X.astype(int)), r"x\.astype\(np\.float32\)"),
     "integers in normalize": (lambda bn: nbbn.normalize(X.astype(int), 0, 1), r"x\.astype\(np\.float32\)"),
-    "gradient": (lambda bn: bn.backward(X.astype(float)), r"grad_y\.astype\(np\.float32\)"),
-    "residual": (lambda bn: bn(X, residual=X.astype(float)), r"residual\.astype\(np\.float32\)"),
+    "gradient": (lambda bn: bn.backward(X.astype(float)), r"grad_y\.astype\(x\.dtype\)"),
+    "residual": (lambda bn: bn(X, residual=X.astype(float)), r"residual\.astype\(x\.dtype\)"),
 }  # fmt: skip
 
 
