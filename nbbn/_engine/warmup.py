@@ -11,7 +11,6 @@ from nbbn import _checks
 from nbbn._compiler import jit
 from nbbn._compiler.jit import Step, Variant
 from nbbn._engine import steps, threads
-from nbbn._kernels import gaps
 from nbbn._kernels import steps_of_columns as columns
 from nbbn._kernels import steps_of_layers as layers
 from nbbn._kernels import steps_of_runs as runs
@@ -20,12 +19,7 @@ _SEEN_AS = {"float16": np.uint16, "bfloat16": np.int16}  # by kernels: see `nbbn
 _PARAMETERS = (np.float32, np.float64)
 
 _INFER = (runs.infer_runs, columns.infer_columns)
-_MOMENTS = (
-    runs.moments_of_runs,
-    columns.moments_of_columns,
-    gaps.gaps_of_runs,
-    gaps.gaps_of_columns,
-)
+_MOMENTS = (runs.moments_of_runs, columns.moments_of_columns)
 _BACKWARD = (
     runs.gradient_sums_of_runs,
     columns.gradient_sums_of_columns,
@@ -67,6 +61,8 @@ def warmup(dtypes: Any = ("float32",), training: bool = False, *, activations: A
     -----
     Any thread may call it, and again: what is there already costs nothing. What it compiles is
     kept on disk (see `show_config` for the folder) for processes on the same type of processor.
+
+    Not provided for: data sets with missing values, of which the first one compiles its own statistics.
 
     It loads numba's threading layer, unless nbbn was set to one thread. A process forked after that
     cannot use threads, and computes serially: where a server forks its workers, call it in each
