@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nbbn._engine import parts, steps
 from nbbn._engine.masks import Weights
 from nbbn._engine.views import read_in_place
-from nbbn._kernels import gaps, runs
+from nbbn._kernels import gaps, statistics
 
 Array = NDArray[Any]
 
@@ -26,7 +26,7 @@ def parts_with_gaps(x: Array, index: int, weights: Weights | None) -> Array:
     variant = steps.variant_of(x, weights=of_weights)
     if view.runs:
         outer, channels, inner = view.shape
-        found = np.zeros((4, outer * -(-inner // runs.PIECE), channels))
+        found = np.zeros((4, outer * -(-inner // statistics.PIECE), channels))
         gaps.gaps_of_runs.variant(variant)(stack, of_weights, found)
         return found
     width, numbers = parts.cut_for_sums(view, of_weights, stack)

@@ -130,9 +130,10 @@ def _through_mish(grad: Any, v: Any, a: Activation) -> Any:
     v = _clamped(v)
     e, unit = _exponential(v)
     n = fma(e, e, (unit + unit) * e)
-    part = constant(v, 1.0) / (n + (unit * unit + unit * unit))
+    whole = n + (unit * unit + unit * unit)
+    part = constant(v, 1.0) / whole
     steep = v * ((e * (unit + e) * part) * (unit * (unit * part)))
-    return grad * fma(constant(v, 4.0), steep, n * part)
+    return grad * fma(constant(v, 4.0), steep, n / whole)  # not n * part, which misses 1 at the end
 
 
 @inlined

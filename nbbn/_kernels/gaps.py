@@ -30,8 +30,7 @@ from nbbn._compiler.weights import times_weight, weight_at, weight_of_row, where
 from nbbn._kernels.columns import SHALLOW, TILE, Block, block_of, rows_in, tasks_of
 from nbbn._kernels.loops import GROUP
 from nbbn._kernels.memory import ONE, ZERO, Rows, rows_of
-from nbbn._kernels.runs import PIECE
-from nbbn._kernels.statistics import Samples, moments_from_sums
+from nbbn._kernels.statistics import PIECE, Samples, moments_from_sums
 from nbbn._kernels.table import COUNT, REFERENCE, SQUARES, SUM
 
 

@@ -47,6 +47,7 @@ from nbbn._kernels.elementwise import (
 from nbbn._kernels.loops import sum_run, write_joined, write_rows
 from nbbn._kernels.memory import ONE, ZERO, Rows, column_of, one_row, rows_of
 from nbbn._kernels.statistics import (
+    PIECE,
     Samples,
     add_deviations,
     moments_from_sums,
@@ -58,7 +59,6 @@ GROUP = 32  # channels that are summed side by side, at most: their lanes are 12
 MOST_SUMS = 3  # of a channel
 ROOM = MOST_SUMS * GROUP
 FAR = 1 << 23  # bytes, whose pages of 4 KB a core can list at a time
-PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the part in cache
 LONG = 1 << 9  # values of a run that is a part of its own: taken in memory's order
 
 

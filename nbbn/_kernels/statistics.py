@@ -34,6 +34,8 @@ from nbbn._compiler.weights import weight_at, weight_of_row
 from nbbn._kernels.table import SQUARES, SUM
 from nbbn._kernels.weights import weighted
 
+PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the part in cache
+
 
 class Samples(NamedTuple):
     """What `add_deviations` reads."""

@@ -29,7 +29,6 @@ from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_
 from nbbn._kernels.elementwise import Forms
 from nbbn._kernels.memory import ONE, ZERO
 from nbbn._kernels.runs import (
-    PIECE,
     Fused,
     GradientTarget,
     Learned,
@@ -42,7 +41,7 @@ from nbbn._kernels.runs import (
     normalize_channel,
     normalize_runs,
 )
-from nbbn._kernels.statistics import Layout
+from nbbn._kernels.statistics import PIECE, Layout
 
 
 @step
