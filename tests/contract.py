@@ -27,6 +27,23 @@ TESTS = {
             "fused::torch_agrees",
             "fused::the_options_are_kept",
         ),
+        '"silu", "mish": within 4 units, the same bits everywhere, gradients within 8 eps |grad_y|': (
+            "activations::within_four_units_in_the_last_place",
+            "activations::the_gradient_is_within_eight_eps",
+            "activations::the_ends",
+            "activations::the_same_bits_in_every_layout_and_batch",
+            "activations::the_same_bits_without_a_compiler",
+        ),
+        '"prelu": slope, grad_slope; in state dicts, files, pickles': (
+            "activations::the_slope_is_a_parameter",
+            "activations::the_slope_is_that_of_the_forward",
+            "activations::prelu_has_a_slope_a_channel",
+            "fused::gradients_are_those_of_finite_differences",
+        ),
+        "... a number or (C,) in functions and frozen layers; leaky_relu a number": (
+            "activations::functions_and_frozen_layers_take_a_slope_a_channel",
+            "fused::wrong_options_are_refused",
+        ),
         "on_nonfinite: propagate, raise, skip": (
             "nonfinite::raise_changes_nothing",
             "nonfinite::skip_normalizes_and_leaves_the_running_statistics",
@@ -218,6 +235,12 @@ TESTS = {
             "interop_onnx::a_node_predicts_as_onnxruntime_does",
             "interop_onnx::the_nodes_of_a_network",
         ),
+        "from_onnx(activations=True): an activation that alone follows directly": (
+            "interop_onnx_activations::the_layer_does_what_both_nodes_do",
+            "interop_onnx_activations::the_slopes_are_those_of_the_model",
+            "interop_onnx_activations::what_else_follows_is_left",
+            "interop_onnx_activations::a_branch_that_reads_the_output_counts",
+        ),
         "load_safetensors, save_safetensors": (
             "interop_safetensors::a_layer_comes_back_with_its_configuration",
         ),
@@ -255,11 +278,66 @@ TESTS = {
         ),
     },
     "6. Data sets": {
-        "partial_fit in any chunks": (
+        "the place of StandardScaler, by that project's tests; check_estimator": (
+            "standardizer_sklearn::scikit_learns_tests_of_the_standard_scaler",
+            "standardizer_sklearn::scikit_learns_own_checks",
+        ),
+        "fit, partial_fit, transform, inverse_transform, fit_transform": (
+            "standardizer::the_oracle",
             "standardizer::chunks_in_any_sizes_and_order_agree_with_the_whole",
+            "standardizer::the_inverse_takes_it_back",
+            "standardizer::fit_begins_anew_and_partial_fit_goes_on",
+        ),
+        "axis, with_mean, with_std": (
+            "standardizer::every_layout",
+            "standardizer::the_mean_or_the_deviation_alone",
+        ),
+        "copy=; transform(X, copy, out)": (
+            "standardizer_gaps::in_place_where_asked_for",
+            "standardizer::an_overlapping_out_gets_the_right_values",
+        ),
+        "sample_weight; metadata routing": (
+            "standardizer_gaps::integer_weights_are_repetitions",
+            "standardizer_sklearn::weights_are_routed",
+        ),
+        "get_feature_names_out, set_output; frames in, what set_output says out": (
+            "standardizer_sklearn::names_are_kept_and_compared",
+            "standardizer_sklearn::output_as_data_frames",
+            "standardizer_sklearn::frames_in_and_out",
+        ),
+        "clone, pickles": (
+            "standardizer_sklearn::parameters",
+            "standardizer::copies_and_pickles_go_on_where_they_were",
         ),
         "attributes of StandardScaler": (
             "standardizer_sklearn::attributes_and_values_are_those_of_the_standard_scaler",
+        ),
+        "constant features scale by 1, what rounding leaves of them too": (
+            "standardizer::a_constant_feature_becomes_0",
+            "standardizer_gaps::what_rounding_leaves_of_a_constant_feature_is_none",
+        ),
+        "integers, booleans, object columns become float64; bytes float32": (
+            "standardizer_gaps::other_numbers_become_float64",
+            "standardizer::bytes_become_float32",
+            "standardizer::half_types_are_computed_as_float32_and_rounded_once",
+        ),
+        "NaN is a missing value; dask arrays likewise": (
+            "standardizer_gaps::missing_values_are_left_out",
+            "standardizer_gaps::an_all_missing_feature_stays_missing_until_it_has_values",
+            "standardizer_dask::gaps_weights_and_integers_as_in_memory",
+            "stream::missing_values_and_any_numbers",
+        ),
+        "infinite values are a ValueError, and nothing is lost": (
+            "standardizer_gaps::infinite_values_are_refused",
+            "standardizer_gaps::nothing_is_written_over_for_an_infinite_value",
+            "standardizer_gaps::sums_that_overflow_are_no_infinite_values",
+        ),
+        "sparse matrices with with_mean=False": (
+            "standardizer_sklearn::sparse_as_dense",
+            "standardizer_sklearn::what_sparse_matrices_refuse",
+        ),
+        "no scikit-learn or SciPy is imported for dense arrays": (
+            "standardizer_sklearn::without_scikit_learn_nothing_of_it_is_loaded",
         ),
     },
     "7. Types and errors": {
@@ -330,7 +408,34 @@ TESTS = {
     "9. Command line": {
         "nbbn demo": ("demo::what_is_said_is_what_was_measured",),
         "nbbn normalize": ("cli_files::normalize", "cli_files::the_input_may_be_replaced"),
-        "nbbn moments": ("cli_files::moments_are_printed_with_all_digits",),
+        "... memory does not grow with the file; atomic; progress; a last line on a terminal": (
+            "cli_files::a_file_larger_than_the_memory_that_a_process_may_have",
+            "tables::memory_does_not_grow_with_the_file",
+            "cli_files::a_process_that_is_killed_leaves_the_old_file_or_the_whole_new_one",
+            "cli_files::a_bar_on_a_terminal_and_none_in_a_pipe",
+            "tables::a_last_line_on_a_terminal_says_what_was_written",
+        ),
+        "... --stats, --save-stats": (
+            "cli_files::saved_statistics_give_the_same_bits",
+            "tables::statistics_of_one_table_serve_another",
+        ),
+        "... .npz with --key": ("tables::arrays_of_npz_files",),
+        "... .csv, .parquet: a column is numeric if every cell is; --columns wins": (
+            "tables::a_column_is_numeric_if_every_cell_is",
+            "tables::columns_that_are_asked_for",
+            "tables::types_and_missing_values_of_parquet",
+        ),
+        "... cells of other columns keep their text, names and order are kept; --delimiter": (
+            "tables::text",
+        ),
+        "... the suffix decides; what OUT cannot hold, or is unknown, is refused first": (
+            "tables::every_format_to_every_other",
+            "tables::what_is_wrong_is_told_in_a_line_and_nothing_is_written",
+        ),
+        "nbbn moments --json; a row a column for tables": (
+            "cli_files::moments_are_printed_with_all_digits",
+            "tables::what_moments_prints",
+        ),
         "nbbn bench": ("bench::table_and_files",),
         "nbbn info, nbbn warmup": ("cli::info_prints_the_configuration", "warmup::the_command"),
         "exit status": (
