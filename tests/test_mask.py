@@ -201,7 +201,9 @@ def test_layer_and_functions_in_training(shape, axis, dtype, correction):
     statistics = bn.batch_mean, bn.batch_inv_std
     again = nbbn.batch_norm_backward(grad_y, x, *statistics, gamma, mask=mask, **options)
     assert_gradients(again, exact, grad_y, expected, gamma, axis)
-    if dtype == np.float32:  # of float64 the layer knows the mean to more bits than one number holds
+    if (
+        dtype == np.float32
+    ):  # of float64 the layer knows the mean to more bits than one number holds
         for got, same in zip(again, grads, strict=True):
             assert_same_bits(got, same)
 

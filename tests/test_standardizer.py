@@ -539,3 +539,15 @@ def test_chunks_are_not_lost_between_reading_and_writing(monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(learn, range(4)))
     assert scaler.n_samples_seen_ == 5 * 8
+
+
+def test_repr_tells_whether_it_was_fitted():
+    scaler = nbbn.Standardizer(with_mean=False)
+    assert repr(scaler) == "Standardizer(with_mean=False)"
+    x = cases.values((178, 13))
+    assert repr(scaler.fit(x)) == "Standardizer(with_mean=False), fitted: 13 features, 178 samples"
+    assert "186 samples" in repr(scaler.partial_fit(x[:8]))
+    x[0, 0] = np.nan
+    assert "364 samples" in repr(scaler.partial_fit(x))
+    huge = nbbn.Standardizer().fit(x[:3, 1:], sample_weight=4115226)
+    assert "12345678 samples" in repr(huge)

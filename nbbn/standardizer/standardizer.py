@@ -354,6 +354,13 @@ class Standardizer(_estimator.Estimator):
             raise AttributeError("feature_names_in_: expected a data frame in fit, got an array")
         return np.asarray(names, dtype=object)
 
+    def __repr__(self) -> str:
+        fitted, waiting = self._fitted, self._chunks
+        if fitted is None:
+            return super().__repr__()
+        samples = fitted.moments.counts.max() + (0 if waiting is None else waiting.filled)
+        return f"{super().__repr__()}, fitted: {fitted.features} features, {samples:.15g} samples"
+
     def __sklearn_is_fitted__(self) -> bool:
         return self._fitted is not None
 
