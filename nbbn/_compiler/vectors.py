@@ -11,13 +11,13 @@ stores them. Under ``NUMBA_DISABLE_JIT`` the twins in ``interpreted`` stand in.
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, ClassVar
 
 from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
-from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from nbbn._compiler import formats
@@ -72,8 +72,16 @@ def _vector_of(array: Any) -> Vector:
     return _VECTOR[formats.computed(array.dtype)]
 
 
-class _Arithmetic(ConcreteTemplate):  # type: ignore[misc]
-    cases = [signature(v, v, v) for v in (FLOAT32X16, FLOAT64X16)]
+class _Arithmetic(AbstractTemplate):  # type: ignore[misc]
+    """The types of an operator; of this target, numba asks for it before the thirty of its own."""
+
+    metadata: ClassVar = {"target": "cpu"}
+
+    def generic(self, args: Any, kws: Any) -> Any:
+        first = args[0]
+        return (
+            signature(first, *args) if isinstance(first, Vector) and args[1:] == (first,) else None
+        )
 
 
 def _register_operator(function: Any, instruction: str) -> None:
