@@ -1,9 +1,13 @@
 """Sphinx configuration: python -m sphinx -W docs docs/_build/html."""
 
 import sys
+import tomllib
 from pathlib import Path
 
 import nbbn
+
+ROOT = Path(__file__).parent.parent
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["nbbn"]["address"]
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
@@ -21,8 +25,9 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "examples", "gallery/backreferences", "sg_execution_times.rst"]
 templates_path = ["_templates"]
 
 html_math_renderer = "mathml"
@@ -33,6 +38,17 @@ autodoc_typehints = "none"  # numpydoc's sections name the types
 autosummary_generate = True  # a page for each public object
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "backreferences_dir": "gallery/backreferences",  # what the reference shows of it
+    "doc_module": ("nbbn",),
+    "download_all_examples": False,
+    "min_reported_time": 1e9,  # how long they took, like what they used, is the machine's business
+    "show_memory": False,
+    "show_signature": False,
+}
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -48,5 +64,9 @@ html_theme_options = {
     "show_prev_next": True,
     "footer_end": [],
 }
+if ADDRESS:
+    html_theme_options["icon_links"] = [
+        {"name": "Source", "url": ADDRESS, "icon": "fa-solid fa-code"},
+    ]
 html_sidebars = {"index": []}
 html_show_sourcelink = False

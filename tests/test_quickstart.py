@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 PAGE = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
-CHECKOUT = ("nbbn", "docs", "pyproject.toml", "README.md", "LICENSE")  # what pip needs of it
+CHECKOUT = ("nbbn", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE")  # what pip needs
 
 
 def blocks(language):
@@ -32,7 +32,7 @@ def checkout(tmp_path_factory):
     folder.mkdir()
     for name in CHECKOUT:
         if (ROOT / name).is_dir():
-            junk = shutil.ignore_patterns("__pycache__", "_build")
+            junk = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, folder / name, ignore=junk)
         else:
             shutil.copy(ROOT / name, folder)
@@ -88,3 +88,36 @@ def test_the_page_has_what_a_newcomer_comes_for():
     for word in ("nbbn.BatchNorm(", ".backward(", "from_torch(", ".freeze()", "nbbn.Standardizer("):
         assert word in examples
     assert re.search(r"^\.venv/bin/nbbn normalize \S+\.csv \S+\.csv", "".join(blocks("sh")), re.M)
+
+
+METADATA = """
+from importlib.metadata import distribution
+found = distribution("nbbn").metadata
+print(found.get_all("Project-URL") or [])
+print(found.get_payload())
+"""
+
+
+def test_links_are_made_of_one_address(checkout, tmp_path):
+    """While there is none, the README goes into the package as it is."""
+    for address in ("", "https://example.org/nbbn"):
+        source = tmp_path / f"with{address[:5]}"
+        shutil.copytree(checkout, source, ignore=shutil.ignore_patterns(".venv"))
+        project = source / "pyproject.toml"
+        text = project.read_text("utf-8")
+        assert text.count('address = ""\n') == 1, (
+            "the address is set: give this test the empty one, too"
+        )
+        project.write_text(text.replace('address = ""\n', f'address = "{address}"\n'), "utf-8")
+        commands = f"{sys.executable} -m pip install -q --no-deps --target=installed ."
+        shell(commands, source)
+        printed = shell(f"PYTHONPATH=installed {sys.executable} -c '{METADATA}'", source)
+        urls, _, readme = printed.partition("\n")
+        if address:
+            assert f"Source, {address}" in urls
+            assert f"]({address}/blob/main/docs/quickstart.md)" in readme
+            assert f'src="{address}/raw/main/docs/images/speed-light.svg"' in readme
+            assert not re.search(r"\]\(docs/", readme)
+        else:
+            assert urls == "[]"
+            assert readme.strip() == (ROOT / "README.md").read_text("utf-8").strip()

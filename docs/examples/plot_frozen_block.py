@@ -2,8 +2,8 @@
 A frozen ResNet block
 =====================
 
-The end of a residual block is ``relu(batch_norm(x) + shortcut)``. NumPy goes through memory for each of the three steps. A
-frozen layer does them in one pass.
+The end of a residual block is ``relu(batch_norm(x) + shortcut)``. NumPy goes through memory for each of the
+three steps. A frozen layer does them in one pass.
 """
 
 import time

@@ -2,9 +2,9 @@
 A table with gaps
 =================
 
-Measurements are missing, and two columns have different units. :class:`nbbn.Standardizer` leaves missing values (NaN) out of
-the statistics of their column, and keeps them missing, as scikit-learn's ``StandardScaler`` does. If you fill the
-gaps with zeros first, mean and standard deviation are wrong.
+Measurements are missing, and two columns have different units. :class:`nbbn.Standardizer` leaves missing
+values (NaN) out of the statistics of their column, and keeps them missing, as scikit-learn's
+``StandardScaler`` does. If you fill the gaps with zeros first, mean and standard deviation are wrong.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,9 @@
 A file larger than memory
 =========================
 
-``nbbn normalize`` reads and writes a file in blocks of a few megabytes. So the memory that it needs does not grow with the
-file. This program standardizes three files, and asks the operating system how much memory each command took.
+``nbbn normalize`` reads and writes a file in blocks of a few megabytes. So the memory that it needs does not
+grow with the file. This program standardizes three files, and asks the operating system how much memory each
+command took.
 """
 
 import subprocess
@@ -37,7 +38,9 @@ with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", MEASURED, "normalize", source, target]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         needed.append(int(done.stdout) / 1e3)
-    print(f"mean {np.load(target, 'r')[:10_000].mean():.3f}, std {np.load(target, 'r')[:10_000].std():.3f}")
+    print(
+        f"mean {np.load(target, 'r')[:10_000].mean():.3f}, std {np.load(target, 'r')[:10_000].std():.3f}"
+    )
 
 figure, axes = plt.subplots(figsize=(7, 4))
 axes.plot(megabytes, needed, "o-", label="nbbn normalize")

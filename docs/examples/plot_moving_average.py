@@ -2,9 +2,10 @@
 How far off is the moving average?
 ==================================
 
-A layer's running mean follows the means of the batches. While the weights before the layer change, the moving average
-(``momentum=0.1``) lags a little, and the cumulative one (``momentum=None``) remembers all that is past. Once the weights
-stand still, the moving average stays noisy, and :func:`nbbn.calibrate` gives the mean of all the data.
+A layer's running mean follows the means of the batches. While the weights before the layer change, the moving
+average (``momentum=0.1``) lags a little, and the cumulative one (``momentum=None``) remembers all that is
+past. Once the weights stand still, the moving average stays noisy, and :func:`nbbn.calibrate` gives the mean
+of all the data.
 """
 
 import matplotlib.pyplot as plt

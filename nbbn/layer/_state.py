@@ -272,7 +272,7 @@ class LayerState:
 
     @property
     def activation(self) -> Activation | None:
-        """What is applied last, or None."""
+        """The activation, applied last, or None."""
         return self._activation
 
     @activation.setter

@@ -529,7 +529,7 @@ class BatchNorm(StoredLayer):
         return steps.differentiate(grad_y, last.x, index, *rest)
 
     def freeze(self) -> FrozenBatchNorm:
-        """Return the inference form of the layer: a snapshot that does not change any more.
+        """Return a read-only snapshot of the layer, for inference.
 
         Returns
         -------

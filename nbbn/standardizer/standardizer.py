@@ -104,7 +104,7 @@ class Standardizer(_estimator.Estimator):
         self._lock = new_lock(self)
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Take the statistics of ``X``, and forget earlier ones.
+        """Compute the statistics of ``X``, and forget earlier ones.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class Standardizer(_estimator.Estimator):
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Take the statistics of ``X`` and of all data before it together.
+        """Compute the statistics of ``X`` and all earlier data together.
 
         Parameters
         ----------
@@ -214,7 +214,7 @@ class Standardizer(_estimator.Estimator):
         return self._apply(X, copy, out, False)
 
     def inverse_transform(self, X: Any, copy: bool | None = None, *, out: Any = None) -> Any:
-        """Return ``X * scale_ + mean_``: what `transform` made ``X`` of.
+        """Undo `transform`: return ``X * scale_ + mean_``.
 
         Parameters
         ----------
@@ -290,7 +290,7 @@ class Standardizer(_estimator.Estimator):
         return self._leaving(found if out is None else out, X, fitted, library)
 
     def get_feature_names_out(self, input_features: Any = None) -> Array:
-        """Return the names of the features that `transform` returns, which are those of ``X``.
+        """Return the names of the features of the result, the same as in ``X``.
 
         Parameters
         ----------
