@@ -2,6 +2,7 @@
 
 import sys
 import tomllib
+import urllib.request
 from pathlib import Path
 
 import nbbn
@@ -22,6 +23,7 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
@@ -33,6 +35,19 @@ templates_path = ["_templates"]
 html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
+
+
+def is_reached(address: str) -> bool:
+    """Tell whether the index of other pages can be read: a build without a network has no links to them."""
+    try:
+        with urllib.request.urlopen(f"{address}objects.inv", timeout=3) as answer:
+            return answer.read(16).startswith(b"# Sphinx")
+    except OSError:
+        return False
+
+
+OTHERS = {"python": "https://docs.python.org/3/", "numpy": "https://numpy.org/doc/stable/"}
+intersphinx_mapping = {name: (url, None) for name, url in OTHERS.items() if is_reached(url)}
 
 autodoc_typehints = "none"  # numpydoc's sections name the types
 autosummary_generate = True  # a page for each public object

@@ -76,7 +76,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "bench",
         help="measure nbbn on this machine, beside other libraries and the limit of the memory",
         description=(
-            "Time nbbn in float32, beside NumPy, those of torch, onnxruntime and scikit-learn that are "
+            "Time nbbn in float32, beside NumPy, torch, onnxruntime and scikit-learn, as far as they are "
             "installed, and loops that only move memory."
         ),
         epilog=f"example: nbbn bench --quick --plot bars.png (--plot needs matplotlib: {_INSTALL})",

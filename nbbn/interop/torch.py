@@ -35,7 +35,7 @@ def from_torch(
     -------
     BatchNorm, or dict of str to BatchNorm
         A new layer; of a network without ``prefix`` all, by their names: of a state dict those that have
-        running statistics. A layer has the mode of its module; those of a state dict are in inference
+        running statistics. A layer has the mode of its module; layers of a state dict are in inference
         mode. float64 where one of the arrays is.
 
     Raises
