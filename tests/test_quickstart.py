@@ -61,8 +61,7 @@ def shell(commands, folder):
 
 def test_the_page_followed_to_the_letter(checkout):
     install, standardize = blocks("sh")
-    (people,) = blocks("csv")
-    (expected,) = blocks("text")
+    people, expected = blocks("text")
 
     shell(install, checkout)
     example = checkout / "examples.txt"
