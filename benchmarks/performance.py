@@ -149,7 +149,7 @@ def _mean_and_range(ratios: Sequence[float]) -> str:
         return "-"
     mean = math.exp(statistics.fmean(map(math.log, ratios)))
     text = f"**{mean:.2f}**" if mean < 1 else f"{mean:.1f}"
-    return f"{text} ({min(ratios):.2g} to {max(ratios):.2g})"
+    return f"{text}\u00a0({min(ratios):.2g}\u2013{max(ratios):.2g})"  # in one piece
 
 
 def _leads(run: Run) -> list[str]:

@@ -49,6 +49,7 @@ def is_reached(address: str) -> bool:
 OTHERS = {"python": "https://docs.python.org/3/", "numpy": "https://numpy.org/doc/stable/"}
 intersphinx_mapping = {name: (url, None) for name, url in OTHERS.items() if is_reached(url)}
 
+autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # numpydoc's sections name the types
 autosummary_generate = True  # a page for each public object
 numpydoc_show_class_members = False
@@ -57,6 +58,8 @@ numpydoc_class_members_toctree = False
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",
+    "within_subsection_order": "FileNameSortKey",
+    "capture_repr": (),
     "backreferences_dir": "gallery/backreferences",  # what the reference shows of it
     "doc_module": ("nbbn",),
     "download_all_examples": False,

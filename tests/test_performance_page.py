@@ -100,9 +100,9 @@ def test_the_first_page_says_how_many_times_faster(performance):
     )
     first = performance.pages(made, None)["performance.md"]
     images, tables = first.split("### Tables, (N, C)")
-    assert line(images, "training")[1:] == ["1", "3.0 (3 to 3)", "2.0 (0.5 to 8)"]
+    assert line(images, "training")[1:] == ["1", "3.0\u00a0(3\u20133)", "2.0\u00a0(0.5\u20138)"]
     overview, rest = tables.split("## Where nbbn is not the fastest")
-    assert line(overview, "training")[1:] == ["1", "**0.50** (0.5 to 0.5)"]
+    assert line(overview, "training")[1:] == ["1", "**0.50**\u00a0(0.5\u20130.5)"]
     leads, shapes = rest.split("## Which shapes")
     assert line(leads, "PyTorch")[1:] == ["4", "3", "3"]
     assert line(leads, "training 32x64x56x56 1 thread out")[1:] == ["PyTorch", "0.25"]
