@@ -1,5 +1,6 @@
 """Sphinx configuration: python -m sphinx -W docs docs/_build/html."""
 
+import http.client
 import sys
 import tomllib
 import urllib.request
@@ -42,7 +43,7 @@ def is_reached(address: str) -> bool:
     try:
         with urllib.request.urlopen(f"{address}objects.inv", timeout=3) as answer:
             return answer.read(16).startswith(b"# Sphinx")
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 
