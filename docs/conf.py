@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import nbbn
+from nbbn.layer._words import ATTRIBUTES
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["nbbn"]["address"]
@@ -53,6 +54,7 @@ intersphinx_mapping = {name: (url, None) for name, url in OTHERS.items() if is_r
 autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # numpydoc's sections name the types
 autosummary_generate = True  # a page for each public object
+autosummary_context = {"foreign": list(ATTRIBUTES)}  # words of other libraries, which are errors
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
