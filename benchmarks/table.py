@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "benchmarks" / "recorded.json"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- speed: written by benchmarks/table.py -->", "<!-- speed: end -->"
+LEAD, LEAD_END = "<!-- lead: written by benchmarks/table.py -->", "<!-- lead: end -->"
 OPERATIONS = ("inference", "training", "backward")
 IMPLEMENTATIONS = ("nbbn", "torch", "numpy")
 VERSIONS = (*IMPLEMENTATIONS, "numba")
@@ -106,16 +107,34 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def lead(record: dict[str, Any]) -> str:
+    """Return what the README says first: on one thread, images, as geometric means."""
+    results = plain_results(record)
+
+    def mean(operation: str, peer: str) -> str:
+        found = ratios(results, operation, 1, peer, True)
+        return f"{math.exp(sum(map(math.log, found)) / len(found)):.1f}" if found else "-"
+
+    training, inference = (
+        [mean(o, peer) for peer in ("torch", "numpy")] for o in OPERATIONS[1::-1]
+    )
+    return (
+        f"on one thread, images are trained on {training[0]} times as fast as by PyTorch and {training[1]} times as "
+        f"fast as by NumPy. Inference is {inference[0]} and {inference[1]} times as fast."
+    )
+
+
 def with_table(text: str, record: dict[str, Any]) -> str:
-    """Return the README's text with the table of ``record`` between the markers."""
+    """Return the README's text with what is made of ``record`` between the markers."""
+    text = between_markers(text, LEAD, lead(record), LEAD_END, newline="")
     return between_markers(text, BEGIN, table(record), END)
 
 
-def between_markers(text: str, begin: str, block: str, end: str) -> str:
+def between_markers(text: str, begin: str, block: str, end: str, newline: str = "\n") -> str:
     """Return ``text`` with ``block`` between the two markers."""
     before, rest = text.split(begin)
     _, after = rest.split(end)
-    return f"{before}{begin}\n{block}\n{end}{after}"
+    return f"{before}{begin}{newline}{block}{newline}{end}{after}"
 
 
 def keep(file: Path | None, recorded: Path = RECORDED) -> dict[str, Any]:

@@ -202,7 +202,7 @@ class Moments:
         return found
 
     def update(self, x: ArrayLike, axis: int = 1, mask: ArrayLike | None = None) -> Moments:
-        """Return the moments of the data so far and ``x`` together; a new value.
+        """Return the moments of the data so far and ``x`` together, as a new value.
 
         Parameters
         ----------

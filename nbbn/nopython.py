@@ -110,7 +110,7 @@ def _fill(array: Any, value: float) -> None:
 
 @entry
 def normalize(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
-    r"""Write ``out3 = (x3 - center) * scale + shift``, for each channel with its own numbers.
+    r"""Write ``out3 = (x3 - center) * scale + shift``, with each channel's own numbers.
 
     .. math:: y_{ocj} = (x_{ocj} - \mathrm{center}_c)\,\mathrm{scale}_c + \mathrm{shift}_c
 

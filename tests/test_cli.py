@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import nbbn
-from nbbn.cli import _progress, demo, info, main
+from nbbn.cli import _build_parser, _progress, demo, info, main
 from nbbn.cli._errors import CommandError
 from nbbn.cli._progress import Progress
 
@@ -62,10 +64,19 @@ def test_help_goes_to_standard_output(arguments, capsys):
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    assert "demo" in listed
-    assert "info" in listed
-    assert "normalize" in listed
-    assert "moments" in listed
+    assert [name for name in COMMANDS if f"\n    {name}" not in listed] == []
+
+
+COMMANDS = ("demo", "normalize", "moments", "bench", "info", "warmup")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_an_example_that_is_understood(command, capsys):
+    assert main([command, "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    example = re.search(r"example: nbbn ([^()]+)", printed)[1]
+    assert printed.endswith((example, ")"))
+    assert _build_parser().parse_args(shlex.split(example)).command == command
 
 
 def test_no_command_prints_the_help_and_fails(capsys):

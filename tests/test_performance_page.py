@@ -1,4 +1,4 @@
-"""docs/performance.md says what was recorded, and the targets are judged as they are written."""
+"""The pages of performance say what was recorded, and the targets are judged as they are written."""
 
 import importlib
 import json
@@ -26,6 +26,11 @@ def performance():
 
 
 @pytest.fixture
+def targets():
+    return importlib.import_module("benchmarks.targets").targets
+
+
+@pytest.fixture
 def pages():
     return importlib.import_module("benchmarks.pages")
 
@@ -44,26 +49,71 @@ def record(*races):
     return made
 
 
+def written(performance, made, startup=None):
+    """All pages of a run, one after the other."""
+    return "\n".join(performance.pages(made, startup).values())
+
+
 def line(text, start):
     (found,) = [row for row in text.splitlines() if row.startswith(f"| {start}")]
     return [cell.strip() for cell in found.strip("|").split("|")]
 
 
 def test_the_page_is_that_of_the_recorded_run(performance):
-    if not performance.PAGE.is_file():
-        pytest.skip("docs/performance.md has not been made of a recorded run yet")
     recorded = performance.keep(None)
-    text = performance.PAGE.read_text("utf-8")
-    assert text == performance.page(recorded, performance.read_startup())
-    assert performance.PICTURE.is_file()
-    assert "\nperformance\n" in (ROOT / "docs" / "background.md").read_text("utf-8")
+    for name, text in performance.pages(recorded, performance.read_startup()).items():
+        assert (performance.DOCS / name).read_text("utf-8") == text
+    assert (performance.DOCS / "images" / performance.PICTURE).is_file()
+    assert "\nperformance\n" in (performance.DOCS / "background.md").read_text("utf-8")
+
+
+def test_a_new_run_is_written_without_hand_work(performance, monkeypatch, tmp_path):
+    """The command that keeps a run writes all that is made of it."""
+    picture, table = (
+        importlib.import_module(f"benchmarks.{name}") for name in ("picture", "table")
+    )
+    pytest.importorskip("matplotlib", reason="it draws the bars")
+    recorded, images = performance.keep(None), tmp_path / "images"
+    readme = tmp_path / "README.md"
+    marks = table.LEAD, table.LEAD_END, table.BEGIN, table.END
+    readme.write_text("{}{}\n{}\n{}\n".format(*marks), "utf-8")
+    monkeypatch.setattr(table, "README", readme)
+    monkeypatch.setattr(performance, "DOCS", tmp_path)
+    monkeypatch.setattr(picture, "FILES", {"light": images / "a.svg", "dark": images / "b.svg"})
+    assert performance.main(["--folder", str(tmp_path)]) == 0
+    for name, text in performance.pages(recorded, performance.read_startup()).items():
+        assert (tmp_path / name).read_text("utf-8") == text
+    assert {path.name for path in images.iterdir()} == {"a.svg", "b.svg", performance.PICTURE}
+    assert readme.read_text("utf-8") == table.with_table(readme.read_text("utf-8"), recorded)
+    assert table.table(recorded) in readme.read_text("utf-8")
+
+
+def test_the_first_page_says_how_many_times_faster(performance):
+    case = Case("training", IMAGE, 1)
+    small = replace(case, shape=(32, 1024, 14, 14))
+    rows = replace(case, shape=(128, 256))
+    made = record(
+        (case, {"nbbn": 1.0, "two-trip": 1.0, "torch": 8.0, "numpy": 3.0}),
+        (small, {"nbbn": 1.0, "two-trip": 1.0, "torch": 0.5, "numpy": 3.0}),
+        (rows, {"nbbn": 1.0, "two-trip": 1.0, "torch": 0.5}),
+        (replace(case, variant="out"), {"nbbn": 1.0, "two-trip": 1.0, "torch": 0.25}),
+    )
+    first = performance.pages(made, None)["performance.md"]
+    images, tables = first.split("### Tables, (N, C)")
+    assert line(images, "training")[1:] == ["1", "3.0\u00a0(3\u20133)", "2.0\u00a0(0.5\u20138)"]
+    overview, rest = tables.split("## Where nbbn is not the fastest")
+    assert line(overview, "training")[1:] == ["1", "**0.50**\u00a0(0.5\u20130.5)"]
+    leads, shapes = rest.split("## Which shapes")
+    assert line(leads, "PyTorch")[1:] == ["4", "3", "3"]
+    assert line(leads, "training 32x64x56x56 1 thread out")[1:] == ["PyTorch", "0.25"]
+    assert line(shapes, "32x64x56x56")[1:] == ["1.00 s", "3.00", "8.00"]  # no limit, no `out=`
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_tables_of_a_set_are_those_of_its_recorded_run(name, pages):
     recorded = json.loads((pages.FOLDER / f"{name}.json").read_text("utf-8"))
     begin, end = pages.markers(name)
-    assert f"{begin}\n{pages.block(name, recorded)}\n{end}" in pages.PAGE.read_text("utf-8")
+    assert f"{begin}\n{pages.block(name, recorded)}\n{end}" in pages.page(name).read_text("utf-8")
     known = set(SETS[name].cases([1, 2]))
     assert {result.case for result in from_json(recorded)} == known
     assert all(is_defined(case) for case in known)
@@ -73,19 +123,19 @@ def test_a_new_run_of_fused_steps_is_kept_and_shown(pages, monkeypatch, tmp_path
     case = Case("inference+residual+relu", IMAGE, 1, "bfloat16", variant="out")
     made = record((case, {"nbbn": 1.1, "add-affine": 1.0, "torch": 3.3}))
     monkeypatch.setattr(pages, "FOLDER", tmp_path)
-    monkeypatch.setattr(pages, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(pages, "DOCS", tmp_path)
     (tmp_path / "new.json").write_text(json.dumps(made), "utf-8")
     begin, end = pages.markers("fused")
-    pages.PAGE.write_text(f"before\n{begin}\nan older run\n{end}\nafter\n", "utf-8")
+    pages.page("fused").write_text(f"before\n{begin}\nan older run\n{end}\nafter\n", "utf-8")
     assert pages.main(["fused", str(tmp_path / "new.json")]) == 0
-    text = pages.PAGE.read_text("utf-8")
+    text = pages.page("fused").read_text("utf-8")
     assert text.startswith(f"before\n{begin}\na processor") and "older" not in text
     assert text.endswith(f"{end}\nafter\n")
-    assert "### Inference+residual+relu, bfloat16 out" in text
+    assert "## Inference + residual + relu, bfloat16, with `out=`\n" in text
     assert line(text, "32x64x56x56")[1:] == ["1.10 s", "1.10", "3.00"]
     assert json.loads((tmp_path / "fused.json").read_text("utf-8")) == made
     assert pages.main(["fused"]) == 0  # the kept run again
-    assert pages.PAGE.read_text("utf-8") == text
+    assert pages.page("fused").read_text("utf-8") == text
 
 
 def test_the_tables_of_the_standardizer(pages):
@@ -94,7 +144,7 @@ def test_the_tables_of_the_standardizer(pages):
         (Case("fit_transform", (32, 64), 2), {"nbbn": 2.0, "two-trip": 2.0, "sklearn": 1.0}),
     )
     text = pages.block("standardizer", made)
-    assert "### Fit, float64\n" in text and "### Fit_transform\n" in text
+    assert "## Fit, float64\n" in text and "## `fit_transform`\n" in text
     assert "| 32x64 | 1.00 s | 2.00 | 4.00 |" in text
     assert "| 32x64 | 2.00 s | 1.00 | **0.50** |" in text
     assert "Results are new arrays." in text
@@ -111,7 +161,7 @@ def test_what_a_mask_costs_is_in_the_tables(pages):
         (replace(sequences, operation="training"), unmasked),
     )
     text = pages.block("statistics", made)
-    assert "### Training+mask, channels-last\n" in text and "### From_batches\n" in text
+    assert "## Training + mask, channels-last\n" in text and "## `from_batches`\n" in text
     assert line(text, "32x256x128 | 3.00 s")[2:] == [
         "3.00 / 3.00",
         "1.50 / 0.50",
@@ -130,21 +180,21 @@ def test_the_page_copes_with_what_only_newer_runs_have(performance):
         Case("inference", (32, 3, 224, 224), 1, "uint8"),
     ]
     made = record(*((case, {"nbbn": 1.0, LIMITS[case.operation]: 1.0}) for case in cases))
-    text = performance.page(made, None)
-    for heading in ("Inference, bfloat16 out", "Inference, uint8", "Training+relu"):
-        assert f"### {heading}\n" in text
+    text = written(performance, made)
+    for heading in ("Inference, bfloat16, with `out=`", "Inference, uint8", "Training + relu"):
+        assert f"## {heading}\n" in text
     assert line(text, "inference, `out=` or in place")[-1] == "-"  # targets are for float32
 
 
 def test_targets_are_judged_case_by_case(performance):
     case = Case("inference", IMAGE, 1, variant="out")
-    text = performance.page(
+    text = written(
+        performance,
         record(
             (case, {"nbbn": 1.1, "copy-affine": 1.0, "torch": 3.3}),
             (replace(case, threads=2), {"nbbn": 1.3, "copy-affine": 1.0, "torch": 1.2}),
             (replace(case, variant="fresh"), {"nbbn": 1.21, "copy-affine": 1.0, "torch": 12.1}),
         ),
-        None,
     )
     name = "inference, `out=` or in place"
     assert line(text, name)[2:] == ["1.10 (1.10)", "1.30 (1.30)", "in 1 of 2"]
@@ -152,12 +202,7 @@ def test_targets_are_judged_case_by_case(performance):
     assert "32x64x56x56 2 threads out 1.30" in text
     assert line(text, "every case recorded")[2:] == ["3.00 (6.50)", "0.92 (0.92)", "in 2 of 3"]
     assert "In 1 of 3 comparisons" in text
-    assert line(text, "inference 32x64x56x56 2 threads out") == [
-        "inference 32x64x56x56 2 threads out",
-        "torch",
-        "0.923",
-        "0.92",
-    ]
+    assert "| inference 32x64x56x56 2 threads out | torch 0.92 (0.92) |\n" in text
     assert line(text, "32x64x56x56 | 1.10 s / 1.30 s")[2:] == ["1.10 / 1.30", "3.00 / **0.92**"]
     assert "a processor, 2 of 2 cores" in text
 
@@ -175,20 +220,22 @@ def test_targets_are_judged_case_by_case(performance):
     ],
 )
 @pytest.mark.parametrize("ratio", [0.85, 1.5])
-def test_each_case_belongs_to_one_line(performance, operation, shape, layout, start, ratio):
+def test_each_case_belongs_to_one_line(
+    performance, targets, operation, shape, layout, start, ratio
+):
     variant = "fresh" if operation == "moments" else "out"
     case = Case(operation, shape, 1, layout=layout, variant=variant)
     made = record((case, {"nbbn": ratio, LIMITS[operation]: 1.0}))
     run = performance.run_of(made)
-    assert [t.name.startswith(start) for t in performance.targets() if t.values(run)] == [True]
+    assert [t.name.startswith(start) for t in targets() if t.values(run)] == [True]
     holds = "**yes**, in 1" if ratio < 1 else "in 0 of 1"
-    assert line(performance.page(made, None), start)[-1] == holds
+    assert line(written(performance, made), start)[-1] == holds
 
 
 def test_small_calls_are_in_microseconds(performance):
     case = Case("inference", (1, 64), 1, variant="out")
     times = {"nbbn": 2.5e-6, "bare-kernel": 0.2e-6, "numpy": 2.4e-6, "torch": 5e-6}
-    text = performance.page(record((case, times)), None)
+    text = written(performance, record((case, times)))
     assert line(text, "a small call")[2:] == ["2.30 us (2.30 us)", "in 0 of 1"]
     assert line(text, "the same: the quickest")[2:] == ["0.96 (0.96)", "in 0 of 1"]
 
@@ -197,7 +244,7 @@ def test_other_types_have_their_lines(performance):
     case = Case("training", IMAGE, 1, "float64", variant="out")
     mixed = replace(case, dtype="float32", params="float64")
     times = {"nbbn": 1.1, "two-trip": 1.0}
-    text = performance.page(record((case, times), (mixed, times)), None)
+    text = written(performance, record((case, times), (mixed, times)))
     for start in ("float64: training", "float32 with float64 parameters: training"):
         assert line(text, start)[-1] == "**yes**, in 1"
     assert line(text, "training, channels first, larger")[-1] == "-"
@@ -212,12 +259,12 @@ def test_the_start_is_told_where_it_was_measured(performance):
         {"operation": "backward", "case": "(32, 64)", "cache": "cold", "seconds": [5.0]},
     ]
     made = record((Case("moments", IMAGE, 1), {"nbbn": 1.0, "read": 1.0}))
-    text = performance.page(made, {"rows": rows})
+    text = written(performance, made, {"rows": rows})
     assert line(text, "`import nbbn` beyond")[2:] == ["60 ms", "no"]
     assert line(text, "first call: inference, (32, 64), cache warm")[2:] == ["100 ms", "**yes**"]
     assert line(text, "first call: inference, (32, 64), cache cold")[2:] == ["4000 ms", "no"]
     assert line(text, "first call: backward")[1:] == ["-", "5000 ms", "-"]
-    assert "A new process" not in performance.page(made, None)
+    assert "A new process" not in written(performance, made)
 
 
 def test_failures_are_on_the_page(performance):
@@ -227,7 +274,7 @@ def test_failures_are_on_the_page(performance):
         made["results"][0] | {"implementation": "torch", "status": "failed", "reason": "wrong"}
     )
     del made["results"][-1]["median"]
-    assert "- torch, moments 32x64x56x56 1 thread: wrong" in performance.page(made, None)
+    assert "- torch, moments 32x64x56x56 1 thread: wrong" in written(performance, made)
 
 
 def test_the_picture_is_the_same_for_the_same_numbers(performance, tmp_path):
@@ -241,13 +288,13 @@ def test_the_picture_is_the_same_for_the_same_numbers(performance, tmp_path):
     assert ">torch 30.0<" in texts[0]
 
 
-def test_every_target_has_recorded_cases(performance):
+def test_every_target_has_recorded_cases(performance, targets):
     races = [
         (case, {"nbbn": 1.0, LIMITS[case.operation]: 1.0, "bare-kernel": 1.0, "numpy": 2.0})
         for case in recorded_cases()
     ]
     run = performance.run_of(record(*races))
-    for target in performance.targets():
+    for target in targets():
         assert {case.threads for case, _ in target.values(run)} == {1, 2}, target.name
     assert all(is_defined(case) for case, _ in races)
     assert set(performance.PICTURE_SHAPES) <= {case.shape for case, _ in races}

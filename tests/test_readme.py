@@ -102,6 +102,11 @@ def test_links_lead_to_files(path):
     assert not missing
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_page_is_long(path):
+    assert len(path.read_text("utf-8").splitlines()) <= 400, "split it by the reader's questions"
+
+
 def test_package_tells_type_checkers_of_its_types():
     assert (ROOT / "nbbn" / "py.typed").is_file()
 

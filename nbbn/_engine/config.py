@@ -13,7 +13,7 @@ from nbbn._version import __version__
 
 
 def config() -> dict[str, Any]:
-    """Return what this process runs with as a dict; it loads, compiles and starts nothing.
+    """Return versions, threads and cache of this process as a dict; nothing is loaded, compiled or started.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def _parallel() -> str:
 
 
 def show_config() -> None:
-    """Print `config`, a line an entry.
+    """Print `config`, one entry per line.
 
     Examples
     --------

@@ -26,7 +26,7 @@ def explain(
     axis: int = 1,
     out: Array | None = None,
 ) -> str:
-    """Tell which way a call with ``x`` would take, and why.
+    """Explain how a call with ``x`` would run, and why.
 
     Nothing is computed, compiled or changed: the decisions are those of a call of a `BatchNorm`
     made now, with arrays that lie in memory as ``x`` does.

@@ -59,7 +59,7 @@ def available_threads() -> int:
 
 
 def get_num_threads() -> int:
-    """Return the number of threads that nbbn uses at most.
+    """Return the largest number of threads that nbbn uses.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(n: int) -> None:
-    """Set the number of threads that nbbn uses at most, for the whole process.
+    """Set the largest number of threads that nbbn uses, for the whole process.
 
     Results do not depend on it, to the last bit. numba's own setting is left alone.
 

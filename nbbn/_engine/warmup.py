@@ -32,7 +32,7 @@ Wanted = tuple[Step, Variant]
 
 
 def warmup(dtypes: Any = ("float32",), training: bool = False, *, activations: Any = ()) -> None:
-    """Compile what calls with these types need, or load it from the disk cache.
+    """Compile the code for these types beforehand, or load it from the disk cache.
 
     Afterwards no inference call with such an ``x`` compiles anything, whatever its shape, its memory
     layout, the number of threads, and the dtype of the parameters; with an activation or a residual, if

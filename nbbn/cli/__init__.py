@@ -49,6 +49,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="nbbn",
         description="Batch normalization for NumPy arrays on the CPU.",
+        epilog="example: nbbn normalize people.csv standardized.csv (more: nbbn COMMAND --help)",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"nbbn {nbbn.__version__}")

@@ -23,27 +23,27 @@ def add_input(parser: argparse.ArgumentParser) -> None:
         "input",
         type=Path,
         metavar=_INPUT,
-        help="array of numbers, of any shape, in C or Fortran order; may be larger than memory",
+        help="array (.npy, .npz) or table (.csv, .tsv, .parquet); may be larger than memory",
     )
     parser.add_argument(
         "--axis",
         type=int,
         default=-1,
         metavar="A",
-        help="the channel axis: statistics are taken over all others (default -1, the last)",
+        help="channel axis of an array; statistics are taken over all others (default -1, the last)",
     )
     parser.add_argument(
-        "--key", metavar="K", help="which array of an .npz file, where it holds several"
+        "--key", metavar="K", help="name of the array, if an .npz file holds several"
     )
     parser.add_argument(
         "--columns",
         metavar="A,B",
-        help="which columns of a table (default: those whose cells are numbers, or missing)",
+        help="columns of a table to use (default: those whose cells are all numbers or missing)",
     )
     parser.add_argument(
         "--delimiter",
         metavar="D",
-        help="what stands between the cells of text (default , or a tab)",
+        help="separator of the cells of a text file (default: comma, and tab for .tsv)",
     )
 
 

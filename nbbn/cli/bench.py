@@ -74,20 +74,20 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """
     parser = commands.add_parser(
         "bench",
-        help="measure this machine: nbbn beside other libraries and the memory's limit",
+        help="measure nbbn on this machine, beside other libraries and the limit of the memory",
         description=(
-            "Time nbbn beside NumPy, whichever of torch, onnxruntime and scikit-learn is installed, "
-            "and loops that only move the memory, in float32."
+            "Time nbbn in float32, beside NumPy, torch, onnxruntime and scikit-learn, as far as they are "
+            "installed, and loops that only move memory."
         ),
-        epilog=f"--plot needs matplotlib: {_INSTALL}",
+        epilog=f"example: nbbn bench --quick --plot bars.png (--plot needs matplotlib: {_INSTALL})",
         allow_abbrev=False,
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file")
     parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
-        help="draw bars beside the limit; the suffix says how: .png, .svg or .pdf",
+        help="draw bars beside the limit, as .png, .svg or .pdf",
     )
     parser.add_argument(
         "--quick",

@@ -33,7 +33,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
             "Train a small classifier on scikit-learn's 1,797 handwritten digits with and without "
             "batch normalization, at several learning rates, and print what happened."
         ),
-        epilog=f"It needs scikit-learn, and for --plot matplotlib: {_INSTALL}",
+        epilog=f"example: nbbn demo --plot curves.png (needs scikit-learn, and matplotlib for --plot: {_INSTALL})",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -41,20 +41,20 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         type=_positive,
         default=_EPOCHS,
         metavar="N",
-        help="how often to go through the training images (default: %(default)s)",
+        help="passes over the training images (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=_natural,
         default=0,
         metavar="N",
-        help="of the initial weights and of the order of the images (default: %(default)s)",
+        help="seed of the initial weights and of the order of the images (default: %(default)s)",
     )
     parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
-        help="draw the learning curves; the suffix says how: .png, .svg or .pdf",
+        help="draw the learning curves, as .png, .svg or .pdf",
     )
     parser.set_defaults(run=run)
 

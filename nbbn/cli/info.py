@@ -18,7 +18,8 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "info",
         help="print versions, threads and cache folder",
-        description="Print versions, threading layer, threads, SIMD width and cache folder.",
+        description="Print versions, threading layer, threads, SIMD width and cache folder, for a bug report.",
+        epilog="example: nbbn info",
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)

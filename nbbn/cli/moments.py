@@ -22,12 +22,13 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser(
         "moments",
-        help="print count, mean and variance of each channel of an array, or column of a table, in a file",
+        help="print count, mean and variance of each channel or column of a file",
         description=(
-            "Print a line for each channel of a file that may be larger than memory: its number, or the name "
-            "of a column, how many values it has, their mean and their variance (the population's), with all "
-            "digits. NaN, and an empty cell, is a value that is missing."
+            "Print a line for each channel of an array, or each numeric column of a table: its number or name, "
+            "the count of its values, their mean and their population variance, with all digits. Missing values "
+            "(NaN, empty cells) are left out. The file may be larger than memory."
         ),
+        epilog="example: nbbn moments people.csv --json",
         allow_abbrev=False,
     )
     _arrays.add_input(parser)
@@ -35,7 +36,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "--save-stats",
         type=Path,
         metavar="S.npz",
-        help="write them to a file instead, which nbbn normalize --stats takes",
+        help="write the statistics to a file instead, for nbbn normalize --stats",
     )
     parser.add_argument(
         "--json", action="store_true", help="print JSON: a list with an object for each channel"

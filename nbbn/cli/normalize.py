@@ -29,12 +29,13 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "normalize",
         help="standardize a file that may be larger than memory",
         description=(
-            "Give each channel of an array, or each numeric column of a table, mean 0 and variance 1, in two "
-            "passes over the file: (x - mean) / std, where std is the population's, or 1 where that is 0. What "
-            "is missing (NaN, an empty cell) stays missing, other columns of a table stay as they are. An "
-            "array keeps shape, order and type (float32 for uint8, float64 for other integers). The new file "
-            "gets its name once it is whole."
+            "Give each channel of an array, or each numeric column of a table, mean 0 and variance 1. Two passes "
+            "over the file compute (x - mean) / std, where std is the population's, or 1 where that is 0. Missing "
+            "values (NaN, empty cells) stay missing. Other columns of a table stay as they are. An array keeps "
+            "its shape, order and type (uint8 becomes float32, other integers float64). The new file gets its "
+            "name once it is complete."
         ),
+        epilog="example: nbbn normalize train.csv train-normalized.csv --save-stats train.npz",
         allow_abbrev=False,
     )
     _arrays.add_input(parser)
@@ -53,8 +54,8 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         type=Path,
         metavar="S.npz",
         help=(
-            "use the statistics of another data set, which --save-stats wrote, or any .npz file with "
-            "mean and var: one pass"
+            "use the statistics that --save-stats wrote for another file, or any .npz file with mean and var: "
+            "one pass"
         ),
     )
     parser.set_defaults(run=run)

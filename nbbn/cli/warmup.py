@@ -22,10 +22,10 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser(
         "warmup",
-        help="compile what inference or training needs, and keep it on disk",
+        help="compile beforehand, and keep the result on disk",
         description=(
-            "Compile what calls with arrays of the given types need, so that no later process on "
-            "the same type of processor has to."
+            "Compile the code for arrays of the given types and keep it on disk, so that later processes on "
+            "the same type of processor need not compile."
         ),
         epilog="example: nbbn warmup --training --activation relu",
         allow_abbrev=False,
@@ -44,14 +44,14 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         action="append",
         metavar="NAME",
         help=(
-            "provide for steps fused with this activation (relu, silu, ...), with and without a "
-            "residual (none: a residual alone); several as above"
+            "compile for this activation, too (relu, silu, ...), with and without a residual (none: a "
+            "residual alone); several as above"
         ),
     )
     parser.add_argument(
         "--training",
         action="store_true",
-        help="provide for training, statistics and gradients as well",
+        help="compile for training, statistics and gradients, too",
     )
     parser.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""Past one array and one machine: statistics of dask arrays, synchronized training.
+"""Several workers, large data: synchronized training, statistics of dask arrays.
 
 Importing this imports none of the libraries: they are used where their objects are handed in.
 """

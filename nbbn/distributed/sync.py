@@ -300,7 +300,7 @@ class SyncBatchNorm(BatchNorm):
     def load(  # type: ignore[override]
         cls, path: str | os.PathLike[str], *, comm: Any
     ) -> SyncBatchNorm:
-        """Return the layer that `save` wrote, this one's or that of `nbbn.BatchNorm`.
+        """Return the layer in a file that `save` wrote, of this class or of `nbbn.BatchNorm`.
 
         Parameters
         ----------

@@ -21,7 +21,7 @@ _NAMES = {  # Keras's name -> the layer's attribute, in the order of get_weights
 def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     """Return the layer that a Keras BatchNormalization, or the list of its weights, describes.
 
-    Keras's momentum is the weight of the old statistics, nbbn's that of the new ones: 0.99 becomes
+    Keras's momentum is the weight of the old statistics, nbbn's of the new ones: 0.99 becomes
     0.01. The variance enters the moving one without a correction (``running_correction=0``). The
     arrays are copies; float16 and bfloat16 widen to float32. Needs no Keras.
 

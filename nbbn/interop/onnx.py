@@ -65,7 +65,7 @@ def from_onnx(
 ) -> dict[str, BatchNorm] | BatchNorm:
     """Return the BatchNormalization nodes of an ONNX model.
 
-    ONNX's momentum is the weight of the old statistics, nbbn's that of the new ones: 0.9 becomes 0.1
+    ONNX's momentum is the weight of the old statistics, nbbn's of the new ones: 0.9 becomes 0.1
     (to the last bit of the float32 that the file holds; the same for epsilon). The variance enters
     the running one without a correction (``running_correction=0``). float16 and bfloat16 widen
     to float32. Needs onnx.

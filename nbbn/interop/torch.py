@@ -35,7 +35,7 @@ def from_torch(
     -------
     BatchNorm, or dict of str to BatchNorm
         A new layer; of a network without ``prefix`` all, by their names: of a state dict those that have
-        running statistics. A layer has the mode of its module; those of a state dict are in inference
+        running statistics. A layer has the mode of its module; layers of a state dict are in inference
         mode. float64 where one of the arrays is.
 
     Raises
@@ -127,7 +127,7 @@ def _from_module(where: str, module: Any) -> BatchNorm:
 
 
 def to_torch_state_dict(bn: BatchNorm) -> dict[str, Any]:
-    """Return what ``load_state_dict`` of a PyTorch module takes.
+    """Return a state dict for ``load_state_dict`` of a PyTorch module.
 
     The module needs the same number of features, ``affine=True`` where the layer has gamma or beta,
     ``bias=False`` where it has only gamma, and the same ``track_running_stats``. eps, momentum and

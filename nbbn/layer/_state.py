@@ -59,7 +59,7 @@ _SLOPE = 0.25  # at first, as in PyTorch
 
 
 class LayerState:
-    """What a layer knows, and how it is set; `nbbn.BatchNorm` says what it does with it."""
+    """Options and arrays of a layer, and how they are set; `nbbn.BatchNorm` computes with them."""
 
     # So that a misspelt attribute is an error, at no cost to a call. Classes of users have a __dict__.
     __slots__ = (
@@ -272,7 +272,7 @@ class LayerState:
 
     @property
     def activation(self) -> Activation | None:
-        """What is applied last, or None."""
+        """The activation, applied last, or None."""
         return self._activation
 
     @activation.setter

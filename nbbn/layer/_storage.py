@@ -20,7 +20,7 @@ _OF_BATCH = [rows.MEAN, rows.VAR, rows.INV_STD]  # what is shown of a training b
 
 
 class StoredLayer(LayerState):
-    """How what a layer knows is kept and shown."""
+    """How a layer is saved, loaded, pickled and printed."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""Words of other libraries: whoever types one is told nbbn's."""
+"""Words of other libraries, and the errors that answer them with nbbn's."""
 
 from __future__ import annotations
 

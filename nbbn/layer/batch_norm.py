@@ -1,4 +1,4 @@
-"""The layer: forward in training and inference, and backward; `_state` and `_storage` hold what it knows."""
+"""The layer: forward in training and inference, and backward; `_state` and `_storage` hold its options and arrays."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class BatchNorm(StoredLayer):
     A residual may be added and an activation applied in the same pass over memory:
     ``y = activation(batch_norm(x) + residual)``.
 
-    In training mode mean and variance are those of the batch, per channel over all other axes, and
-    the running statistics move towards them:
+    Training mode uses the mean and variance of the batch, per channel over all other axes, and moves
+    the running statistics towards them:
     ``running = (1 - momentum) * running + momentum * batch``.
-    In inference mode (``bn.eval()``) the running statistics are used and nothing changes.
+    Inference mode (``bn.eval()``) uses the running statistics and changes nothing.
 
     Parameters
     ----------
     num_features : int, optional
-        C, the number of channels. None: the first forward sees how many there are, `build` and
-        `load_state_dict` are told; the arrays are None until then.
+        C, the number of channels. None: it is taken from the first input, `build` or `load_state_dict`;
+        the arrays are None until then.
     axis : int, default 1
         The channel axis of the input; may be negative.
     eps : float, default 1e-5
@@ -59,7 +59,7 @@ class BatchNorm(StoredLayer):
     scale, center : bool, default True
         Whether ``gamma`` and ``beta`` exist; else the attribute is None.
     track_running_stats : bool, default True
-        False: there are no running statistics, and those of the batch are used in both modes.
+        False: there are no running statistics; both modes use the statistics of the batch.
     correction : float, default 0
         Degrees of freedom taken off in the variance that normalizes.
     running_correction : float, default 1
@@ -529,7 +529,7 @@ class BatchNorm(StoredLayer):
         return steps.differentiate(grad_y, last.x, index, *rest)
 
     def freeze(self) -> FrozenBatchNorm:
-        """Return the inference form of the layer: a snapshot that does not change any more.
+        """Return a read-only snapshot of the layer, for inference.
 
         Returns
         -------

@@ -12,22 +12,22 @@ from nbbn.layer.batch_norm import BatchNorm
 def calibrate(*layers: BatchNorm) -> Iterator[None]:
     r"""Give layers the exact statistics of all the data that they see inside the ``with`` block.
 
-    Inside it, training forwards normalize as ever but leave running statistics and counter alone and
-    collect moments instead. On a clean exit the running statistics of each layer that saw data are those
-    of all its batches together, every value with the same weight,
+    Inside it, training forwards normalize as usual. They leave running statistics and counter unchanged, and
+    collect moments instead. On a clean exit each layer that saw data gets the statistics of all its batches
+    together, every value with the same weight,
 
     .. math:: \mathrm{running\_mean} = \frac1n \sum_i x_i, \qquad \mathrm{running\_var} =
               \frac{1}{n - \mathrm{running\_correction}} \sum_i (x_i - \mathrm{running\_mean})^2 ,
 
     and ``num_batches_tracked`` is the number of these batches. A moving average forgets the first batches,
-    and the cumulative one (``momentum=None``) gives a batch of 4 the weight of a batch of 100 and knows
-    nothing of how the batches' means differ.
+    and the cumulative one (``momentum=None``) gives a batch of 4 the weight of a batch of 100, and
+    misses how the batches' means differ.
 
     Parameters
     ----------
     *layers : BatchNorm
-        One or more, with running statistics. A layer behind another one of them sees what that one makes
-        of its batches, as in training.
+        One or more, with running statistics. Later layers see inputs that were normalized with batch
+        statistics, as in training.
 
     Returns
     -------
@@ -36,11 +36,11 @@ def calibrate(*layers: BatchNorm) -> Iterator[None]:
     Raises
     ------
     RuntimeError
-        Where one is not built yet.
+        If a layer is not built yet.
     TypeError
-        Where one is not a `BatchNorm`.
+        If an argument is not a `BatchNorm`.
     ValueError
-        Where there is none, or one has no running statistics or is being calibrated already.
+        If no layer is given, or a layer has no running statistics or is being calibrated already.
 
     Notes
     -----

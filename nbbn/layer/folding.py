@@ -29,7 +29,7 @@ _ACCEPTED = "float16, bfloat16, float32 or float64"
 def fold_linear(
     weight: ArrayLike, bias: ArrayLike | None, bn: BatchNorm | FrozenBatchNorm
 ) -> tuple[Array, Array]:
-    r"""Return weight and bias of the linear layer that does batch normalization as well.
+    r"""Return weight and bias of a linear layer that includes the batch normalization after it.
 
     For ``y = bn(x @ weight.T + bias)`` in inference, with the layer's inference form
     :math:`(z - \mathrm{center})\,\mathrm{scale} + \mathrm{shift}`:
@@ -98,7 +98,7 @@ def fold_conv(
     transposed: bool = False,
     groups: int = 1,
 ) -> tuple[Array, Array]:
-    r"""Return weight and bias of the convolution that does batch normalization as well.
+    r"""Return weight and bias of a convolution that includes the batch normalization after it.
 
     For ``y = bn(conv(x))`` in inference; the equations are those of `fold_linear`, with ``o`` the output
     channel that an entry of the kernel belongs to.

@@ -111,7 +111,7 @@ class FrozenBatchNorm:
         activation: Activation | None = None,
         negative_slope: ArrayLike = 0.01,
     ) -> FrozenBatchNorm:
-        """Return the layer with these statistics and parameters.
+        """Return a frozen layer with these statistics and parameters.
 
         Parameters
         ----------
@@ -165,7 +165,7 @@ class FrozenBatchNorm:
 
     @property
     def activation(self) -> Activation | None:
-        """What is applied last, or None."""
+        """The activation, applied last, or None."""
         return self._activation
 
     @property
@@ -179,17 +179,17 @@ class FrozenBatchNorm:
 
     @property
     def center(self) -> Array:
-        """What is subtracted first."""
+        """What is subtracted from each channel."""
         return self._row(rows.MEAN)
 
     @property
     def scale(self) -> Array:
-        """What the difference is multiplied by."""
+        """What each channel is then multiplied by."""
         return self._row(rows.GAMMA)
 
     @property
     def shift(self) -> Array:
-        """What is added then."""
+        """What is then added to each channel."""
         return self._row(rows.BETA)
 
     @overload

@@ -25,9 +25,9 @@ class Standardizer(_estimator.Estimator):
 
     .. math:: y = (x - \bar x) / s, \qquad s^2 = \frac1n \sum_i (x_i - \bar x)^2
 
-    `fit` takes the statistics of a data set, `partial_fit` those of data that comes in chunks, and
-    `transform` applies them. It follows scikit-learn's protocol, and takes the place of
-    ``StandardScaler`` in pipelines; scikit-learn is not needed.
+    `fit` computes the statistics of a data set, `partial_fit` adds a chunk of data, and `transform`
+    applies the statistics. Use it like scikit-learn's ``StandardScaler``, also in pipelines;
+    scikit-learn is not needed.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ class Standardizer(_estimator.Estimator):
     with_std : bool, default True
         Whether to divide by the standard deviation.
     copy : bool, default True
-        Whether `transform` and `inverse_transform` leave ``X`` alone; else they write to it where it is
-        an array of floats.
+        Whether `transform` and `inverse_transform` leave ``X`` unchanged. False: they write to it if it
+        is an array of floats.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Standardizer(_estimator.Estimator):
     var_ : ndarray of float64, shape (F,), or None
         Variance of the population, ``m2 / n``; NaN and None as of ``mean_``, and None without ``with_std``.
     scale_ : ndarray of float64, shape (F,), or None
-        What is divided by: ``sqrt(var_)``, and 1 for a constant feature; None without ``with_std``.
+        Divisor: ``sqrt(var_)``, and 1 for a constant feature; None without ``with_std``.
     n_samples_seen_ : int, float or ndarray, shape (F,)
         Number of values of each feature so far: samples, times what further axes hold; the sum of their
         weights, where weights were given. An array where values were missing.
@@ -64,11 +64,11 @@ class Standardizer(_estimator.Estimator):
 
     Notes
     -----
-    Statistics are those of `nbbn.batch_moments`: float64 whatever ``X`` is, and chunks in any sizes
-    agree with the whole to a few units in the last place. For float32 data with a mean of up to a
+    Statistics are as exact as those of `nbbn.batch_moments`: float64 for every ``X``, and chunks of any
+    sizes agree with the whole to a few units in the last place. For float32 data with a mean of up to a
     million standard deviations, `transform` is within 8 eps \|y\| of exact arithmetic.
 
-    NaN is a value that is missing: it is left out of the statistics of its feature, and kept in the result.
+    NaN is a missing value: it is left out of the statistics of its feature, and stays in the result.
     An infinite value is an error. A feature is constant where its variance is at most
     ``n eps var + (n eps mean)**2``, which rounding may leave of equal values.
 
@@ -104,7 +104,7 @@ class Standardizer(_estimator.Estimator):
         self._lock = new_lock(self)
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Take the statistics of ``X``, and forget earlier ones.
+        """Compute the statistics of ``X``, and forget earlier ones.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class Standardizer(_estimator.Estimator):
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Take the statistics of ``X`` and of all data before it together.
+        """Compute the statistics of ``X`` and all earlier data together.
 
         Parameters
         ----------
@@ -214,7 +214,7 @@ class Standardizer(_estimator.Estimator):
         return self._apply(X, copy, out, False)
 
     def inverse_transform(self, X: Any, copy: bool | None = None, *, out: Any = None) -> Any:
-        """Return ``X * scale_ + mean_``: what `transform` made ``X`` of.
+        """Undo `transform`: return ``X * scale_ + mean_``.
 
         Parameters
         ----------
@@ -290,7 +290,7 @@ class Standardizer(_estimator.Estimator):
         return self._leaving(found if out is None else out, X, fitted, library)
 
     def get_feature_names_out(self, input_features: Any = None) -> Array:
-        """Return the names of the features that `transform` returns, which are those of ``X``.
+        """Return the names of the features of the result, the same as in ``X``.
 
         Parameters
         ----------
