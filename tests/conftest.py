@@ -42,7 +42,6 @@ LONG_BUT_FOR = (
     ("test_exactness.py::test_no_deviation_and_eps_0", "[float32-shape0-"),
     ("test_frozen.py::test_the_activation_is_frozen_too", "[relu-shape1-"),
     ("test_fused.py::test_backward_into_the_memory_of_the_input", "[False-False-"),
-    ("test_halves.py::test_any_number_of_threads_gives_the_same_bits", "-float16]"),
     ("test_halves.py::test_training_and_gradients_are_the_float32_results", "[None-c-images-"),
     ("test_hostile_files.py::test_archives_that_grow", "[gamma"),
     ("test_mask.py::test_gradients_where_rows_in_a_row_are_masked", "[float32"),
@@ -53,8 +52,8 @@ LONG_BUT_FOR = (
 )
 LONG_WITH = (
     ("test_fused.py", "hard_swish"),
-    ("test_sync.py", "leaky_relu"),
-)  # relu stands for them
+    ("test_sync.py", "'activation'"),
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
