@@ -74,8 +74,8 @@ def test_the_bits_are_those_of_calls_one_after_the_other(drawn):
     check_drawn(*drawn)
 
 
-@pytest.mark.long
-@settings(max_examples=150)
+@pytest.mark.interpreted
+@settings(max_examples=min(40, settings.default.max_examples))
 @given(problems(MANY))
 def test_the_bits_are_those_of_calls_one_after_the_other_of_every_kind(drawn):
     check_drawn(*drawn)
