@@ -35,7 +35,8 @@ LONG_BUT_FOR = (
     ("test_cache.py::test_a_constant_that_another_machine", None),
     ("test_cache.py::test_the_names_are_those_of_the_code", None),
     ("test_cache.py::test_a_package_without_source_files", None),
-    ("test_combinations.py::test_every_combination", "[float32-float32-relu-images-c]"),
+    ("test_activations.py::test_the_same_bits_in_every_layout_and_batch", None),
+    ("test_combinations.py::test_every_combination", None),
     ("test_dask.py::test_a_killed_worker_costs_time", None),
     ("test_dask.py::test_the_bits_are_the_same_on_every_scheduler", None),
     ("test_distributed_guide.py::test_an_array_larger_than_the_memory", None),
@@ -59,8 +60,8 @@ SLOWEST = (
     "test_cache.py",
     "test_combinations.py",
     "test_nopython.py",
+    "test_environment.py",
     "test_activations.py",
-    "test_simd.py",
     "test_mask.py",
 )
 
