@@ -158,6 +158,10 @@ def main(argv=None):
         if is_new and (not given.words or any(word in key_of(mistake) for word in given.words)):
             wanted.append(mistake)
 
+    wanted.sort(
+        key=lambda mistake: mistake.file.startswith(("_kernels", "_compiler"))
+    )  # they compile
+
     def one(mistake):
         if time.monotonic() - begun > given.seconds:
             return
