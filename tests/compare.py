@@ -3,9 +3,17 @@
 import re
 
 import numpy as np
+import pytest
 import reference
 
 import nbbn
+
+# Where a test compiles variants of its own, those of float64 wait for the long run.
+float32_first = pytest.mark.parametrize(
+    "dtype",
+    [np.float32, pytest.param(np.float64, marks=pytest.mark.long)],
+    ids=lambda t: t.__name__,
+)
 
 
 def eps_of(dtype):

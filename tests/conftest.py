@@ -1,5 +1,6 @@
 """Settings that must be in place before numba is imported; and how a run of all tests takes every core."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -31,34 +32,66 @@ WARMUPS = (
 # Tests whose parameters compile one thing after another: the marker goes to all of them but those that hold the
 # second text. By compiling alone, they took half of a default run.
 LONG_BUT_FOR = (
+    ("test_bench.py::test_every_library_is_right_in_all_it_has", "[nbbn]"),
     ("test_cache.py::test_an_edit_of_", None),
     ("test_cache.py::test_a_constant_that_another_machine", None),
     ("test_cache.py::test_the_names_are_those_of_the_code", None),
     ("test_cache.py::test_a_package_without_source_files", None),
-    ("test_combinations.py::", "[float32-float32-images-c]"),
+    ("test_activations.py::test_the_same_bits_in_every_layout_and_batch", None),
+    ("test_combinations.py::test_every_combination", None),
     ("test_dask.py::test_a_killed_worker_costs_time", None),
     ("test_dask.py::test_the_bits_are_the_same_on_every_scheduler", None),
-    ("test_distributed_guide.py::test_an_array_larger_than_the_memory", None),
+    ("test_distributed_guide.py::test_", None),
     ("test_exactness.py::test_no_deviation_and_eps_0", "[float32-shape0-"),
     ("test_frozen.py::test_the_activation_is_frozen_too", "[relu-shape1-"),
-    ("test_fused.py::test_backward_into_the_memory_of_the_input", "[False-False-"),
-    ("test_halves.py::test_any_number_of_threads_gives_the_same_bits", "-float16]"),
     ("test_halves.py::test_training_and_gradients_are_the_float32_results", "[None-c-images-"),
     ("test_hostile_files.py::test_archives_that_grow", "[gamma"),
-    ("test_mask.py::test_gradients_where_rows_in_a_row_are_masked", "[float32"),
+    ("test_mask.py::test_gradients_where_rows_in_a_row_are_masked", None),
     ("test_net.py::test_every_case_works", None),
+    ("test_net.py::test_a_revision_and_a_planted_change", None),
     ("test_readme.py::test_python_blocks_run[inference.md]", None),
-    ("test_robustness.py::test_numpys_errors_are_no_business", "[float32-"),
+    ("test_robustness.py::test_numpys_errors_are_no_business", None),
     ("test_warmup.py::test_training_compiles_nothing_afterwards", "[float32"),
 )
 LONG_WITH = (
-    ("test_fused.py", "hard_swish"),
-    ("test_sync.py", "leaky_relu"),
-)  # relu stands for them
+    ("test_cli_files.py::test_a_file_larger_than_the_memory_that", "[shape0-"),
+    ("test_dask.py::test_moments_and_normalizing_of_every_type", "[bfloat16]"),
+    ("test_nonfinite.py::test_a_channel_depends_on_its_own_values_alone[True-", "float64"),
+    ("test_nonfinite.py::test_a_channel_depends_on_its_own_values_alone[True-", "shape6"),
+    ("test_sync.py", "'activation'"),
+)
+
+
+# The files that take longest: they begin, so that at the end no core waits for the other one's last file.
+SLOWEST = (
+    "test_interpreted.py",
+    "test_fused.py",
+    "test_cache.py",
+    "test_combinations.py",
+    "test_nopython.py",
+    "test_environment.py",
+    "test_activations.py",
+    "test_mask.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
 def pytest_collection_modifyitems(config, items):
+    order = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))  # stable
+    mark_long(config, items)
+    if "NUMBA_DISABLE_JIT" not in os.environ:
+        alone = [item for item in items if item.get_closest_marker("interpreted")]
+        items[:] = [item for item in items if not item.get_closest_marker("interpreted")]
+        config.hook.pytest_deselected(items=alone)
+
+
+def pytest_collection_finish(session):
+    """Leave what is there by now out of every garbage collection: it stays until the end."""
+    gc.freeze()
+
+
+def mark_long(config, items):
     marked, files = set(), set()
     for item in items:
         name = item.nodeid
@@ -89,6 +122,7 @@ def pytest_cmdline_main(config):
     is_plain = not (option.collectonly or option.usepdb or hasattr(config, "workerinput"))
     if is_run_of_all(config) and is_open and is_plain:
         option.numprocesses, option.dist = "auto", "loadfile"
+        option.loadscopereorder = False
 
 
 def pytest_sessionstart(session):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,15 @@ import nbbn
 
 PACKAGE = Path(nbbn.__file__).parent
 
+# Of all steps, the one that is compiled soonest.
 WORK = """
 import numpy as np, nbbn
-y = nbbn.normalize(np.array([[3.0], [5.0]]), np.array([1.0]), np.array([4.0]), eps=0.0)
 import rooms
-print(y.tolist(), rooms.loaded())
+running, step = np.ones((4, 2), np.float32), rooms.steps_of_layers.move_averages
+step.variant(rooms.Variant())(running, np.full((7, 2), 3.0), 1.0, 0.5, np.zeros(1, np.int64))
+print(running[0].tolist(), rooms.loaded())
 """
-RIGHT = "[[1.0], [2.0]]"
+RIGHT = "[2.0, 2.0]"
 
 
 def start(cache, package=None, code=WORK, **environment):
@@ -98,20 +99,29 @@ def test_a_hostile_file_is_not_unpickled(copy):
     assert run(copy) == f"{RIGHT} 0"
 
 
+NORMALIZE = """
+import numpy as np, nbbn
+y = nbbn.normalize(np.array([[3.0], [5.0]]), np.array([1.0]), np.array([4.0]), eps=0.0)
+import rooms
+print(y.tolist(), rooms.loaded())
+"""
+
+
 @pytest.mark.long
-def test_an_edited_helper_in_another_module_is_never_stale(copy, tmp_path):
-    package = tmp_path / "edited"
+def test_an_edited_helper_in_another_module_is_never_stale(tmp_path):
+    cache, package = tmp_path / "cache", tmp_path / "edited"
     shutil.copytree(Path(nbbn.__file__).parent, package / "nbbn")
     module = package / "nbbn" / "_kernels" / "elementwise.py"
     source = module.read_text()
     right = "fma(at(read.x, row, k, count) - c.center, c.scale, c.shift)"
     edited = source.replace(right, "fma(c.center - at(read.x, row, k, count), c.scale, c.shift)")
     assert edited != source
-    assert run(copy, package) == f"{RIGHT} 1"  # the same sources elsewhere: the same code
+    assert run(cache, code=NORMALIZE) == "[[1.0], [2.0]] 0"
+    assert run(cache, package, NORMALIZE) == "[[1.0], [2.0]] 1"  # elsewhere, the same code
     module.write_text(edited)
-    assert run(copy, package) == "[[-1.0], [-2.0]] 0"
+    assert run(cache, package, NORMALIZE) == "[[-1.0], [-2.0]] 0"
     module.write_text(source)
-    assert run(copy, package) == f"{RIGHT} 1"
+    assert run(cache, package, NORMALIZE) == "[[1.0], [2.0]] 1"
 
 
 # --- what names a file ---
@@ -136,6 +146,27 @@ print(json.dumps({name: path and path.name for name, path in names.items()}))
 
 def names(cache, package=None, before="import nbbn\n"):
     return json.loads(run(cache, package, before + NAMES))
+
+
+# The same for each of several packages, in forks of one process that has imported all but nbbn.
+FORKED = """
+import os, sys
+import numba.core.registry, numpy, pytest
+assert "nbbn" not in sys.modules
+for package in PACKAGES:
+    pid = os.fork()
+    if pid == 0:
+        sys.path.insert(0, package)
+        exec(NAMES)
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+
+
+def names_of_each(cache, packages):
+    given = f"PACKAGES, NAMES = {[*map(str, packages)]!r}, {NAMES!r}\n"
+    return [json.loads(line) for line in run(cache, None, given + FORKED).splitlines()]
 
 
 def copied(folder):
@@ -188,14 +219,14 @@ def test_an_edit_of_any_file_names_anew_what_is_compiled_of_it_and_nothing_else(
     assert {"nbbn._compiler.weights", "nbbn._compiler.jit", "nbbn._kernels.table"} <= set(read)
     assert "nbbn._engine.threads" not in read
 
-    def edited(module):
-        package = copied(tmp_path / module)
+    base = copied(tmp_path / "base")
+    assert compileall.compile_dir(base, quiet=1)  # so that only what was edited is compiled again
+    for module in read:
+        package = Path(shutil.copytree(base, tmp_path / module))
         with dict(modules_of(package / "nbbn"))[module].open("a") as file:
             file.write("\nEDITED = 1\n")
-        return changed(named, names(tmp_path, package))
-
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(read, pool.map(edited, read), strict=True))
+    after = names_of_each(tmp_path, [tmp_path / module for module in read])
+    found = {module: changed(named, now) for module, now in zip(read, after, strict=True)}
     for module in read:
         expected = {name for name in named if name.split(":")[0] in users[module]}
         assert found[module] == expected, module
@@ -577,6 +608,7 @@ def test_import_compiles_nothing_and_starts_no_thread(tmp_path):
 SAID = """
 import sys
 import numpy as np, nbbn
+import rooms
 
 class Terminal:
     def isatty(self): return WATCHED
@@ -584,9 +616,10 @@ class Terminal:
     def flush(self): pass
 
 written, sys.stderr = [], Terminal()
-x = np.ones((2, 3))
-for _ in range(2):
-    nbbn.normalize(x, x[0], x[1]), nbbn.batch_moments(x)
+step = rooms.steps_of_layers.move_averages
+for dtype in (np.float32, np.float64):
+    running = np.ones((4, 2), dtype)
+    step.variant(rooms.Variant(parameters=dtype))(running, np.ones((7, 2)), 1.0, 0.5, np.zeros(1, np.int64))
 print(repr("".join(written)))
 """
 

@@ -1,6 +1,7 @@
 """Every combination of the layer's options beside the oracle: a pair that none was written for has been wrong before.
 
-Values do not depend on the layout, nor on where the result goes, so what the oracle says of them is kept.
+Values do not depend on the layout, nor on where the result goes, so what the oracle says of them is kept. Of most
+activations and types the default run has the formulas alone, interpreted: each is compiled into all the kernels.
 """
 
 import functools
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import reference
 from compare import assert_same_bits, assert_within
+from processes import run
 
 import nbbn
 
@@ -57,6 +59,7 @@ LAYOUTS = {
     "gaps between pixels": gaps(-1),
     "channels last": cases.channels_last_memory,
 }
+OUTS = ("none", "own", "in place")
 MODES = {  # the layer's own, and that of the call
     "train": (True, None),
     "eval": (False, None),
@@ -252,19 +255,46 @@ def check(shape, layout, dtype, params, tracked, mode, activation, with_residual
         assert_same_bits(again, y)
 
 
+def check_all(shape, layout, dtype, params, activation, **some):
+    """All options but those that are given."""
+    flags = (False, True)
+    rest = {"tracked": flags, "mode": MODES, "with_residual": flags, "masked": flags, "out": OUTS}
+    rest |= some
+    for options in itertools.product(*rest.values()):
+        given = dict(zip(rest, options, strict=True))
+        try:
+            check(shape, layout, dtype, params, activation=activation, **given)
+        except Exception as error:
+            raise AssertionError(f"{activation} {given}: {error}") from error
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [IMAGES, MATRIX], ids=["images", "matrix"])
-@pytest.mark.parametrize(("dtype", "params"), DTYPES, ids=map("-".join, DTYPES))
-def test_every_combination(shape, layout, dtype, params):
+@pytest.mark.parametrize(
+    ("dtype", "params", "activation"),
+    [(*key, activation) for key, activations in DTYPES.items() for activation in activations],
+    ids=lambda value: str(value),
+)
+def test_every_combination(shape, layout, dtype, params, activation):
     if dtype == "bfloat16" and bfloat16 is None:
         pytest.skip("ml_dtypes is not installed: no bfloat16")
-    flags = (False, True)
-    outs = ("none", "own", "in place")
-    rest = flags, MODES, DTYPES[dtype, params], flags, flags, outs
-    names = ("tracked", "mode", "activation", "with_residual", "masked", "out")
-    for options in itertools.product(*rest):
-        given = dict(zip(names, options, strict=True))
-        try:
-            check(shape, layout, dtype, params, **given)
-        except Exception as error:
-            raise AssertionError(f"{given}: {error}") from error
+    check_all(shape, layout, dtype, params, activation)
+
+
+FORMULAS = """
+import sys
+from test_combinations import DTYPES, check_all
+
+dtype, params = sys.argv[1:]
+for activation in DTYPES[dtype, params]:
+    for shape in ((7, 6), (2, 2, 17)):  # columns, and runs with a tail
+        some = {"mode": ("train", "eval"), "tracked": (True,), "out": ("none",)}
+        check_all(shape, "c", dtype, params, activation, **some)
+"""
+
+
+@pytest.mark.parametrize(("dtype", "params"), DTYPES, ids=map("-".join, DTYPES))
+def test_every_formula_interpreted(dtype, params):
+    if dtype == "bfloat16" and bfloat16 is None:
+        pytest.skip("ml_dtypes is not installed: no bfloat16")
+    run(FORMULAS, dtype, params, env={"NUMBA_DISABLE_JIT": "1"})

@@ -1,4 +1,4 @@
-"""Other ways to compile: bits of strided arrays, moments and functions, where test_simd has those of plain layers."""
+"""The same bits however it is compiled: of layers, strided arrays, moments and functions."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -47,8 +47,22 @@ BITS = """
         results += [constant.mean, constant.m2, bn(np.ones_like(x))]
         for result in results:
             digest.update(np.ascontiguousarray(result).tobytes())
-    print(digest.hexdigest(), len(arrays))
+    print(digest.hexdigest())
+
+    digest = hashlib.sha256()
+    for dtype in (np.float32, np.float64):
+        for shape in ((7, 5), (4, 3, 5, 5), (3, 2, 37), (40, 3)):
+            x = (rng.standard_normal(shape) * 2 + 50).astype(dtype)
+            x[0, 0] *= 1000
+            bn = nbbn.BatchNorm(shape[1], dtype=dtype)
+            bn.gamma[:], bn.beta[:] = rng.standard_normal((2, shape[1]))
+            results = [bn(x), bn.backward(rng.standard_normal(shape).astype(dtype)), bn.grad_gamma]
+            results += [bn.eval()(x), bn.backward(x), bn.running_mean, bn.batch_var]
+            for result in results:
+                digest.update(np.ascontiguousarray(result).tobytes())
+    print(digest.hexdigest())
 """
+WHAT = ("strided arrays and functions", "layers")
 ENVIRONMENTS = {
     "default": {},
     "generic": {"NUMBA_CPU_NAME": "generic"},
@@ -65,6 +79,7 @@ def bits():
         return dict(zip(ENVIRONMENTS, found, strict=True))
 
 
+@pytest.mark.parametrize("what", range(len(WHAT)), ids=WHAT)
 @pytest.mark.parametrize("name", [name for name in ENVIRONMENTS if name != "default"])
-def test_the_same_bits_of_strided_arrays_and_functions(name, bits):
-    assert bits[name] == bits["default"]
+def test_the_same_bits_however_it_is_compiled(name, what, bits):
+    assert bits[name][what] == bits["default"][what]

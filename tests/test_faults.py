@@ -27,23 +27,25 @@ needs_limits = pytest.mark.skipif(
 
 # --- compiled code on disk ---
 
-# Prints the bits of an inference, and how many of its kernels were loaded from files.
-INFER = """
+# Prints the bits of what the step makes that is compiled soonest, and how many were loaded from files.
+STEP = """
 import os, shutil, sys
 import numpy as np
 import nbbn
 import rooms
 
-def infer():
-    x = np.random.default_rng(0).normal(3, 2, (40, 5))
-    y = nbbn.normalize(x, x.mean(0), x.var(0), x[0], x[1])
-    print(y.tobytes().hex(), rooms.loaded())
+def work():
+    rng = np.random.default_rng(0)
+    running, batch = rng.normal(3, 2, (4, 5)).astype(np.float32), rng.normal(3, 2, (7, 5))
+    step = rooms.steps_of_layers.move_averages.variant(rooms.Variant())
+    step(running, batch, 3.0, 0.1, np.zeros(1, np.int64))
+    print(running.tobytes().hex(), rooms.loaded())
 """
 
 
-def infer(cache, before="", **variables):
+def work(cache, before="", **variables):
     """The bits and the number of loaded kernels, of a process whose cache is in the folder."""
-    bits, loaded = run(INFER + before + "\ninfer()\n", env={"NBBN_CACHE_DIR": cache, **variables})
+    bits, loaded = run(STEP + before + "\nwork()\n", env={"NBBN_CACHE_DIR": cache, **variables})
     return bits, int(loaded)
 
 
@@ -51,7 +53,7 @@ def infer(cache, before="", **variables):
 def warm(tmp_path_factory):
     """The bits that are right, and a folder in which they have been compiled."""
     folder = tmp_path_factory.mktemp("cache")
-    bits, loaded = infer(str(folder))
+    bits, loaded = work(str(folder))
     assert loaded == 0
     return bits, folder
 
@@ -99,13 +101,13 @@ def test_a_folder_that_cannot_be_used_is_a_miss(what, expected, tmp_path):
         folder = folder / "below"
     else:
         folder.mkdir()
-    assert infer(str(folder), BEFORE[what]) == (expected, 0)
+    assert work(str(folder), BEFORE[what]) == (expected, 0)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
 @pytest.mark.long
 def test_a_file_system_that_takes_no_files_is_a_miss(expected):
-    assert infer("/proc/self") == (expected, 0)
+    assert work("/proc/self") == (expected, 0)
 
 
 @needs_limits
@@ -114,7 +116,7 @@ def test_a_file_system_that_takes_no_files_is_a_miss(expected):
 def test_a_disk_that_is_full_in_the_middle_of_a_write(size, expected, tmp_path):
     """The system lets no file of the process grow beyond the size: the file is not kept."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, -1))"
-    assert infer(str(tmp_path), limit) == (expected, 0)
+    assert work(str(tmp_path), limit) == (expected, 0)
     assert contents(tmp_path) == {}
 
 
@@ -123,12 +125,12 @@ def test_a_disk_that_is_full_in_the_middle_of_a_write(size, expected, tmp_path):
 def test_spoiled_files_are_a_miss_and_replaced_where_they_can_be(spoil, warm, tmp_path):
     expected, folder = warm
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    assert infer(str(tmp_path)) == (expected, 1)
+    assert work(str(tmp_path)) == (expected, 1)
     paths = list((tmp_path / "nbbn").iterdir())
     for path in paths:
         spoil(path)
-    assert infer(str(tmp_path)) == (expected, 0)
-    assert infer(str(tmp_path)) == (expected, 0 if spoil is replace_by_folder else 1)
+    assert work(str(tmp_path)) == (expected, 0)
+    assert work(str(tmp_path)) == (expected, 0 if spoil is replace_by_folder else 1)
     assert set((tmp_path / "nbbn").iterdir()) == set(paths)  # nothing left over
 
 
@@ -146,7 +148,7 @@ def test_processes_with_other_options_never_run_each_others_code(expected, tmp_p
     with ThreadPoolExecutor(len(OTHER_OPTIONS)) as pool:
 
         def all_at_once():
-            return list(pool.map(lambda own: infer(str(tmp_path), **own), OTHER_OPTIONS))
+            return list(pool.map(lambda own: work(str(tmp_path), **own), OTHER_OPTIONS))
 
         assert all_at_once() == [(expected, 0)] * len(OTHER_OPTIONS)
         made = contents(tmp_path)

@@ -6,7 +6,7 @@ import cases
 import numpy as np
 import pytest
 import reference
-from compare import assert_same_bits, assert_within, eps_of
+from compare import assert_same_bits, assert_within, eps_of, float32_first
 
 import nbbn
 
@@ -24,7 +24,7 @@ SHAPES = {
     "large matrix": ((2600, 70), 1),
 }
 # Each activation makes variants of all kernels: of most of them only where there is time.
-LONG = dict.fromkeys(("relu6", "leaky_relu", "silu", "mish", "prelu"), pytest.mark.long)
+LONG = dict.fromkeys(ACTIVATIONS[2:], pytest.mark.long)
 by_activation = pytest.mark.parametrize(
     "activation", [pytest.param(name, marks=LONG.get(name, ())) for name in ACTIVATIONS]
 )
@@ -113,7 +113,7 @@ def test_forward_is_the_definition(
 
 
 @by_activation
-@pytest.mark.parametrize("dtype", cases.DTYPES)
+@float32_first
 @pytest.mark.parametrize("training", [True, False])
 def test_functions_are_the_layer(activation, dtype, training):
     x, residual = data((5, 6, 4, 7), dtype), data((5, 6, 4, 7), dtype, seed=3)
@@ -258,9 +258,15 @@ def test_backward_into_the_gradient_itself(activation):
     assert bn.grad_residual is None
 
 
-@by_activation
+@pytest.mark.parametrize(
+    ("activation", "half"),
+    [
+        *(pytest.param(name, False, marks=LONG.get(name, ())) for name in ACTIVATIONS),
+        *(pytest.param(name, True, marks=pytest.mark.long) for name in (None, "relu")),
+        *(pytest.param(name, True, marks=pytest.mark.interpreted) for name in ACTIVATIONS[2:]),
+    ],
+)
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("half", [False, True])
 def test_backward_into_the_memory_of_the_input(activation, training, half):
     dtype = np.float16 if half else np.float32
     for shape in ((8, 5), (4, 5, 6, 6), (3, 5, 2)):

@@ -46,21 +46,42 @@ def one_after_the_other(bn, parts, x, grad, **given):
     return y, grad_x, grad_residual if bn.grad_residual is not None else None, sums
 
 
+# dtype, activation, whether there is a mask; each is compiled into variants of its own
+FEW = ((F32, None, False), (F32, None, True), (F32, "relu", False), (np.float64, None, False))
+MANY = [
+    (dtype, activation, masked)
+    for dtype in (F32, np.float64, np.float16)
+    for activation in (None, "relu", "leaky_relu")
+    for masked in (False, True)
+]
+
+
 @st.composite
-def problems(draw):
+def problems(draw, kinds):
+    dtype, activation, masked = draw(st.sampled_from(kinds))
     shape = draw(st.sampled_from([(9, 3, 4), (3, 10), (10, 2), (7, 3, 2, 2), (5, 17, 3)]))
     axis = draw(st.sampled_from([0, 1, -1]))
-    dtype = draw(st.sampled_from([F32, np.float64, np.float16]))
     x = draw(laid_out(shape, dtype))
     size = draw(st.integers(1, 6))
     options = draw(st.sampled_from(cases.LAYER_OPTIONS))
-    return x, axis, size, options, draw(seeds)
+    added = draw(st.booleans()) and (len(kinds) > len(FEW) or activation is not None)
+    return x, axis, size, {"activation": activation, **options}, masked, added, draw(seeds)
 
 
 @settings(max_examples=150)
-@given(problems(), st.sampled_from([None, "relu", "leaky_relu"]), st.booleans(), st.booleans())
-def test_the_bits_are_those_of_calls_one_after_the_other(drawn, activation, masked, added):
-    x, axis, size, options, seed = drawn
+@given(problems(FEW))
+def test_the_bits_are_those_of_calls_one_after_the_other(drawn):
+    check_drawn(*drawn)
+
+
+@pytest.mark.interpreted
+@settings(max_examples=min(40, settings.default.max_examples))
+@given(problems(MANY))
+def test_the_bits_are_those_of_calls_one_after_the_other_of_every_kind(drawn):
+    check_drawn(*drawn)
+
+
+def check_drawn(x, axis, size, options, masked, added, seed):
     along, index = 0 if axis % x.ndim else 1, axis % x.ndim
     others = [n for k, n in enumerate(x.shape) if k != index]
     random, given_arrays = np.random.default_rng(seed), {}
@@ -78,7 +99,7 @@ def test_the_bits_are_those_of_calls_one_after_the_other(drawn, activation, mask
         return part.sum() // x.shape[index] + (needed == 1)
 
     parts = places(x.shape, axis, size, count_of)
-    same = {"axis": axis, "activation": activation, **options}
+    same = {"axis": axis, **options}
     bn = layer(x.shape[axis], virtual_batch_size=size, **same)
     other = layer(x.shape[axis], **same)
     try:
@@ -126,6 +147,7 @@ def test_a_last_part_too_small_to_train_with_joins_the_one_before(size, parts):
 
 @pytest.mark.parametrize("wanted", ["x", "gamma", "beta"])
 @pytest.mark.parametrize(("shape", "axis"), [((5, 3, 2), 1), ((3, 7), 0), ((2, 6, 3), -1)], ids=str)
+@pytest.mark.long
 def test_gradients_against_finite_differences(shape, axis, wanted):
     x, weights, bn = problem(
         shape, axis, {"virtual_batch_size": 2, "momentum": 0.0, "correction": 1}

@@ -16,6 +16,9 @@ ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed:
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 HALVES = {"float16": np.dtype(np.float16), "bfloat16": BFLOAT16}
 by_half = pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
+float16_first = pytest.mark.parametrize(
+    "half", [HALVES["float16"], pytest.param(BFLOAT16, marks=pytest.mark.long)], ids=HALVES
+)
 SHAPES = {
     "matrix": ((37, 21), 1),
     "narrow": ((75, 3), 1),
@@ -79,9 +82,7 @@ def test_inference_is_the_float32_result_rounded_once(half, shape, axis, layout)
     assert_same_bits(out, bn(x))
 
 
-@pytest.mark.parametrize(
-    "half", [HALVES["float16"], pytest.param(BFLOAT16, marks=pytest.mark.long)], ids=HALVES
-)
+@float16_first
 @by_shape
 @pytest.mark.parametrize("layout", LAYOUTS[:3])
 @pytest.mark.parametrize("activation", [None, pytest.param("relu", marks=pytest.mark.long)])
@@ -106,7 +107,7 @@ def test_training_and_gradients_are_the_float32_results_rounded_once(
         assert_same_bits(bn.grad_residual, rounded(other.grad_residual, half))
 
 
-@by_half
+@float16_first
 @by_shape
 def test_moments_are_those_of_the_same_values_in_float32(half, shape, axis):
     x = data(shape, half)
@@ -116,7 +117,7 @@ def test_moments_are_those_of_the_same_values_in_float32(half, shape, axis):
     assert_same_bits(found.m2, expected.m2)
 
 
-@by_half
+@float16_first
 def test_the_functions_take_them(half):
     x, grad_y = data((9, 5, 4), half), data((9, 5, 4), half, seed=1)
     gamma, beta, mean, var = cases.parameters(5)
@@ -143,6 +144,7 @@ def test_results_too_large_become_infinite_and_small_ones_subnormal(half):
 
 @by_half
 @pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.long
 def test_any_number_of_threads_gives_the_same_bits(half, threads):
     x = data((4, 24, 60, 61), half)
     found = []
@@ -154,6 +156,7 @@ def test_any_number_of_threads_gives_the_same_bits(half, threads):
         assert_same_bits(one, other)
 
 
+@pytest.mark.long
 def test_past_the_cache(monkeypatch):
     """Half a cache line at a time, from any position."""
     from rooms import machine as _machine
@@ -248,7 +251,16 @@ def test_bytes_are_normalized_as_float32(shape, axis, layout):
     out = np.full(shape, 777, np.float32)
     assert nbbn.normalize(x, mean, var, gamma, beta, axis=axis, dtype="float32", out=out) is out
     assert_same_bits(out, expected)
-    residual = np.asfortranarray(expected[::-1])
+
+
+@by_image
+@pytest.mark.parametrize("layout", ["c", "fortran", "strided", "reversed_all", "read_only"])
+@pytest.mark.long
+def test_bytes_with_a_residual_and_an_activation(shape, axis, layout):
+    x = cases.LAYOUTS[layout](pixels(shape))
+    _, _, mean, var = cases.parameters(shape[axis])
+    mean, var = mean * 50 + 100, var * 900
+    residual = np.asfortranarray(cases.values(shape))
     arguments = {"axis": axis, "residual": residual, "activation": "relu"}
     assert_same_bits(
         nbbn.normalize(x, mean, var, dtype=np.float32, **arguments),

@@ -23,8 +23,10 @@ SHAPE = (8, 16, 64, 64)  # 2 MB of float32
 def pool(monkeypatch):
     fresh = _pool.Pool(64 << 20)
     monkeypatch.setattr(_pool, "_pool", fresh)
+    gc.freeze()  # of what other tests left, a collection takes a second
     yield fresh
     gc.collect()
+    gc.unfreeze()
 
 
 def address(array):

@@ -1,64 +1,11 @@
 """The vectors: compiled, and their twins in plain Python, have the same bits."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from numba import njit
 from rooms import interpreted as _simd_python
 from rooms import vector_memory as _memory
 from rooms import vectors as _simd
-
-BITS = """
-    import hashlib, numpy as np, nbbn
-    rng, digest = np.random.default_rng(0), hashlib.sha256()
-    for dtype in (np.float32, np.float64):
-        for shape in ((7, 5), (4, 3, 5, 5), (3, 2, 37), (40, 3)):
-            x = (rng.standard_normal(shape) * 2 + 50).astype(dtype)
-            x[0, 0] *= 1000
-            bn = nbbn.BatchNorm(shape[1], dtype=dtype)
-            bn.gamma[:], bn.beta[:] = rng.standard_normal((2, shape[1]))
-            results = [bn(x), bn.backward(rng.standard_normal(shape).astype(dtype)), bn.grad_gamma]
-            results += [bn.eval()(x), bn.backward(x), bn.running_mean, bn.batch_var]
-            for result in results:
-                digest.update(np.ascontiguousarray(result).tobytes())
-    print(digest.hexdigest())
-"""
-
-
-def bits(**environment):
-    script = "\n".join(line[4:] for line in BITS.splitlines())
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def native_bits():
-    return bits()
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"NUMBA_DISABLE_JIT": "1"},
-        {"NUMBA_BOUNDSCHECK": "1"},
-        {"NUMBA_CPU_NAME": "generic"},
-    ],
-    ids=lambda environment: next(iter(environment)),
-)
-@pytest.mark.long
-def test_the_same_bits_however_it_is_compiled(environment, native_bits):
-    assert bits(**environment) == native_bits
 
 
 def compiled(function, *arguments):

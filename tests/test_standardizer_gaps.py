@@ -12,7 +12,11 @@ import nbbn
 from nbbn.standardizer import _blocks, _features
 
 bounded = settings(max_examples=min(80, settings.default.max_examples))
-FLOATS = ["float16", "bfloat16", "float32", "float64"]
+FLOATS = [
+    *(pytest.param(name, marks=pytest.mark.long) for name in ("float16", "bfloat16")),
+    "float32",
+    "float64",
+]
 
 
 def table(shape, dtype, share=0.2, seed=0, loc=3.0):

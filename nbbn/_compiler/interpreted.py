@@ -251,9 +251,18 @@ def where_at_most(
 
 def fma(a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` with one rounding."""
-    if isinstance(a, np.ndarray):
-        return np.array([_fma(*lanes) for lanes in zip(a, b, c, strict=True)], a.dtype)
-    return type(a)(_fma(a, b, c))
+    if a.dtype == np.float64:
+        found = np.array([_fma(*lanes) for lanes in zip(*np.atleast_1d(a, b, c), strict=True)])
+        return found.reshape(a.shape)[()]
+    with np.errstate(all="ignore"):
+        product, other = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)  # exact
+        sum_ = product + other
+        part = sum_ - product
+        error = (product - (sum_ - part)) + (other - part)
+        # Where it is inexact, with an odd last bit: what is rounded again is then rounded as if it were once.
+        inexact = np.isfinite(error) & (error != 0.0) & (sum_.view(np.int64) & 1 == 0)
+        odd = np.nextafter(sum_, np.copysign(np.inf, error))
+        return np.where(inexact, odd, sum_).astype(np.float32)[()]
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
@@ -262,22 +271,7 @@ def _fma(a: Any, b: Any, c: Any) -> Any:
     if not np.isfinite(plain) or not np.isfinite(a) or not np.isfinite(b):
         return plain
     exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
-    return _rounded(exact, type(plain)) if exact else plain
-
-
-def _rounded(exact: Fraction, dtype: Any) -> Any:
-    """The number of ``dtype`` nearest to ``exact``, ties to even."""
-    nearest = dtype(float(exact))
-    if dtype is np.float64 or not np.isfinite(nearest):
-        return nearest
-    # float() rounded once and dtype() again: look whether a neighbour is nearer, or even in a tie.
-    candidates = [
-        nearest,
-        np.nextafter(nearest, dtype(np.inf)),
-        np.nextafter(nearest, -dtype(np.inf)),
-    ]
-    finite = [value for value in candidates if np.isfinite(value)]
-    return min(finite, key=lambda v: (abs(Fraction(float(v)) - exact), int(v.view(np.uint32)) & 1))
+    return float(exact) if exact else plain
 
 
 def keep_first(vector: NDArray[Any], count: int) -> NDArray[Any]:
