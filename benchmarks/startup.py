@@ -21,34 +21,52 @@ from benchmarks.harness.machine import describe_machine
 
 _IMPORT = """
 import time
-started = time.perf_counter()
+started = time.perf_counter(), time.process_time()
 import {module}
-print("import", time.perf_counter() - started)
+print("import", time.perf_counter() - started[0], time.process_time() - started[1])
+"""
+
+_TIMED = """
+import time
+import numpy as np
+import nbbn
+def timed(operation, call):
+    started = time.perf_counter(), time.process_time()
+    call()
+    print(operation, time.perf_counter() - started[0], time.process_time() - started[1])
+x = np.ones({shape}, np.float32)
 """
 
 _INFERENCE = """
-import time
-import numpy as np
-import nbbn
-x = np.ones({shape}, np.float32)
 bn = nbbn.BatchNorm(x.shape[1]).eval()
-started = time.perf_counter()
-bn(x)
-print("inference", time.perf_counter() - started)
+timed("inference", lambda: bn(x))
+"""
+
+_FROZEN = """
+bn = nbbn.BatchNorm(x.shape[1]).freeze()
+timed("frozen inference", lambda: bn(x))
 """
 
 _TRAINING = """
-import time
-import numpy as np
-import nbbn
-x = np.ones({shape}, np.float32)
 bn = nbbn.BatchNorm(x.shape[1])
-started = time.perf_counter()
-bn(x)
-print("training forward", time.perf_counter() - started)
-started = time.perf_counter()
-bn.backward(x)
-print("backward", time.perf_counter() - started)
+timed("training forward", lambda: bn(x))
+timed("backward", lambda: bn.backward(x))
+"""
+
+_STANDARDIZER = """
+scaler, table = nbbn.Standardizer(), x.astype(np.float64)
+timed("fit_transform, float64", lambda: scaler.fit_transform(table))
+"""
+
+# What numba takes to compile next to nothing: the unit of the CPU seconds of the others.
+_LOOP = """
+import numba
+@numba.njit(parallel=True)
+def scale(x, a, b, y):
+    for i in numba.prange(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[i, j] = x[i, j] * a[j] + b[j]
+timed("numba's loop", lambda: scale(x, x[0], x[0], x))
 """
 
 # of each kind of kernel: serial over columns, parallel over runs
@@ -57,7 +75,7 @@ SHAPES = ((32, 64), (32, 64, 56, 56))
 
 @dataclass(frozen=True)
 class Case:
-    """What one process does; it prints a line ``operation seconds`` for each thing that it times."""
+    """What one process does; it prints a line for each thing that it times: its name, seconds, CPU seconds."""
 
     name: str
     code: str
@@ -68,13 +86,18 @@ def cases() -> list[Case]:
     """Return all cases, in the order of the table."""
     found = [Case(name, _IMPORT.format(module=name), "") for name in ("numba", "nbbn")]
     for cache in ("warm", "cold"):
-        for code in (_INFERENCE, _TRAINING):
-            found += [Case(str(shape), code.format(shape=shape), cache) for shape in SHAPES]
-    return found
+        for code in (_INFERENCE, _FROZEN, _TRAINING):
+            found += [_case(code, shape, cache) for shape in SHAPES]
+        found.append(_case(_STANDARDIZER, (1000, 4), cache))
+    return [*found, _case(_LOOP, SHAPES[0], "cold")]
 
 
-def run(case: Case, folder: Path) -> dict[str, float]:
-    """Return the seconds of each operation of ``case`` in a new process."""
+def _case(code: str, shape: tuple[int, ...], cache: str) -> Case:
+    return Case(str(shape), _TIMED.format(shape=shape) + code, cache)
+
+
+def run(case: Case, folder: Path) -> dict[str, tuple[float, float]]:
+    """Return the seconds, and CPU seconds, of each operation of ``case`` in a new process."""
     environment = {**os.environ, "NBBN_CACHE_DIR": str(folder)}
     # An installed package has its bytecode beside it.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -87,13 +110,13 @@ def run(case: Case, folder: Path) -> dict[str, float]:
     )
     if done.returncode:
         raise RuntimeError(f"{case.name} {case.cache}: {done.stderr.strip().splitlines()[-1]}")
-    lines = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
-    return {operation: float(seconds) for operation, seconds in lines}
+    lines = [line.rsplit(" ", 2) for line in done.stdout.splitlines()]
+    return {operation: (float(seconds), float(cpu)) for operation, seconds, cpu in lines}
 
 
 def measure(rounds: int, cold_rounds: int) -> list[dict[str, Any]]:
     """Return a row for each operation of each case: its name, cache, and all times in seconds."""
-    times: dict[tuple[str, str, str], list[float]] = {}
+    times: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         warm = Path(temporary) / "warm"
         for case in cases():
@@ -105,11 +128,16 @@ def measure(rounds: int, cold_rounds: int) -> list[dict[str, Any]]:
                 if cold and number >= cold_rounds:
                     continue
                 with tempfile.TemporaryDirectory(dir=temporary) as empty:
-                    for operation, seconds in run(case, Path(empty) if cold else warm).items():
-                        times.setdefault((operation, case.name, case.cache), []).append(seconds)
+                    for operation, taken in run(case, Path(empty) if cold else warm).items():
+                        times.setdefault((operation, case.name, case.cache), []).append(taken)
+    names = "operation", "case", "cache"
     return [
-        {"operation": operation, "case": name, "cache": cache, "seconds": seconds}
-        for (operation, name, cache), seconds in times.items()
+        {
+            **dict(zip(names, key, strict=True)),
+            "seconds": [seconds for seconds, _ in taken],
+            "cpu": [cpu for _, cpu in taken],
+        }
+        for key, taken in times.items()
     ]
 
 
@@ -123,11 +151,11 @@ def versions() -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the medians and the range as text, a line a row."""
-    lines = [f"{'':<18}{'':<18}{'cache':<7}{'median':>8}{'least':>8}{'most':>8}{'runs':>6}   (ms)"]
+    lines = [f"{'':<24}{'':<18}{'cache':<7}{'median':>8}{'least':>8}{'most':>8}{'runs':>6}   (ms)"]
     for row in rows:
         ms = [1e3 * seconds for seconds in row["seconds"]]
         numbers = "".join(f"{v:8.0f}" for v in (statistics.median(ms), min(ms), max(ms)))
-        head = f"{row['operation']:<18}{row['case']:<18}{row['cache']:<7}"
+        head = f"{row['operation']:<24}{row['case']:<18}{row['cache']:<7}"
         lines.append(f"{head}{numbers}{len(ms):6d}")
     imports = {row["case"]: statistics.median(row["seconds"]) for row in rows if not row["cache"]}
     lines.append(f"nbbn adds {1e3 * (imports['nbbn'] - imports['numba']):.0f} ms to import numba")
