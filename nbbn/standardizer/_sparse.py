@@ -83,7 +83,7 @@ class Sparse(Dense):
             check_not_infinite(self._stored[:, None], 1)
         matrix = self.matrix
         if out is None:
-            matrix = self._with(self._stored, matrix, copy=True).tocsr()
+            matrix = self._with(self._stored, matrix, copy=matrix.format == "csr").tocsr()
         if fitted.with_std:
             scale = fitted.divisors()
             factors = (scale if inverse else 1.0 / scale).take(matrix.indices, mode="clip")

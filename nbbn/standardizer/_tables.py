@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn._files import paths
+from nbbn.standardizer._blocks import for_each
 from nbbn.standardizer._dataset import apply_form, form_of
-from nbbn.standardizer._features import FeatureMoments, check_not_infinite, moments_of
+from nbbn.standardizer._features import FeatureMoments, moments_of
 
 Array = NDArray[Any]
 Advance = Callable[[int], None]
@@ -245,11 +246,14 @@ def moments(
 
 def _moments(batches: Iterable[Any], names: Sequence[str]) -> FeatureMoments | None:
     found: list[FeatureMoments] = []
-    for batch in batches:
-        if batch.num_rows:
-            found.append(moments_of(_matrix([batch[name] for name in names]), 0))
+
+    def use(_: Any, one: FeatureMoments) -> None:
+        found.append(one)
         if len(found) == 64:
-            found = [FeatureMoments.together(found)]
+            found[:] = [FeatureMoments.together(found)]
+
+    some = (batch for batch in batches if batch.num_rows)
+    for_each(some, lambda batch: moments_of(_matrix([batch[name] for name in names]), 0), use)
     return FeatureMoments.together(found) if found else None
 
 
@@ -296,21 +300,27 @@ def normalize(
 
     rows = 0
     form = form_of(found, _FLOAT64)
+
+    def work(batch: Any) -> Any:
+        matrix = _matrix([batch[name] for name in names])
+        apply_form(matrix, 0, form, _FLOAT64, matrix)
+        arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+        for name, values in zip(names, matrix, strict=True):
+            kind = _result_type(arrays[name].type)
+            missing = None
+            if arrays[name].null_count:
+                missing = arrays[name].is_null().to_numpy(zero_copy_only=False)
+            values = values.astype(kind.to_pandas_dtype(), copy=False)
+            arrays[name] = pa.array(values, kind, mask=missing)
+        return output.made([arrays[name] for name in table.names])
+
+    def use(batch: Any, made: Any) -> None:
+        nonlocal rows
+        output.write(made)
+        rows += batch.num_rows
+
     try:
-        for batch in table.batches(names, False, advance):
-            matrix = _matrix([batch[name] for name in names])
-            check_not_infinite(matrix, 0)
-            apply_form(matrix, 0, form, _FLOAT64, matrix)
-            arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
-            for name, values in zip(names, matrix, strict=True):
-                kind = _result_type(arrays[name].type)
-                missing = None
-                if arrays[name].null_count:
-                    missing = arrays[name].is_null().to_numpy(zero_copy_only=False)
-                values = values.astype(kind.to_pandas_dtype(), copy=False)
-                arrays[name] = pa.array(values, kind, mask=missing)
-            output.write([arrays[name] for name in table.names])
-            rows += batch.num_rows
+        for_each(table.batches(names, False, advance), work, use)
     except NotNumericError as error:
         reason = " ".join(str(error).split())
         raise TableError(
@@ -329,13 +339,17 @@ class ParquetOutput:
         self._schema = schema
         self._writer = parquet.ParquetWriter(file, schema)
 
-    def write(self, columns: list[Any]) -> None:
-        """Write some rows."""
+    def made(self, columns: list[Any]) -> Any:
+        """Return what to write of some rows."""
         import pyarrow as pa
 
         kinds = [field.type for field in self._schema]
         fitting = [column.cast(kind) for column, kind in zip(columns, kinds, strict=True)]
-        self._writer.write_table(pa.Table.from_arrays(fitting, schema=self._schema))
+        return pa.Table.from_arrays(fitting, schema=self._schema)
+
+    def write(self, made: Any) -> None:
+        """Write them."""
+        self._writer.write_table(made)
 
     def close(self) -> None:
         """Write what a file ends with."""
@@ -360,19 +374,23 @@ class CsvOutput:
         kinds = [pa.string() if pa.types.is_dictionary(f.type) else f.type for f in schema]
         empty = pa.table([pa.nulls(1, kind) for kind in kinds], names=self._names)
         csv.write_csv(empty, io.BytesIO(), self._options)  # types that text cannot hold
-        self.write([pa.array([name]) for name in self._names])
+        self.write(self.made([pa.array([name]) for name in self._names]))
 
-    def write(self, columns: list[Any]) -> None:
-        """Write some rows."""
+    def made(self, columns: list[Any]) -> Any:
+        """Return the text of some rows: most of the work, for any thread."""
         import pyarrow as pa
 
         columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in columns]
         if self._missing or any(map(self._has_structure, columns)):
-            self._write_quoted(columns)
-        else:
-            fitting = [self._as_text(column) for column in columns]
-            table = pa.Table.from_arrays(fitting, names=self._names)
-            self._csv.write_csv(table, self._file, self._options)
+            return self._quoted(columns)
+        fitting, text = [self._as_text(column) for column in columns], pa.BufferOutputStream()
+        table = pa.Table.from_arrays(fitting, names=self._names)
+        self._csv.write_csv(table, text, self._options)
+        return text.getvalue()
+
+    def write(self, made: Any) -> None:
+        """Write it."""
+        self._file.write(made)
 
     @staticmethod
     def _as_text(column: Any) -> Any:
@@ -391,7 +409,7 @@ class CsvOutput:
         found = b"" if text is None else text.to_pybytes()
         return any(mark in found for mark in (b'"', b"\n", b"\r", self._delimiter.encode()))
 
-    def _write_quoted(self, columns: list[Any]) -> None:
+    def _quoted(self, columns: list[Any]) -> Any:
         import pyarrow as pa
         from pyarrow import compute
 
@@ -415,7 +433,7 @@ class CsvOutput:
             lines, pa.scalar(b"", binary), pa.scalar(b"\n", binary)
         )
         _, offsets, text = lines.buffers()
-        self._file.write(memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]])
+        return memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]]
 
     def close(self) -> None:
         """All is written."""
