@@ -7,6 +7,7 @@ without what is missing, and so are the pieces after it.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -184,13 +185,13 @@ def _begins_with_gaps(values: Array, index: int) -> bool:
     axis = _blocks.samples_axis(index)
     rows = max(1, _FIRST * values.shape[axis] // values.size)
     first = values[:rows] if axis == 0 else values[:, :rows]
-    return bool(np.isnan(first).any())
+    return math.isnan(np.maximum.reduce(first, axis=None))
 
 
 def _whole(values: Array, index: int, weights: Vector | None) -> FeatureMoments | None:
     """Return the moments of values that have no gaps; None where some have, or sums overflow."""
     found = batch_moments(values, axis=index, weights=_shaped(weights, values))
-    return FeatureMoments.of(found) if np.isfinite(found.m2).all() else None
+    return FeatureMoments.of(found) if math.isfinite(np.maximum.reduce(found.m2)) else None
 
 
 def _with_gaps(values: Array, index: int, weights: Vector | None) -> FeatureMoments:

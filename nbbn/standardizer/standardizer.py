@@ -373,7 +373,7 @@ class Standardizer(_estimator.Estimator):
 
     def _settled(self) -> Fitted | None:
         """Return what was found, with chunks that were kept."""
-        if self._chunks is not None and self._chunks.filled:
+        if self._chunks is not None and (self._chunks.filled or self._chunks.found):
             with self._lock:
                 self._settle()
         return self._fitted
@@ -396,12 +396,9 @@ class Standardizer(_estimator.Estimator):
             chunks = self._chunks
             if self._fitted is not fitted:  # another thread was here
                 return False
-            if chunks is not None:
-                if chunks.keep(X):
-                    return True
-                self._settle()
-                if chunks.keep(X):
-                    return True
+            if chunks is not None and chunks.keep(X):
+                return True
+            self._settle()
             self._chunks = Chunks(X)
             return self._chunks.keep(X)
 
