@@ -7,7 +7,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,23 +30,6 @@ class TableError(ValueError):
     """What is wrong with a table, or became so while it was read."""
 
 
-class Table(Protocol):
-    """A table in a file that is open for reading."""
-
-    path: str
-    names: list[str]
-    size: int  # bytes
-
-    def candidates(self) -> list[str]:
-        """Return the columns that may be numeric."""
-
-    def batches(self, numeric: Sequence[str], alone: bool, advance: Advance) -> Iterator[Any]:
-        """Yield record batches, of the numeric columns alone or of all."""
-
-    def check_unchanged(self) -> None:
-        """Raise TableError where the file was written to since it was opened."""
-
-
 class _File:
     def __init__(self, path: str | os.PathLike[str], file: BinaryIO) -> None:
         self.path, self._file = str(path), file
@@ -59,6 +42,7 @@ class _File:
         return status.st_size, status.st_mtime_ns
 
     def check_unchanged(self) -> None:
+        """Raise TableError where the file was written to since it was opened."""
         if self._look() != self._state:
             raise TableError(f"{self.path}: it was changed while it was read")
 
@@ -213,7 +197,7 @@ def opened(path: str | os.PathLike[str], name: str, suffix: str, delimiter: str)
 
 
 def moments(
-    table: Table, wanted: Sequence[str] | None, advance: Advance
+    table: Any, wanted: Sequence[str] | None, advance: Advance
 ) -> tuple[FeatureMoments, list[str]]:
     """Return the moments of the numeric columns, and their names; ``wanted`` are to be numeric."""
     names = list(table.candidates() if wanted is None else wanted)
@@ -293,7 +277,7 @@ def _result_type(kind: Any) -> Any:
 
 
 def normalize(
-    table: Table, found: FeatureMoments, names: Sequence[str], output: Any, advance: Advance
+    table: Any, found: FeatureMoments, names: Sequence[str], output: Any, advance: Advance
 ) -> int:
     """Write the table with its numeric columns, ``names``, standardized to ``output``; return the rows."""
     import pyarrow as pa
@@ -334,10 +318,8 @@ class ParquetOutput:
     """A Parquet file that is being written."""
 
     def __init__(self, file: BinaryIO, schema: Any) -> None:
-        from pyarrow import parquet
-
-        self._schema = schema
-        self._writer = parquet.ParquetWriter(file, schema)
+        self._file, self._schema = file, schema
+        self._writer: Any = None
 
     def made(self, columns: list[Any]) -> Any:
         """Return what to write of some rows."""
@@ -349,11 +331,31 @@ class ParquetOutput:
 
     def write(self, made: Any) -> None:
         """Write them."""
+        if self._writer is None:
+            self._writer = self._open(made)
         self._writer.write_table(made)
+
+    def _open(self, first: Any) -> Any:
+        """Return a writer, without dictionaries of floats that hardly repeat: of those, a third of the time."""
+        import pyarrow as pa
+        from pyarrow import compute, parquet
+
+        def repeats(name: str) -> bool:
+            some = first[name].slice(0, 1 << 12)
+            return not pa.types.is_floating(some.type) or compute.count_distinct(
+                some
+            ).as_py() * 2 < len(some)
+
+        names: Any = self._schema.names
+        nested = any(
+            pa.types.is_nested(field.type) for field in self._schema
+        )  # have names of their own
+        chosen = True if nested else [name for name in names if repeats(name)]
+        return parquet.ParquetWriter(self._file, self._schema, use_dictionary=chosen)
 
     def close(self) -> None:
         """Write what a file ends with."""
-        self._writer.close()
+        (self._writer or self._open(self._schema.empty_table())).close()
 
 
 class CsvOutput:
