@@ -337,8 +337,7 @@ def all_count(weight: Any) -> bool:
 
 def plus_weight(n: NDArray[Any], weight: Any, vector: NDArray[Any]) -> NDArray[Any]:
     """``n``, and the weights of the lanes that are not NaN."""
-    counts = 1 if weight is None else times_weight(weight, (weight != 0).astype(np.float64))
-    return n + np.where(np.isnan(vector), 0, counts)
+    return n + np.where(np.isnan(vector), 0, 1 if weight is None else weight)
 
 
 def number_of(weight: Any, n: NDArray[Any]) -> NDArray[Any]:

@@ -117,7 +117,7 @@ def times_weight(typingctx: Any, weight: Any, vector: Any) -> Any:
 
 @_intrinsic
 def plus_weight(typingctx: Any, n: Any, weight: Any, vector: Any) -> Any:
-    """``n``, and the weights of the lanes that are not NaN; without weights, integers in its bits: see `number_of`."""
+    """``n``, and the weights of the lanes that are not NaN; without any, integers in its bits: see `number_of`."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         n, weights, value = args
@@ -128,9 +128,7 @@ def plus_weight(typingctx: Any, n: Any, weight: Any, vector: Any) -> Any:
             return builder.bitcast(found, n.type)
         wide = context.get_value_type(FLOAT64X16)
         n = n if n.type == wide else builder.fpext(n, wide)
-        zeros, ones = (ir.Constant(wide, [number] * LANES) for number in (0.0, 1.0))
-        if weight == BYTESX16:
-            weights = builder.select(_counts(builder, weights), ones, zeros)
+        zeros = ir.Constant(wide, [0.0] * LANES)
         return builder.fadd(n, builder.select(there, weights, zeros))
 
     return (vector if weight == types.none else FLOAT64X16)(n, weight, vector), codegen

@@ -109,14 +109,16 @@ class CsvTable(_File):
             column = re.search(r"In CSV column #(\d+)", str(error))
             if column is None:
                 raise
-            raise NotNumericError(self.names[int(column[1])], str(error)) from error
+            raise NotNumericError(self.path, self.names[int(column[1])], str(error)) from error
 
 
-class NotNumericError(ValueError):
+class NotNumericError(TableError):
     """A cell of a column is no number."""
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, path: str, name: str, reason: str) -> None:
+        super().__init__(
+            f"{path}: expected numbers in column {name!r} ({' '.join(reason.split())})"
+        )
         self.name = name
 
 
@@ -206,10 +208,7 @@ def moments(
             found = _moments(table.batches(names, True, advance), names)
         except NotNumericError as error:
             if wanted is not None:
-                reason = " ".join(str(error).split())
-                raise TableError(
-                    f"{table.path}: expected numbers in column {error.name!r} ({reason})"
-                ) from error
+                raise
             names.remove(error.name)
             continue
         table.check_unchanged()
@@ -303,13 +302,7 @@ def normalize(
         output.write(made)
         rows += batch.num_rows
 
-    try:
-        for_each(table.batches(names, False, advance), work, use)
-    except NotNumericError as error:
-        reason = " ".join(str(error).split())
-        raise TableError(
-            f"{table.path}: expected numbers in column {error.name!r} ({reason})"
-        ) from error
+    for_each(table.batches(names, False, advance), work, use)
     table.check_unchanged()
     return rows
 
