@@ -47,20 +47,20 @@ class Seen:
 
 def spy(patch):
     seen = Seen()
-    run, enter_region = rooms.steps._run, rooms.threads.enter_region
+    run, enter_region = rooms.steps.run, rooms.threads.enter_region
 
-    def _run(step, wanted, parallel, *arguments):
+    def seen_run(step, wanted, parallel, *arguments):
         seen.steps.append(step.name)
         given = inspect.signature(step.function).bind(*arguments).arguments
         seen.streaming = bool(given.get("streaming", False))
-        run(step, wanted, parallel, *arguments)
+        return run(step, wanted, parallel, *arguments)
 
     def enter():
         entered = enter_region()
         seen.parallel = seen.parallel or entered is not None
         return entered
 
-    patch.setattr(rooms.steps, "_run", _run)
+    patch.setattr(rooms.steps, "run", seen_run)
     patch.setattr(rooms.threads, "enter_region", enter)
     return seen
 

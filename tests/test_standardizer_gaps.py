@@ -52,7 +52,7 @@ def assert_statistics(scaler, x, axis, weights=None, factor=16):
 def pieces(request, monkeypatch):
     """Also with pieces and blocks so small that all ways are gone."""
     if request.param == "in pieces":
-        for name, value in (("_PIECE", 300), ("_SMALL", 50), ("_WHOLE_BLOCK", 70), ("BLOCK", 60)):
+        for name, value in (("_PIECE", 300), ("_FIRST", 50), ("BLOCK", 60)):
             monkeypatch.setattr(_features, name, value)
 
 
@@ -163,6 +163,26 @@ def test_infinite_values_are_refused(bad, gaps, dtype):
     assert_same_bits(scaler.mean_, before)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(500, 3), (40_000, 7), (300, 600)])
+@pytest.mark.parametrize("order", "CF")
+def test_the_pass_that_writes_finds_an_infinite_value_anywhere(shape, order, dtype):
+    """Also in arrays like one that was met before, in several threads, and beside missing values."""
+    x = np.asarray(table(shape, dtype), order=order)
+    scaler = nbbn.Standardizer().fit(x)
+    scaler.transform(x)
+    rng = np.random.default_rng(0)
+    places = [0, x.size - 1, *rng.integers(0, x.size, 3)]
+    for place in places:
+        bad = x.copy(order="K")
+        bad.flat[place] = -np.inf
+        for method in ("transform", "inverse_transform"):
+            with pytest.raises(ValueError, match=r"^X: expected finite values"):
+                getattr(scaler, method)(bad)
+    largest = np.full(shape, np.finfo(dtype).max, dtype, order=order)
+    assert scaler.transform(largest).shape == shape
+
+
 @pytest.mark.parametrize("method", ["transform", "inverse_transform", "fit_transform"])
 def test_nothing_is_written_over_for_an_infinite_value(method):
     x = table((50, 4), np.float32)
@@ -212,6 +232,12 @@ def test_the_other_byte_order_keeps_its_precision():
     y = nbbn.Standardizer().fit_transform(x.astype(">f4"))
     assert y.dtype == np.float32 and y.dtype.isnative
     np.testing.assert_allclose(y, nbbn.Standardizer().fit_transform(x), rtol=1e-5, atol=1e-6)
+
+
+def test_where_some_samples_weigh_nothing_they_may_not_be_infinite_either():
+    x = np.array([[1.0], [3.0], [np.inf]], np.float32)
+    with pytest.raises(ValueError, match=r"^X: expected finite values"):
+        nbbn.Standardizer().fit_transform(x, sample_weight=[1, 1, 0])
 
 
 def test_integers_are_widened_a_block_at_a_time(monkeypatch):

@@ -444,3 +444,28 @@ print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
         )
         peaks.append(int(found.stdout))
     assert peaks[1] - peaks[0] < 30_000, peaks  # kB; the values alone are 38 MB
+
+
+def test_floats_that_hardly_repeat_have_no_dictionary_in_parquet(folder):
+    """pyarrow would try one, which takes longer than all else; of values that repeat it saves room."""
+    rng = np.random.default_rng(0)
+    columns = {"many": rng.normal(size=9000), "few": rng.integers(0, 9, 9000)}
+    columns |= {"text": [str(i) for i in range(9000)], "floats": columns["few"] / 2}
+    parquet.write_table(pa.table(columns), folder / "in.parquet")
+    run("normalize", "in.parquet", "out.parquet")
+    group = parquet.ParquetFile(folder / "out.parquet").metadata.row_group(0)
+    found = [group.column(k).has_dictionary_page for k in range(4)]
+    assert found == [False, True, True, True]
+
+
+def test_batches_are_written_in_order(folder, monkeypatch):
+    """Whichever thread is done first."""
+    monkeypatch.setattr(_tables, "_BLOCK", 1 << 12)
+    values = np.arange(20_000.0)
+    text = "x,name\n" + "".join(f"{value},n{value:.0f}\n" for value in values)
+    (folder / "in.csv").write_text(text, encoding="utf-8")
+    run("normalize", "in.csv", "out.csv")
+    rows = rows_of(folder / "out.csv")[1:]
+    assert [name for _, name in rows] == [f"n{value:.0f}" for value in values]
+    found = np.array([float(value) for value, _ in rows])
+    np.testing.assert_allclose(found, (values - values.mean()) / values.std(), rtol=1e-12)

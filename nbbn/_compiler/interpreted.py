@@ -112,6 +112,11 @@ def lanes(number: int) -> Any:
     return np.empty(number * LANES)
 
 
+def room_for_largest(array: Any) -> NDArray[Any]:
+    """Room for the largest sizes of values of ``array``; zeros."""
+    return np.zeros(LANES, working_dtype(array))
+
+
 def load_upto(array: Any, index: int, count: int) -> Any:
     """Sixteen values from ``index`` on, or the first ``count`` of them and zeros; None of None."""
     if array is None:
@@ -328,6 +333,16 @@ def where_counted(weight: Any, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]
 def all_count(weight: Any) -> bool:
     """Whether no lane has weight 0; true without weights."""
     return weight is None or bool(np.all(weight != 0))
+
+
+def plus_weight(n: NDArray[Any], weight: Any, vector: NDArray[Any]) -> NDArray[Any]:
+    """``n``, and the weights of the lanes that are not NaN."""
+    return n + np.where(np.isnan(vector), 0, 1 if weight is None else weight)
+
+
+def number_of(weight: Any, n: NDArray[Any]) -> NDArray[Any]:
+    """What `plus_weight` counted."""
+    return widen(n)
 
 
 def times_weight(weight: Any, vector: NDArray[Any]) -> NDArray[Any]:

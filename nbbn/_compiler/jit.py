@@ -211,7 +211,9 @@ def _compiled(
         return np.errstate(all="ignore")(function)  # as compiled code: NaN and Inf, no warning
     # The twins must not share a qualified name: compiled symbols are named after it.
     twin = _renamed(function, "_parallel" if parallel else "_serial")
-    options = {"parallel": parallel, **_BORROWED, **_OPTIONS}
+    # A sum over a shared loop takes memory: an array of the threads' own.
+    returns = parallel and function.__annotations__["return"] != "None"
+    options = {"parallel": parallel, **({} if returns else _BORROWED), **_OPTIONS}
     dispatcher = njit(**options, **WHOLE)(twin)
     dispatcher._cache = DiskCache(twin, options)
     _uninterrupted(lambda: dispatcher.compile(signature))

@@ -115,9 +115,47 @@ def times_weight(typingctx: Any, weight: Any, vector: Any) -> Any:
     return vector(weight, vector), codegen
 
 
+@_intrinsic
+def plus_weight(typingctx: Any, n: Any, weight: Any, vector: Any) -> Any:
+    """``n``, and the weights of the lanes that are not NaN; without any, integers in its bits: see `number_of`."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        n, weights, value = args
+        there = builder.fcmp_ordered("ord", value, value)
+        if weight == types.none:
+            bits = _integers(vector)
+            found = builder.sub(builder.bitcast(n, bits), builder.sext(there, bits))
+            return builder.bitcast(found, n.type)
+        wide = context.get_value_type(FLOAT64X16)
+        n = n if n.type == wide else builder.fpext(n, wide)
+        zeros = ir.Constant(wide, [0.0] * LANES)
+        return builder.fadd(n, builder.select(there, weights, zeros))
+
+    return (vector if weight == types.none else FLOAT64X16)(n, weight, vector), codegen
+
+
+@_intrinsic
+def number_of(typingctx: Any, weight: Any, n: Any) -> Any:
+    """What `plus_weight` counted, as numbers."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if weight != types.none:
+            return args[1]
+        wide = context.get_value_type(FLOAT64X16)
+        return builder.sitofp(builder.bitcast(args[1], _integers(n)), wide)
+
+    return FLOAT64X16(weight, n), codegen
+
+
+def _integers(vector: Any) -> Any:
+    return ir.VectorType(ir.IntType(int(vector.dtype.bitwidth)), LANES)
+
+
 if config.DISABLE_JIT:
     from nbbn._compiler.interpreted import (  # noqa: F401
         all_count,
+        number_of,
+        plus_weight,
         times_weight,
         weight_at,
         weight_of_row,

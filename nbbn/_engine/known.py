@@ -38,9 +38,9 @@ class Known:
         self._sum_width, self._numbers = parts.cut_for_sums(view, None, x.reshape(view.shape))
         self._width = parts.width_of_rows(view, 0)
         self._steps = _OF_RUNS if view.runs else _OF_COLUMNS
-        self._calls: dict[Any, Callable[..., None]] = {}
+        self._calls: dict[Any, Callable[..., Any]] = {}
 
-    def _call(self, which: int, activation: int = 0) -> Callable[..., None]:
+    def _call(self, which: int, activation: int = 0) -> Callable[..., Any]:
         """Return one of the compiled steps, for small arrays."""
         key = which, activation
         found = self._calls.get(key)
@@ -77,16 +77,15 @@ class Known:
         flags = other.flags
         return flags.aligned and (not written or flags.writeable)
 
-    def infer(self, x: Array, y: Array, form: Array, after: Epilogue) -> None:
-        """Write y; see `nbbn._engine.steps.infer`."""
+    def infer(self, x: Array, y: Array, form: Array, after: Epilogue) -> bool:
+        """Write y, and return what `nbbn._engine.steps.write` does."""
         if not self._is_small:
-            steps.write(self._view, x, y, form, after)
-            return
+            return steps.write(self._view, x, y, form, after)
         kind = after.kind
         if self._width != form.shape[1]:
             form = parts.spread(form, self._view, self._width)
         call = self._call(_WRITE, len(kind))
-        call(self._stack_of(x), self._stack_of(y), None, form, kind, 0)
+        return bool(call(self._stack_of(x), self._stack_of(y), None, form, kind, 0))
 
     def train(
         self, x: Array, y: Array, table: Array, freedom: float, eps: float, after: Epilogue

@@ -62,4 +62,6 @@ def spread(numbers: Array, view: View, width: int) -> Array:
         return numbers
     if view.inner > 1:
         numbers = np.repeat(numbers, view.inner, axis=1)
-    return np.tile(numbers, width // view.shape[2])
+    found = np.empty((len(numbers), width // view.shape[2], view.shape[2]), numbers.dtype)
+    found[...] = numbers[:, None]  # `np.tile` takes 7 us more
+    return found.reshape(len(numbers), width)

@@ -107,14 +107,13 @@ def variant_of(
     return seen_as, False, activation, residual, of_weights, np.float32
 
 
-def _run(step: Step, wanted: tuple[Any, ...], parallel: bool, *arguments: Any) -> None:
-    """Run the parallel twin where that pays and may be started now, else the serial one."""
+def run(step: Step, wanted: tuple[Any, ...], parallel: bool, *arguments: Any) -> Any:
+    """Run the parallel twin where that pays and may be started now, else the serial one; return what it returns."""
     claim = threads.enter_region() if parallel else None
     if claim is None:
-        step.variant(wanted)(*arguments)
-        return
+        return step.variant(wanted)(*arguments)
     try:
-        step.variant((wanted[0], True, *wanted[2:]))(*arguments)
+        return step.variant((wanted[0], True, *wanted[2:]))(*arguments)
     finally:
         threads.leave_region(claim)
 
@@ -165,12 +164,15 @@ def write(
     form: Array,
     after: Epilogue = NOTHING,
     residual: Array | None = None,
-) -> None:
-    """Run the elementwise step on arrays that have this view."""
+) -> bool:
+    """Run the elementwise step on arrays that have this view.
+
+    Return whether x has an infinite value; not known where an activation follows.
+    """
     read = (x,) if residual is None else (x, residual)
     plan = make_plan(view, read, y)
     kind, of = after.kind, view.of
-    _run(
+    found = run(
         runs.infer_runs if view.runs else columns.infer_columns,
         variant_of(x, len(kind), residual is not None),
         plan.parallel,
@@ -181,6 +183,7 @@ def write(
         kind,
         plan.streaming,
     )
+    return bool(found)
 
 
 def given_table(
@@ -251,7 +254,7 @@ def look(
         step, last = runs.moments_of_runs, plan.group
     else:
         step, last = columns.moments_of_columns, plan.ahead
-    _run(step, variant_of(x, weights=weights), plan.parallel, *arguments, last)
+    run(step, variant_of(x, weights=weights), plan.parallel, *arguments, last)
     return form
 
 
@@ -304,7 +307,7 @@ def look_and_write(
     what = of(x), of(y), added, weights, numbers, written, table, form
     wanted = variant_of(x, len(kind), residual is not None, weights)
     options = kind, freedom, eps, plan.streaming
-    _run(runs.train_channels, wanted, plan.parallel, *what, *options)
+    run(runs.train_channels, wanted, plan.parallel, *what, *options)
 
 
 def completed(given: Table, eps: float) -> Table:
@@ -388,11 +391,11 @@ def add_up(
     wanted, results = variant_of(x, len(kind), False, mask), (written, table, sums, form)
     if view.runs:
         step, last = runs.gradient_sums_of_runs, plan.group
-        _run(step, wanted, plan.parallel, *what, *results, count, freedom, last)
+        run(step, wanted, plan.parallel, *what, *results, count, freedom, last)
     else:
         step, last = columns.gradient_sums_of_columns, plan.ahead
         means = parts.spread(table[: rows.MEAN + 1], view, width)
-        _run(step, wanted, plan.parallel, *what, means, *results, count, freedom, last)
+        run(step, wanted, plan.parallel, *what, means, *results, count, freedom, last)
     return form
 
 
@@ -430,7 +433,7 @@ def write_back(
     if of_y is not None:
         of_y = parts.spread(of_y, view, width)
     arguments = of(grad_y), of(x), of(grad_x), mask, form, of_y, kind, plan.streaming
-    _run(step, variant_of(x, len(kind), False, mask), plan.parallel, *arguments)
+    run(step, variant_of(x, len(kind), False, mask), plan.parallel, *arguments)
 
 
 def gradient_coefficients(
@@ -532,7 +535,7 @@ def add_up_and_write_back(
     form = np.empty((rows.GRADIENT_ROWS, width), computed_dtype(x))
     what = of(grad_y), of(x), of(grad_x), mask, fused.form, kind, written, table, sums, form
     options, wanted = (count, freedom, plan.streaming), variant_of(x, len(kind), False, mask)
-    _run(runs.differentiate_channels, wanted, plan.parallel, *what, *options)
+    run(runs.differentiate_channels, wanted, plan.parallel, *what, *options)
     return form[rows.OF_GAMMA : rows.OF_GAMMA + len(sums)]
 
 

@@ -19,6 +19,7 @@ from nbbn._compiler.memory import (
     load_upto,
     outer_stride,
     prefetch,
+    room_for_largest,
     row_stride,
     store_upto,
 )
@@ -46,6 +47,7 @@ from nbbn._kernels.elementwise import (
     coefficients_at,
     forward,
     gradient_coefficients_at,
+    is_infinite,
 )
 from nbbn._kernels.loops import GROUP, sum_strip, write_rows, write_strips
 from nbbn._kernels.memory import ONE, ZERO, Rows, one_row
@@ -381,11 +383,12 @@ def gradient_coefficients_in(tile: Tile, k: int, count: int) -> Any:
 
 
 @helper
-def normalize_tile(x: Any, to: Target, task: int) -> None:
-    """Write y in a tile of columns of some rows."""
+def normalize_tile(x: Any, to: Target, task: int) -> int:
+    """Write y in a tile of columns of some rows; return whether x has an infinite value, as `is_infinite`."""
     width = to.form.shape[1]
     block, fold = block_of(x, width, WIDE_TILE, task), width // x.shape[2]
-    read = Forward(rows_in(x, block, fold), rows_in(to.residual, block, fold), to.kind)
+    largest = room_for_largest(x)
+    read = Forward(rows_in(x, block, fold), rows_in(to.residual, block, fold), to.kind, largest)
     y, columns, rows = rows_in(to.y, block, fold), block.stop - block.first, block.rows
     tile, pick = Tile(to.form, block.first), coefficients_in
     if is_in_cache(x) and not to.streaming:
@@ -394,6 +397,7 @@ def normalize_tile(x: Any, to: Target, task: int) -> None:
         write_rows(forward, pick, y, read, rows, columns, tile, to.streaming)
     if to.streaming:
         fence()
+    return is_infinite(largest)
 
 
 @helper

@@ -1,7 +1,7 @@
 """Moments of data with gaps: NaN is a value that is missing, so every column has a count of its own.
 
-The formulas are those of `nbbn._kernels.statistics`. A missing value adds nothing to count, sum and m2: a selection
-in registers, so that data from memory takes the same time with gaps and without. Python merges the parts.
+The formulas are those of `nbbn._kernels.statistics`. A missing value adds nothing to count, sum and m2: it is taken
+for the reference, a selection in registers.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import prange
 
-from nbbn._compiler.jit import IfWeights, Parts, Stack, helper, inlined, step
-from nbbn._compiler.memory import at, load_upto, store_upto
+from nbbn._compiler.jit import IfWeights, Int, OutTable, Parts, Stack, helper, inlined, step
+from nbbn._compiler.memory import at, load_every, store_upto
 from nbbn._compiler.vectors import (
     LANES,
     any_greater,
+    constant,
+    first_of,
     fma,
-    keep_first,
+    has_spare_digits,
     larger,
+    narrow,
+    not_below,
     smaller,
     splat,
     total,
@@ -26,171 +31,204 @@ from nbbn._compiler.vectors import (
     where_finite,
     widen,
 )
-from nbbn._compiler.weights import times_weight, weight_at, weight_of_row, where_counted
-from nbbn._kernels.columns import SHALLOW, TILE, Block, block_of, rows_in, tasks_of
-from nbbn._kernels.loops import GROUP
+from nbbn._compiler.weights import (
+    number_of,
+    plus_weight,
+    times_weight,
+    weight_at,
+    weight_of_row,
+    where_counted,
+)
+from nbbn._kernels.columns import SHALLOW, TILE, ask_for, block_of, layout_of, rows_in, tasks_of
+from nbbn._kernels.loops import GROUP, sum_run, sum_strip
 from nbbn._kernels.memory import ONE, ZERO, Rows, rows_of
-from nbbn._kernels.statistics import PIECE, Samples, moments_from_sums
+from nbbn._kernels.statistics import PIECE, Layout, Samples, worst_condition
 from nbbn._kernels.table import COUNT, REFERENCE, SQUARES, SUM
 
 
 @inlined
-def present(value: Any, weight: Any, about: Any) -> tuple[Any, Any, Any]:
-    """Return ``w``, ``w * (x - about)`` and ``x - about``; 0 of what is missing, or has no weight."""
-    zero, most = splat(0.0), splat(np.inf)
-    one = where_counted(weight, where_at_most(value, most, splat(1.0), zero), zero)
-    d = where_counted(weight, where_at_most(value, most, value - about, zero), zero)
-    return times_weight(weight, one), times_weight(weight, d), d
+def added(value: Any, weight: Any, count: int, about: Any, sums: Any) -> Any:
+    """Return count, ``sum(w * d)`` and ``sum(w * d * d)`` with those of some values, ``d = x - about``."""
+    if count < LANES:
+        value = first_of(count, value, constant(value, np.nan))
+    if has_spare_digits(value):
+        d = widen(where_at_most(value, value, value, about)) - widen(about)
+    else:  # fewer registers
+        d = where_at_most(value, value, widen(value) - widen(about), splat(0.0))
+    d = where_counted(weight, d, splat(0.0))
+    a = times_weight(weight, d)
+    return plus_weight(sums[0], weight, value), sums[1] + a, fma(a, d, sums[2])
+
+
+@inlined
+def add_present(read: Samples, row: int, k: int, count: int, about: Any, sums: Any) -> Any:
+    """`added` of a place in a run; ``about`` is of the type that is computed with."""
+    value, weight = at(read.x, row, k, count), weight_at(read.weights, row, k, count)
+    return added(value, weight, count, about, sums)
+
+
+@inlined
+def add_present_of_row(read: Samples, row: int, k: int, count: int, about: Any, sums: Any) -> Any:
+    """`added` where the values of a row, of different channels, share their weight."""
+    value, weight = at(read.x, row, k, count), weight_of_row(read.weights, row)
+    return added(value, weight, LANES, about, sums)
 
 
 @inlined
 def mean_of(n: Any, s: Any) -> Any:
-    """Return ``s / n``; 0 where there is no value, or an infinite one."""
-    found = where_below(splat(0.0), n, s / n, splat(0.0))
-    return where_finite(found, found, splat(0.0))
+    """Return ``s / n``, 0 where there is no value."""
+    zero = splat(0.0)
+    return where_below(zero, n, s / n, zero)
 
 
 @inlined
-def sum_strip_with_gaps(
-    read: Samples, rows: Any, k: int, count: int, about: Any, sums: Any
-) -> tuple[Any, Any, Any]:
-    """Add count, sum and squares of up to sixteen columns to ``sums``; ``rows`` as of `sum_strip`."""
-    n, s, q = sums
-    if count >= LANES:
-        for row in range(rows[0], rows[1]):
-            value, weight = widen(at(read.x, row, k, LANES)), weight_of_row(read.weights, row)
-            one, a, d = present(value, weight, about)
-            n = n + one
-            s = s + a
-            q = fma(a, d, q)
-    else:
-        for row in range(rows[0], rows[1]):
-            value, weight = widen(at(read.x, row, k, count)), weight_of_row(read.weights, row)
-            one, a, d = present(value, weight, about)
-            n = n + one
-            s = s + a
-            q = fma(a, d, q)
-    return n, s, q
+def near(x: Any, n: Any, s: Any) -> Any:
+    """Return a mean as the values are computed with, to take deviations from."""
+    found = mean_of(n, s)
+    return narrow(x, where_finite(found, found, splat(0.0)))
+
+
+@inlined
+def sums_at(parts: Any, place: int, stride: int, count: int) -> tuple[Any, Any, Any, Any]:
+    """Return reference, sum of deviations, m2 and count of up to sixteen columns of a part, ``stride`` apart."""
+    size = parts.shape[1] * parts.shape[2]
+    about = load_every(parts, REFERENCE * size + place, stride, count)
+    s = load_every(parts, SUM * size + place, stride, count)
+    q = load_every(parts, SQUARES * size + place, stride, count)
+    return about, s, q, load_every(parts, COUNT * size + place, stride, count)
+
+
+@inlined
+def keep(parts: Any, place: int, count: int, about: Any, s: Any, q: Any, n: Any) -> None:
+    """Write what `sums_at` returns."""
+    size = parts.shape[1] * parts.shape[2]
+    store_upto(parts, REFERENCE * size + place, count, about)
+    store_upto(parts, SUM * size + place, count, s)
+    store_upto(parts, SQUARES * size + place, count, q)
+    store_upto(parts, COUNT * size + place, count, n)
 
 
 @helper
-def sum_tile_with_gaps(read: Samples, block: Block, parts: Any, part: int) -> None:
-    """Write reference, sum of deviations, m2 and count of the columns of a block."""
-    number, width = parts.shape[1], parts.shape[2]
-    zero, rows, columns = splat(0.0), block.rows, block.stop - block.first
-    reference, sum_ = part * width + block.first, (SUM * number + part) * width + block.first
-    square = (SQUARES * number + part) * width + block.first
-    counts = (COUNT * number + part) * width + block.first
-    nothing = zero, zero, zero
+def look_at_tile(x: Any, weights: Any, parts: Any, task: int, ahead: int) -> None:
+    """Take the moments of one tile of one part, as `nbbn._kernels.columns.look_at_tile`."""
+    width, zero, add = parts.shape[2], splat(0.0), add_present_of_row
+    block, fold = block_of(x, width, TILE, task), width // x.shape[2]
+    of_rows = Rows(weights, block.outer * x.shape[1] + block.row, ONE)
+    read, rows = Samples(rows_in(x, block, fold), of_rows), block.rows
+    first, columns = (
+        task // ((width + TILE - 1) // TILE) * width + block.first,
+        block.stop - block.first,
+    )
+    near_zero = constant(at(read.x, ZERO, ZERO, columns), 0.0)
+    weight, nothing = weight_of_row(of_rows, ZERO), constant(near_zero, np.nan)
+    none = plus_weight(near_zero, weight, nothing), zero, zero
     for k in range(0, columns, LANES):
-        count = columns - k
-        first = (0, smaller(rows, GROUP))
-        n, s, _ = sum_strip_with_gaps(read, first, k, count, zero, nothing)
-        store_upto(parts, reference + k, count, mean_of(n, s))
-        store_upto(parts, sum_ + k, count, zero)
-        store_upto(parts, square + k, count, zero)
-        store_upto(parts, counts + k, count, zero)
+        about = near_zero
+        if not has_spare_digits(x):
+            some = ZERO, smaller(rows, GROUP)
+            n, s, _ = sum_strip(add, read, some, k, columns - k, about, none)
+            about = near(x, number_of(weight, n), s)
+        keep(parts, first + k, columns - k, widen(about), zero, zero, zero)
     depth = larger(GROUP, SHALLOW // columns)
     for row in range(0, rows, depth):
-        stop = smaller(row + depth, rows)
+        some, coming, column = (row, smaller(row + depth, rows)), row + depth, ZERO
         for k in range(0, columns, LANES):
-            count = columns - k
-            about = load_upto(parts, reference + k, count)
-            sums = (
-                load_upto(parts, counts + k, count),
-                load_upto(parts, sum_ + k, count),
-                load_upto(parts, square + k, count),
-            )
-            n, s, q = sum_strip_with_gaps(read, (row, stop), k, count, about, sums)
-            store_upto(parts, counts + k, count, n)
-            store_upto(parts, sum_ + k, count, s)
-            store_upto(parts, square + k, count, q)
+            if ahead:
+                column = ask_for(read.x, coming, column)
+                if column >= columns:
+                    coming, column = coming + 1, ZERO
+            count, place = columns - k, first + k
+            about, s, q, n = sums_at(parts, place, ONE, count)
+            center = near_zero if has_spare_digits(x) else narrow(x, about)
+            found = sum_strip(add, read, some, k, count, center, none)
+            n = n + number_of(weight, found[0])
+            keep(parts, place, count, about, s + found[1], q + found[2], n)
+    limit = splat(worst_condition(x) - 1.0)
     for k in range(0, columns, LANES):
-        count = columns - k
-        about, n = load_upto(parts, reference + k, count), load_upto(parts, counts + k, count)
-        s, q = load_upto(parts, sum_ + k, count), load_upto(parts, square + k, count)
+        count, place = columns - k, first + k
+        about, s, q, n = sums_at(parts, place, ONE, count)
         d = mean_of(n, s)
         m2 = q - s * d
-        loss = n * d * d
-        if any_greater(loss, m2):  # a digit and more is lost: look again, about the mean
-            nearer = about + d
-            _, again, q = sum_strip_with_gaps(read, (0, rows), k, count, nearer, nothing)
-            squares = q - again * mean_of(n, again)
-            about = where_below(m2, loss, nearer, about)
-            s = where_below(m2, loss, again, s)
-            m2 = where_below(m2, loss, squares, m2)
-            store_upto(parts, reference + k, count, about)
-            store_upto(parts, sum_ + k, count, s)
-        store_upto(parts, square + k, count, m2)
-
-
-@inlined
-def sum_run_with_gaps(read: Samples, length: int, about: float) -> tuple[float, float, float]:
-    """Return count, sum and squares of a run."""
-    n = s = q = splat(0.0)
-    near = splat(about)
-    k = 0
-    while k + LANES <= length:
-        value, weight = widen(at(read.x, ZERO, k, LANES)), weight_at(read.weights, ZERO, k, LANES)
-        one, a, d = present(value, weight, near)
-        n = n + one
-        s = s + a
-        q = fma(a, d, q)
-        k += LANES
-    if k < length:
-        left = length - k
-        value, weight = widen(at(read.x, ZERO, k, left)), weight_at(read.weights, ZERO, k, left)
-        one, a, d = present(value, weight, near)
-        n = n + keep_first(one, left)
-        s = s + keep_first(a, left)
-        q = fma(keep_first(a, left), d, q)
-    return total(n), total(s), total(q)
+        loss, bound = n * d * d, limit * m2
+        if any_greater(loss, bound):  # of each channel by itself
+            nearer = narrow(x, about + d)
+            _, again, q = sum_strip(add, read, (ZERO, rows), k, count, nearer, none)
+            about = where_below(bound, loss, widen(nearer), about)
+            s = where_below(bound, loss, again, s)
+            m2 = where_below(bound, loss, q - again * mean_of(n, again), m2)
+        keep(parts, place, count, about, s, m2, n)
 
 
 @helper
-def look_at_run(read: Samples, length: int, parts: Any, part: int, channel: int) -> None:
-    """Write reference, sum of deviations, m2 and count of a run."""
-    n, s, _ = sum_run_with_gaps(read, smaller(length, LANES), 0.0)
-    about = s / n if n > 0.0 and np.isfinite(s) else 0.0
-    n, s, q = sum_run_with_gaps(read, length, about)
-    m2 = 0.0
-    if n > 0.0:
-        d, m2 = moments_from_sums(n, s, q)
-        if n * d * d > m2:
-            about = about + d
-            n, s, q = sum_run_with_gaps(read, length, about)
-            _, m2 = moments_from_sums(n, s, q)
-    parts[REFERENCE, part, channel] = about
-    parts[SUM, part, channel] = s
-    parts[SQUARES, part, channel] = m2
-    parts[COUNT, part, channel] = n
+def look_at_run(read: Samples, length: int, parts: Any, place: int) -> None:
+    """Take the moments of a run."""
+    x, zero = read.x.values, splat(0.0)
+    about = constant(at(read.x, ZERO, ZERO, length), 0.0)
+    weight = weight_at(read.weights, ZERO, ZERO, length)
+    none = plus_weight(about, weight, constant(about, np.nan)), zero, zero
+    if not has_spare_digits(x):
+        n, s, _ = sum_run(add_present, read, ZERO, smaller(length, LANES), about, none)
+        about = near(x, splat(total(number_of(weight, n))), splat(total(s)))
+    n, s, q = sum_run(add_present, read, ZERO, length, about, none)
+    count, sum_ = splat(total(number_of(weight, n))), splat(total(s))
+    d = mean_of(count, sum_)
+    m2 = splat(total(q)) - sum_ * d
+    if any_greater(count * d * d, splat(worst_condition(x) - 1.0) * m2):
+        about = narrow(x, widen(about) + d)
+        _, s, q = sum_run(add_present, read, ZERO, length, about, none)
+        sum_ = splat(total(s))
+        m2 = splat(total(q)) - sum_ * mean_of(count, sum_)
+    keep(parts, place, 1, widen(about), sum_, m2, count)
+
+
+@helper
+def finish(parts: Any, layout: Layout, table: Any) -> None:
+    """Merge the parts, with the formula of `nbbn._kernels.statistics.merged`; write what is found out to ``table``."""
+    number, fold, inner = layout
+    row, width, zero = parts.shape[2] // fold, table.shape[1], splat(0.0)
+    for c in range(0, width, LANES):
+        left, base, most, whole, sum_, m2 = width - c, zero, zero, zero, zero, zero
+        for i in range(number * inner):
+            about, _, _, n = sums_at(parts, i // inner * row + c * inner + i % inner, inner, left)
+            base, whole = where_below(most, n, about, base), whole + n
+            most = not_below(n, most)
+        for i in range(number * inner):
+            about, s, _, n = sums_at(parts, i // inner * row + c * inner + i % inner, inner, left)
+            sum_ = sum_ + (n * (about - base) + s)
+        deviation = mean_of(whole, sum_)
+        for i in range(number * inner):
+            about, s, q, n = sums_at(parts, i // inner * row + c * inner + i % inner, inner, left)
+            apart = ((about - base) + mean_of(n, s)) - deviation
+            m2 = m2 + (q + n * apart * apart)
+        mean = base + deviation
+        low = where_finite(deviation, (base - mean) + deviation, zero)
+        store_upto(table, c, left, whole)
+        store_upto(table, width + c, left, mean)
+        store_upto(table, 2 * width + c, left, low)
+        store_upto(table, 3 * width + c, left, not_below(m2, zero))
 
 
 @step
-def gaps_of_columns(x: Stack, weights: IfWeights, parts: Parts) -> None:
-    """Write reference, sum, m2 and count of each column to each of its ``parts``, (4, number, width).
+def gaps_of_columns(
+    x: Stack, weights: IfWeights, parts: Parts, table: OutTable, ahead: Int
+) -> None:
+    """Write count, mean, what its rounding leaves, and m2 of each channel to ``table``.
 
-    As `nbbn._kernels.steps_of_columns.moments_of_columns`, in one thread. Reads x once.
+    As `nbbn._kernels.steps_of_columns.moments_of_columns`; ``parts``, (4, number of parts, width), is written over.
     """
-    width = parts.shape[2]
-    tiles, fold = (width + TILE - 1) // TILE, width // x.shape[2]
-    for task in range(tasks_of(x, width, TILE)):
-        block = block_of(x, width, TILE, task)
-        own = Rows(weights, block.outer * x.shape[1] + block.row, ONE)
-        sum_tile_with_gaps(Samples(rows_in(x, block, fold), own), block, parts, task // tiles)
+    for task in prange(tasks_of(x, parts.shape[2], TILE)):
+        look_at_tile(x, weights, parts, np.intp(task), ahead)
+    finish(parts, layout_of(x, parts, table.shape[1]), table)
 
 
 @step
-def gaps_of_runs(x: Stack, weights: IfWeights, parts: Parts) -> None:
-    """Write reference, sum, m2 and count of each segment of a run to ``parts``, (4, outer * segments, C).
-
-    As `nbbn._kernels.steps_of_runs.moments_of_runs`, in one thread. Reads x once.
-    """
-    outer, channels, inner = x.shape
+def gaps_of_runs(x: Stack, weights: IfWeights, parts: Parts, table: OutTable, ahead: Int) -> None:
+    """`gaps_of_columns` of channels that are runs: ``parts``, (4, outer * segments of a run, C)."""
+    channels, inner = x.shape[1], x.shape[2]
     segments = (inner + PIECE - 1) // PIECE
-    for part in range(outer * segments):
+    for task in prange(parts.shape[1] * channels):
+        part, c = np.intp(task // channels), np.intp(task % channels)
         o, first = part // segments, part % segments * PIECE
-        for c in range(channels):
-            own = Rows(weights, o * inner + first, ZERO)
-            read = Samples(rows_of(x, o, c, first), own)
-            look_at_run(read, smaller(PIECE, inner - first), parts, part, c)
+        read = Samples(rows_of(x, o, c, first), Rows(weights, o * inner + first, ZERO))
+        look_at_run(read, smaller(PIECE, inner - first), parts, part * channels + c)
+    finish(parts, Layout(parts.shape[1], ONE, ONE), table)

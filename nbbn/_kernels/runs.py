@@ -20,6 +20,7 @@ from nbbn._compiler.memory import (
     outer_stride,
     prefetch,
     put,
+    room_for_largest,
     row_stride,
 )
 from nbbn._compiler.vectors import (
@@ -42,6 +43,7 @@ from nbbn._kernels.elementwise import (
     coefficients_of,
     forward,
     gradient_coefficients_of,
+    is_infinite,
     no_sums,
 )
 from nbbn._kernels.loops import sum_run, write_joined, write_rows
@@ -148,16 +150,16 @@ def same(form: Any, k: int, count: int) -> Any:
 
 
 @helper
-def normalize_runs(x: Any, to: Target, task: int) -> None:
-    """Write y of some neighbouring runs, or of a segment of a long one."""
-    outer, channels, inner = x.shape
+def normalize_runs(x: Any, to: Target, task: int) -> int:
+    """Write y of some neighbouring runs, or of a segment of a long one; return whether x has an infinite value."""
+    (outer, channels, inner), largest = x.shape, room_for_largest(x)
     segments, depth = (inner + PIECE - 1) // PIECE, larger(ONE, PIECE // inner)
     row, first = task // segments * depth, task % segments * PIECE
     rows = smaller(depth, outer * channels - row)
     joined = inner >= LANES and rows > 1 and is_stack(x, x) and is_stack(to.y, x)
     if joined and is_stack(to.residual, x):
         at = row * inner
-        read = Forward(one_row(x, at), one_row(to.residual, at), to.kind)
+        read = Forward(one_row(x, at), one_row(to.residual, at), to.kind, largest)
         runs = rows, row % channels, channels
         write_joined(
             forward, coefficients_of, one_row(to.y, at), read, runs, inner, to.form, to.streaming
@@ -165,20 +167,23 @@ def normalize_runs(x: Any, to: Target, task: int) -> None:
     else:
         for r in range(row, row + rows):
             o, c = r // channels, r % channels
-            read = Forward(rows_of(x, o, c, first), rows_of(to.residual, o, c, first), to.kind)
+            added = rows_of(to.residual, o, c, first)
+            read = Forward(rows_of(x, o, c, first), added, to.kind, largest)
             y, length = rows_of(to.y, o, c, first), smaller(PIECE, inner - first)
             write_rows(
                 forward, same, y, read, ONE, length, coefficients_of(to.form, c), to.streaming
             )
     if to.streaming:
         fence()  # once a task: it waits for all that was streamed, some 80 ns
+    return is_infinite(largest)
 
 
 @helper
 def normalize_channel(x: Any, to: Target, c: int) -> None:
     """Write y for one channel."""
     outer, _, inner = x.shape
-    read = Forward(column_of(x, ZERO, c, ZERO), column_of(to.residual, ZERO, c, ZERO), to.kind)
+    added, largest = column_of(to.residual, ZERO, c, ZERO), room_for_largest(x)
+    read = Forward(column_of(x, ZERO, c, ZERO), added, to.kind, largest)
     y, numbers = column_of(to.y, ZERO, c, ZERO), coefficients_of(to.form, c)
     write_rows(forward, same, y, read, outer, inner, numbers, to.streaming)
     if to.streaming:

@@ -56,13 +56,16 @@ def infer_columns(
     form: Form,
     kind: Kind,
     streaming: Int,
-) -> None:
+) -> int:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
 
+    Return 0 if x has no infinite value; only without an activation.
     Reads the inputs once, writes y once; y may be any of them. Parallel over tiles of columns of some rows.
     """
+    infinite = 0
     for task in prange(tasks_of(x, form.shape[1], WIDE_TILE)):
-        normalize_tile(x, Target(y, residual, form, kind, streaming), np.intp(task))
+        infinite += normalize_tile(x, Target(y, residual, form, kind, streaming), np.intp(task))
+    return infinite
 
 
 @step

@@ -52,16 +52,19 @@ def infer_runs(
     form: Form,
     kind: Kind,
     streaming: Int,
-) -> None:
+) -> int:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
 
+    Return 0 if x has no infinite value; only without an activation.
     Reads the inputs once, writes y once; y may be any of them. Parallel over the runs, long ones cut in segments.
     """
     outer, channels, inner = x.shape
     depth = larger(ONE, PIECE // inner)
     tasks = (outer * channels + depth - 1) // depth * ((inner + PIECE - 1) // PIECE)
+    infinite = 0
     for task in prange(tasks):
-        normalize_runs(x, Target(y, residual, form, kind, streaming), np.intp(task))
+        infinite += normalize_runs(x, Target(y, residual, form, kind, streaming), np.intp(task))
+    return infinite
 
 
 @step

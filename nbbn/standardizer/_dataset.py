@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,17 @@ from numpy.typing import NDArray
 
 from nbbn import _checks
 from nbbn._engine import steps
+from nbbn._engine.known import Memory
+from nbbn._engine.views import Reading
 from nbbn._kernels import table as rows
-from nbbn.moments import batch_moments
+from nbbn._kernels.steps_of_columns import infer_columns
 from nbbn.standardizer import _estimator
 from nbbn.standardizer._blocks import Place, cut, for_each, samples_axis
 from nbbn.standardizer._features import (
     BLOCK,
     FeatureMoments,
     check_not_infinite,
+    infinite,
     is_read_as_it_is,
     moments_of,
     result_dtype,
@@ -32,14 +34,14 @@ _FLOAT32 = np.dtype(np.float32)
 # Beyond, float32 holds 1 / std with fewer digits or as infinity, and differences as infinity.
 _WIDE = 2.0**100
 # Values of a chunk that is kept, of all that are (fewer than threads are started for), and their number: partial_fit
-# of (8, 4) float64 takes 5 us instead of 105.
-_CHUNK, _KEPT, _CHUNKS = 1 << 12, (1 << 17) - 1, 128
+# of (8, 4) float64 takes 3 us instead of 105. And how many of their moments are merged at once.
+_CHUNK, _KEPT, _CHUNKS, _TOGETHER = 1 << 12, (1 << 17) - 1, 128, 16
 
 
 class Fitted:
     """What fitting found. It never changes: a call that begins with it ends with it."""
 
-    __slots__ = ("_forms", "axis", "features", "moments", "names", "with_mean", "with_std")
+    __slots__ = ("_forms", "axis", "features", "known", "moments", "names", "with_mean", "with_std")
 
     def __init__(
         self,
@@ -48,7 +50,9 @@ class Fitted:
         with_mean: bool,
         with_std: bool,
         names: tuple[str, ...] | None,
+        known: Memory | None = None,
     ) -> None:
+        self.known = Memory() if known is None else known  # arrays of other statistics, too
         self.moments = moments
         self.features = moments.mean.size
         self.axis = axis
@@ -65,7 +69,8 @@ class Fitted:
     def merged(self, moments: FeatureMoments) -> Fitted:
         """Return what was found with more data."""
         together = self.moments.merge(moments)
-        return Fitted(together, self.axis, self.with_mean, self.with_std, self.names)
+        options = self.axis, self.with_mean, self.with_std, self.names
+        return Fitted(together, *options, self.known)
 
     def variances(self) -> Vector:
         """Return the variances, 1 for a constant feature, and for all where they are not wanted."""
@@ -142,7 +147,7 @@ class Dense:
     def __init__(self, X: Any, axis: Any) -> None:
         self.values = _checks.numbers("X", X)
         self.names = None if type(X) is np.ndarray else _estimator.feature_names(X)
-        self.is_seen = False  # whether there is no infinite value
+        self.is_seen = False  # whether it is known that there is no infinite value
         self._look(axis)
 
     def _look(self, axis: Any) -> None:
@@ -214,7 +219,7 @@ class Dense:
     def moments(self, weights: Vector | None) -> FeatureMoments:
         """Return the moments of each feature."""
         found = moments_of(self.values, self.index, weights)
-        self.is_seen = True
+        self.is_seen = weights is None  # of weight 0 there may be any
         return found
 
     def check_frames(self, library: str) -> None:
@@ -239,8 +244,6 @@ class Dense:
                 apply_form(widened(values[place]), self.index, form, dtype, y[place])
 
             for_each(cut(values.shape, self.index, BLOCK), work, lambda _, __: None)
-        if out is None and not self.is_seen:
-            check_not_infinite(values, self.index)
         return y
 
     def _form(self, fitted: Fitted, inverse: bool) -> Array:
@@ -250,41 +253,60 @@ class Dense:
 class Chunks:
     """Small chunks of a stream of samples, kept until they are worth summing."""
 
-    __slots__ = ("filled", "rows")
+    __slots__ = ("_copy", "_form", "_wide", "filled", "found", "rows")
 
     def __init__(self, like: Array) -> None:
         most = max(1, min(_CHUNKS, _KEPT // like.size))
-        self.rows = np.empty((most * like.shape[0], like.shape[1]))
-        self.filled = 0
+        self.rows = np.empty((most * like.shape[0], like.shape[1]), like.dtype)
+        self.filled, self.found = 0, list[FeatureMoments]()
+        self._wide = self.rows if like.dtype == _FLOAT64 else np.empty(self.rows.shape)
+        # The step that writes (x - 0) * 1 + 0 copies, and tells whether x has an infinite value.
+        self._copy = infer_columns.variant(steps.variant_of(like))
+        self._form = np.zeros((rows.FORM_ROWS, like.shape[1]), like.dtype)
+        self._form[rows.SCALE] = 1.0
 
     @staticmethod
     def are_made_of(X: Any, fitted: Fitted) -> bool:
         """Whether ``X`` is such a chunk: floats, with as many features as there were."""
         if type(X) is not np.ndarray or X.ndim != 2 or X.dtype not in _checks.PLAIN_DTYPES:
             return False
+        flags = X.flags
+        if not (flags.c_contiguous and flags.aligned):
+            return False
         return X.shape[1] == fitted.features and 0 < X.size <= _CHUNK
 
     def keep(self, X: Array) -> bool:
-        """Keep a chunk if there is room, and nothing in it that is missing or infinite."""
-        stop = self.filled + X.shape[0]
-        if stop > self.rows.shape[0]:
+        """Keep a chunk if it is of this kind, there is room, and nothing in it is infinite."""
+        stop = self.filled + len(X)
+        if X.dtype != self.rows.dtype:
             return False
-        place = self.rows[self.filled : stop]
-        place[...] = X
-        flat = place.reshape(-1)
-        with np.errstate(all="ignore"):  # it may overflow: then a closer look is taken
-            if not math.isfinite(flat.dot(flat)):
+        if stop > len(self.rows):
+            self._sum()
+            stop = len(X)
+            if stop > len(self.rows):
                 return False
+        place = self.rows[self.filled : stop]
+        if self._copy(X[None], place[None], None, self._form, (), 0):
+            return False
         self.filled = stop
         return True
 
+    def _sum(self) -> None:
+        if self.filled:
+            # As float64, sums are taken near the mean: a digit more where that is large.
+            wide = self._wide[: self.filled]
+            if wide.dtype != self.rows.dtype:
+                wide[...] = self.rows[: self.filled]
+            self.found.append(moments_of(wide, 1))
+            self.filled = 0
+        if len(self.found) == _TOGETHER:
+            self.found = [FeatureMoments.together(self.found)]
+
     def take(self) -> FeatureMoments | None:
         """Return the moments of what was kept, and forget it."""
-        if not self.filled:
-            return None
-        found = FeatureMoments.of(batch_moments(self.rows[: self.filled]))
-        self.filled = 0
-        return found
+        self._sum()
+        found, self.found = self.found, []
+        return FeatureMoments.together(found) if found else None
 
 
 def form_of(moments: FeatureMoments, dtype: np.dtype[Any]) -> Array:
@@ -295,12 +317,23 @@ def form_of(moments: FeatureMoments, dtype: np.dtype[Any]) -> Array:
 def apply_form(
     values: Array, index: int, form: Array, dtype: np.dtype[Any], out: Array | None
 ) -> Array:
-    """Return the values that `Fitted.form` makes of others, computed in its dtype."""
+    """Return the values that `Fitted.form` makes of others, computed in its dtype.
+
+    An infinite value is a ValueError, once all are written.
+    """
+    if not values.size:
+        return np.empty_like(values, dtype) if out is None else out
     if form.dtype == steps.computed_dtype(values):
-        return steps.infer(values, index, form, out, dtype=dtype)
-    with np.errstate(all="ignore"):
-        y = steps.infer(values.astype(np.float64), index, form).astype(dtype)
-    if out is None:
-        return y
-    out[...] = y
-    return out
+        reading = Reading(index, values, (), out, dtype)
+    else:
+        reading = Reading(index, values.astype(np.float64))
+    is_infinite = steps.write(reading.view, reading.source, reading.target, form)
+    y = reading.result()
+    if y.dtype != dtype:
+        with np.errstate(all="ignore"):
+            y = y.astype(dtype)
+        if out is not None:
+            out[...] = y
+    if is_infinite:
+        raise infinite(values.dtype)
+    return y if out is None else out

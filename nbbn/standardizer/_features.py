@@ -6,6 +6,7 @@ without what is missing, and so are the pieces after it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from nbbn import _checks, moments
 from nbbn._engine import masks
-from nbbn._engine.gaps import parts_with_gaps
+from nbbn._engine.gaps import moments_with_gaps
 from nbbn.moments import Moments, batch_moments
 from nbbn.standardizer import _blocks
 
@@ -23,11 +24,9 @@ Array = NDArray[Any]
 Vector = NDArray[np.float64]
 
 _EPS = float(np.finfo(np.float64).eps)
-_TINY = float(np.finfo(np.float64).tiny)
-# Values. Of a piece that is summed at once, by threads of the kernel's own; of a block with gaps, by one thread; of
-# one that is widened first.
-_PIECE, _WHOLE_BLOCK, BLOCK = 1 << 23, 1 << 20, 1 << 16
-_SMALL = 1 << 17  # values that are summed sooner than they are looked at
+# Values. Of a piece that is summed at once; of a block that is looked at, or widened, and stays in the cache; of the
+# first ones, which tell whether there are gaps: with one in a hundred, for certain.
+_PIECE, BLOCK, _FIRST = 1 << 23, 1 << 16, 1 << 10
 
 
 class FeatureMoments(NamedTuple):
@@ -109,16 +108,24 @@ def moments_of(values: Array, index: int, weights: Vector | None = None) -> Feat
     Integers are widened block by block. An infinite value is a ValueError.
     """
     shape, axis = values.shape, _blocks.samples_axis(index)
-    has_gaps, found = not is_read_as_it_is(values.dtype), []
-    if not has_gaps and values.size > _SMALL:
-        first = _blocks.cut(shape, index, 1 << 14)[0]
-        has_gaps = values.dtype.kind == "f" and bool(np.isnan(values[first]).any())
-    for place in _blocks.cut(shape, index, _PIECE):
+    as_it_is = is_read_as_it_is(values.dtype)
+    has_gaps = as_it_is and _begins_with_gaps(values, index)
+    if as_it_is and 0 < values.size <= _PIECE:
+        one = None if has_gaps else _whole(values, index, weights)
+        return _with_gaps(values, index, weights) if one is None else one
+    found: list[FeatureMoments] = []
+    if not as_it_is:
+
+        def of_block(place: _blocks.Place) -> FeatureMoments:
+            return moments_of(widened(values[place]), index, _at(weights, place[axis]))
+
+        places = _blocks.cut(shape, index, BLOCK)
+        _blocks.for_each(places, of_block, lambda _, one: found.append(one))
+    for place in _blocks.cut(shape, index, _PIECE) if as_it_is else ():
         part, of_part = values[place], _at(weights, place[axis])
         one = None if has_gaps else _whole(part, index, of_part)
         if one is None:
-            one = _in_blocks(part, index, of_part)
-            has_gaps = True
+            one, has_gaps = _with_gaps(part, index, of_part), True
         found.append(one)
     return FeatureMoments.together(found) if found else nothing(shape[index])
 
@@ -128,6 +135,7 @@ def nothing(features: int) -> FeatureMoments:
     return FeatureMoments(*[np.zeros(features)] * 5)
 
 
+@functools.lru_cache(maxsize=64)
 def is_read_as_it_is(dtype: np.dtype[Any]) -> bool:
     """Whether kernels read this dtype; others are widened first."""
     return dtype.isnative and dtype.name in _READ
@@ -153,30 +161,9 @@ def check_not_infinite(values: Array, index: int) -> None:
     """Raise ValueError for an infinite value, in one pass over memory."""
     if values.dtype.kind in "biu":
         return
-    places = _blocks.cut(values.shape, index, _WHOLE_BLOCK)
-    found: list[bool] = []
-    if len(places) > 1:
-        _blocks.for_each(
-            places, lambda place: _has_infinite(values[place]), lambda _, one: found.append(one)
-        )
-    else:
-        found.append(_has_infinite(values))
-    if any(found):
-        raise infinite(values.dtype)
-
-
-def _has_infinite(block: Array) -> bool:
-    """Whether there is an infinite value.
-
-    Of most blocks the sum of squares tells that there is none, in a quarter of the time of looking. Not by BLAS,
-    whose threads would wait for work.
-    """
-    if block.dtype in _checks.PLAIN_DTYPES and block.flags.forc:
-        flat = block.ravel(order="K")
-        with np.errstate(all="ignore"):
-            if math.isfinite(np.einsum("i,i", flat, flat)):
-                return False
-    return bool(np.isinf(widened(block)).any())
+    for place in _blocks.cut(values.shape, index, BLOCK):
+        if np.isinf(widened(values[place])).any():
+            raise infinite(values.dtype)
 
 
 def infinite(dtype: np.dtype[Any]) -> ValueError:
@@ -191,53 +178,30 @@ def _at(weights: Vector | None, place: slice) -> Vector | None:
     return None if weights is None else weights[place]
 
 
+def _begins_with_gaps(values: Array, index: int) -> bool:
+    """Whether one of the first values is missing."""
+    if values.dtype not in _checks.PLAIN_DTYPES or not values.size:
+        return False
+    axis = _blocks.samples_axis(index)
+    rows = max(1, _FIRST * values.shape[axis] // values.size)
+    first = values[:rows] if axis == 0 else values[:, :rows]
+    return math.isnan(np.maximum.reduce(first, axis=None))
+
+
 def _whole(values: Array, index: int, weights: Vector | None) -> FeatureMoments | None:
     """Return the moments of values that have no gaps; None where some have, or sums overflow."""
-    others = (1,) * (values.ndim - 2)
-    shaped = None if weights is None else weights.reshape(-1, *others)
-    found = batch_moments(values, axis=index, weights=shaped)
-    with np.errstate(all="ignore"):
-        if not math.isfinite(np.add.reduce(found.mean) + np.add.reduce(found.m2)):
-            return None
-    return FeatureMoments.of(found)
+    found = batch_moments(values, axis=index, weights=_shaped(weights, values))
+    return FeatureMoments.of(found) if math.isfinite(np.maximum.reduce(found.m2)) else None
 
 
-def _in_blocks(values: Array, index: int, weights: Vector | None) -> FeatureMoments:
-    """Return the moments of values, some of which may be missing, or be no floats."""
-    axis, found = _blocks.samples_axis(index), []
-
-    def work(place: _blocks.Place) -> Array:
-        block, shaped = widened(values[place]), None
-        if weights is not None:
-            others = (1,) * (values.ndim - 2)
-            shaped = masks.make(None, weights[place[axis]].reshape(-1, *others), block.shape, index)
-        return parts_with_gaps(block, index, shaped)
-
-    most = _WHOLE_BLOCK if is_read_as_it_is(values.dtype) else BLOCK
-    places = _blocks.cut(values.shape, index, most)
-    if len(places) > 1:
-        _blocks.for_each(places, work, lambda _, one: found.append(one))
-    else:
-        found.append(work(places[0]))
-    result = _of_parts(np.concatenate(found, axis=1) if len(found) > 1 else found[0])
-    with np.errstate(all="ignore"):
-        if not np.isfinite(result.mean + result.m2).all():  # infinite, or sums overflow
-            check_not_infinite(values, index)
-    return result
+def _with_gaps(values: Array, index: int, weights: Vector | None) -> FeatureMoments:
+    """Return the moments of values some of which may be missing, or infinite: then that is a ValueError."""
+    given = masks.make(None, _shaped(weights, values), values.shape, index)
+    count, mean, low, m2 = moments_with_gaps(values, index, given)
+    if not np.isfinite(m2).all():  # or sums overflow
+        check_not_infinite(values, index)
+    return FeatureMoments.of((count, mean, low, m2, np.zeros(mean.size)))
 
 
-def _of_parts(parts: Array) -> FeatureMoments:
-    """Return the moments of all parts together; the formula of `nbbn._kernels.statistics.merged`."""
-    about, sum_, m2, n = parts
-    columns = np.arange(n.shape[1])
-    base = about[n.argmax(axis=0), columns]
-    with np.errstate(all="ignore"):
-        count, some = n.sum(axis=0), n > 0.0
-        away = about - base
-        deviation = (n * away + sum_).sum(axis=0) / np.maximum(count, _TINY)
-        apart = np.where(some, away + sum_ / np.maximum(n, _TINY) - deviation, 0.0)
-        squares = (m2 + n * apart * apart).sum(axis=0)
-        mean = base + deviation
-        low = (base - mean) + deviation
-    low = np.where(np.isfinite(low), low, 0.0)
-    return FeatureMoments.of((count, mean, low, np.maximum(squares, 0.0), np.zeros(columns.size)))
+def _shaped(weights: Vector | None, values: Array) -> Array | None:
+    return None if weights is None else weights.reshape(-1, *(1,) * (values.ndim - 2))

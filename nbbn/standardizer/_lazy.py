@@ -13,7 +13,7 @@ from nbbn._engine.threads import num_threads
 from nbbn.distributed import dask as dask_arrays
 from nbbn.standardizer import _blocks
 from nbbn.standardizer._dataset import Array, Dense, Fitted, Vector, apply_form
-from nbbn.standardizer._features import FeatureMoments, check_not_infinite, moments_of, widened
+from nbbn.standardizer._features import FeatureMoments, moments_of, widened
 
 
 class Lazy(Dense):
@@ -90,6 +90,5 @@ def _moments_of_block(x: Any, weights: Any = None, *, axis: int) -> FeatureMomen
 
 
 def _mapped_block(values: Array, form: Array, *, index: int, dtype: np.dtype[Any]) -> Array:
-    check_not_infinite(values, index)
     with num_threads(1):
         return apply_form(widened(values), index, np.ascontiguousarray(form), dtype, None)

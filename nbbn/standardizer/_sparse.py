@@ -9,7 +9,7 @@ import numpy as np
 
 from nbbn import _checks
 from nbbn.standardizer._dataset import Array, Dense, Fitted, Vector
-from nbbn.standardizer._features import FeatureMoments, check_not_infinite, widened
+from nbbn.standardizer._features import BLOCK, FeatureMoments, check_not_infinite, widened
 
 
 def is_sparse(X: Any) -> bool:
@@ -83,12 +83,15 @@ class Sparse(Dense):
             check_not_infinite(self._stored[:, None], 1)
         matrix = self.matrix
         if out is None:
-            matrix = self._with(self._stored, matrix, copy=True).tocsr()
+            matrix = self._with(self._stored, matrix, copy=matrix.format == "csr").tocsr()
         if fitted.with_std:
             scale = fitted.divisors()
-            factors = (scale if inverse else 1.0 / scale).take(matrix.indices, mode="clip")
-            with np.errstate(all="ignore"):  # infinite, as of dense arrays
-                np.multiply(matrix.data, factors, out=matrix.data, casting="same_kind")
+            factors = scale if inverse else 1.0 / scale
+            for start in range(0, matrix.data.size, BLOCK):
+                part = matrix.data[start : start + BLOCK]
+                those = factors.take(matrix.indices[start : start + BLOCK], mode="clip")
+                with np.errstate(all="ignore"):  # infinite, as of dense arrays
+                    np.multiply(part, those, out=part, casting="same_kind")
         return self.values if out is not None else matrix
 
     @staticmethod

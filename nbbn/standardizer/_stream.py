@@ -25,7 +25,6 @@ from nbbn.standardizer._blocks import for_each
 from nbbn.standardizer._dataset import apply_form, form_of
 from nbbn.standardizer._features import (
     FeatureMoments,
-    check_not_infinite,
     moments_of,
     result_dtype,
     widened,
@@ -217,7 +216,6 @@ def normalize(
         _read(source, block, values)
         last = block.channel + block.shape[1]
         own = form if block.shape[1] == sizes[1] else form[:, block.channel : last].copy()
-        check_not_infinite(values, 1)
         apply_form(widened(values), 1, own, kind, result)
         _write(target, block, result)
 

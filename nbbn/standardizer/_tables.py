@@ -7,14 +7,15 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nbbn._files import paths
+from nbbn.standardizer._blocks import for_each
 from nbbn.standardizer._dataset import apply_form, form_of
-from nbbn.standardizer._features import FeatureMoments, check_not_infinite, moments_of
+from nbbn.standardizer._features import FeatureMoments, moments_of
 
 Array = NDArray[Any]
 Advance = Callable[[int], None]
@@ -29,23 +30,6 @@ class TableError(ValueError):
     """What is wrong with a table, or became so while it was read."""
 
 
-class Table(Protocol):
-    """A table in a file that is open for reading."""
-
-    path: str
-    names: list[str]
-    size: int  # bytes
-
-    def candidates(self) -> list[str]:
-        """Return the columns that may be numeric."""
-
-    def batches(self, numeric: Sequence[str], alone: bool, advance: Advance) -> Iterator[Any]:
-        """Yield record batches, of the numeric columns alone or of all."""
-
-    def check_unchanged(self) -> None:
-        """Raise TableError where the file was written to since it was opened."""
-
-
 class _File:
     def __init__(self, path: str | os.PathLike[str], file: BinaryIO) -> None:
         self.path, self._file = str(path), file
@@ -58,6 +42,7 @@ class _File:
         return status.st_size, status.st_mtime_ns
 
     def check_unchanged(self) -> None:
+        """Raise TableError where the file was written to since it was opened."""
         if self._look() != self._state:
             raise TableError(f"{self.path}: it was changed while it was read")
 
@@ -124,14 +109,16 @@ class CsvTable(_File):
             column = re.search(r"In CSV column #(\d+)", str(error))
             if column is None:
                 raise
-            raise NotNumericError(self.names[int(column[1])], str(error)) from error
+            raise NotNumericError(self.path, self.names[int(column[1])], str(error)) from error
 
 
-class NotNumericError(ValueError):
+class NotNumericError(TableError):
     """A cell of a column is no number."""
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, path: str, name: str, reason: str) -> None:
+        super().__init__(
+            f"{path}: expected numbers in column {name!r} ({' '.join(reason.split())})"
+        )
         self.name = name
 
 
@@ -212,7 +199,7 @@ def opened(path: str | os.PathLike[str], name: str, suffix: str, delimiter: str)
 
 
 def moments(
-    table: Table, wanted: Sequence[str] | None, advance: Advance
+    table: Any, wanted: Sequence[str] | None, advance: Advance
 ) -> tuple[FeatureMoments, list[str]]:
     """Return the moments of the numeric columns, and their names; ``wanted`` are to be numeric."""
     names = list(table.candidates() if wanted is None else wanted)
@@ -221,10 +208,7 @@ def moments(
             found = _moments(table.batches(names, True, advance), names)
         except NotNumericError as error:
             if wanted is not None:
-                reason = " ".join(str(error).split())
-                raise TableError(
-                    f"{table.path}: expected numbers in column {error.name!r} ({reason})"
-                ) from error
+                raise
             names.remove(error.name)
             continue
         table.check_unchanged()
@@ -245,11 +229,14 @@ def moments(
 
 def _moments(batches: Iterable[Any], names: Sequence[str]) -> FeatureMoments | None:
     found: list[FeatureMoments] = []
-    for batch in batches:
-        if batch.num_rows:
-            found.append(moments_of(_matrix([batch[name] for name in names]), 0))
+
+    def use(_: Any, one: FeatureMoments) -> None:
+        found.append(one)
         if len(found) == 64:
-            found = [FeatureMoments.together(found)]
+            found[:] = [FeatureMoments.together(found)]
+
+    some = (batch for batch in batches if batch.num_rows)
+    for_each(some, lambda batch: moments_of(_matrix([batch[name] for name in names]), 0), use)
     return FeatureMoments.together(found) if found else None
 
 
@@ -289,33 +276,33 @@ def _result_type(kind: Any) -> Any:
 
 
 def normalize(
-    table: Table, found: FeatureMoments, names: Sequence[str], output: Any, advance: Advance
+    table: Any, found: FeatureMoments, names: Sequence[str], output: Any, advance: Advance
 ) -> int:
     """Write the table with its numeric columns, ``names``, standardized to ``output``; return the rows."""
     import pyarrow as pa
 
     rows = 0
     form = form_of(found, _FLOAT64)
-    try:
-        for batch in table.batches(names, False, advance):
-            matrix = _matrix([batch[name] for name in names])
-            check_not_infinite(matrix, 0)
-            apply_form(matrix, 0, form, _FLOAT64, matrix)
-            arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
-            for name, values in zip(names, matrix, strict=True):
-                kind = _result_type(arrays[name].type)
-                missing = None
-                if arrays[name].null_count:
-                    missing = arrays[name].is_null().to_numpy(zero_copy_only=False)
-                values = values.astype(kind.to_pandas_dtype(), copy=False)
-                arrays[name] = pa.array(values, kind, mask=missing)
-            output.write([arrays[name] for name in table.names])
-            rows += batch.num_rows
-    except NotNumericError as error:
-        reason = " ".join(str(error).split())
-        raise TableError(
-            f"{table.path}: expected numbers in column {error.name!r} ({reason})"
-        ) from error
+
+    def work(batch: Any) -> Any:
+        matrix = _matrix([batch[name] for name in names])
+        apply_form(matrix, 0, form, _FLOAT64, matrix)
+        arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
+        for name, values in zip(names, matrix, strict=True):
+            kind = _result_type(arrays[name].type)
+            missing = None
+            if arrays[name].null_count:
+                missing = arrays[name].is_null().to_numpy(zero_copy_only=False)
+            values = values.astype(kind.to_pandas_dtype(), copy=False)
+            arrays[name] = pa.array(values, kind, mask=missing)
+        return output.made([arrays[name] for name in table.names])
+
+    def use(batch: Any, made: Any) -> None:
+        nonlocal rows
+        output.write(made)
+        rows += batch.num_rows
+
+    for_each(table.batches(names, False, advance), work, use)
     table.check_unchanged()
     return rows
 
@@ -324,22 +311,44 @@ class ParquetOutput:
     """A Parquet file that is being written."""
 
     def __init__(self, file: BinaryIO, schema: Any) -> None:
-        from pyarrow import parquet
+        self._file, self._schema = file, schema
+        self._writer: Any = None
 
-        self._schema = schema
-        self._writer = parquet.ParquetWriter(file, schema)
-
-    def write(self, columns: list[Any]) -> None:
-        """Write some rows."""
+    def made(self, columns: list[Any]) -> Any:
+        """Return what to write of some rows."""
         import pyarrow as pa
 
         kinds = [field.type for field in self._schema]
         fitting = [column.cast(kind) for column, kind in zip(columns, kinds, strict=True)]
-        self._writer.write_table(pa.Table.from_arrays(fitting, schema=self._schema))
+        return pa.Table.from_arrays(fitting, schema=self._schema)
+
+    def write(self, made: Any) -> None:
+        """Write them."""
+        if self._writer is None:
+            self._writer = self._open(made)
+        self._writer.write_table(made)
+
+    def _open(self, first: Any) -> Any:
+        """Return a writer, without dictionaries of floats that hardly repeat: of those, a third of the time."""
+        import pyarrow as pa
+        from pyarrow import compute, parquet
+
+        def repeats(name: str) -> bool:
+            some = first[name].slice(0, 1 << 12)
+            return not pa.types.is_floating(some.type) or compute.count_distinct(
+                some
+            ).as_py() * 2 < len(some)
+
+        names: Any = self._schema.names
+        nested = any(
+            pa.types.is_nested(field.type) for field in self._schema
+        )  # have names of their own
+        chosen = True if nested else [name for name in names if repeats(name)]
+        return parquet.ParquetWriter(self._file, self._schema, use_dictionary=chosen)
 
     def close(self) -> None:
         """Write what a file ends with."""
-        self._writer.close()
+        (self._writer or self._open(self._schema.empty_table())).close()
 
 
 class CsvOutput:
@@ -360,19 +369,23 @@ class CsvOutput:
         kinds = [pa.string() if pa.types.is_dictionary(f.type) else f.type for f in schema]
         empty = pa.table([pa.nulls(1, kind) for kind in kinds], names=self._names)
         csv.write_csv(empty, io.BytesIO(), self._options)  # types that text cannot hold
-        self.write([pa.array([name]) for name in self._names])
+        self.write(self.made([pa.array([name]) for name in self._names]))
 
-    def write(self, columns: list[Any]) -> None:
-        """Write some rows."""
+    def made(self, columns: list[Any]) -> Any:
+        """Return the text of some rows: most of the work, for any thread."""
         import pyarrow as pa
 
         columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in columns]
         if self._missing or any(map(self._has_structure, columns)):
-            self._write_quoted(columns)
-        else:
-            fitting = [self._as_text(column) for column in columns]
-            table = pa.Table.from_arrays(fitting, names=self._names)
-            self._csv.write_csv(table, self._file, self._options)
+            return self._quoted(columns)
+        fitting, text = [self._as_text(column) for column in columns], pa.BufferOutputStream()
+        table = pa.Table.from_arrays(fitting, names=self._names)
+        self._csv.write_csv(table, text, self._options)
+        return text.getvalue()
+
+    def write(self, made: Any) -> None:
+        """Write it."""
+        self._file.write(made)
 
     @staticmethod
     def _as_text(column: Any) -> Any:
@@ -391,7 +404,7 @@ class CsvOutput:
         found = b"" if text is None else text.to_pybytes()
         return any(mark in found for mark in (b'"', b"\n", b"\r", self._delimiter.encode()))
 
-    def _write_quoted(self, columns: list[Any]) -> None:
+    def _quoted(self, columns: list[Any]) -> Any:
         import pyarrow as pa
         from pyarrow import compute
 
@@ -415,7 +428,7 @@ class CsvOutput:
             lines, pa.scalar(b"", binary), pa.scalar(b"\n", binary)
         )
         _, offsets, text = lines.buffers()
-        self._file.write(memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]])
+        return memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]]
 
     def close(self) -> None:
         """All is written."""

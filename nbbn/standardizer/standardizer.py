@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nbbn import _checks
 from nbbn._compiler.forks import new_lock
+from nbbn._engine.steps import NOTHING
 from nbbn.distributed.dask import is_dask
 from nbbn.standardizer import _estimator
 from nbbn.standardizer._dataset import Chunks, Dense, Fitted
@@ -372,7 +373,7 @@ class Standardizer(_estimator.Estimator):
 
     def _settled(self) -> Fitted | None:
         """Return what was found, with chunks that were kept."""
-        if self._chunks is not None and self._chunks.filled:
+        if self._chunks is not None and (self._chunks.filled or self._chunks.found):
             with self._lock:
                 self._settle()
         return self._fitted
@@ -392,11 +393,10 @@ class Standardizer(_estimator.Estimator):
         if not same or axis not in (-1, 1) or axis != fitted.axis:
             return False
         with self._lock:
-            if self._chunks is None:
-                self._chunks = Chunks(X)
+            chunks = self._chunks
             if self._fitted is not fitted:  # another thread was here
                 return False
-            if self._chunks.keep(X):
+            if chunks is not None and chunks.keep(X):
                 return True
             self._settle()
             self._chunks = Chunks(X)
@@ -428,12 +428,21 @@ class Standardizer(_estimator.Estimator):
     def _apply(self, X: Any, copy: Any, out: Any, inverse: bool) -> Any:
         """Apply the map of `transform`, or its inverse, with the statistics of this moment."""
         fitted = self._known()
+        if out is None and (self.copy if copy is None else copy) is True and fitted.names is None:
+            known = fitted.known.of(X)
+            form = None if known is None else fitted.form(inverse, X.dtype)
+            if known is not None and form is not None and (inverse or self._frames() is None):
+                y = known.target(X, None)
+                if y is not None and not known.infer(X, y, form, NOTHING):
+                    return y
         given = as_dataset(X, fitted.axis)
         given.check_mean(fitted.with_mean)
         given.check_fits(self, fitted)
         target = given.target(out, _checks.flag("copy", self.copy if copy is None else copy))
         library = None if inverse else self._library(given)
         found = given.mapped(fitted, inverse, target)
+        if type(X) is np.ndarray:
+            fitted.known.learn(X, given.index)
         return self._leaving(found if out is None else out, X, fitted, library)
 
     def _library(self, given: Dense) -> str | None:

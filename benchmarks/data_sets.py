@@ -1,0 +1,261 @@
+"""Data sets as people have them: ``python -m benchmarks.data_sets [--json FILE] [--only NAME ...]``.
+
+Each round times all of a case once, in turn, in this process, with everything compiled:
+
+- gaps: `Standardizer` on a table with every hundredth value missing, beside the same table without;
+- sparse: `Standardizer(with_mean=False)` beside scikit-learn's `StandardScaler(with_mean=False)`;
+- chunks: `partial_fit` beside a running mean and variance in NumPy by Chan's formula, with one look at the mean
+  after 512 chunks;
+- files: `nbbn normalize` and `nbbn moments` beside pyarrow, which reads the same file and writes the same result, a
+  batch at a time. Both wait until their bytes are on the disk. Statistics take a pass over the input of their own: that
+  is one more reading by pyarrow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import nbbn
+from benchmarks.harness.machine import describe_machine
+from nbbn.cli import main as command
+
+Steps = dict[str, Callable[[], Any]]
+Pair = tuple[str, str]
+
+DTYPES = (np.float32, np.float64)
+TABLES = ((1000, 10), (10_000, 32), (65_536, 16), (400_000, 64))
+SPARSE = ((20_000, 1000, 0.01), (200_000, 2000, 0.005))
+CHUNKS = ((8, 4), (8, 64), (64, 4), (64, 64))
+SAMPLES = 400_000  # of the files
+SHORT = 0.02  # seconds; what takes less is repeated within a round
+
+
+class Chan:
+    """A running mean and variance, as one writes it in NumPy."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.m2 = 0, np.zeros(1), np.zeros(1)
+
+    def update(self, x: np.ndarray[Any, Any]) -> None:
+        """Merge a chunk (Chan, Golub and LeVeque 1983)."""
+        mean, m2 = x.mean(0, dtype=np.float64), x.var(0, dtype=np.float64) * len(x)
+        delta, total = mean - self.mean, self.count + len(x)
+        self.m2 = self.m2 + m2 + delta * delta * (self.count * len(x) / total)
+        self.mean, self.count = self.mean + delta * (len(x) / total), total
+
+
+def gaps() -> Iterator[tuple[str, Steps, list[Pair]]]:
+    """Yield what is timed, and the pairs whose ratios are of interest."""
+    rng = np.random.default_rng(0)
+    for shape in TABLES:
+        for dtype in DTYPES:
+            whole = rng.standard_normal(shape).astype(dtype) * 2 + 5
+            some = whole.copy()
+            some[rng.random(shape) < 0.01] = np.nan
+            steps: Steps = {}
+            for name in ("fit", "transform", "fit_transform"):
+                for kind, x in (("", whole), (", gaps", some)):
+                    method = getattr(nbbn.Standardizer().fit(x), name)
+                    steps[name + kind] = functools.partial(method, x)
+            pairs = [(f"{name}, gaps", name) for name in ("fit", "transform", "fit_transform")]
+            yield f"{shape} {np.dtype(dtype).name}", steps, pairs
+
+
+def sparse() -> Iterator[tuple[str, Steps, list[Pair]]]:
+    """As `gaps`."""
+    from scipy import sparse as matrices
+    from sklearn.preprocessing import StandardScaler
+
+    for rows, columns, density in SPARSE:
+        for dtype in DTYPES:
+            for form in ("csr", "csc"):
+                x = matrices.random(rows, columns, density, form, dtype, random_state=0)
+                steps: Steps = {}
+                for kind, scaler in (("", nbbn.Standardizer), (", sklearn", StandardScaler)):
+                    for name in ("fit", "transform", "fit_transform"):
+                        method = getattr(scaler(with_mean=False).fit(x), name)
+                        steps[name + kind] = functools.partial(method, x)
+                pairs = [(n, f"{n}, sklearn") for n in ("fit", "transform", "fit_transform")]
+                label = f"{form}, ({rows}, {columns}), {density:.1%}, {np.dtype(dtype).name}"
+                yield label, steps, pairs
+
+
+def chunks() -> Iterator[tuple[str, Steps, list[Pair]]]:
+    """As `gaps`."""
+    for shape in CHUNKS:
+        for dtype in DTYPES:
+            rng = np.random.default_rng(0)
+            given = [rng.standard_normal(shape).astype(dtype) for _ in range(16)] * 32
+            scaler, formula = nbbn.Standardizer(), Chan()
+
+            def ours(scaler: Any = scaler, given: Any = given) -> None:
+                for x in given:
+                    scaler.partial_fit(x)
+                _ = scaler.mean_
+
+            def theirs(formula: Any = formula, given: Any = given) -> None:
+                for x in given:
+                    formula.update(x)
+
+            steps: Steps = {"partial_fit": ours, "NumPy": theirs}
+            yield f"{shape} {np.dtype(dtype).name}", steps, [("partial_fit", "NumPy")]
+
+
+def files() -> Iterator[tuple[str, Steps, list[Pair]]]:
+    """As `gaps`; of a table of ten columns of floats, two of integers and one of text."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    rng = np.random.default_rng(0)
+    columns: dict[str, Any] = {
+        f"f{i}": rng.normal(100, 20, SAMPLES).astype(np.float32).astype(np.float64).round(4)
+        for i in range(10)
+    }
+    columns |= {f"n{i}": rng.integers(0, 1000, SAMPLES) for i in range(2)}
+    columns["name"] = pa.array(rng.integers(0, 50, SAMPLES)).cast(pa.string())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        csv.write_csv(pa.table(columns), folder / "in.csv")
+        parquet.write_table(pa.table(columns), folder / "in.parquet")
+        for kind in ("csv", "parquet"):
+            yield (
+                kind,
+                _of_files(folder, kind),
+                [
+                    ("moments", "read"),
+                    ("normalize --stats", "read and write"),
+                    ("normalize", "read twice and write"),
+                ],
+            )
+
+
+def _of_files(folder: Path, kind: str) -> Steps:
+    from pyarrow import csv, parquet
+
+    source, target = str(folder / f"in.{kind}"), str(folder / f"out.{kind}")
+    saved = str(folder / f"{kind}.npz")
+
+    def run(*arguments: str) -> None:
+        if command(arguments):
+            raise RuntimeError(f"nbbn {' '.join(arguments)} failed")
+
+    def batches(path: str) -> Iterator[Any]:
+        if kind == "csv":
+            with csv.open_csv(path, csv.ReadOptions(block_size=1 << 22)) as reader:
+                yield from reader
+        else:
+            yield from parquet.ParquetFile(path).iter_batches(1 << 17)
+
+    def read() -> None:
+        for _ in batches(source):
+            pass
+
+    def read_and_write(more: int = 0) -> None:
+        for _ in range(more):
+            read()
+        path = folder / "copy"
+        writer = csv.CSVWriter if kind == "csv" else parquet.ParquetWriter
+        reader = batches(source)
+        with path.open("wb") as file:
+            with writer(file, results[0].schema) as written:
+                for batch in results:
+                    next(reader, None)
+                    written.write_batch(batch)
+            for _ in reader:
+                pass
+            file.flush()
+            os.fsync(file.fileno())
+
+    run("moments", source, "--save-stats", saved)
+    run("normalize", source, target)
+    results = list(batches(target))  # in memory: that the same text is written, not that it is read
+    return {
+        "read": read,
+        "read and write": read_and_write,
+        "read twice and write": functools.partial(read_and_write, 1),
+        "moments": functools.partial(run, "moments", source, "--save-stats", saved),
+        "normalize --stats": functools.partial(run, "normalize", source, target, "--stats", saved),
+        "normalize": functools.partial(run, "normalize", source, target),
+    }
+
+
+SETS = {"gaps": gaps, "sparse": sparse, "chunks": chunks, "files": files}
+
+
+def measure(steps: Steps, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each step in each round."""
+    loops, found = {}, {name: list[float]() for name in steps}
+    for name, work in steps.items():
+        work()  # compiles, and fills caches
+        started = time.perf_counter()
+        work()
+        loops[name] = max(1, round(SHORT / (time.perf_counter() - started)))
+    for _ in range(rounds):
+        for name, work in steps.items():
+            started = time.perf_counter()
+            for _ in range(loops[name]):
+                work()
+            found[name].append((time.perf_counter() - started) / loops[name])
+    return found
+
+
+def table(row: dict[str, Any]) -> str:
+    """Return medians, and ratios of the medians and of the minima, as text."""
+    seconds, lines = row["seconds"], [f"{row['set']}: {row['case']}"]
+    for step, peer in row["pairs"]:
+        times = (statistics.median(seconds[name]) for name in (step, peer))
+        a, b = times
+        least = min(seconds[step]) / min(seconds[peer])
+        name = f"{step} / {peer}"
+        lines.append(f"  {name:<40} {a:.3g} s / {b:.3g} s = {a / b:.2f}, of the minima {least:.2f}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to FILE")
+    parser.add_argument("--rounds", type=int, default=7, help="of each case (default 7)")
+    parser.add_argument("--only", nargs="+", choices=tuple(SETS), default=tuple(SETS))
+    parser.add_argument("--threads", type=int, help="of nbbn (default: its own)")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error("expected at least 1 round")
+    if options.threads is not None:
+        nbbn.set_num_threads(options.threads)
+    machine = describe_machine()
+    kept = ("nbbn", "python", "numpy", "numba", "num_threads", "cpu")
+    software = {name: value for name, value in nbbn.config().items() if name in kept}
+    print(f"{machine['cpu']}, {machine['usable_cores']} usable cores")
+    print(", ".join(f"{name} {value}" for name, value in software.items()))
+    rows = []
+    for name in options.only:
+        for case, steps, pairs in SETS[name]():
+            row = {
+                "set": name,
+                "case": case,
+                "pairs": pairs,
+                "seconds": measure(steps, options.rounds),
+            }
+            rows.append(row)
+            print(table(row), flush=True)
+    if options.json is not None:
+        report = {"machine": machine, "versions": software, "rows": rows}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
