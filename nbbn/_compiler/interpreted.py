@@ -189,11 +189,11 @@ def constant_of(vector: NDArray[Any], of_float32: float, of_float64: float) -> N
     return constant(vector, of_float32 if vector.dtype == np.float32 else of_float64)
 
 
-def times_power_of_two(vector: NDArray[Any], exponent: NDArray[Any]) -> NDArray[Any]:
-    """The lanes times ``2**k``, where k are the last bits of ``exponent``; not of NaN."""
-    bits: Any = np.uint32 if vector.dtype == np.float32 else np.uint64
-    shifted = exponent.view(bits) << bits(np.finfo(vector.dtype).nmant)
-    found: NDArray[Any] = (vector.view(bits) + shifted).view(vector.dtype)
+def power_of_two(exponent: NDArray[Any]) -> NDArray[Any]:
+    """The powers of 2 with the last bits of ``exponent``."""
+    bits: Any = np.uint32 if exponent.dtype == np.float32 else np.uint64
+    shifted = exponent.view(bits) << bits(np.finfo(exponent.dtype).nmant)
+    found: NDArray[Any] = shifted.view(exponent.dtype)
     return found
 
 
