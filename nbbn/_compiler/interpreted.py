@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 LANES = 16
 
 # Of exp up to log(2) / 2, from the highest power down: those of Taylor but for what makes the largest relative error
-# least (Remez), 2**-28 for float32 and 2**-57 for float64. See docs/mathematics.md.
+# least (Remez), 2**-28 for float32 and 2**-57 for float64. See docs/mathematics_activations.md.
 SERIES = {
     "float32": (
         0.0013814540176801306, 0.008368745108942591, 0.041668390783547914, 0.1666652039904253,
