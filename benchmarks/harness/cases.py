@@ -15,7 +15,11 @@ FUSED = (
     "inference+residual+relu",
     "inference+hard_swish",
     "inference+silu",
+    "inference+mish",
+    "inference+prelu",
     "training+relu",
+    "backward+relu",
+    "backward+silu",
 )
 """Operations with what follows them in a network: a second array is added, an activation applied."""
 
@@ -50,11 +54,6 @@ LIMITS = {
     "moments": "read",
     "training": "two-trip",
     "backward": "two-trip",
-    "inference+relu": "copy-affine",
-    "inference+residual+relu": "add-affine",
-    "inference+hard_swish": "copy-affine",
-    "inference+silu": "copy-affine",
-    "training+relu": "two-trip",
     "fit": "read",
     "partial_fit": "read",
     "transform": "copy-affine",
@@ -62,6 +61,8 @@ LIMITS = {
     "fit_transform": "two-trip",
 }
 LIMITS |= {operation: LIMITS[plain] for operation, plain in STATISTICS.items()}
+LIMITS |= {operation: LIMITS[operation.partition("+")[0]] for operation in FUSED}
+LIMITS["inference+residual+relu"] = "add-affine"
 """The yardstick of each operation, which every time is a multiple of."""
 
 

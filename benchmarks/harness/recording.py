@@ -195,7 +195,7 @@ def statistics_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
 
 PAGE = Preset(recorded_cases, rounds=15, seconds=0.25, minutes=18)
 SETS = {
-    "fused": Preset(fused_cases, rounds=9, seconds=0.12, minutes=4),
+    "fused": Preset(fused_cases, rounds=9, seconds=0.12, minutes=5),
     "standardizer": Preset(standardizer_cases, rounds=15, seconds=0.25, minutes=6),
     "statistics": Preset(statistics_cases, rounds=9, seconds=0.12, minutes=4),
 }

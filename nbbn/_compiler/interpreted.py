@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 LANES = 16
 
 # Of exp up to log(2) / 2, from the highest power down: those of Taylor but for what makes the largest relative error
-# least (Remez), 2**-28 for float32 and 2**-57 for float64. See docs/mathematics.md.
+# least (Remez), 2**-28 for float32 and 2**-57 for float64. See docs/mathematics_activations.md.
 SERIES = {
     "float32": (
         0.0013814540176801306, 0.008368745108942591, 0.041668390783547914, 0.1666652039904253,
@@ -194,11 +194,11 @@ def constant_of(vector: NDArray[Any], of_float32: float, of_float64: float) -> N
     return constant(vector, of_float32 if vector.dtype == np.float32 else of_float64)
 
 
-def times_power_of_two(vector: NDArray[Any], exponent: NDArray[Any]) -> NDArray[Any]:
-    """The lanes times ``2**k``, where k are the last bits of ``exponent``; not of NaN."""
-    bits: Any = np.uint32 if vector.dtype == np.float32 else np.uint64
-    shifted = exponent.view(bits) << bits(np.finfo(vector.dtype).nmant)
-    found: NDArray[Any] = (vector.view(bits) + shifted).view(vector.dtype)
+def power_of_two(exponent: NDArray[Any]) -> NDArray[Any]:
+    """The powers of 2 with the last bits of ``exponent``."""
+    bits: Any = np.uint32 if exponent.dtype == np.float32 else np.uint64
+    shifted = exponent.view(bits) << bits(np.finfo(exponent.dtype).nmant)
+    found: NDArray[Any] = shifted.view(exponent.dtype)
     return found
 
 

@@ -247,17 +247,17 @@ def _as_scalar(builder: Any, vector: Vector, number: Any) -> Any:
 
 
 @_intrinsic
-def times_power_of_two(typingctx: Any, vector: Any, exponent: Any) -> Any:
-    """The lanes times ``2**k``, where k are the last bits of ``exponent``; not of NaN."""
+def power_of_two(typingctx: Any, exponent: Any) -> Any:
+    """The powers of 2 with the last bits of ``exponent``: 0 makes 0, and as many ones as there are make infinity."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        size, digits = (32, 23) if vector.dtype == types.float32 else (64, 52)
+        size, digits = (32, 23) if exponent.dtype == types.float32 else (64, 52)
         integers = ir.VectorType(ir.IntType(size), LANES)
-        bits, of_exponent = (builder.bitcast(each, integers) for each in args)
-        shifted = builder.shl(of_exponent, ir.Constant(integers, [digits] * LANES))
-        return builder.bitcast(builder.add(bits, shifted), args[0].type)
+        bits = builder.bitcast(args[0], integers)
+        shifted = builder.shl(bits, ir.Constant(integers, [digits] * LANES))
+        return builder.bitcast(shifted, args[0].type)
 
-    return vector(vector, vector), codegen
+    return exponent(exponent), codegen
 
 
 @_intrinsic
@@ -451,10 +451,10 @@ if config.DISABLE_JIT:
         not_above,
         not_below,
         plus,
+        power_of_two,
         smaller,
         splat,
         square_root,
-        times_power_of_two,
         total,
         where_at_most,
         where_below,

@@ -128,7 +128,7 @@ class Known:
         form = np.empty((rows.GRADIENT_ROWS, channels), x.dtype)
         grad, values = self._stack_of(grad_y), self._stack_of(x)
         written = np.zeros((len(sums), self._numbers.size, self._sum_width))
-        results = written, table, sums, form, count, freedom, self._group
+        results = written, table, sums, form, count, freedom
         nothing, means, wide, spread = None, table, of_y, form
         if of_y is not None:
             nothing = np.empty((0, 0, 0), x.dtype)
@@ -136,7 +136,11 @@ class Known:
             means = parts.spread(table[: rows.MEAN + 1], self._view, self._sum_width)
             wide = None if of_y is None else parts.spread(of_y, self._view, self._sum_width)
         what = grad, values, None, nothing, nothing, wide, kind
-        self._call(_ADD_UP, len(kind))(*what, *(() if self._view.runs else (means,)), *results)
+        add_up = self._call(_ADD_UP, len(kind))
+        if self._view.runs:
+            add_up(*what, *results, self._group)
+        else:
+            add_up(*what, means, *results)
         if self._width != channels:
             spread = parts.spread(form, self._view, self._width)
         if self._width != self._sum_width:

@@ -388,14 +388,14 @@ def add_up(
         to_keep = np.empty((0, 0, 0), source.dtype) if kept is None else view.of(kept)
         of_y = parts.spread(of_y, view, width)
     what = grad, source, mask, added, to_keep, of_y, kind
-    wanted, results = variant_of(x, len(kind), False, mask), (written, table, sums, form)
+    wanted = variant_of(x, len(kind), False, mask)
+    results = written, table, sums, form, count, freedom
     if view.runs:
-        step, last = runs.gradient_sums_of_runs, plan.group
-        run(step, wanted, plan.parallel, *what, *results, count, freedom, last)
+        step = runs.gradient_sums_of_runs
+        run(step, wanted, plan.parallel, *what, *results, plan.group)
     else:
-        step, last = columns.gradient_sums_of_columns, plan.ahead
-        means = parts.spread(table[: rows.MEAN + 1], view, width)
-        run(step, wanted, plan.parallel, *what, means, *results, count, freedom, last)
+        step, means = columns.gradient_sums_of_columns, table[: rows.MEAN + 1]
+        run(step, wanted, plan.parallel, *what, parts.spread(means, view, width), *results)
     return form
 
 

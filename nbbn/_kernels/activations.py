@@ -17,7 +17,7 @@ from nbbn._compiler.vectors import (
     fma,
     not_above,
     not_below,
-    times_power_of_two,
+    power_of_two,
     where_at_most,
     where_below,
 )
@@ -83,57 +83,59 @@ def _through_hard_swish(grad: Any, v: Any, a: Activation) -> Any:
 
 
 @inlined
-def _clamped(v: Any) -> Any:
-    """Return ``v``, or the nearest argument that `_exponential` takes: beyond, sigmoid is 0 or 1 to the last bit."""
-    return not_above(not_below(v, constant_of(v, -105.0, -746.0)), constant_of(v, 20.0, 45.0))
+def _limited(v: Any, least: float, of_float64: float) -> Any:
+    """Return ``v``, or the nearest number up to where sigmoid is 1 to the last bit, from ``least`` on."""
+    return not_above(not_below(v, constant_of(v, least, of_float64)), constant_of(v, 20.0, 45.0))
 
 
 @inlined
-def _exponential(v: Any) -> tuple[Any, Any]:
-    """Return ``unit * exp(v)`` of a clamped argument, and ``unit``, a power of 2 that keeps it from underflowing.
+def _exponential(v: Any, more: float, of_float64: float) -> tuple[Any, Any]:
+    """Return two vectors whose product is ``2**more * exp(v)``: one near 1, and a power of 2, 0 or infinity.
 
     ``exp(v) = 2**k * exp(r)`` with ``v = k log(2) + r``, where k is an integer and ``|r| <= log(2) / 2``. Adding k to a
-    number whose last digit is worth 1 rounds it, and its last bits are then those of k.
+    number whose last digit is worth 1 rounds it, and its last bits are then those of the power. They hold no less
+    than 0 and no more than infinity: ``v`` is limited to where these are reached.
     """
-    large = constant_of(v, 1.5 * 2.0**23 + 32, 1.5 * 2.0**52 + 64)
+    large = constant_of(v, 1.5 * 2.0**23 + 127.0 + more, 1.5 * 2.0**52 + 1023.0 + of_float64)
     sum_ = fma(v, constant(v, 1.4426950408889634), large)
     k = sum_ - large
-    r = fma(k, constant(v, -0.6931471805599453), v)
-    r = fma(k, constant_of(v, 1.904654299957768e-09, -2.3190468138462996e-17), r)
-    return times_power_of_two(exponential_series(r), sum_), constant_of(v, 2.0**32, 2.0**64)
+    r = fma(k, constant_of(v, -0.693359375, -0.6931471803691238), v)
+    r = fma(k, constant_of(v, 2.1219444005469057e-04, -1.9082149292705877e-10), r)
+    return exponential_series(r), power_of_two(sum_)
 
 
 def _silu(v: Any, a: Activation) -> Any:
-    """``v * sigmoid(v)``."""
-    e, unit = _exponential(_clamped(v))
-    return v * (e / (unit + e))
+    """``v / (1 + exp(-v))``, both divided by 512: so the power is infinite where y is next to nothing."""
+    part = constant(v, 2.0**-9)
+    near, power = _exponential(constant(v, -0.0) - _limited(v, -94.96, -716.02), -9.0, -9.0)
+    return v * part / fma(near, power, part)
 
 
 def _through_silu(grad: Any, v: Any, a: Activation) -> Any:
-    """With ``s = sigmoid(v)``: ``s * (1 + v * (1 - s))``."""
-    v = _clamped(v)
-    e, unit = _exponential(v)
+    """With ``s = sigmoid(v) = exp(v) * (1 - s)``: ``s * (1 + v * (1 - s))``."""
+    v = _limited(v, -88.03, -709.09)
+    near, power = _exponential(v, 0.0, 0.0)
     one = constant(v, 1.0)
-    part = one / (unit + e)
-    return grad * (e * part * fma(v, unit * part, one))
+    rest = one / fma(near, power, one)
+    return grad * (near * power * rest * fma(v, rest, one))
 
 
 def _mish(v: Any, a: Activation) -> Any:
     """``v * tanh(log(1 + exp(v)))``; with ``n = exp(v) * (exp(v) + 2)`` that is ``v * n / (n + 2)``."""
-    e, unit = _exponential(_clamped(v))
-    n = fma(e, e, (unit + unit) * e)
-    return v * (n / (n + (unit * unit + unit * unit)))
+    near, power = _exponential(_limited(v, -110.21, -753.45), 32.0, 64.0)
+    e = near * power
+    n = fma(e, e, constant_of(v, 2.0**33, 2.0**65) * e)
+    return v * (n / (n + constant_of(v, 2.0**65, 2.0**129)))
 
 
 def _through_mish(grad: Any, v: Any, a: Activation) -> Any:
-    """``n / (n + 2) + v * 4 exp(v) * (1 + exp(v)) / (n + 2)**2``."""
-    v = _clamped(v)
-    e, unit = _exponential(v)
-    n = fma(e, e, (unit + unit) * e)
-    whole = n + (unit * unit + unit * unit)
-    part = constant(v, 1.0) / whole
-    steep = v * ((e * (unit + e) * part) * (unit * (unit * part)))
-    return grad * fma(constant(v, 4.0), steep, n / whole)  # not n * part, which misses 1 at the end
+    """With ``g = exp(v) * (exp(v) + 1)`` and ``q = 2 / (n + 2)``: ``1 - q + v * g * q**2``."""
+    v = _limited(v, -88.03, -709.09)
+    near, power = _exponential(v, 0.0, 0.0)
+    e, two = near * power, constant(v, 2.0)
+    g = fma(e, e, e)
+    q = two / (g + (e + two))
+    return grad * fma(v * g * q, q, constant(v, 1.0) - q)
 
 
 @inlined
@@ -160,9 +162,7 @@ TABLE: dict[str | None, Formulas] = {
     "mish": Formulas(_mish, _through_mish),
     "prelu": Formulas(_leaky_relu, _through_leaky_relu),
 }
-LEARNED = tuple(TABLE).index(
-    "prelu"
-)  # the one whose slope is a parameter, with a gradient of its own
+LEARNED = tuple(TABLE).index("prelu")  # its slope is a parameter, with a gradient of its own
 
 # ``activated(v, a)`` and ``through_activation(grad, v, a)``
 activated = by_length([row.value for row in TABLE.values()])

@@ -61,9 +61,7 @@ from nbbn._kernels.statistics import (
 
 TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 WIDE_TILE = 1024  # columns of the elementwise steps: three float32 coefficients each, 12 KB
-SHALLOW = 2048  # values of rows side by side: past the cache, and in moments
-# ... in the sums of a backward within it: 0.6 of the time for (1024, 1024), 2.5 for (65536, 256)
-DEEP = 1 << 15
+SHALLOW = 2048  # values of rows side by side
 SMALL = 1 << 20  # bytes that a core's own cache holds
 LONG_ROW = 512  # columns that short rows are joined to, where they are written past the cache
 FULL_ROW = 128  # ... and where they are summed, or are not whole vectors
@@ -179,7 +177,6 @@ class Sums(NamedTuple):
     mask: Any
     means: Any  # one a column
     parts: Any
-    ahead: int
 
 
 class Fused(NamedTuple):
@@ -313,16 +310,15 @@ def add_up_tile(grad_y: Any, x: Any, to: Sums, fused: Fused, task: int) -> None:
     more, keeps = Backward(grads, values, mask, residual, kept, fused.kind), has_values(fused.kept)
     first = task // ((width + TILE - 1) // TILE) * width + block.first
     rows, columns = block.rows, block.stop - block.first
-    depth = larger(GROUP, (SHALLOW if to.ahead else DEEP) // columns)
+    depth = larger(GROUP, SHALLOW // columns)
     for row in range(0, rows, depth):
         stop = smaller(row + depth, rows)
         coming, column = row + depth, ZERO
         for k in range(0, columns, LANES):
-            if to.ahead:
-                ask_for(grads, coming, column)
-                column = ask_for(values, coming, column)
-                if column >= columns:
-                    coming, column = coming + 1, ZERO
+            ask_for(grads, coming, column)
+            column = ask_for(values, coming, column)
+            if column >= columns:
+                coming, column = coming + 1, ZERO
             count, place = columns - k, block.first + k
             of_y = coefficients_at(fused.form, place, count)
             about = About(load_upto(to.means, place, count), of_y)

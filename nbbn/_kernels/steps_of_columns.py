@@ -109,7 +109,6 @@ def gradient_sums_of_columns(
     form: OutForm,
     count: Float,
     freedom: Float,
-    ahead: Int,
 ) -> None:
     """Write ``sum(g)`` and ``sum(g * (x - mean))`` of each channel to ``sums``, and that of a learned slope.
 
@@ -125,7 +124,7 @@ def gradient_sums_of_columns(
     """
     for task in prange(tasks_of(x, parts.shape[2], TILE)):
         fused = Fused(kind, of_y, residual, kept)
-        add_up_tile(grad_y, x, Sums(mask, means, parts, ahead), fused, np.intp(task))
+        add_up_tile(grad_y, x, Sums(mask, means, parts), fused, np.intp(task))
     layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
     finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from benchmarks.harness.implementations.base import (
     reduced_axes,
     scale_and_shift,
 )
-from benchmarks.harness.problem import EPS, MOMENTUM, Array, Problem, along_channels
+from benchmarks.harness.problem import EPS, MOMENTUM, SLOPE, Array, Problem, along_channels
 
 
 class Jax(Implementation):
@@ -96,12 +97,15 @@ class Jax(Implementation):
 
     def _finish(self, problem: Problem, y: Any, *residual: Any) -> Any:
         """Add the residual, apply the activation, round to the data type of the result."""
-        nn, activation = self.library.nn, problem.case.activation
         for array in residual:
             y = y + array.astype(y.dtype)
-        if activation is not None:
-            y = getattr(nn, activation)(y)
-        return y.astype(problem.result_dtype)
+        return self._activated(problem, y).astype(problem.result_dtype)
+
+    def _activated(self, problem: Problem, y: Any) -> Any:
+        nn, activation = self.library.nn, problem.case.activation
+        if activation == "prelu":
+            return nn.leaky_relu(y, SLOPE)
+        return y if activation is None else getattr(nn, activation)(y)
 
     def prepare_moments(self, problem: Problem) -> Prepared:
         """The mean, and the mean of the squares less its square."""
@@ -138,14 +142,18 @@ class Jax(Implementation):
         p = problem
         axes, n = reduced_axes(p), p.x.size // p.case.channels
 
-        def differentiate(x: Any, grad_y: Any, mean: Any, inv_std: Any, gamma: Any) -> Any:
+        def differentiate(
+            x: Any, grad_y: Any, mean: Any, inv_std: Any, gamma: Any, beta: Any
+        ) -> Any:
             xhat = (x - mean) * inv_std
+            through = self.library.vjp(partial(self._activated, p), xhat * gamma + beta)[1]
+            (grad_y,) = through(grad_y)
             grad_beta = grad_y.sum(axes, keepdims=True)
             grad_gamma = (grad_y * xhat).sum(axes, keepdims=True)
             inner = grad_y - grad_beta / n - xhat * (grad_gamma / n)
             return gamma * inv_std * inner, grad_gamma, grad_beta
 
-        vectors = (v.astype(p.x.dtype) for v in (p.mean, p.inv_std, p.gamma))
+        vectors = (v.astype(p.x.dtype) for v in (p.mean, p.inv_std, p.gamma, p.beta))
         columns = (along_channels(v, p.x, p.case.axis) for v in vectors)
         call = self._call(p, differentiate, *self._on_device(p.x, p.grad_y, *columns))
         return Prepared(

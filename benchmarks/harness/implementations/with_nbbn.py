@@ -63,9 +63,16 @@ class Nbbn(OfScaler, Implementation, libraries.Nbbn):
         )
 
     def prepare_backward(self, problem: Problem) -> Prepared:
-        """``batch_norm_backward`` on the batch's statistics."""
+        """``batch_norm_backward`` on the batch's statistics; through an activation ``layer.backward``."""
         p = problem
         x, out = input_and_out(p)
+        if p.case.activation is not None:
+            layer = self._layer(p).train()
+            layer(x)
+            return Prepared(
+                with_out(layer.backward, out, p.grad_y),
+                lambda grad_x: named_backward(grad_x, layer.grad_gamma, layer.grad_beta),
+            )
         function = partial(self.library.batch_norm_backward, axis=p.case.axis, **_options(p))
         call = with_out(function, out, p.grad_y, x, p.mean, p.inv_std, p.gamma)
         return Prepared(call, lambda grads: named_backward(*grads))

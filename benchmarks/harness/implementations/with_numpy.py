@@ -22,7 +22,15 @@ from benchmarks.harness.implementations.base import (
     reduced_axes,
     scale_and_shift,
 )
-from benchmarks.harness.problem import EPS, MOMENTUM, Array, Problem, along_channels
+from benchmarks.harness.problem import (
+    DERIVATIVES,
+    EPS,
+    MOMENTUM,
+    SLOPE,
+    Array,
+    Problem,
+    along_channels,
+)
 
 Known = tuple[int, Array, Array]
 """Count, mean and sum of squared deviations of the data so far."""
@@ -92,11 +100,11 @@ class NumPy(Implementation):
     def prepare_backward(self, problem: Problem) -> Prepared:
         """The gradients as they stand in the formula."""
         p = problem
-        grad_y, axes, n = p.grad_y, reduced_axes(p), p.count
+        axes, n = reduced_axes(p), p.count
         counts = np.expand_dims(p.weights, p.case.axis) if p.case.weighting else None
-        mean, inv_std, gamma = (
+        mean, inv_std, gamma, beta = (
             along_channels(v.astype(p.x.dtype), p.x, p.case.axis)
-            for v in (p.mean, p.inv_std, p.gamma)
+            for v in (p.mean, p.inv_std, p.gamma, p.beta)
         )
         x, out = input_and_out(p)
         xhat_out = None if out is None else np.empty_like(x)
@@ -104,6 +112,10 @@ class NumPy(Implementation):
         def differentiate() -> tuple[Array, Array, Array]:
             xhat = np.subtract(x, mean, out=xhat_out)
             xhat *= inv_std
+            grad_y = p.grad_y
+            if p.case.activation is not None:
+                grad_y = DERIVATIVES[p.case.activation](xhat * gamma + beta)
+                grad_y *= p.grad_y
             grad_beta = grad_y.sum(axes, keepdims=True)
             grad_gamma = np.multiply(grad_y, xhat, out=out).sum(axes, keepdims=True)
             xhat *= grad_gamma / n
@@ -268,4 +280,12 @@ def _finish(problem: Problem, y: Array) -> Array:
         part = np.exp(-y)
         part += 1
         y /= part
+    elif case.activation == "mish":
+        part = np.exp(y)
+        np.tanh(np.log1p(part, out=part), out=part)
+        y *= part
+    elif case.activation == "prelu":
+        part = np.minimum(y, 0)
+        part *= y.dtype.type(1 - SLOPE)
+        y -= part
     return y

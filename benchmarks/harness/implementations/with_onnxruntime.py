@@ -14,7 +14,7 @@ from benchmarks.harness.implementations.base import (
     named_training,
     named_y,
 )
-from benchmarks.harness.problem import Array, Problem
+from benchmarks.harness.problem import SLOPE, Array, Problem
 from nbbn._bench import libraries
 
 _TRAINED = ("y", "new_mean", "new_var")
@@ -25,6 +25,11 @@ _STEPS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("residual", "relu"): ("Add({v}, residual)", "Relu({v})"),
     ("hard_swish",): ("HardSwish({v})",),
     ("silu",): ("Identity({v}) part = Sigmoid({v})", "Mul({v}, part)"),
+    ("mish",): ("Identity({v}) soft = Softplus({v}) part = Tanh(soft)", "Mul({v}, part)"),
+    ("prelu",): (
+        f"Identity({{v}}) number = Constant <value_float = {SLOPE}> () slope = CastLike(number, {{v}})",
+        "PRelu({v}, slope)",
+    ),
 }
 """The nodes that follow."""
 

@@ -16,7 +16,7 @@ from benchmarks.harness.implementations.base import (
     named_y,
     scale_and_shift,
 )
-from benchmarks.harness.problem import Array, Problem
+from benchmarks.harness.problem import SLOPE, Array, Problem
 
 
 class OpenVino(Implementation):
@@ -73,10 +73,13 @@ class OpenVino(Implementation):
             inputs.append(operators.parameter(problem.x.shape, problem.x.dtype))
             y = operators.add(y, inputs[1])
         if case.activation is not None:
+            slopes = np.full_like(scale_and_shift(problem)[0], SLOPE)
             activate = {
                 "relu": operators.relu,
                 "hard_swish": operators.hswish,
                 "silu": operators.swish,
+                "mish": operators.mish,
+                "prelu": lambda y: operators.prelu(y, operators.constant(slopes)),
             }
             y = activate[case.activation](y)
         properties = {

@@ -20,7 +20,7 @@ from benchmarks.harness.implementations.base import (
     named_y,
     scale_and_shift,
 )
-from benchmarks.harness.problem import EPS, MOMENTUM, Array, Problem
+from benchmarks.harness.problem import EPS, MOMENTUM, SLOPE, Array, Problem
 from nbbn._bench import libraries
 from nbbn._bench.timer import fastest
 
@@ -77,9 +77,11 @@ class Torch(Implementation, libraries.Torch):
         case, activation = problem.case, problem.case.activation
         if not case.steps:
             return call
-        names = {"relu": "relu", "hard_swish": "hardswish", "silu": "silu"}
-        function = getattr(self.library.nn.functional, names[str(activation)])
-        activate = partial(function, inplace=True)
+        if activation == "prelu":  # which has none in place, but leaky_relu has
+            activate = partial(self.library.nn.functional.leaky_relu_, negative_slope=SLOPE)
+        else:
+            name = str(activation).replace("_", "")
+            activate = partial(getattr(self.library.nn.functional, name), inplace=True)
         if not case.has_residual:
             return lambda: activate(_first(call()))
         residual = self._view(problem, problem.residual)
@@ -179,14 +181,32 @@ class Torch(Implementation, libraries.Torch):
         x, weight, _, mean, var = self._of(p)
         saved = [torch.from_numpy(v.astype(p.x.dtype)) for v in (p.mean, p.inv_std)]
         grad_y = self._view(p, p.grad_y)
-        arguments = (grad_y, x, weight, mean, var, *saved, True, EPS, [True, True, True])
+        arguments = (x, weight, mean, var, *saved, True, EPS, [True, True, True])
         overloads = torch.ops.aten.native_batch_norm_backward
         if p.case.variant == "fresh":
-            call = partial(overloads.default, *arguments)
+            function = overloads.default
         else:
             out = (torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight))
-            call = partial(overloads.out, *arguments, out0=out[0], out1=out[1], out2=out[2])
+            function = partial(overloads.out, out0=out[0], out1=out[1], out2=out[2])
+        call: Callable[[], Any] = partial(function, grad_y, *arguments)
+        if p.case.activation is not None:
+            before = self._through_activation(p, grad_y, x)
+            call = lambda: function(before(), *arguments)  # noqa: E731
         return Prepared(call, lambda grads: named_backward(*(self._array(p, g) for g in grads)))
+
+    def _through_activation(self, problem: Problem, grad_y: Any, x: Any) -> Callable[[], Any]:
+        """Return what computes the gradient before the activation, whose argument the forward kept."""
+        torch, p = self.library, problem
+        mean, inv_std, gamma, beta = (
+            torch.from_numpy(v.astype(p.x.dtype)).view(-1, *[1] * (x.ndim - 2))
+            for v in (p.mean, p.inv_std, p.gamma, p.beta)
+        )
+        kept, grad = (x - mean) * inv_std * gamma + beta, torch.empty_like(grad_y)
+        backward = {
+            "relu": partial(torch.ops.aten.threshold_backward.grad_input, threshold=0),
+            "silu": torch.ops.aten.silu_backward.grad_input,
+        }[p.case.activation]
+        return partial(backward, grad_y, kept, grad_input=grad)
 
 
 def _first(result: Any) -> Any:
