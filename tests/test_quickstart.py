@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 PAGE = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
-CHECKOUT = ("nbbn", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE")  # what pip needs
+CHECKOUT = ("nbbn", ".ci", "pyproject.toml", "README.md", "LICENSE")  # what pip needs
 
 
 def blocks(language):
