@@ -36,9 +36,9 @@ Pair = tuple[str, str]
 
 DTYPES = (np.float32, np.float64)
 TABLES = ((1000, 10), (10_000, 32), (65_536, 16), (400_000, 64))
-SPARSE = ((20_000, 1000, 0.01), (200_000, 2000, 0.005))
+SPARSE = ((20_000, 1000, 0.01), (100_000, 2000, 0.005))
 CHUNKS = ((8, 4), (8, 64), (64, 4), (64, 64))
-SAMPLES = 400_000  # of the files
+SAMPLES = 200_000  # of the files
 SHORT = 0.02  # seconds; what takes less is repeated within a round
 
 
@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to FILE")
-    parser.add_argument("--rounds", type=int, default=7, help="of each case (default 7)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each case (default 5)")
     parser.add_argument("--only", nargs="+", choices=tuple(SETS), default=tuple(SETS))
     parser.add_argument("--threads", type=int, help="of nbbn (default: its own)")
     options = parser.parse_args(arguments)
