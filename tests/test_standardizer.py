@@ -465,7 +465,7 @@ def test_copies_and_pickles_go_on_where_they_were(clone):
     scaler.transform(x)
     other = clone(scaler)
     assert_same_statistics(other, scaler)
-    assert repr(other) == "Standardizer(with_mean=False)"
+    assert repr(other) == "Standardizer(with_mean=False), fitted: 3 features, 7 samples"
     assert_same_bits(other.transform(x), scaler.transform(x))
     other.partial_fit(x[7:])
     assert scaler.n_samples_seen_ == 7
