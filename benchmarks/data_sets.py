@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 import nbbn
-from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.machine import print_setting
 from nbbn.cli import main as command
 
 Steps = dict[str, Callable[[], Any]]
@@ -235,11 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("expected at least 1 round")
     if options.threads is not None:
         nbbn.set_num_threads(options.threads)
-    machine = describe_machine()
-    kept = ("nbbn", "python", "numpy", "numba", "num_threads", "cpu")
-    software = {name: value for name, value in nbbn.config().items() if name in kept}
-    print(f"{machine['cpu']}, {machine['usable_cores']} usable cores")
-    print(", ".join(f"{name} {value}" for name, value in software.items()))
+    setting = print_setting()
     rows = []
     for name in options.only:
         for case, steps, pairs in SETS[name]():
@@ -252,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(row)
             print(table(row), flush=True)
     if options.json is not None:
-        report = {"machine": machine, "versions": software, "rows": rows}
+        report = {**setting, "rows": rows}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 

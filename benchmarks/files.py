@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-import nbbn
-from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.machine import print_setting
 from nbbn.cli import main as command
 
 _BUFFER = 1 << 22  # bytes; larger and smaller ones were not faster
@@ -180,11 +179,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.rounds, arguments.megabytes) < 1:
         parser.error("expected at least 1 round and 1 MB")
-    machine = describe_machine()
-    kept = ("nbbn", "python", "numpy", "numba", "num_threads", "cpu")
-    software = {name: value for name, value in nbbn.config().items() if name in kept}
-    print(f"{machine['cpu']}, {machine['usable_cores']} usable cores")
-    print(", ".join(f"{name} {value}" for name, value in software.items()))
+    setting = print_setting()
     rows = []
     for case in CASES:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -194,7 +189,7 @@ def main() -> None:
             rows.append(measure(Path(folder), case, size, arguments.rounds))
         print(table(rows[-1:]), flush=True)
     if arguments.json is not None:
-        report = {"machine": machine, "versions": software, "rows": rows}
+        report = {**setting, "rows": rows}
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

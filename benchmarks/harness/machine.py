@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import nbbn
 from nbbn.cli._bench_table import describe_versions
 from nbbn.cli.bench import usable_cores
 
@@ -26,6 +27,16 @@ def describe_machine() -> dict[str, Any]:
         "architecture": platform.machine(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
     }
+
+
+def print_setting() -> dict[str, Any]:
+    """Print machine and versions of a benchmark that runs in this process; return both, as reports hold them."""
+    machine = describe_machine()
+    kept = ("nbbn", "python", "numpy", "numba", "num_threads", "cpu")
+    versions = {name: value for name, value in nbbn.config().items() if name in kept}
+    print(f"{machine['cpu']}, {machine['usable_cores']} usable cores")
+    print(", ".join(f"{name} {value}" for name, value in versions.items()))
+    return {"machine": machine, "versions": versions}
 
 
 def _cpu_model() -> str:
