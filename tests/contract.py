@@ -430,6 +430,7 @@ TESTS = {
         ),
         "... the suffix decides; what OUT cannot hold, or is unknown, is refused first": (
             "tables::every_format_to_every_other",
+            "tables::an_array_becomes_a_table_and_the_table_an_array",
             "tables::what_is_wrong_is_told_in_a_line_and_nothing_is_written",
         ),
         "nbbn moments --json; a row a column for tables": (

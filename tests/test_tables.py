@@ -171,6 +171,54 @@ def test_every_format_to_every_other(folder, suffix, to):
     np.testing.assert_allclose(y, expected_of(table), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", ">f8", "uint8"])
+@pytest.mark.parametrize("to", ["csv", "tsv", "parquet"])
+def test_an_array_becomes_a_table_and_the_table_an_array(folder, monkeypatch, to, dtype, order):
+    monkeypatch.setattr(_tables, "_VALUES", 100)  # several pieces
+    x = np.random.default_rng(0).integers(0, 99, (90, 3)).astype(dtype, order)
+    if dtype != "uint8":
+        x[5, 1] = np.nan
+    np.save("x.npy", x)
+    run("normalize", "x.npy", f"y.{to}")
+    run("normalize", "x.npy", "y.npy")
+    y = np.load("y.npy")
+    wide = y.astype(np.float64 if dtype == ">f8" else np.float32)
+    if to == "parquet":
+        found = parquet.read_table("y.parquet")
+        assert [str(kind) for kind in found.schema.types] == [
+            {8: "double", 4: "float"}[wide.itemsize]
+        ] * 3
+        assert found["x1"].null_count == np.isnan(x).sum()
+        names = found.schema.names
+        assert_same_bits(floats(found, names), wide.astype(np.float64))
+    else:
+        names, *rows = rows_of(folder / f"y.{to}", "\t" if to == "tsv" else ",")
+        assert_same_bits(
+            np.array([[cell or "nan" for cell in row] for row in rows]).astype(wide.dtype), wide
+        )
+    assert names == ["x0", "x1", "x2"]
+    kept = folder / "kept.npz"
+    np.savez(kept, mean=np.zeros(3), var=np.ones(3))
+    for name in ("z.npy", "z.npz"):
+        run("normalize", f"y.{to}", name, "--stats", kept)
+        z = np.load(name) if name == "z.npy" else np.load(name)["arr_0"]
+        assert z.dtype == (wide.dtype if to == "parquet" else np.float64)
+        assert_same_bits(z.astype(wide.dtype), wide)
+
+
+def test_a_table_of_an_array_takes_its_names_from_the_statistics(folder):
+    (folder / "a.csv").write_text("left,right\n1,2\n3,5\n")
+    run("moments", "a.csv", "--save-stats", "s.npz")
+    np.save("x.npy", np.array([[1.0, 2.0], [np.nan, 5.0]]))
+    run("normalize", "x.npy", "y.csv", "--stats", "s.npz", "--delimiter", ";")
+    assert (folder / "y.csv").read_text() == "left;right\n-1;-1\n;1\n"
+    np.save("x.npy", np.zeros((0, 2)))
+    run("normalize", "x.npy", "y.csv", "--stats", "s.npz")
+    run("normalize", "y.csv", "y.npy", "--stats", "s.npz")
+    assert np.load("y.npy").shape == (0, 2)
+
+
 def identity(folder):
     """Statistics that change nothing."""
     path = folder / "identity.npz"
@@ -294,8 +342,15 @@ BAD = {
     "in.txt out.csv": "IN: the suffix must be one of .npy, .npz, .csv, .tsv, .parquet, got 'in.txt'",
     "in.csv.gz out.csv": "IN: the suffix must be one of .npy",
     "in.csv out": "OUT: the suffix must be one of",
-    "in.csv out.npy": "OUT: expected .csv or .tsv or .parquet for a table, which in.csv is, got 'out.npy'",
-    "x.npy out.csv": "OUT: expected .npy or .npz for an array, which x.npy is, got 'out.csv'",
+    "in.csv out.npy": "OUT: expected a table (.csv, .tsv, .parquet), as column 'name' of in.csv is not",
+    "two.csv out.npz --columns a": "OUT: expected a table (.csv, .tsv, .parquet), as column 'b' of two.csv is not",
+    "late.csv out.npy": "OUT: expected a table (.csv, .tsv, .parquet), as column 'b' of late.csv is not",
+    "cube.npy out.csv": "OUT: expected two dimensions, and a column at least, for a table, got shape (2, 3, 4)",
+    "row.npy out.parquet": "OUT: expected two dimensions, and a column at least, for a table, got shape (4,)",
+    "none.npy out.tsv": "OUT: expected two dimensions, and a column at least, for a table, got shape (3, 0)",
+    "x.npy out.csv --axis 0": "--axis: expected -1 for a table",
+    "x.npy out.csv --delimiter ab": "--delimiter: expected one character that is no quote, got 'ab'",
+    "x.npy out.csv --columns a": "--columns: expected a table (.csv, .tsv, .parquet), got x.npy",
     "in.csv out.csv --axis 0": "--axis: expected -1 for a table",
     "in.csv out.csv --key k": "--key: expected an .npz file, got in.csv",
     "x.npy y.npy --key k": "--key: expected an .npz file, got x.npy",
@@ -324,13 +379,16 @@ def test_what_is_wrong_is_told_in_a_line_and_nothing_is_written(
     folder, capsys, arguments, expected
 ):
     texts = {"empty": "", "header": "a,b\n", "words": "a,b\nx,y\n", "twice": "a,a\n1,2\n",
-             "ragged": "a,b\n1,2\n3\n", "inf": "a\n1\ninf\n"}  # fmt: skip
+             "ragged": "a,b\n1,2\n3\n", "inf": "a\n1\ninf\n", "two": "a,b\n1,2\n",
+             "late": "a,b\n" + "1,2\n" * 1_100_000 + "3,x\n"}  # fmt: skip
     for name, text in texts.items():
-        (folder / f"{name}.csv").write_text(text)
+        if name in arguments:
+            (folder / f"{name}.csv").write_text(text)
     for name in ("text.parquet", "text.npz", "in.txt", "in.csv.gz"):
         (folder / name).write_text("no such thing")
     parquet.write_table(pa.table({"a": [1, 2], "l": [[1], [2]]}), folder / "lists.parquet")
-    np.save("x.npy", np.ones((3, 2)))
+    for name, shape in {"x": (3, 2), "cube": (2, 3, 4), "row": 4, "none": (3, 0)}.items():
+        np.save(f"{name}.npy", np.ones(shape))
     np.savez("two.npz", a=np.ones(3), b=np.ones(3))
     before = {entry.name: entry.read_bytes() for entry in folder.iterdir()}
     line = fail(capsys, "normalize", *arguments.split())

@@ -186,18 +186,23 @@ def pack(file: BinaryIO, key: str, values: BinaryIO) -> None:
         shutil.copyfileobj(values, member, _MEMBER)
 
 
+def write_header(file: BinaryIO, header: Header) -> None:
+    """Write what an .npy file begins with: of two dimensions 128 bytes, however many rows there are."""
+    fields = {
+        "descr": npy.dtype_to_descr(header.dtype),
+        "fortran_order": header.fortran_order,
+        "shape": header.shape,
+    }
+    npy.write_array_header_1_0(file, fields)
+
+
 class NpyOutput:
     """The values of an .npy file that is being written, by several threads at once."""
 
     def __init__(self, file: BinaryIO, header: Header) -> None:
         self._file = file
         self._itemsize = header.dtype.itemsize
-        fields = {
-            "descr": npy.dtype_to_descr(header.dtype),
-            "fortran_order": header.fortran_order,
-            "shape": header.shape,
-        }
-        npy.write_array_header_1_0(file, fields)
+        write_header(file, header)
         file.flush()
         self._start = file.tell()
         # A limit on the size of files is met here, not after an hour.

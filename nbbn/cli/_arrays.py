@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from nbbn._files import npy
 from nbbn.cli._errors import CommandError
@@ -48,12 +50,12 @@ def add_input(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def reading(arguments: argparse.Namespace) -> Iterator[npy.NpyFile]:
+def reading(arguments: argparse.Namespace, to_table: bool = False) -> Iterator[npy.NpyFile]:
     """Open the input, and check its type and axis; what goes wrong later is a CommandError, too."""
     path, axis, key = arguments.input, arguments.axis, arguments.key
-    for option, given in (("--columns", arguments.columns), ("--delimiter", arguments.delimiter)):
-        if given is not None:
-            raise CommandError(f"{option}: expected a table ({', '.join(TABLES)}), got {path}")
+    if arguments.columns is not None or (arguments.delimiter is not None and not to_table):
+        option = "--delimiter" if arguments.columns is None else "--columns"
+        raise CommandError(f"{option}: expected a table ({', '.join(TABLES)}), got {path}")
     is_npz = path.suffix.lower() == ".npz"
     if key is not None and not is_npz:
         raise CommandError(f"--key: expected an .npz file, got {path}")
@@ -94,6 +96,17 @@ def moments(source: npy.NpyFile, axis: int, label: str) -> FeatureMoments:
         raise CommandError(f"{source.path}: expected at least one value, got shape {header.shape}")
     with Progress(header.nbytes, label, in_bytes=True) as progress:
         return _stream.moments(source, axis, progress.advance)
+
+
+@contextlib.contextmanager
+def values_of(path: Path, file: BinaryIO, key: str = "arr_0") -> Iterator[BinaryIO]:
+    """Give a file for what an .npy file holds: this one, or one that is packed into it afterwards."""
+    if path.suffix.lower() == ".npy":
+        yield file
+    else:
+        with tempfile.TemporaryFile() as own:
+            yield own
+            npy.pack(file, key, own)
 
 
 def check_statistics_file(path: Path | None, *others: Path) -> None:

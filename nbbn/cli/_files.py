@@ -26,20 +26,13 @@ def check_figure(path: Path) -> None:
     check_file(path, "--plot")
 
 
-def check_formats(source: Path, target: Path | None = None) -> bool:
-    """Make sure, by suffix, that files can be read and written; return whether they are tables."""
-    for name, path in (("IN", source), ("OUT", target)):
-        if path is not None and path.suffix.lower() not in (*ARRAYS, *TABLES):
-            suffixes = ", ".join((*ARRAYS, *TABLES))
-            raise CommandError(f"{name}: the suffix must be one of {suffixes}, got {path.name!r}")
-    table = source.suffix.lower() in TABLES
-    if target is not None and (target.suffix.lower() in TABLES) != table:
-        wanted = " or ".join(TABLES if table else ARRAYS)
-        kind = "a table" if table else "an array"
-        raise CommandError(
-            f"OUT: expected {wanted} for {kind}, which {source} is, got {target.name!r}"
-        )
-    return table
+def is_table(path: Path, name: str) -> bool:
+    """Return whether a file is a table and no array, by its suffix; ``name`` is what it was given by."""
+    suffix = path.suffix.lower()
+    if suffix not in (*ARRAYS, *TABLES):
+        suffixes = ", ".join((*ARRAYS, *TABLES))
+        raise CommandError(f"{name}: the suffix must be one of {suffixes}, got {path.name!r}")
+    return suffix in TABLES
 
 
 def check_file(path: Path, option: str) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from nbbn._files import npy
 from nbbn._files import state as state_files
 from nbbn.cli import _arrays
 from nbbn.cli._errors import CommandError
-from nbbn.cli._files import cannot_write, check_file, tell
+from nbbn.cli._files import ARRAYS, TABLES, cannot_write, check_file, tell
 from nbbn.cli._progress import Progress
 from nbbn.standardizer._features import FeatureMoments
 
@@ -20,10 +23,7 @@ from nbbn.standardizer._features import FeatureMoments
 def reading(arguments: argparse.Namespace) -> Iterator[Any]:
     """Open the input; what goes wrong later is a CommandError, too."""
     path, delimiter = arguments.input, _delimiter(arguments, arguments.input)
-    if arguments.axis not in (-1, 1):
-        raise CommandError(
-            f"--axis: expected -1 for a table, whose columns are the features, got {arguments.axis}"
-        )
+    _check_axis(arguments)
     if arguments.key is not None:
         raise CommandError(f"--key: expected an .npz file, got {path}")
     try:
@@ -32,9 +32,7 @@ def reading(arguments: argparse.Namespace) -> Iterator[Any]:
         with _tables.opened(path, "IN", path.suffix.lower(), delimiter) as table:
             yield table
     except ImportError as error:
-        raise CommandError(
-            f"IN: {path.suffix} needs pyarrow: pip install 'nbbn[tables]' ({error})"
-        ) from error
+        raise _without_pyarrow("IN", path, error) from error
     except OSError as error:
         raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
@@ -46,6 +44,19 @@ def reading(arguments: argparse.Namespace) -> Iterator[Any]:
         raise CommandError(text) from error
 
 
+def _check_axis(arguments: argparse.Namespace) -> None:
+    if arguments.axis not in (-1, 1):
+        raise CommandError(
+            f"--axis: expected -1 for a table, whose columns are the features, got {arguments.axis}"
+        )
+
+
+def _without_pyarrow(name: str, path: Path, error: ImportError) -> CommandError:
+    return CommandError(
+        f"{name}: {path.suffix} needs pyarrow: pip install 'nbbn[tables]' ({error})"
+    )
+
+
 def moments(arguments: argparse.Namespace) -> tuple[FeatureMoments, Sequence[str]]:
     """Return the moments of the numeric columns of the input, and their names."""
     with reading(arguments) as table:
@@ -53,13 +64,15 @@ def moments(arguments: argparse.Namespace) -> tuple[FeatureMoments, Sequence[str
         return _moments(table, _wanted(arguments, table), "statistics")
 
 
-def normalize(arguments: argparse.Namespace) -> None:
-    """Write the table with its numeric columns standardized."""
+def normalize(arguments: argparse.Namespace, to_table: bool) -> None:
+    """Write the table with its numeric columns standardized, as a table or as an array."""
     path = arguments.output
     with reading(arguments) as table:
         from nbbn.standardizer import _tables
 
         wanted = _wanted(arguments, table)
+        if not to_table:
+            _check_numeric(path, table, table.candidates() if wanted is None else wanted)
         check_file(path, "OUT")
         _arrays.check_statistics_file(arguments.save_stats, arguments.input, path)
         if arguments.stats is None:
@@ -69,11 +82,16 @@ def normalize(arguments: argparse.Namespace) -> None:
             _arrays.check_apart(path, "OUT", arguments.stats)
             found, names = _given(arguments.stats, table, wanted)
             label = "1/1 normalizing"
+        if not to_table:
+            _check_numeric(path, table, names)
         schema, rows = _tables.result_schema(table, names), 0
         try:
             with state_files.replacing(path) as file:
                 with (
-                    contextlib.closing(_output(arguments, file, schema)) as output,
+                    contextlib.nullcontext(file)
+                    if to_table
+                    else _arrays.values_of(path, file) as own,
+                    contextlib.closing(_output(arguments, own, schema)) as output,
                     Progress(table.size, label, in_bytes=True) as progress,
                 ):
                     rows = _tables.normalize(table, found, names, output, progress.advance)
@@ -84,11 +102,58 @@ def normalize(arguments: argparse.Namespace) -> None:
         tell(f"{path}: {rows} rows, standardized: {_listed(names)}")
 
 
+def _check_numeric(path: Path, table: Any, names: Sequence[str]) -> None:
+    """Make sure that an array can hold the result: no column but those that are standardized."""
+    for name in table.names:
+        if name not in names:
+            raise CommandError(
+                f"OUT: expected a table ({', '.join(TABLES)}), as column {name!r} of {table.path} is not standardized "
+                f"and an array holds no other, got {path.name!r}"
+            )
+
+
+def check_array(arguments: argparse.Namespace, header: npy.Header) -> None:
+    """Make sure that the array that is read can become a table."""
+    path = arguments.output
+    if len(header.shape) != 2 or not header.shape[1]:
+        raise CommandError(
+            f"OUT: expected two dimensions, and a column at least, for a table, got shape {header.shape} "
+            f"in {arguments.input}"
+        )
+    _check_axis(arguments)
+    _delimiter(arguments, path)
+    try:
+        importlib.import_module("pyarrow")
+    except ImportError as error:
+        raise _without_pyarrow("OUT", path, error) from error
+
+
+@contextlib.contextmanager
+def rows_of(
+    arguments: argparse.Namespace, file: BinaryIO, names: Sequence[str]
+) -> Iterator[BinaryIO]:
+    """Give a file for what an .npy file holds, whose rows become those of the table to write afterwards."""
+    from nbbn.standardizer import _tables
+
+    with tempfile.TemporaryFile() as own:
+        yield own
+        own.seek(0)
+        array = npy.NpyFile(arguments.output, own)
+        schema = _tables.schema_of(array, names)
+        with (
+            contextlib.closing(_output(arguments, file, schema)) as output,
+            Progress(array.header.nbytes, "writing", in_bytes=True) as progress,
+        ):
+            _tables.write_array(array, output, progress.advance)
+
+
 def _output(arguments: argparse.Namespace, file: Any, schema: Any) -> Any:
     from nbbn.standardizer import _tables
 
     path = arguments.output
     try:
+        if path.suffix.lower() in ARRAYS:
+            return _tables.ArrayOutput(file, schema)
         if path.suffix.lower() == ".parquet":
             return _tables.ParquetOutput(file, schema)
         return _tables.CsvOutput(file, schema, _delimiter(arguments, path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbbn.cli import _arrays, _tables
-from nbbn.cli._files import check_formats
+from nbbn.cli._files import is_table
 from nbbn.standardizer._features import FeatureMoments
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the table, or save the statistics."""
     names: Sequence[str] = ()
-    if check_formats(arguments.input):
+    if is_table(arguments.input, "IN"):
         found, names = _tables.moments(arguments)
     else:
         with _arrays.reading(arguments) as source:

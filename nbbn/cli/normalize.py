@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from nbbn._files import npy
 from nbbn._files import state as state_files
 from nbbn.cli import _arrays, _tables
 from nbbn.cli._errors import CommandError
-from nbbn.cli._files import cannot_write, check_file, check_formats, check_room, tell
+from nbbn.cli._files import cannot_write, check_file, check_room, is_table, tell
 from nbbn.cli._progress import Progress
 from nbbn.standardizer import _stream
 from nbbn.standardizer._features import FeatureMoments
@@ -64,27 +63,31 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the normalized file."""
     path, axis = arguments.output, arguments.axis
-    if check_formats(arguments.input, path):
-        _tables.normalize(arguments)
+    from_table, to_table = is_table(arguments.input, "IN"), is_table(path, _OUTPUT)
+    if from_table:
+        _tables.normalize(arguments, to_table)
         return
-    with _arrays.reading(arguments) as source:
+    with _arrays.reading(arguments, to_table) as source:
+        if to_table:
+            _tables.check_array(arguments, source.header)
         check_file(path, _OUTPUT)
         _arrays.check_statistics_file(arguments.save_stats, arguments.input, path)
         header = _stream.normalized(source.header)
         check_room(path, _OUTPUT, header.nbytes)
-        given = None
+        given: FeatureMoments | None = None
+        names: Sequence[str] = ()
         if arguments.stats is not None:
-            given = _given(arguments.stats, source, axis)
+            given, names = _given(arguments.stats, source, axis)
             _arrays.check_apart(path, _OUTPUT, arguments.stats)
         try:
-            with contextlib.ExitStack() as stack:
-                file = stack.enter_context(state_files.replacing(path))
-                is_npz = path.suffix.lower() == ".npz"
-                own = stack.enter_context(tempfile.TemporaryFile()) if is_npz else file
-                target = _stream.output(source, own)
-                found = _write(source, axis, given, target, arguments.save_stats is not None)
-                if is_npz:
-                    npy.pack(file, source.key, own)
+            with state_files.replacing(path) as file:
+                with (
+                    _tables.rows_of(arguments, file, names)
+                    if to_table
+                    else _arrays.values_of(path, file, source.key)
+                ) as own:
+                    target = _stream.output(source, own)
+                    found = _write(source, axis, given, target, arguments.save_stats is not None)
                 if found is not None and arguments.save_stats is not None:
                     _arrays.save_statistics(arguments.save_stats, found)
         except OSError as error:
@@ -112,13 +115,13 @@ def _write(
     return found
 
 
-def _given(path: Path, source: npy.NpyFile, axis: int) -> FeatureMoments:
-    """Return the statistics in a file, which must be of as many channels as the input has."""
-    statistics, _ = _arrays.load_statistics(path)
+def _given(path: Path, source: npy.NpyFile, axis: int) -> tuple[FeatureMoments, tuple[str, ...]]:
+    """Return the statistics in a file, which must be of as many channels as the input has, and their names."""
+    statistics, names = _arrays.load_statistics(path)
     expected = _arrays.channels(source, axis)
     if statistics.mean.size != expected:
         raise CommandError(
             f"--stats: expected {expected} channels, as along axis {axis} of {source.path}, "
             f"got {statistics.mean.size} in {path}"
         )
-    return statistics
+    return statistics, names

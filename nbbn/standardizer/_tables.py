@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn._files import paths
+from nbbn._files.npy import Header, NpyFile, write_header
 from nbbn.standardizer._blocks import for_each
 from nbbn.standardizer._dataset import apply_form, form_of
 from nbbn.standardizer._features import FeatureMoments, moments_of
@@ -275,6 +276,43 @@ def _result_type(kind: Any) -> Any:
     return kind if pa.types.is_floating(kind) else pa.float64()
 
 
+def schema_of(array: NpyFile, names: Sequence[str]) -> Any:
+    """Return the names and types of the columns of an array; without names, those that scikit-learn gives."""
+    import pyarrow as pa
+
+    kind = pa.float64() if array.header.dtype.itemsize == 8 else pa.float32()
+    names = names or [f"x{number}" for number in range(array.header.shape[1])]
+    return pa.schema((name, kind) for name in names)
+
+
+def write_array(array: NpyFile, output: Any, advance: Advance) -> None:
+    """Write the rows of an array of floats to ``output``; a cell of NaN is missing."""
+    import pyarrow as pa
+
+    rows, columns = array.header.shape
+    dtype = array.header.dtype
+    step = max(1, _VALUES // columns)
+
+    def work(first: int) -> Any:
+        count = min(step, rows - first)
+        if array.header.fortran_order:
+            values = np.empty((columns, count), dtype)
+            for column, row in enumerate(values):
+                array.read(column * rows + first, row)
+        else:
+            some = np.empty((count, columns), dtype)
+            array.read(first * columns, some)
+            values = some.T
+        plain = values.astype(_FLOAT64 if dtype.itemsize == 8 else np.float32, order="C")
+        return output.made([pa.array(row, from_pandas=True) for row in plain])
+
+    def use(first: int, made: Any) -> None:
+        output.write(made)
+        advance(min(step, rows - first) * columns * dtype.itemsize)
+
+    for_each(range(0, rows, step), work, use)
+
+
 def normalize(
     table: Any, found: FeatureMoments, names: Sequence[str], output: Any, advance: Advance
 ) -> int:
@@ -305,6 +343,32 @@ def normalize(
     for_each(table.batches(names, False, advance), work, use)
     table.check_unchanged()
     return rows
+
+
+class ArrayOutput:
+    """An .npy file that is being written, of columns that are all numbers."""
+
+    def __init__(self, file: BinaryIO, schema: Any) -> None:
+        self._file, self._columns, self._rows = file, len(schema), 0
+        self._dtype = np.result_type(*(field.type.to_pandas_dtype() for field in schema))
+        self._begin()
+
+    def _begin(self) -> None:
+        write_header(self._file, Header((self._rows, self._columns), False, self._dtype))
+
+    def made(self, columns: list[Any]) -> Any:
+        """Return what to write of some rows."""
+        return _matrix(columns).T.astype(self._dtype, order="C")
+
+    def write(self, made: Any) -> None:
+        """Write it."""
+        self._rows += len(made)
+        self._file.write(made)
+
+    def close(self) -> None:
+        """Tell how many rows there are."""
+        self._file.seek(0)
+        self._begin()
 
 
 class ParquetOutput:
