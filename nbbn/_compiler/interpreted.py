@@ -112,9 +112,21 @@ def lanes(number: int) -> Any:
     return np.empty(number * LANES)
 
 
-def room_for_largest(array: Any) -> NDArray[Any]:
-    """Room for the largest sizes of values of ``array``; zeros."""
-    return np.zeros(LANES, working_dtype(array))
+def room_for_largest(noted: Any, array: Any) -> Any:
+    """Room for the largest sizes of values of ``array``: zeros; None without ``noted``."""
+    return None if noted is None else np.zeros(LANES, working_dtype(array))
+
+
+def note_largest(largest: Any, x: NDArray[Any]) -> None:
+    """Keep the sizes of ``x`` that are greater than those there, NaN none; nothing without room."""
+    if largest is not None:
+        np.fmax(largest, np.abs(x), out=largest)
+
+
+def note_infinite(noted: Any, largest: Any) -> None:
+    """Write 1 to ``noted`` if one of the sizes is infinite; nothing to None."""
+    if noted is not None and np.isinf(largest).any():
+        noted[0] = 1
 
 
 def load_upto(array: Any, index: int, count: int) -> Any:

@@ -59,6 +59,7 @@ IfWeights = Annotated[NDArray[Any] | None, "weights", 1, "read-only", "weights"]
 IfFused = Annotated[NDArray[Any] | None, "x", 3, "read-only", "activation"]
 OutIfFused = Annotated[NDArray[Any] | None, "x", 3, "writable", "activation"]
 IfFusedForm = Annotated[NDArray[Any] | None, "computed", 2, "read-only", "activation"]
+IfNoted = Annotated[NDArray[Any] | None, "uint8", 1, "writable", "noted"]
 Kind = Annotated[tuple[float, ...], "activation"]
 
 
@@ -71,6 +72,7 @@ class Variant(NamedTuple):
     residual: bool = False
     weights: Any = None  # their dtype: uint8 (a mask) or float64
     parameters: Any = np.float32  # the dtype of a layer's
+    noted: bool = False  # whether infinite values are
 
 
 def versions() -> dict[str, str]:
@@ -211,9 +213,7 @@ def _compiled(
         return np.errstate(all="ignore")(function)  # as compiled code: NaN and Inf, no warning
     # The twins must not share a qualified name: compiled symbols are named after it.
     twin = _renamed(function, "_parallel" if parallel else "_serial")
-    # A sum over a shared loop takes memory: an array of the threads' own.
-    returns = parallel and function.__annotations__["return"] != "None"
-    options = {"parallel": parallel, **({} if returns else _BORROWED), **_OPTIONS}
+    options = {"parallel": parallel, **_BORROWED, **_OPTIONS}
     dispatcher = njit(**options, **WHOLE)(twin)
     dispatcher._cache = DiskCache(twin, options)
     _uninterrupted(lambda: dispatcher.compile(signature))
@@ -272,6 +272,7 @@ def _numba_type(hint: Any, wanted: Variant) -> types.Type:
         "computed": np.float64 if wanted.dtype == np.float64 else np.float32,
         "parameters": wanted.parameters,
         "weights": wanted.weights,
+        "uint8": np.uint8,
         "int64": np.int64,
         "float64": np.float64,
     }

@@ -57,20 +57,6 @@ def lanes(typingctx: Any, number: Any) -> Any:
     return types.CPointer(types.float64)(number), codegen
 
 
-@_intrinsic
-def room_for_largest(typingctx: Any, array: Any) -> Any:
-    """Room for the largest sizes of values of ``array``, as long as the function runs; zeros."""
-    vector = _vector_of(array)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        zeros = ir.Constant(context.get_value_type(vector), [0.0] * LANES)
-        room = cgutils.alloca_once(builder, zeros.type)
-        builder.store(zeros, room)
-        return builder.bitcast(room, zeros.type.element.as_pointer())
-
-    return types.CPointer(vector.dtype)(array), codegen
-
-
 def load_vector(
     context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any = None
 ) -> Any:
@@ -405,7 +391,6 @@ if config.DISABLE_JIT:
         outer_stride,
         prefetch,
         put,
-        room_for_largest,
         row_stride,
         store_first,
         store_upto,

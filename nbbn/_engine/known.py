@@ -40,12 +40,12 @@ class Known:
         self._steps = _OF_RUNS if view.runs else _OF_COLUMNS
         self._calls: dict[Any, Callable[..., Any]] = {}
 
-    def _call(self, which: int, activation: int = 0) -> Callable[..., Any]:
+    def _call(self, which: int, activation: int = 0, noted: bool = False) -> Callable[..., Any]:
         """Return one of the compiled steps, for small arrays."""
-        key = which, activation
+        key = which, activation, noted
         found = self._calls.get(key)
         if found is None:
-            wanted = _DTYPES[self._like[2]], False, activation, False, None, np.float32
+            wanted = _DTYPES[self._like[2]], False, activation, False, None, np.float32, noted
             found = self._calls[key] = self._steps[which].variant(wanted)
         return found
 
@@ -77,15 +77,18 @@ class Known:
         flags = other.flags
         return flags.aligned and (not written or flags.writeable)
 
-    def infer(self, x: Array, y: Array, form: Array, after: Epilogue) -> bool:
-        """Write y, and return what `nbbn._engine.steps.write` does."""
+    def infer(
+        self, x: Array, y: Array, form: Array, after: Epilogue, noted: Array | None = None
+    ) -> None:
+        """Write y; see `nbbn._engine.steps.write`."""
         if not self._is_small:
-            return steps.write(self._view, x, y, form, after)
+            steps.write(self._view, x, y, form, after, noted=noted)
+            return
         kind = after.kind
         if self._width != form.shape[1]:
             form = parts.spread(form, self._view, self._width)
-        call = self._call(_WRITE, len(kind))
-        return bool(call(self._stack_of(x), self._stack_of(y), None, form, kind, 0))
+        call = self._call(_WRITE, len(kind), noted is not None)
+        call(self._stack_of(x), self._stack_of(y), None, form, kind, 0, noted)
 
     def train(
         self, x: Array, y: Array, table: Array, freedom: float, eps: float, after: Epilogue
@@ -106,7 +109,7 @@ class Known:
         if self._width != channels:
             wide = parts.spread(form, self._view, self._width)
         target = values if y is x else self._stack_of(y)
-        self._call(_WRITE, len(kind))(values, target, None, wide, kind, 0)
+        self._call(_WRITE, len(kind))(values, target, None, wide, kind, 0, None)
         return form
 
     def differentiate(

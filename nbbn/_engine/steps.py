@@ -100,20 +100,22 @@ def variant_of(
     activation: int = 0,
     residual: bool = False,
     weights: Array | None = None,
+    noted: bool = False,
 ) -> tuple[Any, ...]:
     """Return what `Variant` says, faster."""
     of_weights = None if weights is None else weights.dtype.type
     seen_as = _SEEN_AS.get(x.dtype, np.int16)
-    return seen_as, False, activation, residual, of_weights, np.float32
+    return seen_as, False, activation, residual, of_weights, np.float32, noted
 
 
-def run(step: Step, wanted: tuple[Any, ...], parallel: bool, *arguments: Any) -> Any:
-    """Run the parallel twin where that pays and may be started now, else the serial one; return what it returns."""
+def run(step: Step, wanted: tuple[Any, ...], parallel: bool, *arguments: Any) -> None:
+    """Run the parallel twin where that pays and may be started now, else the serial one."""
     claim = threads.enter_region() if parallel else None
     if claim is None:
-        return step.variant(wanted)(*arguments)
+        step.variant(wanted)(*arguments)
+        return
     try:
-        return step.variant((wanted[0], True, *wanted[2:]))(*arguments)
+        step.variant((wanted[0], True, *wanted[2:]))(*arguments)
     finally:
         threads.leave_region(claim)
 
@@ -164,17 +166,18 @@ def write(
     form: Array,
     after: Epilogue = NOTHING,
     residual: Array | None = None,
-) -> bool:
+    noted: Array | None = None,
+) -> None:
     """Run the elementwise step on arrays that have this view.
 
-    Return whether x has an infinite value; not known where an activation follows.
+    ``noted[0]`` becomes 1 if x has an infinite value.
     """
     read = (x,) if residual is None else (x, residual)
     plan = make_plan(view, read, y)
     kind, of = after.kind, view.of
-    found = run(
+    run(
         runs.infer_runs if view.runs else columns.infer_columns,
-        variant_of(x, len(kind), residual is not None),
+        variant_of(x, len(kind), residual is not None, noted=noted is not None),
         plan.parallel,
         of(x),
         of(y),
@@ -182,8 +185,8 @@ def write(
         parts.spread(form, view, parts.width_of_rows(view, plan.streaming)),
         kind,
         plan.streaming,
+        noted,
     )
-    return bool(found)
 
 
 def given_table(

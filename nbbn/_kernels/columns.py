@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nbbn._compiler.infinite import note_infinite, room_for_largest
 from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import (
     at,
@@ -19,7 +20,6 @@ from nbbn._compiler.memory import (
     load_upto,
     outer_stride,
     prefetch,
-    room_for_largest,
     row_stride,
     store_upto,
 )
@@ -47,7 +47,6 @@ from nbbn._kernels.elementwise import (
     coefficients_at,
     forward,
     gradient_coefficients_at,
-    is_infinite,
 )
 from nbbn._kernels.loops import GROUP, sum_strip, write_rows, write_strips
 from nbbn._kernels.memory import ONE, ZERO, Rows, one_row
@@ -338,6 +337,7 @@ class Target(NamedTuple):
     form: Any  # coefficients, one a column
     kind: Any  # of the activation
     streaming: int
+    noted: Any  # whether x has an infinite value, or None
 
 
 class GradientTarget(NamedTuple):
@@ -379,11 +379,11 @@ def gradient_coefficients_in(tile: Tile, k: int, count: int) -> Any:
 
 
 @helper
-def normalize_tile(x: Any, to: Target, task: int) -> int:
-    """Write y in a tile of columns of some rows; return whether x has an infinite value, as `is_infinite`."""
+def normalize_tile(x: Any, to: Target, task: int) -> None:
+    """Write y in a tile of columns of some rows."""
     width = to.form.shape[1]
     block, fold = block_of(x, width, WIDE_TILE, task), width // x.shape[2]
-    largest = room_for_largest(x)
+    largest = room_for_largest(to.noted, x)
     read = Forward(rows_in(x, block, fold), rows_in(to.residual, block, fold), to.kind, largest)
     y, columns, rows = rows_in(to.y, block, fold), block.stop - block.first, block.rows
     tile, pick = Tile(to.form, block.first), coefficients_in
@@ -393,7 +393,7 @@ def normalize_tile(x: Any, to: Target, task: int) -> int:
         write_rows(forward, pick, y, read, rows, columns, tile, to.streaming)
     if to.streaming:
         fence()
-    return is_infinite(largest)
+    note_infinite(to.noted, largest)
 
 
 @helper

@@ -12,18 +12,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from nbbn._compiler.infinite import note_largest
 from nbbn._compiler.jit import inlined
-from nbbn._compiler.memory import at, at_any, keep, load, load_upto, put
-from nbbn._compiler.vectors import (
-    any_greater,
-    constant,
-    constant_of,
-    fma,
-    not_below,
-    plus,
-    splat,
-    widen,
-)
+from nbbn._compiler.memory import at, at_any, keep, load_upto
+from nbbn._compiler.vectors import fma, plus, splat, widen
 from nbbn._compiler.weights import weight_at, weight_of_row, where_counted
 from nbbn._kernels.activations import (
     LEARNED,
@@ -35,8 +27,6 @@ from nbbn._kernels.activations import (
 from nbbn._kernels.table import CENTER, FORM_SLOPE, SCALE, SHIFT
 from nbbn._kernels.weights import harmless
 
-LARGEST_FLOAT32, LARGEST_FLOAT64 = 3.4028234663852886e38, 1.7976931348623157e308
-
 
 class Forward(NamedTuple):
     """What `forward` reads."""
@@ -44,7 +34,7 @@ class Forward(NamedTuple):
     x: Any
     residual: Any
     kind: Any  # of the activation
-    largest: Any  # room for the largest sizes of x, NaN none, where no activation follows
+    largest: Any  # room for the largest sizes of x, NaN none; or None
 
 
 class Backward(NamedTuple):
@@ -97,19 +87,10 @@ class About(NamedTuple):
 def forward(read: Forward, row: int, k: int, count: int, c: Coefficients) -> Any:
     """Return ``activation(fma(x - center, scale, shift) + residual)``."""
     x = at(read.x, row, k, count)
-    if len(read.kind) == 0:
-        size, noted = not_below(x, constant(x, 0.0) - x), load(read.largest, 0)
-        put(read.largest, 0, not_below(noted, size), 0)
+    note_largest(read.largest, x)
     value = fma(x - c.center, c.scale, c.shift)
     value = plus(value, at(read.residual, row, k, count))
     return activated(value, Activation(read.kind, c.slope))
-
-
-@inlined
-def is_infinite(largest: Any) -> int:
-    """Return 1 if a value was infinite, of which `forward` noted the largest sizes; else 0."""
-    noted = load(largest, 0)
-    return 1 if any_greater(noted, constant_of(noted, LARGEST_FLOAT32, LARGEST_FLOAT64)) else 0
 
 
 @inlined

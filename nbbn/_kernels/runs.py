@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nbbn._compiler.infinite import note_infinite, room_for_largest
 from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import (
     fence,
@@ -20,7 +21,6 @@ from nbbn._compiler.memory import (
     outer_stride,
     prefetch,
     put,
-    room_for_largest,
     row_stride,
 )
 from nbbn._compiler.vectors import (
@@ -43,7 +43,6 @@ from nbbn._kernels.elementwise import (
     coefficients_of,
     forward,
     gradient_coefficients_of,
-    is_infinite,
     no_sums,
 )
 from nbbn._kernels.loops import sum_run, write_joined, write_rows
@@ -133,6 +132,7 @@ class Target(NamedTuple):
     form: Any  # coefficients, a column a channel
     kind: Any  # of the activation
     streaming: int
+    noted: Any  # whether x has an infinite value, or None
 
 
 class Learned(NamedTuple):
@@ -150,9 +150,9 @@ def same(form: Any, k: int, count: int) -> Any:
 
 
 @helper
-def normalize_runs(x: Any, to: Target, task: int) -> int:
-    """Write y of some neighbouring runs, or of a segment of a long one; return whether x has an infinite value."""
-    (outer, channels, inner), largest = x.shape, room_for_largest(x)
+def normalize_runs(x: Any, to: Target, task: int) -> None:
+    """Write y of some neighbouring runs, or of a segment of a long one."""
+    (outer, channels, inner), largest = x.shape, room_for_largest(to.noted, x)
     segments, depth = (inner + PIECE - 1) // PIECE, larger(ONE, PIECE // inner)
     row, first = task // segments * depth, task % segments * PIECE
     rows = smaller(depth, outer * channels - row)
@@ -175,15 +175,15 @@ def normalize_runs(x: Any, to: Target, task: int) -> int:
             )
     if to.streaming:
         fence()  # once a task: it waits for all that was streamed, some 80 ns
-    return is_infinite(largest)
+    note_infinite(to.noted, largest)
 
 
 @helper
 def normalize_channel(x: Any, to: Target, c: int) -> None:
     """Write y for one channel."""
     outer, _, inner = x.shape
-    added, largest = column_of(to.residual, ZERO, c, ZERO), room_for_largest(x)
-    read = Forward(column_of(x, ZERO, c, ZERO), added, to.kind, largest)
+    added = column_of(to.residual, ZERO, c, ZERO)
+    read = Forward(column_of(x, ZERO, c, ZERO), added, to.kind, None)
     y, numbers = column_of(to.y, ZERO, c, ZERO), coefficients_of(to.form, c)
     write_rows(forward, same, y, read, outer, inner, numbers, to.streaming)
     if to.streaming:

@@ -49,7 +49,7 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
         mean = widen(load_upto(center, c, n))
         write_coefficients(form, c, n, mean, splat(0.0), splat(1.0), affine)
     if are_runs(outer, channels, inner):
-        _infer_runs(x3, out3, None, form, (), 0)
+        _infer_runs(x3, out3, None, form, (), 0, None)
         return
     row = channels * inner
     width = _width_to_write(outer, row, 0)
@@ -60,7 +60,7 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
             for j in range(width):
                 form[which, j] = one[which, j // inner % channels]
     x, y = x3.reshape((1, outer, row)), out3.reshape((1, outer, row))
-    _infer_columns(x, y, None, form, (), 0)
+    _infer_columns(x, y, None, form, (), 0, None)
 
 
 @allocating

@@ -14,6 +14,7 @@ from nbbn._compiler.jit import (
     Form,
     IfFused,
     IfFusedForm,
+    IfNoted,
     IfResidual,
     IfWeights,
     Int,
@@ -56,16 +57,15 @@ def infer_columns(
     form: Form,
     kind: Kind,
     streaming: Int,
-) -> int:
+    noted: IfNoted,
+) -> None:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
 
-    Return 0 if x has no infinite value; only without an activation.
+    ``noted[0]`` becomes 1 if x has an infinite value.
     Reads the inputs once, writes y once; y may be any of them. Parallel over tiles of columns of some rows.
     """
-    infinite = 0
     for task in prange(tasks_of(x, form.shape[1], WIDE_TILE)):
-        infinite += normalize_tile(x, Target(y, residual, form, kind, streaming), np.intp(task))
-    return infinite
+        normalize_tile(x, Target(y, residual, form, kind, streaming, noted), np.intp(task))
 
 
 @step

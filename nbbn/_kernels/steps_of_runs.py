@@ -10,6 +10,7 @@ from nbbn._compiler.jit import (
     Form,
     IfFused,
     IfFusedForm,
+    IfNoted,
     IfResidual,
     IfWeights,
     Int,
@@ -52,19 +53,18 @@ def infer_runs(
     form: Form,
     kind: Kind,
     streaming: Int,
-) -> int:
+    noted: IfNoted,
+) -> None:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
 
-    Return 0 if x has no infinite value; only without an activation.
+    ``noted[0]`` becomes 1 if x has an infinite value.
     Reads the inputs once, writes y once; y may be any of them. Parallel over the runs, long ones cut in segments.
     """
     outer, channels, inner = x.shape
     depth = larger(ONE, PIECE // inner)
     tasks = (outer * channels + depth - 1) // depth * ((inner + PIECE - 1) // PIECE)
-    infinite = 0
     for task in prange(tasks):
-        infinite += normalize_runs(x, Target(y, residual, form, kind, streaming), np.intp(task))
-    return infinite
+        normalize_runs(x, Target(y, residual, form, kind, streaming, noted), np.intp(task))
 
 
 @step
@@ -123,7 +123,7 @@ def train_channels(
             look_at_group(x, Learned(weights, numbers, parts), c, c + 1, part)
         layout, one = Layout(number, ONE, ONE), Channels(c, c + 1)
         finish_moments(parts, numbers, layout, one, table, form, freedom, eps)
-        normalize_channel(x, Target(y, residual, form, kind, streaming), c)
+        normalize_channel(x, Target(y, residual, form, kind, streaming, None), c)
 
 
 @step

@@ -253,15 +253,16 @@ class Dense:
 class Chunks:
     """Small chunks of a stream of samples, kept until they are worth summing."""
 
-    __slots__ = ("_copy", "_form", "_wide", "filled", "found", "rows")
+    __slots__ = ("_copy", "_form", "_noted", "_wide", "filled", "found", "rows")
 
     def __init__(self, like: Array) -> None:
         most = max(1, min(_CHUNKS, _KEPT // like.size))
         self.rows = np.empty((most * like.shape[0], like.shape[1]), like.dtype)
         self.filled, self.found = 0, list[FeatureMoments]()
         self._wide = self.rows if like.dtype == _FLOAT64 else np.empty(self.rows.shape)
-        # The step that writes (x - 0) * 1 + 0 copies, and tells whether x has an infinite value.
-        self._copy = infer_columns.variant(steps.variant_of(like))
+        # The step that writes (x - 0) * 1 + 0 copies, and notes whether x has an infinite value.
+        self._copy = infer_columns.variant(steps.variant_of(like, noted=True))
+        self._noted = np.zeros(1, np.uint8)
         self._form = np.zeros((rows.FORM_ROWS, like.shape[1]), like.dtype)
         self._form[rows.SCALE] = 1.0
 
@@ -286,7 +287,9 @@ class Chunks:
             if stop > len(self.rows):
                 return False
         place = self.rows[self.filled : stop]
-        if self._copy(X[None], place[None], None, self._form, (), 0):
+        self._copy(X[None], place[None], None, self._form, (), 0, self._noted)
+        if self._noted[0]:
+            self._noted[0] = 0
             return False
         self.filled = stop
         return True
@@ -327,13 +330,14 @@ def apply_form(
         reading = Reading(index, values, (), out, dtype)
     else:
         reading = Reading(index, values.astype(np.float64))
-    is_infinite = steps.write(reading.view, reading.source, reading.target, form)
+    noted = np.zeros(1, np.uint8)
+    steps.write(reading.view, reading.source, reading.target, form, noted=noted)
     y = reading.result()
     if y.dtype != dtype:
         with np.errstate(all="ignore"):
             y = y.astype(dtype)
         if out is not None:
             out[...] = y
-    if is_infinite:
+    if noted[0]:
         raise infinite(values.dtype)
     return y if out is None else out

@@ -433,8 +433,11 @@ class Standardizer(_estimator.Estimator):
             form = None if known is None else fitted.form(inverse, X.dtype)
             if known is not None and form is not None and (inverse or self._frames() is None):
                 y = known.target(X, None)
-                if y is not None and not known.infer(X, y, form, NOTHING):
-                    return y
+                if y is not None:
+                    noted = np.zeros(1, np.uint8)
+                    known.infer(X, y, form, NOTHING, noted)
+                    if not noted[0]:
+                        return y
         given = as_dataset(X, fitted.axis)
         given.check_mean(fitted.with_mean)
         given.check_fits(self, fitted)

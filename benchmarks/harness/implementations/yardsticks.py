@@ -332,4 +332,4 @@ def _bare_call(problem: Problem, x: Array, y: Array) -> Callable[[], Any]:
     form = engine.coefficients(table, EPS, x.dtype)
     matrices = (array.reshape(1, -1, p.case.channels) for array in (x, y))
     kernel = kernels.infer_columns.variant(variant(x.dtype.type))
-    return partial(kernel, *matrices, None, form, (), 0)
+    return partial(kernel, *matrices, None, form, (), 0, None)
