@@ -325,7 +325,7 @@ def move_averages(
     parameters: Array, table: Table, divisor: float, momentum: float, counter: Array
 ) -> None:
     """Update running mean and variance, rows of ``parameters``, in place, and count the batch."""
-    wanted = np.float64, False, 0, False, None, parameters.dtype.type
+    wanted = np.float64, False, 0, False, None, parameters.dtype.type, False
     layers.move_averages.variant(wanted)(parameters, table, divisor, momentum, counter)
 
 

@@ -62,7 +62,8 @@ def warmup(dtypes: Any = ("float32",), training: bool = False, *, activations: A
     Any thread may call it, and again: what is there already costs nothing. What it compiles is
     kept on disk (see `show_config` for the folder) for processes on the same type of processor.
 
-    Not provided for: data sets with missing values, of which the first one compiles its own statistics.
+    Not provided for: data sets. The first `Standardizer.transform` compiles a step of its own, and the first data set
+    with missing values its own statistics.
 
     It loads numba's threading layer, unless nbbn was set to one thread. A process forked after that
     cannot use threads, and computes serially: where a server forks its workers, call it in each
