@@ -24,7 +24,7 @@ from benchmarks.harness.cases import (
     Case,
     list_cases,
 )
-from benchmarks.harness.implementations import IMPLEMENTATIONS, LIMITS, UNADORNED
+from benchmarks.harness.implementations import FROZEN, IMPLEMENTATIONS, LIMITS, UNADORNED
 from benchmarks.harness.implementations.yardsticks import _Trips
 from benchmarks.harness.options import USUAL_FUSED, add_options, make_selection
 from benchmarks.harness.problem import (
@@ -51,7 +51,8 @@ CASES = list_cases(
 SEQUENCES = list_cases(
     operations=STATISTICS, shapes=[(8, 6, 9)], threads=[1], dtypes=DTYPES, layouts=LAYOUTS
 )
-YARDSTICKS = [n for n, known in IMPLEMENTATIONS.items() if known.is_yardstick and n != UNADORNED]
+OURS = UNADORNED, FROZEN  # nbbn itself, otherwise
+YARDSTICKS = [n for n, known in IMPLEMENTATIONS.items() if known.is_yardstick and n not in OURS]
 CASE = Case("inference", (4, 3, 2), 1)
 
 
@@ -401,7 +402,24 @@ def test_plain_is_the_same_without() -> None:
                 plain.verify(problem, masked, masked.call())
 
 
+def test_frozen_layers_are_timed_in_small_calls_alone() -> None:
+    frozen = IMPLEMENTATIONS[FROZEN]
+    frozen.load(1)
+    case = Case("inference", (32, 64), 1)
+    for variant in ("fresh", "out"):
+        problem = make_problem(replace(case, variant=variant))
+        prepared = frozen.prepare(problem)
+        result = prepared.call()
+        frozen.verify(problem, prepared, result)
+        result[0, 0] += 1
+        with pytest.raises(WrongResultError):
+            frozen.verify(problem, prepared, result)
+    for other in ({"shape": (1024, 1024)}, {"shape": (4, 8, 8, 8)}, {"operation": "training"}):
+        assert frozen.declines(replace(case, **other))
+
+
 def test_what_cannot_do_a_case_is_not_started() -> None:
+    pytest.importorskip("openvino", reason="it has inference alone")
     case = replace(CASE, operation="backward")
     with Race(["openvino", "read", "nobody"], rounds=1, seconds=0.0) as race:
         outcomes = race.run(case).outcomes

@@ -52,6 +52,7 @@ _IMAGES: tuple[Shape, ...] = (
     (1, 1024, 14, 14),
     (1, 2048, 7, 7),
 )
+_TABLES: tuple[Shape, ...] = ((32, 64), (128, 64), (4096, 128))
 _CHANNELS_LAST: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 256, 14, 14), (8, 2048, 7, 7))
 _OTHER_TYPES: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 256, 14, 14), (1024, 1024))
 _IN_PLACE: tuple[Shape, ...] = ((32, 64, 56, 56), (1024, 1024))
@@ -66,7 +67,7 @@ def recorded_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
     for count in threads:
         cases += list_cases(
             operations=OPERATIONS,
-            shapes=(*_IMAGES, *FEATURES, *ODD),
+            shapes=(*_IMAGES, *_TABLES, *FEATURES, *ODD),
             threads=[count],
             variants=_VARIANTS,
         )
@@ -193,7 +194,7 @@ def statistics_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
     return tuple(cases)
 
 
-PAGE = Preset(recorded_cases, rounds=15, seconds=0.25, minutes=18)
+PAGE = Preset(recorded_cases, rounds=15, seconds=0.25, minutes=20)
 SETS = {
     "fused": Preset(fused_cases, rounds=9, seconds=0.12, minutes=5),
     "standardizer": Preset(standardizer_cases, rounds=15, seconds=0.25, minutes=6),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from benchmarks.harness.cases import LIMITS
 from benchmarks.harness.implementations.base import Implementation, Prepared, UnsupportedError
 from benchmarks.harness.implementations.with_jax import Jax
-from benchmarks.harness.implementations.with_nbbn import Nbbn, Plain
+from benchmarks.harness.implementations.with_nbbn import Frozen, Nbbn, Plain
 from benchmarks.harness.implementations.with_numpy import NumPy
 from benchmarks.harness.implementations.with_onnxruntime import OnnxRuntime
 from benchmarks.harness.implementations.with_openvino import OpenVino
@@ -27,6 +27,7 @@ from benchmarks.harness.implementations.yardsticks import (
 
 __all__ = [
     "BASELINE",
+    "FROZEN",
     "IMPLEMENTATIONS",
     "LIMITS",
     "QUICK",
@@ -39,6 +40,9 @@ __all__ = [
 BASELINE = Nbbn.name
 """The implementation that every other one is compared with."""
 
+FROZEN = Frozen.name
+"""A frozen layer, where calls are small."""
+
 UNADORNED = Plain.name
 """The same without a mask, weights or several batches, where the operation has them."""
 
@@ -47,6 +51,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     for implementation in (
         Nbbn(),
         Plain(),
+        Frozen(),
         NumPy(),
         Torch(),
         OnnxRuntime(),

@@ -25,6 +25,9 @@ from nbbn._bench.base import Prepared
 Outputs = dict[str, Array]
 
 
+SMALL_CALL = 1 << 16  # values: beyond, the call itself is lost in the noise of the loop
+
+
 class UnsupportedError(NotImplementedError):
     """The implementation cannot do this case; the message says why."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from benchmarks.harness.cases import STATISTICS, STORED, Case
 from benchmarks.harness.implementations.base import (
+    SMALL_CALL,
     Implementation,
     OfScaler,
     Prepared,
@@ -121,6 +123,28 @@ class Plain(Nbbn):
     def verify(self, problem: Problem, prepared: Prepared, result: Any) -> None:
         """Compare with the formula of that operation."""
         super().verify(_unadorned(problem), prepared, result)
+
+
+class Frozen(Nbbn):
+    """The layer as a service calls it: `BatchNorm.freeze`, in small calls, where the way to the kernel counts."""
+
+    name = "frozen"
+    is_yardstick = True
+
+    def declines(self, case: Case) -> str | None:
+        """Return why it cannot do this case."""
+        if (
+            case.operation != "inference"
+            or not case.is_matrix
+            or math.prod(case.shape) > SMALL_CALL
+        ):
+            return f"frozen is for inference on (N, C) of up to {SMALL_CALL} values"
+        return super().declines(case)
+
+    def prepare_inference(self, problem: Problem) -> Prepared:
+        """``layer.freeze()(x)``."""
+        x, out = input_and_out(problem)
+        return Prepared(with_out(self._layer(problem).freeze(), out, x), named_y)
 
 
 def _unadorned(problem: Problem) -> Problem:

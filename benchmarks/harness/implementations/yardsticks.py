@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.harness.cases import DTYPES, STORED, Case
 from benchmarks.harness.implementations.base import (
+    SMALL_CALL,
     Implementation,
     Outputs,
     Prepared,
@@ -30,7 +31,6 @@ from nbbn._bench.timer import fastest, ways
 
 _LANES = 16  # what is left over of a size that is no multiple is not touched
 _SEEN_AS = {"float16": np.uint16, "bfloat16": np.int16}  # by kernels: see nbbn._compiler.formats
-_SMALL_CALL = 1 << 16  # values: beyond, the call itself is lost in the noise of the loop
 
 # (whether parallel, whether past the cache) -> the call
 Make = Callable[[bool, int], Callable[[], Any]]
@@ -309,8 +309,8 @@ class BareKernel(Implementation):
 
     def declines(self, case: Case) -> str | None:
         """Return why it cannot do this case."""
-        if not case.is_matrix or math.prod(case.shape) > _SMALL_CALL:
-            return f"bare-kernel is for (N, C) of up to {_SMALL_CALL} values"
+        if not case.is_matrix or math.prod(case.shape) > SMALL_CALL:
+            return f"bare-kernel is for (N, C) of up to {SMALL_CALL} values"
         return super().declines(case)
 
     def prepare_inference(self, problem: Problem) -> Prepared:
