@@ -1,4 +1,4 @@
-"""Data sets as people have them: ``python -m benchmarks.data_sets [--json FILE] [--only NAME ...]``.
+"""Data sets as people have them: ``python -m benchmarks.data_sets [--json FILE] [--only NAME ...] [--page]``.
 
 Each round times all of a case once, in turn, in this process, with everything compiled:
 
@@ -9,6 +9,8 @@ Each round times all of a case once, in turn, in this process, with everything c
 - files: `nbbn normalize` and `nbbn moments` beside pyarrow, which reads the same file and writes the same result, a
   batch at a time. Both wait until their bytes are on the disk. Statistics take a pass over the input of their own: that
   is one more reading by pyarrow.
+
+With ``--page`` nothing is timed: docs/benchmarks_data_sets.md is written from benchmarks/data_sets.json.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from typing import Any
 import numpy as np
 
 import nbbn
-from benchmarks.harness.machine import print_setting
+from benchmarks.harness.machine import describe_run, print_setting
+from benchmarks.runs import header, row
+from benchmarks.table import ROOT, between_markers
 from nbbn.cli import main as command
 
 Steps = dict[str, Callable[[], Any]]
@@ -39,6 +43,8 @@ TABLES = ((1000, 10), (10_000, 32), (65_536, 16), (400_000, 64))
 SPARSE = ((20_000, 1000, 0.01), (100_000, 2000, 0.005))
 CHUNKS = ((8, 4), (8, 64), (64, 4), (64, 64))
 SAMPLES = 200_000  # of the files
+KEPT, PAGE = ROOT / "benchmarks" / "data_sets.json", ROOT / "docs" / "benchmarks_data_sets.md"
+MARKERS = "<!-- data_sets: written by benchmarks/data_sets.py -->", "<!-- data_sets: end -->"
 SHORT = 0.02  # seconds; what takes less is repeated within a round
 
 
@@ -192,6 +198,15 @@ def _of_files(folder: Path, kind: str) -> Steps:
 
 
 SETS = {"gaps": gaps, "sparse": sparse, "chunks": chunks, "files": files}
+TITLES = {
+    "gaps": ("Missing values", "A table of which every hundredth value is missing, over the same table without."),
+    "sparse": ("Sparse matrices", "Over scikit-learn's `StandardScaler`."),
+    "chunks": ("Small chunks", "`partial_fit` over a running mean and variance in NumPy, by Chan's formula."),
+    "files": (
+        "Files",
+        "Over pyarrow, which reads the same file and writes the same result: with `--stats` once, without twice.",
+    ),
+}  # fmt: skip
 
 
 def measure(steps: Steps, rounds: int) -> dict[str, list[float]]:
@@ -211,16 +226,34 @@ def measure(steps: Steps, rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def table(row: dict[str, Any]) -> str:
-    """Return medians, and ratios of the medians and of the minima, as text."""
-    seconds, lines = row["seconds"], [f"{row['set']}: {row['case']}"]
-    for step, peer in row["pairs"]:
-        times = (statistics.median(seconds[name]) for name in (step, peer))
-        a, b = times
-        least = min(seconds[step]) / min(seconds[peer])
-        name = f"{step} / {peer}"
-        lines.append(f"  {name:<40} {a:.3g} s / {b:.3g} s = {a / b:.2f}, of the minima {least:.2f}")
+def table(measured: dict[str, Any]) -> str:
+    """Return ratios of the medians and of the minima, as text."""
+    lines = [f"{measured['set']}: {measured['case']}"]
+    for step, peer in measured["pairs"]:
+        lines.append(f"  {step + ' / ' + peer:<40} {ratios(measured['seconds'], step, peer)}")
     return "\n".join(lines)
+
+
+def ratios(seconds: dict[str, list[float]], step: str, peer: str) -> str:
+    """Return the ratio of the medians, and in parentheses that of the fastest rounds."""
+    found = (f(seconds[step]) / f(seconds[peer]) for f in (statistics.median, min))
+    return "{:.2f} ({:.2f})".format(*found)
+
+
+def block(report: dict[str, Any]) -> str:
+    """Return the tables of a recorded run."""
+    machine, versions = report["machine"], report["versions"]
+    shown = {name: versions[name] for name in ("nbbn", "numba", "numpy")}
+    threads = versions["num_threads"]
+    lines = [f"{describe_run(machine, shown)}; {threads} threads; {report['date']}.", ""]
+    for name, (title, text) in TITLES.items():
+        measured = [each for each in report["rows"] if each["set"] == name]
+        lines += [f"## {title}", "", text, "", *header("", *(p[0] for p in measured[0]["pairs"]))]
+        for each in measured:
+            cells = (ratios(each["seconds"], *pair) for pair in each["pairs"])
+            lines.append(row(each["case"], *cells))
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,7 +263,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of each case (default 5)")
     parser.add_argument("--only", nargs="+", choices=tuple(SETS), default=tuple(SETS))
     parser.add_argument("--threads", type=int, help="of nbbn (default: its own)")
+    parser.add_argument("--page", action="store_true", help="write the page of what was recorded")
     options = parser.parse_args(arguments)
+    if options.page:
+        made = block(json.loads(KEPT.read_text("utf-8")))
+        text = between_markers(PAGE.read_text("utf-8"), MARKERS[0], made, MARKERS[1])
+        PAGE.write_text(text, "utf-8")
+        return 0
     if options.rounds < 1:
         parser.error("expected at least 1 round")
     if options.threads is not None:
@@ -239,16 +278,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     for name in options.only:
         for case, steps, pairs in SETS[name]():
-            row = {
-                "set": name,
-                "case": case,
-                "pairs": pairs,
-                "seconds": measure(steps, options.rounds),
-            }
-            rows.append(row)
-            print(table(row), flush=True)
+            measured = {"set": name, "case": case, "pairs": pairs}
+            measured["seconds"] = measure(steps, options.rounds)
+            rows.append(measured)
+            print(table(measured), flush=True)
     if options.json is not None:
-        report = {**setting, "rows": rows}
+        report = {**setting, "date": time.strftime("%Y-%m-%d"), "rows": rows}
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 

@@ -241,8 +241,9 @@ do not confirm is one in which the machine was disturbed.
 _SHAPES = """
 The time of nbbn, then how many times as long each library takes, on {threads}. **Bold** means that the library is
 faster. See also [other layouts, types and arrays](performance_tables.md), [activations, half types and
-bytes](benchmarks_fused.md), [tables and `Standardizer`](benchmarks_standardizer.md), [masks, weights and
-calibration](benchmarks_statistics.md), and [how far nbbn is from the memory's limit](performance_limits.md).
+bytes](benchmarks_fused.md), [tables and `Standardizer`](benchmarks_standardizer.md), [data
+sets](benchmarks_data_sets.md), [masks, weights and calibration](benchmarks_statistics.md), and [how far nbbn is from
+the memory's limit](performance_limits.md).
 """
 
 _FIRST_CALL = """
@@ -258,6 +259,7 @@ Where it is slower <performance_losses>
 Other layouts and types <performance_tables>
 Activations, half types <benchmarks_fused>
 Standardizer <benchmarks_standardizer>
+Data sets <benchmarks_data_sets>
 Masks, calibration <benchmarks_statistics>
 Limits <performance_limits>
 ```
@@ -271,7 +273,7 @@ library is faster. "Of the limit" is nbbn's time over that of a loop that only m
 
 _LIMITS = """
 This page is for those who work on nbbn. It compares nbbn with loops that only move memory, `copy-affine`, `read`
-and `two-trip`, and with the compiled function alone, `bare-kernel` ([how they are
+and `two-trip`, with the compiled function alone, `bare-kernel`, and with a frozen layer, `frozen` ([how they are
 made](benchmarks.md#the-yardsticks)).
 
 ## The targets

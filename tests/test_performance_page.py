@@ -119,6 +119,16 @@ def test_the_tables_of_a_set_are_those_of_its_recorded_run(name, pages):
     assert all(is_defined(case) for case in known)
 
 
+def test_the_page_of_data_sets_is_that_of_its_recorded_run():
+    data_sets = importlib.import_module("benchmarks.data_sets")
+    made = data_sets.block(json.loads(data_sets.KEPT.read_text("utf-8")))
+    begin, end = data_sets.MARKERS
+    assert f"{begin}\n{made}\n{end}" in data_sets.PAGE.read_text("utf-8")
+    for name in data_sets.SETS:
+        assert f"## {data_sets.TITLES[name][0]}\n" in made
+    assert data_sets.ratios({"a": [1.0, 2.0, 9.0], "b": [1.0, 4.0, 5.0]}, "a", "b") == "0.50 (1.00)"
+
+
 def test_a_new_run_of_fused_steps_is_kept_and_shown(pages, monkeypatch, tmp_path):
     case = Case("inference+residual+relu", IMAGE, 1, "bfloat16", variant="out")
     made = record((case, {"nbbn": 1.1, "add-affine": 1.0, "torch": 3.3}))
