@@ -24,9 +24,8 @@ _SAMPLES = 256  # ... and how many of more, about
 class Snapshot(NamedTuple):
     """The numbers of a layer of one moment, and the coefficients of inference made of them."""
 
-    of: tuple[
-        Any, ...
-    ]  # what stood in the layer's table, eps, slope; and the dtype of the coefficients
+    values: Any  # a bytearray: what stood in the layer's table
+    of: tuple[Any, ...]  # eps, slope, and the dtype of the coefficients
     eps: float
     table: Array  # the values in float64
     form: Array
