@@ -265,10 +265,17 @@ class Look(NamedTuple):
 def samples_of_run(given: Look, p: Part, row: int, c: int) -> tuple[Samples, Any]:
     """Return a run of the values, and what the look takes deviations from."""
     weights = one_row(given.weights, row * given.x.shape[2] + p.first)
-    about = given.parts[REFERENCE, given.part, c]
     if is_far(given.x) and row + 1 < p.row + p.rows:
         ask_for(given.x, p, row + 1, c)
-    return Samples(rows_of(given.x, row, c, p.first), weights), splat(about)
+    samples = Samples(rows_of(given.x, row, c, p.first), weights)
+    return samples, splat(given.parts[REFERENCE, given.part, c])
+
+
+@inlined
+def values_of_run(given: Look, p: Part, row: int, c: int) -> tuple[Samples, Any]:
+    """`samples_of_run` of a first look: about 0, known when it is compiled, it subtracts nothing."""
+    samples, about = samples_of_run(given, p, row, c)
+    return samples, splat(0.0) if has_spare_digits(given.x) else about
 
 
 @helper
@@ -281,7 +288,7 @@ def look_at_group(x: Any, learned: Learned, first: int, stop: int, part: int) ->
     for c in range(first, stop):
         about = near(rows_of(x, p.row, c, p.first), p.length, learned.weights)
         parts[REFERENCE, part, c] = about
-    sum_group(add_deviations, samples_of_run, given, p, (first, stop), none, room)
+    sum_group(add_deviations, values_of_run, given, p, (first, stop), none, room)
     for c in range(first, stop):
         s, q = sums_in(room, c, none)
         sum_ = total(s)
