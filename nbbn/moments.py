@@ -76,9 +76,9 @@ class Moments:
 
     __slots__ = ("_m2_low", "_mean_low", "count", "m2", "mean")
 
-    count: float
-    mean: Vector
-    m2: Vector
+    count: float  #: Number of values per channel, or the sum of their weights.
+    mean: Vector  #: Mean per channel.
+    m2: Vector  #: Sum of squared deviations from the mean, per channel.
     _mean_low: Vector
     _m2_low: Vector
 

@@ -116,9 +116,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
         with contextlib.suppress(OSError):  # there is none yet
             temporary.chmod(target.stat().st_mode & 0o777)
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = os.fspath(path)  # the one that was asked for
         raise
     _sync_folder(target.parent)
 

@@ -33,7 +33,7 @@ def reading(arguments: argparse.Namespace) -> Iterator[Any]:
             yield table
     except ImportError as error:
         raise CommandError(
-            f"IN: {path.suffix} needs pyarrow: pip install 'nbbn[tables]' ({error})"
+            f'IN: {path.suffix} needs pyarrow: pip install ".[tables]" in a checkout of nbbn ({error})'
         ) from error
     except OSError as error:
         raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
