@@ -31,7 +31,7 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "examples", "gallery/backreferences", "**/sg_execution_times.rst"]
+exclude_patterns = ["_build", "examples", "gallery/backreferences", "**sg_execution_times.rst"]
 default_role = "py:obj"  # `name` in a docstring is a link
 templates_path = ["_templates"]
 
