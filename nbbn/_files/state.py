@@ -182,7 +182,11 @@ class StateFile:
         accepted = needed.union(f"{name}.npy" for name in (*optional, text))
         unique = len(members) == len(set(members))
         if not (unique and needed <= set(members) <= accepted):
-            raise ValueError(f"expected {sorted(accepted)} as members, got {members}")
+            names = ", ".join(member.removesuffix(".npy") for member in members)
+            others = ", ".join((*optional, text))
+            raise ValueError(
+                f"expected the arrays {' and '.join(required)}, and no others than {others}, got {names}"
+            )
         return {
             name: self._read(
                 name,
