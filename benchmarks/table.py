@@ -119,8 +119,8 @@ def lead(record: dict[str, Any]) -> str:
         [mean(o, peer) for peer in ("torch", "numpy")] for o in OPERATIONS[1::-1]
     )
     return (
-        f"on one thread, images are trained on {training[0]} times as fast as by PyTorch and {training[1]} times as "
-        f"fast as by NumPy. Inference is {inference[0]} and {inference[1]} times as fast."
+        f"on images and one thread, training is {training[0]} times as fast as in PyTorch and {training[1]} times as "
+        f"fast as in NumPy. Inference is {inference[0]} and {inference[1]} times as fast."
     )
 
 

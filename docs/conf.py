@@ -31,7 +31,8 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "examples", "gallery/backreferences", "sg_execution_times.rst"]
+exclude_patterns = ["_build", "examples", "gallery/backreferences", "**sg_execution_times.rst"]
+default_role = "py:obj"  # `name` in a docstring is a link
 templates_path = ["_templates"]
 
 html_math_renderer = "mathml"
@@ -89,5 +90,16 @@ if ADDRESS:
     html_theme_options["icon_links"] = [
         {"name": "Source", "url": ADDRESS, "icon": "fa-solid fa-code"},
     ]
-html_sidebars = {"index": []}
+html_sidebars = {"index": [], "quickstart": []}  # pages without others beside them
 html_show_sourcelink = False
+html_domain_indices = False
+
+
+def without_others(app, what, name, obj, options, signature, result):
+    """Leave out ``**others``, which catches another library's words to answer them with nbbn's."""
+    return signature and (signature.replace(", **others", ""), result)
+
+
+def setup(app):
+    """Connect what Sphinx is to call."""
+    app.connect("autodoc-process-signature", without_others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import operator
@@ -370,13 +371,14 @@ def real(name: str, value: Any, least: float | None = None) -> float:
     return number
 
 
-def integer(name: str, value: Any) -> int:
+def integer(name: str, value: Any, bound: str = "") -> int:
     """Return an integer."""
     if type(value) is int:
         return value
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    return operator.index(value)
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name}: expected an integer{bound}, got {type(value).__name__}")
 
 
 def flag(name: str, value: Any) -> bool:
@@ -399,9 +401,7 @@ def choice(name: str, value: Any, accepted: tuple[str, ...]) -> str:
 
 def positive_integer(name: str, value: Any) -> int:
     """Return an integer of at least 1."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer >= 1, got {type(value).__name__}")
-    number = operator.index(value)
+    number = integer(name, value, " >= 1")
     if number < 1:
         raise ValueError(f"{name}: expected an integer >= 1, got {number}")
     if number > _MOST:
@@ -492,6 +492,6 @@ def enough_values(
     most = max(correction, running_correction)
     if count <= most or (count == 1 and most > 0):
         raise ValueError(
-            f"{name}: expected more than {max(1, math.floor(most))} values per channel for a correction "
-            f"of {most:g}, got {count:g} (bn.eval() for one sample, or training=False)"
+            f"{name}: expected at least {max(1, math.floor(most)) + 1} values per channel to train with (a variance "
+            f"is over n - {most:g}), got {count:g} (bn.eval() for one sample, or training=False)"
         )

@@ -74,7 +74,12 @@ class Moments:
 
     __module__ = "nbbn"  # where users find it, and pickles
 
-    __slots__ = ("_m2_low", "_mean_low", "count", "m2", "mean")
+    __slots__ = {  # what help() and the reference say of each
+        "count": "Number of values per channel, or the sum of their weights.",
+        "mean": "Mean per channel.",
+        "m2": "Sum of squared deviations from the mean, per channel.",
+        **dict.fromkeys(("_mean_low", "_m2_low")),
+    }
 
     count: float
     mean: Vector

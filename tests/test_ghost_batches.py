@@ -220,7 +220,7 @@ def test_a_forward_that_raises_changes_nothing():
     mask[4:8] = False
     mask[5, 0] = True  # one value in the middle
     before = snapshot(bn)
-    with pytest.raises(ValueError, match="mask: expected more than 1 values per channel"):
+    with pytest.raises(ValueError, match="mask: expected at least 2 values per channel"):
         bn(X, mask=mask, out=out)
     assert snapshot(bn) == before and (out == 777).all()
 

@@ -95,7 +95,13 @@ def test_build():
         bn.build(4)
     with pytest.raises(ValueError, match=r"num_features: .* got 4"):
         nbbn.BatchNorm(3).build(4)
-    for wrong, error in ((0, ValueError), (2.0, TypeError), (None, TypeError), (True, TypeError)):
+    for wrong, error in (
+        (0, ValueError),
+        (2.0, TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        (np.ones(3), TypeError),
+    ):
         with pytest.raises(error, match="num_features: expected an integer >= 1"):
             nbbn.BatchNorm().build(wrong)
 

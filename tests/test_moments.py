@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import pickle
 from fractions import Fraction
 
@@ -343,3 +344,8 @@ def test_means_that_are_not_finite(a, b, mean):
 def test_an_m2_that_is_infinite_stays_so():
     merged = nbbn.Moments(2, [1.0], [np.inf]) + nbbn.Moments(2, [1.0], [3.0])
     assert merged == nbbn.Moments(4, [1.0], [np.inf])
+
+
+@pytest.mark.parametrize("name", ["count", "mean", "m2"])
+def test_help_says_what_an_attribute_is(name):
+    assert inspect.getdoc(getattr(nbbn.Moments, name))

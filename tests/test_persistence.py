@@ -412,6 +412,13 @@ def test_a_file_that_does_not_exist_is_not_found(tmp_path):
         nbbn.BatchNorm.load(tmp_path / "layer.npz")
 
 
+def test_a_folder_that_does_not_exist_is_told_by_the_path_that_was_given(tmp_path):
+    path = tmp_path / "none" / "layer.npz"
+    with pytest.raises(FileNotFoundError) as caught:
+        nbbn.BatchNorm(2).save(path)
+    assert caught.value.filename == str(path)
+
+
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 @by_options
 def test_a_pickled_layer_comes_back(options, protocol):

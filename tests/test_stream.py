@@ -325,9 +325,9 @@ GOOD = {"count": np.array(5.0), "mean": np.ones(3), "var": np.ones(3)}
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"var": None}, "as members"),
-        ({"mean": None}, "as members"),
-        ({"more": np.ones(3)}, "as members"),
+        ({"var": None}, "the arrays mean and var"),
+        ({"mean": None}, "the arrays mean and var"),
+        ({"more": np.ones(3)}, "the arrays mean and var"),
         ({"var": np.ones(2)}, "var: expected shape"),
         ({"mean": np.ones(()), "var": np.ones(())}, "expected shape"),
         ({"mean": np.ones(0), "var": np.ones(0)}, "expected shape"),
@@ -370,7 +370,7 @@ def test_statistics_that_are_there_twice_are_refused(folder):
     with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
         warnings.simplefilter("ignore", UserWarning)  # a duplicate name
         archive.writestr("mean.npy", mean)
-    with pytest.raises(ValueError, match="as members"):
+    with pytest.raises(ValueError, match="the arrays mean and var"):
         _stream.load(path)
 
 

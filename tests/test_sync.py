@@ -334,7 +334,7 @@ def test_too_few_values_in_all_are_too_few_for_each():
     def work(comm):
         bn = synchronized(comm)
         before = snapshot(bn)
-        with pytest.raises(ValueError, match=r"^x of all workers: expected more than 1 values"):
+        with pytest.raises(ValueError, match=r"^x of all workers: expected at least 2 values"):
             bn(shares(x, (0, 1))[comm.rank])
         assert snapshot(bn) == before
 

@@ -361,7 +361,10 @@ BAD = {
     "empty.csv out.csv": "empty.csv: expected a .csv file (Empty CSV file)",
     "header.csv out.csv": "header.csv: expected at least one row, got none",
     "words.csv out.csv": "words.csv: expected a column of numbers, got a, b",
-    "twice.csv out.csv": "twice.csv: expected names of its own for each column, got 'a' twice",
+    "semi.csv out.csv": "semi.csv: expected a column of numbers, got a;b (--delimiter says what separates cells)",
+    "latin.csv out.csv": "latin.csv: expected a .csv file ('utf-8' codec can't decode byte",
+    "in.csv out.csv --colums id": "unrecognized arguments: --colums id (see nbbn normalize --help)",
+    "twice.csv out.csv": "twice.csv: expected a different name for each column, got 'a' twice",
     "ragged.csv out.csv": "ragged.csv: expected a .csv file (CSV parse error: Expected 2 columns, got 1",
     "inf.csv out.csv": "inf.csv: expected finite values, or NaN where one is missing",
     "in.csv in.csv/out.csv": "OUT: cannot write",
@@ -384,6 +387,8 @@ def test_what_is_wrong_is_told_in_a_line_and_nothing_is_written(
     for name, text in texts.items():
         if name in arguments:
             (folder / f"{name}.csv").write_text(text)
+    (folder / "semi.csv").write_text("a;b\n1;2\n")
+    (folder / "latin.csv").write_bytes(b"gr\xf6\xdfe\n1\n")
     for name in ("text.parquet", "text.npz", "in.txt", "in.csv.gz"):
         (folder / name).write_text("no such thing")
     parquet.write_table(pa.table({"a": [1, 2], "l": [[1], [2]]}), folder / "lists.parquet")
@@ -468,7 +473,7 @@ def test_what_is_said_where_pyarrow_is_missing(folder, capsys, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "pyarrow"]:
         monkeypatch.setitem(sys.modules, name, None)
     line = fail(capsys, "moments", "in.csv")
-    assert "IN: .csv needs pyarrow: pip install 'nbbn[tables]'" in line
+    assert 'IN: .csv needs pyarrow: pip install ".[tables]" in a checkout of nbbn' in line
 
 
 def test_pyarrow_is_not_loaded_for_arrays(folder):

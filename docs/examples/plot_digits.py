@@ -53,7 +53,7 @@ def accuracies(batch_norm, rate=0.2, epochs=12):
         yield np.mean((y @ weights[-1]).argmax(axis=1) == labels[1300:])
 
 
-figure, axes = plt.subplots(figsize=(7, 4))
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for batch_norm, name in ((True, "with batch normalization"), (False, "without")):
     axes.plot(np.arange(1, 13), list(accuracies(batch_norm)), marker="o", label=name)
 axes.set(xlabel="epoch", ylabel="accuracy on new images", ylim=(0, 1))

@@ -28,7 +28,7 @@ for mean in means:
     for name, value in zip(errors, found, strict=True):
         errors[name].append(max(abs(value / exact - 1), 1e-16))
 
-figure, axes = plt.subplots(figsize=(7, 4))
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for (name, found), marker in zip(errors.items(), "vso", strict=True):
     axes.plot(means, found, marker=marker, label=name)
 axes.axhline(1, color="grey", linestyle=":")

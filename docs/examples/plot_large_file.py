@@ -42,7 +42,7 @@ with tempfile.TemporaryDirectory() as folder:
         f"mean {np.load(target, 'r')[:10_000].mean():.3f}, std {np.load(target, 'r')[:10_000].std():.3f}"
     )
 
-figure, axes = plt.subplots(figsize=(7, 4))
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 axes.plot(megabytes, needed, "o-", label="nbbn normalize")
 axes.plot(megabytes, megabytes, "--", color="grey", label="the file itself, held in memory")
 axes.set(xlabel="size of the file in MB", ylabel="memory in MB", ylim=(0, None))

@@ -33,7 +33,7 @@ with nbbn.calibrate(moving):
         moving(batch)
 off = (moving.running_mean - scale * data.mean(axis=0)) / (scale * data.std(axis=0))
 
-figure, axes = plt.subplots(figsize=(7, 4))
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for name, found in distances.items():
     axes.plot(found, label=name)
 axes.plot([300], [np.sqrt(np.mean(off**2))], "o", label="calibrated", clip_on=False)

@@ -95,7 +95,7 @@ class NpyFile:
         self._file = file
         self._state = self._look()
         try:
-            self.header = read_header(self.path, file)
+            self.header = read_header("header", file)
         except Exception as error:
             raise NpyError(f"{self.path}: expected an .npy file ({error})") from error
         if self.header.dtype.hasobject:

@@ -116,9 +116,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
         with contextlib.suppress(OSError):  # there is none yet
             temporary.chmod(target.stat().st_mode & 0o777)
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = os.fspath(path)  # the one that was asked for
         raise
     _sync_folder(target.parent)
 
@@ -180,7 +182,11 @@ class StateFile:
         accepted = needed.union(f"{name}.npy" for name in (*optional, text))
         unique = len(members) == len(set(members))
         if not (unique and needed <= set(members) <= accepted):
-            raise ValueError(f"expected {sorted(accepted)} as members, got {members}")
+            names = ", ".join(member.removesuffix(".npy") for member in members)
+            others = ", ".join((*optional, text))
+            raise ValueError(
+                f"expected the arrays {' and '.join(required)}, and no others than {others}, got {names}"
+            )
         return {
             name: self._read(
                 name,

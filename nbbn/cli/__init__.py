@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import nbbn
 from nbbn.cli import bench, demo, info, moments, normalize, warmup
@@ -39,6 +39,12 @@ _NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
+
+    def parse_known_args(self, *given: Any, **options: Any) -> Any:
+        found, rest = super().parse_known_args(*given, **options)
+        if rest:  # here, and not in the parser of all commands, whose help has no options
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         _tell(f"{self.prog}: error: {message} (see {self.prog} --help)")

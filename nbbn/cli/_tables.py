@@ -53,7 +53,7 @@ def _check_axis(arguments: argparse.Namespace) -> None:
 
 def _without_pyarrow(name: str, path: Path, error: ImportError) -> CommandError:
     return CommandError(
-        f"{name}: {path.suffix} needs pyarrow: pip install 'nbbn[tables]' ({error})"
+        f'{name}: {path.suffix} needs pyarrow: pip install ".[tables]" in a checkout of nbbn ({error})'
     )
 
 

@@ -65,13 +65,7 @@ _BRIEF = (7, 0.5)
 
 
 def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command and its arguments.
-
-    Parameters
-    ----------
-    commands
-        What :meth:`argparse.ArgumentParser.add_subparsers` returned.
-    """
+    """Declare the command and its arguments."""
     parser = commands.add_parser(
         "bench",
         help="measure nbbn on this machine, beside other libraries and the limit of the memory",
@@ -98,18 +92,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, print the tables and write what was asked for.
-
-    Parameters
-    ----------
-    arguments
-        The parsed command line: ``json``, ``plot`` and ``quick``.
-
-    Raises
-    ------
-    CommandError
-        Where matplotlib is missing, a file cannot be written, or nbbn itself failed.
-    """
+    """Measure, print the tables and write what was asked for."""
     # Before the work: a mistyped path should not cost minutes.
     _check(arguments)
     compiled, started = _count_compiled(), time.monotonic()

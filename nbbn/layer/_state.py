@@ -88,10 +88,10 @@ class LayerState:
     _running_var: Array | None
     _after: Epilogue
     # As the properties below, declared as the arrays that they are where they are used; None where absent.
-    grad_gamma: Array
-    grad_beta: Array
-    grad_slope: Array
-    grad_residual: Array
+    grad_gamma: Array  #: Gradient of gamma, set by `backward`; None before, and without a gamma.
+    grad_beta: Array  #: Gradient of beta, set by `backward`; None before, and without a beta.
+    grad_slope: Array  #: Gradient of the slope of "prelu", set by `backward`; None otherwise.
+    grad_residual: Array  #: Gradient of the residual, set by `backward`; None where there was none.
 
     if not TYPE_CHECKING:  # for whom they are not there
         for _word in _words.ATTRIBUTES:

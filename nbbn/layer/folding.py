@@ -78,10 +78,9 @@ def fold_linear(
     Examples
     --------
     >>> import numpy as np, nbbn
-    >>> from nbbn.layer.folding import fold_linear
     >>> bn = nbbn.BatchNorm(1, eps=0.0).eval()
     >>> bn.running_mean[:], bn.running_var[:], bn.gamma[:], bn.beta[:] = 1.0, 4.0, 3.0, 0.5
-    >>> fold_linear(np.array([[2.0, 4.0]]), None, bn)
+    >>> nbbn.fold_linear(np.array([[2.0, 4.0]]), None, bn)
     (array([[3., 6.]]), array([-1.]))
     """
     weights = _floats("weight", weight)
@@ -146,11 +145,10 @@ def fold_conv(
     Examples
     --------
     >>> import numpy as np, nbbn
-    >>> from nbbn.layer.folding import fold_conv
     >>> bn = nbbn.BatchNorm(2, eps=0.0).eval()
     >>> bn.gamma[:] = [10.0, 100.0]
     >>> kernel = np.arange(6.0).reshape(2, 1, 3)
-    >>> fold_conv(kernel, np.array([1.0, 2.0]), bn)
+    >>> nbbn.fold_conv(kernel, np.array([1.0, 2.0]), bn)
     (array([[[  0.,  10.,  20.]],
            [[300., 400., 500.]]]), array([ 10., 200.]))
     """

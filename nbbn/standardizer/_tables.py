@@ -51,7 +51,7 @@ class _File:
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
             raise TableError(
-                f"{self.path}: expected names of its own for each column, got {twice[0]!r} twice"
+                f"{self.path}: expected a different name for each column, got {twice[0]!r} twice"
             )
 
 
@@ -194,7 +194,7 @@ def opened(path: str | os.PathLike[str], name: str, suffix: str, delimiter: str)
                 yield ParquetTable(path, file)
             else:
                 yield CsvTable(path, file, delimiter)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter: of names
             line = " ".join(str(error).split())
             raise TableError(f"{path}: expected a {suffix} file ({line})") from error
 
@@ -223,9 +223,11 @@ def moments(
         found = FeatureMoments.of(tuple(part[some] for part in found))
         if names:
             return found, names
-    raise TableError(
-        f"{table.path}: expected a column of numbers, got {', '.join(table.names[:9])}"
+    alone = isinstance(table, CsvTable) and len(table.names) == 1
+    text = (
+        f"{', '.join(table.names[:9])}{' (--delimiter says what separates cells)' if alone else ''}"
     )
+    raise TableError(f"{table.path}: expected a column of numbers, got {text}")
 
 
 def _moments(batches: Iterable[Any], names: Sequence[str]) -> FeatureMoments | None:
