@@ -23,8 +23,11 @@ SHAPES = {
     "large": ((4, 24, 40, 41), 1),
     "large matrix": ((2600, 70), 1),
 }
-# Each activation makes variants of all kernels: of most of them only where there is time.
+# Each activation makes variants of all kernels: of most of them only where there is time, of some only interpreted;
+# test_combinations.py compiles these with masks.
+INTERPRETED = ("relu6", "hard_swish", "mish")
 LONG = dict.fromkeys(ACTIVATIONS[2:], pytest.mark.long)
+LONG |= dict.fromkeys(INTERPRETED, pytest.mark.interpreted)
 by_activation = pytest.mark.parametrize(
     "activation", [pytest.param(name, marks=LONG.get(name, ())) for name in ACTIVATIONS]
 )
@@ -86,6 +89,8 @@ def combinations():
         for j, (name, (shape, axis)) in enumerate(SHAPES.items()):
             if name.startswith("large") and activation not in IN_PARALLEL:
                 continue
+            if name == "small images" and activation in INTERPRETED:  # not so small then
+                continue
             of_x, of_residual = LAYOUTS[(j + k) % len(LAYOUTS)]
             yield pytest.param(
                 activation,
@@ -94,7 +99,7 @@ def combinations():
                 of_x,
                 of_residual,
                 id=f"{activation}-{name}-{of_x}-{of_residual}",
-                marks=() if activation in (None, "relu") else pytest.mark.long,
+                marks=LONG.get(activation, ()),
             )
 
 
