@@ -98,7 +98,12 @@ def run(tree, cache, marker, tests, seconds):
 def meet(mistake, whole=False):
     """Plant it, and run what covers it."""
     begun, caught = time.monotonic(), None
-    stages = [(m, mistake.tests) for m in RUNS] + [(m, ["tests"]) for m in RUNS if whole]
+    soon = [
+        test for test in mistake.tests if "::" in test
+    ]  # alone: other files take long to import
+    files = [test for test in mistake.tests if test not in soon]
+    stages = [("not long", [test]) for test in soon] + [(m, files) for m in RUNS]
+    stages += [(m, ["tests"]) for m in RUNS if whole]
     with tempfile.TemporaryDirectory(prefix="nbbn-planted-") as folder:
         tree = Path(folder, "tree")
         copy_of(tree, mistake)

@@ -107,6 +107,16 @@ def test_a_forward_in_place_through_another_view_is_noticed(view):
         bn.backward(GRAD_Y)
 
 
+@pytest.mark.parametrize("size", [80_000, 80_001, 80_002])
+def test_a_forward_into_one_value_of_its_input_is_noticed(size):
+    """Of so many values a sample is compared, in two of the three without that one."""
+    memory = cases.values((2 * size - 1, 1))
+    bn, out, x = layer(1), memory[:size], memory[size - 1 :]
+    bn(x, out=out)
+    with pytest.raises(RuntimeError, match=r"overwritten|in place"):
+        bn.backward(np.ones_like(x))
+
+
 def set_all(x):
     x[...] = GRAD_Y[0, 0, 0]
 

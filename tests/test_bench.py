@@ -329,3 +329,8 @@ def test_the_command_is_listed(capsys):
     assert main(["--help"]) == 0
     assert "bench" in capsys.readouterr().out
     assert bench.__doc__.startswith("``nbbn bench``")
+
+
+def test_one_long_round_changes_no_median():
+    assert Outcome(durations=[1.0, 9.0, 2.0, 1.0, 2.0]).median == 2.0
+    assert Outcome(durations=[4.0, 3.0]).minimum == 3.0

@@ -198,3 +198,15 @@ def test_backward_refuses_and_changes_nothing(make, kind, words, training):
     assert snapshot(bn) == before
     if "out" in options:
         np.testing.assert_array_equal(options["out"], 777)
+
+
+@pytest.mark.parametrize("options", [{"correction": 2}, {"running_correction": 2}])
+def test_a_correction_leaves_some_of_the_values(options):
+    x, bn = np.ones((2, 3), np.float32), nbbn.BatchNorm(3, **options)
+    before = bn.state_dict()
+    with pytest.raises(ValueError, match=r"^x: expected more than 2 values per channel .* got 2"):
+        bn(x)
+    for name, value in bn.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+    with pytest.raises(ValueError, match=r"^x: expected more than 2 values per channel .* got 2"):
+        nbbn.batch_norm(x, None, None, training=True, **options)

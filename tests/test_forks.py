@@ -110,6 +110,18 @@ def test_a_thread_that_is_not_the_main_one_forks(known):
     assert run(START + FROM_A_THREAD, env=known) == ["True", "0", "True", "0", "True"]
 
 
+TELLS_WHY = """
+use_in_parallel()
+why = "no: the process was forked from one that had threads"
+print(status(child(lambda: nbbn.config()["parallel"] == why)))
+"""
+
+
+def test_a_child_of_a_process_with_threads_says_why_it_is_serial(known):
+    """Also where the threads are none of libgomp's, which would be a reason of its own."""
+    assert run(START + TELLS_WHY, env=known) == ["0"]
+
+
 # The child uses the layer that the threads of its parent were in as well: one in short calls, so that
 # it is often inside the layer's lock.
 BESIDE_CALLS = """

@@ -133,6 +133,20 @@ def test_gradients(shape, axis, dtype):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("layout", ["channel_slice", "batch_step"])
+@pytest.mark.parametrize("shape", [(1000, 3), (300, 5)])  # sums take several rows of these as one
+def test_gaps_between_rows_are_no_values(shape, layout):
+    x, grad_y = (cases.values(shape, seed=seed) for seed in (1, 2))
+    found = nbbn.batch_moments(cases.LAYOUTS[layout](x))
+    _, mean, m2 = reference.moments(x)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(found.m2, m2, rtol=1e-12)
+    bn, plain = nbbn.BatchNorm(shape[1]), nbbn.BatchNorm(shape[1])
+    np.testing.assert_allclose(bn(cases.LAYOUTS[layout](x)), plain(x), rtol=1e-6, atol=1e-6)
+    grad_x = bn.backward(cases.LAYOUTS[layout](grad_y))
+    np.testing.assert_allclose(grad_x, plain.backward(grad_y), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 def test_running_averages(dtype):
     running = np.array([[1, 2], [3, 4], [5, 6], [7, 8]], dtype)

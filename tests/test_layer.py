@@ -410,3 +410,13 @@ def test_an_eps_that_another_thread_sets_while_coefficients_are_made_counts_from
     monkeypatch.undo()
     assert bn.eps == 1.0
     np.testing.assert_allclose(bn(x), np.sqrt(0.5), rtol=1e-6)
+
+
+def test_one_value_a_channel_is_refused_also_where_its_shape_was_met():
+    bn, x = nbbn.BatchNorm(3), np.ones((1, 3), np.float32)
+    bn(x, training=False)
+    before = bn.state_dict()
+    with pytest.raises(ValueError, match=r"^x: expected more than 1 values per channel"):
+        bn(x)
+    for name, value in bn.state_dict().items():
+        assert_same_bits(value, before[name])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rooms import masks, views
+from rooms import checks, masks, views
 
 import nbbn
 
@@ -169,3 +169,12 @@ def test_what_may_be_written_to_while_x_is_read():
     assert views.apart(IMAGES[:2], IMAGES[2:])
     assert not views.apart(IMAGES[1:], IMAGES[:-1])
     assert not views.apart(IMAGES.transpose(0, 1, 3, 2), IMAGES)
+
+
+def test_an_overlap_that_takes_long_to_rule_out_counts_as_one(monkeypatch):
+    x = zeros(40, 50, 60)
+    one, other = x[:, 1::2, ::3], x[:, ::3, 1::2]
+    assert checks.overlap(one, other)
+    assert not checks.overlap(x[:, ::2], x[:, 1::2])
+    monkeypatch.setattr(checks, "_WORK", 1)
+    assert checks.overlap(one, other)

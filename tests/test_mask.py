@@ -134,7 +134,9 @@ def test_gradients_where_rows_in_a_row_are_masked(dtype):
     lengths = np.array([0, 3, 8, 16, 17, 40])
     x, grad_y = cases.values((6, 40, 21), dtype), cases.values((6, 40, 21), dtype, seed=2)
     mask = np.arange(40) < lengths[:, None]
-    for copies in (1, 40):
+    for copies in (
+        (1, 40) if dtype is np.float32 else (1,)
+    ):  # many run in parallel, one way is enough
         many = np.concatenate([x] * copies), np.concatenate([grad_y] * copies)
         masks = np.concatenate([mask] * copies)
         bn = nbbn.BatchNorm(21, axis=-1, dtype=dtype)

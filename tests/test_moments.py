@@ -66,6 +66,14 @@ def test_var_and_std_take_off_the_correction(correction):
     )
 
 
+@pytest.mark.parametrize("correction", [4, 4.5])
+def test_a_correction_leaves_some_of_the_values(correction):
+    found = nbbn.Moments(4, [2.0], [8.0])
+    for statistic in (found.var, found.std):
+        with pytest.raises(ValueError, match=r"^correction: expected less than the count, 4, got"):
+            statistic(correction=correction)
+
+
 def test_var_takes_no_correction_by_default():
     moments = nbbn.Moments(4, np.array([1.0]), np.array([8.0]))
     assert moments.var() == [2.0]
@@ -263,6 +271,16 @@ def test_merging_pieces_with_far_apart_means_and_sizes(grouping):
     _, mean, m2 = reference.moments(np.concatenate(pieces))
     assert_within(merged.mean, mean, 16 * eps_of(np.float64) * 1e6)
     assert_within(merged.m2, m2, 16 * eps_of(np.float64) * m2)
+
+
+def test_what_rounding_leaves_of_m2_is_merged_too():
+    """Sums of sums are rounded once: to the nearest number."""
+    m2 = np.random.default_rng(5).random((8, 50))
+    pieces = [nbbn.Moments(2, np.zeros(50), row) for row in m2]
+    while len(pieces) > 1:
+        pairs = zip(pieces[::2], pieces[1::2], strict=True)
+        pieces = [one.merge(other) for one, other in pairs]
+    np.testing.assert_array_equal(pieces[0].m2, [float(sum(map(Fraction, c))) for c in m2.T])
 
 
 def test_sum_merges_a_list():

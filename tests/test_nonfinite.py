@@ -220,3 +220,12 @@ def test_channels_of_nopython_depend_on_their_own_values_alone():
         for found in results[1:]:
             assert_same_bits(found[0], results[0][0])
             assert_same_bits(found[1], results[0][1])
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_an_infinite_mean_makes_infinite_results_as_numpys(dtype):
+    """Nothing of it is left over to add to the shift."""
+    x, mean = cases.values((4, 3), dtype), np.array([np.inf, -np.inf, 1.0])
+    y = nbbn.normalize(x, mean, np.ones(3), eps=0.0)
+    np.testing.assert_array_equal(y[:, :2], x[:, :2] - mean[:2])
+    np.testing.assert_array_equal(nbbn.FrozenBatchNorm(mean, np.ones(3), np.zeros(3))(x), y)

@@ -1,5 +1,6 @@
 """What users call from their own compiled code: exact, safe in prange, and of one result however compiled."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -327,22 +328,23 @@ BITS = """
 
 
 @pytest.mark.parametrize(
-    ("options", "environment"),
+    ("decorator", "environment"),
     [
-        ("parallel=True", {}),
         # No cache: what the caller's option would change must be compiled for this caller.
-        ("fastmath=True", {"NBBN_CACHE_DIR": ""}),
-        ("", {"NUMBA_BOUNDSCHECK": "1"}),
-        ("", {"NUMBA_DISABLE_JIT": "1"}),
+        ("njit(fastmath=True)", {"NBBN_CACHE_DIR": "", "NUMBA_BOUNDSCHECK": "1"}),
+        ("njit", {"NUMBA_DISABLE_JIT": "1"}),
     ],
-    ids=["parallel", "fastmath", "bounds checked", "not compiled"],
+    ids=["fastmath and bounds checked", "not compiled"],
 )
 @pytest.mark.long
-def test_the_same_bits_however_the_caller_is_compiled(options, environment, tmp_path_factory):
-    plain = tmp_path_factory.getbasetemp() / "plain"
-    if not plain.exists():
-        plain.write_text(run(BITS.replace("OPTIONS", "")))
-    assert run(BITS.replace("OPTIONS", options), **environment) == plain.read_text()
+def test_the_same_bits_however_the_caller_is_compiled(decorator, environment):
+    """As from Python; of a parallel caller, see above."""
+    assert run(BITS.replace("njit(OPTIONS)", decorator), **environment) == of_python()
+
+
+@functools.cache
+def of_python():
+    return run(BITS.replace("@njit(OPTIONS)", ""))
 
 
 USER = """

@@ -237,3 +237,26 @@ def test_a_read_only_out_is_refused_on_every_call(size):
                 call(given, out=given)
             assert_same_bits(given, before)
         x.flags.writeable = True
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (4, 8, 6)])
+@pytest.mark.parametrize("which", ["training", "inference", "frozen", "backward"])
+def test_an_out_of_another_layout_or_partly_over_an_input_of_a_shape_that_was_met(shape, which):
+    x, training = cases.values(shape), nbbn.BatchNorm(8)
+    training(x)
+    inference = nbbn.BatchNorm(8).eval()
+    call = {
+        "training": training,
+        "inference": inference,
+        "frozen": inference.freeze(),
+        "backward": training.backward,
+    }[which]
+    expected = call(x)
+    for layout in cases.WRITABLE:
+        out = cases.LAYOUTS[layout](np.full(shape, 777, np.float32))
+        assert_same_bits(call(x, out=out), expected)
+    for first, second in ((slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))):
+        memory = np.empty((shape[0] + 1, *shape[1:]), np.float32)
+        given, out = memory[first], memory[second]
+        given[...] = x
+        assert_same_bits(call(given, out=out), expected)

@@ -551,3 +551,27 @@ def test_repr_tells_whether_it_was_fitted():
     assert "364 samples" in repr(scaler.partial_fit(x))
     huge = nbbn.Standardizer().fit(x[:3, 1:], sample_weight=4115226)
     assert "12345678 samples" in repr(huge)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_feature_that_is_constant_but_for_rounding_is_not_scaled(missing):
+    x = np.ones((100, 2))
+    x[::2] = np.nextafter(1.0, 2.0), 1.0001
+    if missing:
+        x[3] = np.nan
+    scaler = nbbn.Standardizer().fit(x)
+    assert scaler.scale_[0] == 1.0
+    assert 4e-5 < scaler.scale_[1] < 6e-5
+
+
+def test_small_chunks_after_a_fit_of_other_features():
+    narrow, wide = cases.values((40, 3), np.float64), cases.values((60, 5), np.float64, seed=1)
+    scaler = nbbn.Standardizer()
+    for x in (narrow, wide):
+        scaler.fit(x[:20])
+        for k in range(20, len(x), 4):
+            scaler.partial_fit(x[k : k + 4])
+        expected = nbbn.Standardizer().fit(x)
+        np.testing.assert_allclose(scaler.mean_, expected.mean_, rtol=1e-14)
+        np.testing.assert_allclose(scaler.var_, expected.var_, rtol=1e-14)
+        assert scaler.n_samples_seen_ == len(x)

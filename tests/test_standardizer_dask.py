@@ -51,6 +51,18 @@ def test_fit_and_transform(chunks, axis, dtype):
         )
 
 
+def test_results_of_two_scalers_and_both_ways_are_computed_together():
+    """dask computes what has the same name once."""
+    import dask
+
+    a = values(shape=(60, 4))
+    x = da.from_array(a, chunks=(7, 3))
+    one, other = (nbbn.Standardizer().fit(part) for part in (a[:30], a[30:]))
+    ways = one.transform, other.transform, one.inverse_transform
+    for found, way in zip(dask.compute(*(way(x) for way in ways)), ways, strict=True):
+        assert_same_bits(found, way(a))
+
+
 def test_fit_transform_and_chunks_in_turn():
     a = values(shape=(60, 4))
     x = da.from_array(a, chunks=(7, 3))

@@ -77,6 +77,7 @@ print(json.dumps([theirs.counts, theirs.names]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not has_tags, reason="its tests before 1.6 have other fixtures")
 def test_scikit_learns_tests_of_the_standard_scaler(tmp_path):
     """All of the installed version, with Standardizer in its place, but those of callbacks."""

@@ -302,7 +302,7 @@ def test_on_one_cpu_tbb_has_to_be_loaded_by_the_main_thread(layer, before):
             assert process.wait(300) == 0
         else:
             with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(5)
     finally:
         process.kill()
         process.communicate()
