@@ -458,3 +458,17 @@ def test_differences_that_overflow_give_no_number(shape):
     assert not np.isfinite(found.m2).any()
     found = nbbn.batch_moments(x / 2.0**600)  # nor does anything overflow
     np.testing.assert_allclose(found.var(), (1.7e308 / 2.0**600) ** 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mean", [1e3, 1e5])
+@pytest.mark.parametrize("shape", [(50, 6), (3, 6, 40)])
+def test_gradients_far_from_zero(shape, mean):
+    """What rounding leaves of the mean, and of the mean of grad_y, is in the sum."""
+    x, grad_y = cases.values(shape, loc=mean, scale=1.0), cases.values(shape, seed=2, loc=5.0)
+    bn = nbbn.BatchNorm(6)
+    bn.gamma[:] = np.linspace(-2, 2, 6)
+    bn(x)
+    exact = reference.backward(grad_y, x, bn.gamma)
+    found = bn.backward(grad_y)
+    bound = 4 * eps_of(np.float32) * np.abs(exact.x).max()
+    np.testing.assert_allclose(found, exact.x, rtol=0, atol=bound)

@@ -420,3 +420,11 @@ def test_one_value_a_channel_is_refused_also_where_its_shape_was_met():
         bn(x)
     for name, value in bn.state_dict().items():
         assert_same_bits(value, before[name])
+
+
+def test_a_counter_that_is_full_stays_so():
+    bn, x = nbbn.BatchNorm(3), np.ones((4, 3), np.float32)
+    bn.num_batches_tracked = np.iinfo(np.int64).max - 1
+    for _ in range(2):
+        bn(x)
+        assert bn.num_batches_tracked == np.iinfo(np.int64).max
