@@ -29,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set",
         choices=tuple(recording.SETS),
         help="what docs/benchmarks.md shows: fused steps, half types and bytes; Standardizer; masks, "
-        "weights and calibration; "
-        + ", ".join(f"{name}: {p.minutes} minutes" for name, p in recording.SETS.items()),
+        "weights and calibration; " + ", ".join(f"{name}: {p.minutes} minutes" for name, p in recording.SETS.items()),
     )
     options = parser.parse_args(arguments)
     if options.json is not None and not options.json.parent.is_dir():
@@ -38,9 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recorded = options.record or options.set is not None
     selection = _recording(parser, options) if recorded else make_selection(options)
     results: list[Result] = []
-    with Race(
-        selection.implementations, rounds=selection.rounds, seconds=selection.seconds
-    ) as race:
+    with Race(selection.implementations, rounds=selection.rounds, seconds=selection.seconds) as race:
         for number, case in enumerate(selection.cases, 1):
             if sys.stderr.isatty():
                 print(f"[{number}/{len(selection.cases)}] {case.label}", file=sys.stderr)
@@ -57,9 +54,7 @@ def _recording(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     if options.record and options.set is not None:
         parser.error(f"argument --record: not together with --set {options.set}")
     option = "--record" if options.record else "--set"
-    allowed = {
-        f"{DEST_PREFIX}{name}" for name in ("threads", "implementations", "rounds", "seconds")
-    }
+    allowed = {f"{DEST_PREFIX}{name}" for name in ("threads", "implementations", "rounds", "seconds")}
     given = vars(options)
     for name, value in given.items():
         if name.startswith(DEST_PREFIX) and name not in allowed and value:

@@ -44,9 +44,7 @@ _CALLS = {
     "backward after it": ("bn(x)", "bn.backward(x)"),
     "batch_moments": ("", "nbbn.batch_moments(x)"),
 }
-_CASES = [
-    (name, shape, "float32", *call) for shape in (_COLUMNS, _RUNS) for name, call in _CALLS.items()
-]
+_CASES = [(name, shape, "float32", *call) for shape in (_COLUMNS, _RUNS) for name, call in _CALLS.items()]
 _CASES.append(("fit_transform", (1000, 4), "float64", "", "nbbn.Standardizer().fit_transform(x)"))
 
 

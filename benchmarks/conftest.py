@@ -70,9 +70,7 @@ def selection(pytestconfig: pytest.Config) -> Selection:
 @pytest.fixture(scope="session")
 def race(pytestconfig: pytest.Config, selection: Selection) -> Iterator[Race]:
     """Yield the engine, and end its processes after the last test."""
-    with Race(
-        selection.implementations, rounds=selection.rounds, seconds=selection.seconds
-    ) as race:
+    with Race(selection.implementations, rounds=selection.rounds, seconds=selection.seconds) as race:
         pytestconfig.stash[_VERSIONS] = race.versions
         yield race
 
@@ -96,9 +94,7 @@ def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the ratios after pytest-benchmark's own tables."""
     results = config.stash.get(_RESULTS, {})
     if results:

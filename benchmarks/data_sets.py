@@ -126,8 +126,7 @@ def files() -> Iterator[tuple[str, Steps, list[Pair]]]:
 
     rng = np.random.default_rng(0)
     columns: dict[str, Any] = {
-        f"f{i}": rng.normal(100, 20, SAMPLES).astype(np.float32).astype(np.float64).round(4)
-        for i in range(10)
+        f"f{i}": rng.normal(100, 20, SAMPLES).astype(np.float32).astype(np.float64).round(4) for i in range(10)
     }
     columns |= {f"n{i}": rng.integers(0, 1000, SAMPLES) for i in range(2)}
     columns["name"] = pa.array(rng.integers(0, 50, SAMPLES)).cast(pa.string())

@@ -161,9 +161,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for step, peer in _PAIRS:
             minima = min(seconds[step]) / min(seconds[peer])
             medians = statistics.median(seconds[step]) / statistics.median(seconds[peer])
-            lines.append(
-                f"  {step + ' / ' + peer:<24} {minima:5.2f} of minima {medians:5.2f} of medians"
-            )
+            lines.append(f"  {step + ' / ' + peer:<24} {minima:5.2f} of minima {medians:5.2f} of medians")
     return "\n".join(lines)
 
 
@@ -172,9 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to FILE")
     parser.add_argument("--rounds", type=int, default=7, help="of each case (default 7)")
-    parser.add_argument(
-        "--megabytes", type=int, default=1024, help="of what is written (default 1024)"
-    )
+    parser.add_argument("--megabytes", type=int, default=1024, help="of what is written (default 1024)")
     parser.add_argument("--folder", type=Path, help="where to write files (default: temporary)")
     arguments = parser.parse_args()
     if min(arguments.rounds, arguments.megabytes) < 1:

@@ -63,9 +63,7 @@ def block(name: str, record: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite the tables from the recorded run, or from a new one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pages", description=__doc__, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pages", description=__doc__, allow_abbrev=False)
     parser.add_argument("name", choices=tuple(NOTES), help="the set")
     parser.add_argument("file", nargs="?", type=Path, help="what benchmarks.compare --json wrote")
     options = parser.parse_args(arguments)

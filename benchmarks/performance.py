@@ -138,9 +138,7 @@ def _overview(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
         groups.setdefault((result.case.operation, result.case.threads), []).append(result)
     found = [peer for peer in peers if any(r.ratio(peer) is not None for r in results)]
     lines = header("", "threads", *(NAMES.get(peer, peer) for peer in found))
-    for operation, threads in sorted(
-        groups, key=lambda key: (ALL_OPERATIONS.index(key[0]), key[1])
-    ):
+    for operation, threads in sorted(groups, key=lambda key: (ALL_OPERATIONS.index(key[0]), key[1])):
         group = groups[operation, threads]
         cells = []
         for peer in found:
@@ -171,9 +169,7 @@ def _leads(run: Run) -> list[str]:
         ahead = [(r, ratio) for r, ratio in ratios if ratio < 1]
         confirmed = [(r, ratio) for r, ratio in ahead if (r.ratio(peer, "minimum") or 0) < 1]
         leads += [(ratio, peer, r.case) for r, ratio in confirmed]
-        lines.append(
-            row(NAMES.get(peer, peer), str(len(ratios)), str(len(ahead)), str(len(confirmed)))
-        )
+        lines.append(row(NAMES.get(peer, peer), str(len(ratios)), str(len(ahead)), str(len(confirmed))))
     if not leads:
         return lines
     farthest: dict[str, tuple[float, str]] = {}  # of each case the fastest library
@@ -197,9 +193,7 @@ def _first_calls(startup: dict[str, Any]) -> list[str]:
     lines = header("", "compiled before", "nothing compiled yet")
     for operation, name in dict.fromkeys((o, n) for o, n, cache in seconds if cache == "warm"):
         cells = (seconds.get((operation, name, cache)) for cache in ("warm", "cold"))
-        lines.append(
-            row(f"{operation}, {name}", *("-" if s is None else f"{s:.2f} s" for s in cells))
-        )
+        lines.append(row(f"{operation}, {name}", *("-" if s is None else f"{s:.2f} s" for s in cells)))
     imports = [seconds["import", name, ""] for name in ("numba", BASELINE)]
     return [
         *lines,
@@ -324,9 +318,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     chosen = [
         result
         for result in results
-        if result.case.threads == threads
-        and result.case.shape in PICTURE_SHAPES
-        and not result.case.storage
+        if result.case.threads == threads and result.case.shape in PICTURE_SHAPES and not result.case.storage
     ]
     path.parent.mkdir(exist_ok=True)
     # The same file for the same numbers; text as text takes a sixth of the bytes of its outlines.
@@ -341,9 +333,7 @@ def read_startup() -> dict[str, Any] | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite pages, pictures and the README's table from the recorded run, or from a new one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.performance", description=__doc__, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.performance", description=__doc__, allow_abbrev=False)
     parser.add_argument("file", nargs="?", type=Path, help="what benchmarks.compare --json wrote")
     parser.add_argument("--folder", type=Path, default=DOCS, help="where to write the pages")
     options = parser.parse_args(arguments)

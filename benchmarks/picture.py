@@ -49,9 +49,7 @@ def draw(record: dict[str, Any], theme: str, path: Path) -> None:
     left.margins(x=0.18)
     right.legend(loc="lower right", frameon=False, labelcolor=colour, fontsize=9)
     figure.supxlabel("times faster than (one thread, float32)", color=colour, fontsize=9)
-    with mpl.rc_context(
-        {"svg.hashsalt": "nbbn", "svg.fonttype": "none", "font.family": "sans-serif"}
-    ):
+    with mpl.rc_context({"svg.hashsalt": "nbbn", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(path, transparent=True, metadata={"Date": None})
 
 

@@ -61,8 +61,7 @@ def peer_tables(results: Iterable[Result], *, limit: bool = True, level: str = "
             ordered = [races[count] for count in sorted(races)]
             times = " / ".join(_time(result) for result in ordered)
             cells = [
-                " / ".join(format_ratio(r.ratio_to(BASELINE, name)) for r in ordered)
-                for name in references.values()
+                " / ".join(format_ratio(r.ratio_to(BASELINE, name)) for r in ordered) for name in references.values()
             ]
             cells += [_ratios([r.ratio(peer) for r in ordered]) for peer in found]
             lines.append(row(format_shape(shape), times, *cells))
@@ -87,8 +86,7 @@ def _ratios(ratios: Sequence[float | None]) -> str:
         return "-"
     shown = [format_ratio(ratio) for ratio in ratios]
     return " / ".join(
-        f"**{text}**" if ratio is not None and ratio < 1 else text
-        for ratio, text in zip(ratios, shown, strict=True)
+        f"**{text}**" if ratio is not None and ratio < 1 else text for ratio, text in zip(ratios, shown, strict=True)
     )
 
 
@@ -107,10 +105,7 @@ def not_fastest(run: Run) -> list[str]:
         *header("case", "faster libraries"),
     ]
     for flags, result in found:
-        cells = (
-            f"{peer} {ratio:.2f} ({format_ratio(result.ratio(peer, 'minimum'))})"
-            for peer, ratio in flags
-        )
+        cells = (f"{peer} {ratio:.2f} ({format_ratio(result.ratio(peer, 'minimum'))})" for peer, ratio in flags)
         lines.append(row(result.case.label, ", ".join(cells)))
     return lines
 

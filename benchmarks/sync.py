@@ -58,9 +58,7 @@ def main():
     comm = MPI.COMM_WORLD
     nbbn.set_num_threads(1)
     if comm.rank == 0:
-        print(
-            f"| C | BatchNorm | SyncBatchNorm, {comm.size} workers | Allgather | merging {MANY} |"
-        )
+        print(f"| C | BatchNorm | SyncBatchNorm, {comm.size} workers | Allgather | merging {MANY} |")
         print("| ---: | ---: | ---: | ---: | ---: |")
     for channels in CHANNELS:
         found = measure(comm, channels)

@@ -30,9 +30,7 @@ IMAGES = {(BATCH, *image) for image in RESNET50_IMAGES}
 TABLES = set(FEATURES)
 
 
-def ratios(
-    results: Sequence[dict[str, Any]], operation: str, threads: int, peer: str, images: bool
-) -> list[float]:
+def ratios(results: Sequence[dict[str, Any]], operation: str, threads: int, peer: str, images: bool) -> list[float]:
     """Return peer / nbbn for every shape of images, or every (N, C)."""
     shapes = IMAGES if images else TABLES
     chosen = {
@@ -115,9 +113,7 @@ def lead(record: dict[str, Any]) -> str:
         found = ratios(results, operation, 1, peer, True)
         return f"{math.exp(sum(map(math.log, found)) / len(found)):.1f}" if found else "-"
 
-    training, inference = (
-        [mean(o, peer) for peer in ("torch", "numpy")] for o in OPERATIONS[1::-1]
-    )
+    training, inference = ([mean(o, peer) for peer in ("torch", "numpy")] for o in OPERATIONS[1::-1])
     return (
         f"on images and one thread, training is {training[0]} times as fast as in PyTorch and {training[1]} times as "
         f"fast as in NumPy. Inference is {inference[0]} and {inference[1]} times as fast."

@@ -122,11 +122,7 @@ def steps_over_torch(run: Run) -> Values:
 
 def batches_over_libraries(run: Run) -> Values:
     """Return the time of the quickest library over nbbn's, in moments and training of (N, C)."""
-    wanted = [
-        r
-        for r in run.results
-        if r.case.shape in BATCHES and r.case.operation in ("moments", "training")
-    ]
+    wanted = [r for r in run.results if r.case.shape in BATCHES and r.case.operation in ("moments", "training")]
     return _least(wanted, run.peers, "median")
 
 
@@ -234,9 +230,7 @@ def target_table(run: Run) -> list[str]:
     lines = header("", "to reach", *columns, "holds")
     for target in targets():
         values = target.values(run)
-        cells = [
-            _worst_and_median(target, [v for v in values if v[0].threads == n]) for n in counts
-        ]
+        cells = [_worst_and_median(target, [v for v in values if v[0].threads == n]) for n in counts]
         lines.append(row(target.name, target.reach, *cells, _holds(target, values)))
     return lines
 

@@ -55,9 +55,7 @@ def outcome(case: Case, implementation: str, run_once: Callable[[Case], Result])
 
 
 @pytest.mark.benchmark(timer=REPLAY)
-def test_batch_norm(
-    outcome: Outcome, benchmark: BenchmarkFixture, race: Race, case: Case, implementation: str
-) -> None:
+def test_batch_norm(outcome: Outcome, benchmark: BenchmarkFixture, race: Race, case: Case, implementation: str) -> None:
     """Report one implementation's part of a race."""
     benchmark.group = case.label
     benchmark.extra_info.update(

@@ -48,9 +48,7 @@ CASES = list_cases(
     layouts=LAYOUTS,
     variants=VARIANTS,
 )
-SEQUENCES = list_cases(
-    operations=STATISTICS, shapes=[(8, 6, 9)], threads=[1], dtypes=DTYPES, layouts=LAYOUTS
-)
+SEQUENCES = list_cases(operations=STATISTICS, shapes=[(8, 6, 9)], threads=[1], dtypes=DTYPES, layouts=LAYOUTS)
 OURS = UNADORNED, FROZEN  # nbbn itself, otherwise
 YARDSTICKS = [n for n, known in IMPLEMENTATIONS.items() if known.is_yardstick and n not in OURS]
 CASE = Case("inference", (4, 3, 2), 1)
@@ -133,8 +131,7 @@ def test_the_summary_flags_where_nbbn_is_not_ahead() -> None:
     assert "1 of 3 medians are over 1.5 times the minimum" in text
     assert "other failed" in text
     entries = {
-        entry["implementation"]: entry
-        for entry in as_json([result], Race(outcomes, rounds=3, seconds=1.0))["results"]
+        entry["implementation"]: entry for entry in as_json([result], Race(outcomes, rounds=3, seconds=1.0))["results"]
     }
     assert entries["nbbn"]["median"] == entries["nbbn"]["minimum"] == 2.0
     assert entries["numpy"]["minimum"] == 1.0
@@ -170,9 +167,7 @@ def test_one_value_a_channel_is_not_trained_with() -> None:
 
 
 def test_only_inference_is_repeated_in_place_and_moments_have_no_variants() -> None:
-    cases = list_cases(
-        operations=OPERATIONS, shapes=[(8, 3)], threads=[1], variants=VARIANTS, params=DTYPES
-    )
+    cases = list_cases(operations=OPERATIONS, shapes=[(8, 3)], threads=[1], variants=VARIANTS, params=DTYPES)
     in_place = [case.operation for case in cases if case.variant == "inplace"]
     assert in_place == ["inference", "inference"]
     assert [case.operation for case in cases].count("moments") == 1
@@ -206,16 +201,12 @@ def test_a_step_that_is_left_out_is_a_wrong_result() -> None:
             check_outputs(problem, numpy_outputs(plain))
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in IMPLEMENTATIONS if not IMPLEMENTATIONS[n].is_yardstick]
-)
+@pytest.mark.parametrize("name", [n for n in IMPLEMENTATIONS if not IMPLEMENTATIONS[n].is_yardstick])
 def test_fused_steps_and_small_types_are_right_everywhere(name: str) -> None:
     cases = [
         case
         for case in CASES
-        if (case.steps or case.dtype not in DTYPES)
-        and case.dtype != "float64"
-        and case.variant == "out"
+        if (case.steps or case.dtype not in DTYPES) and case.dtype != "float64" and case.variant == "out"
     ]
     with Race([name], rounds=1, seconds=0.0) as race:
         outcomes = [race.run(case).outcomes[name] for case in cases]
@@ -280,9 +271,7 @@ def test_data_sets_are_tables_with_new_results() -> None:
         variants=VARIANTS,
         params=DTYPES,
     )
-    assert [(case.operation, case.dtype) for case in cases] == list(
-        itertools.product(STANDARDIZER, DTYPES)
-    )
+    assert [(case.operation, case.dtype) for case in cases] == list(itertools.product(STANDARDIZER, DTYPES))
     assert {(case.shape, case.variant) for case in cases} == {((8, 3), "fresh")}
 
 
@@ -467,9 +456,7 @@ def test_a_condensed_record_has_the_same_ratios() -> None:
         _result(mixed, {"nbbn": 2.0, "copy-affine": 1.5}, torch=Outcome("skipped", "no")),
     ]
     results[0].outcomes["nbbn"] = Outcome(durations=[1.0, 2.0, 9.0], note="serial")
-    kept = from_json(
-        json.loads(json.dumps(condensed(as_json(results, Race((), rounds=1, seconds=0)))))
-    )
+    kept = from_json(json.loads(json.dumps(condensed(as_json(results, Race((), rounds=1, seconds=0))))))
     assert [r.case for r in kept] == [TRAINING, mixed]
     assert kept[0].ratio("torch") == 1.5
     assert kept[0].ratio("torch", "minimum") == 3.0
@@ -484,9 +471,7 @@ def test_named_operations_are_measured_on_all_shapes() -> None:
     add_options(parser.add_argument)
     options = ["--quick", "--operations", f"{USUAL_FUSED},moments", "--dtypes", "bfloat16,float32"]
     cases = make_selection(parser.parse_args(options)).cases
-    fused, moments = (
-        [case for case in cases if case.operation == name] for name in (USUAL_FUSED, "moments")
-    )
+    fused, moments = ([case for case in cases if case.operation == name] for name in (USUAL_FUSED, "moments"))
     assert {case.shape for case in fused} == {case.shape for case in moments}
     assert {case.dtype for case in fused} == {"bfloat16", "float32"}
     assert {case.dtype for case in moments} == {"float32"}
@@ -504,9 +489,7 @@ def test_named_operations_are_measured_on_all_shapes() -> None:
         (["--seconds", "-1"], "not a number of seconds"),
     ],
 )
-def test_bad_options_are_told(
-    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_options_are_told(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     add_options(parser.add_argument)
     with pytest.raises(SystemExit):

@@ -47,6 +47,4 @@ def __dir__() -> list[str]:
 if not TYPE_CHECKING:  # for type checkers, what is not here is an error
 
     def __getattr__(name: str) -> object:
-        raise AttributeError(
-            f"nbbn: {_words_of_others.unknown(name, _words_of_others.NAMES, __all__)}"
-        )
+        raise AttributeError(f"nbbn: {_words_of_others.unknown(name, _words_of_others.NAMES, __all__)}")

@@ -161,9 +161,7 @@ def _of_objects(name: str, value: Any, found: Array) -> Array:
         return found.astype(np.float64)
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(
-            f"{name}: expected numbers, got an object that is none ({error}); leave out such columns"
-        ) from None
+        raise kind(f"{name}: expected numbers, got an object that is none ({error}); leave out such columns") from None
 
 
 def _name(dtype: np.dtype[Any]) -> str:
@@ -187,9 +185,7 @@ def _as_ndarray(name: str, value: Any, accepted: str) -> Array:
         return np.asarray(value)
     except Exception as error:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise TypeError(
-            f"{name}: expected an array of {accepted} in the CPU's memory, got {kind} ({error})"
-        ) from error
+        raise TypeError(f"{name}: expected an array of {accepted} in the CPU's memory, got {kind} ({error})") from error
 
 
 def axis(value: Any, ndim: int) -> int:
@@ -208,9 +204,7 @@ def channels(x: Array, index: int, expected: int) -> None:
         found = [axis for axis, size in enumerate(x.shape) if size == expected]
         last = found and found[-1] == x.ndim - 1
         advice = f" (axis={-1 if last else found[-1]} has {expected})" if found else ""
-        raise ValueError(
-            f"x: expected {expected} channels along axis {index}, got shape {x.shape}{advice}"
-        )
+        raise ValueError(f"x: expected {expected} channels along axis {index}, got shape {x.shape}{advice}")
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -263,9 +257,7 @@ def per_channel(name: str, value: Any, count: int, scalar: bool = False) -> Arra
     if scalar and found.ndim == 0:
         return np.full(count, found)
     if found.shape != (count,):
-        raise ValueError(
-            f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}"
-        )
+        raise ValueError(f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}")
     if not (found.flags.c_contiguous and found.flags.aligned):
         found = found.copy()
     return found
@@ -295,17 +287,11 @@ def running(name: str, value: Any, count: int) -> Array | None:
         return None
     found = array(name, value)
     if not isinstance(value, np.ndarray) and not _shares(found, value):
-        raise TypeError(
-            f"{name}: expected a writable array to update in place, got {type(value).__name__}"
-        )
+        raise TypeError(f"{name}: expected a writable array to update in place, got {type(value).__name__}")
     if found.shape != (count,):
-        raise ValueError(
-            f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}"
-        )
+        raise ValueError(f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}")
     if not found.flags.writeable:
-        raise ValueError(
-            f"{name}: expected a writable array to update in place, got a read-only one"
-        )
+        raise ValueError(f"{name}: expected a writable array to update in place, got a read-only one")
     return found
 
 
@@ -322,9 +308,7 @@ def out(name: str, value: Any, like: Array, dtype: np.dtype[Any] | None = None) 
     if not found.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
     if found.size > 1 and not found.flags.forc and overlaps_itself(found):
-        raise ValueError(
-            f"{name}: expected memory of its own for each value, got strides {found.strides}"
-        )
+        raise ValueError(f"{name}: expected memory of its own for each value, got strides {found.strides}")
     return found
 
 
@@ -440,9 +424,7 @@ def result_dtype(value: Any, of_x: np.dtype[Any]) -> np.dtype[Any]:
         if value is None:
             raise ValueError("dtype: expected float32 for an x of uint8, got None")
         if dtype("dtype", value) != _FLOAT32:
-            raise ValueError(
-                f"dtype: expected float32 for an x of uint8, got {_name(np.dtype(value))}"
-            )
+            raise ValueError(f"dtype: expected float32 for an x of uint8, got {_name(np.dtype(value))}")
         return _FLOAT32
     if value is None:
         return of_x
@@ -485,9 +467,7 @@ def overlaps_itself(array: NDArray[Any]) -> bool:
     return False
 
 
-def enough_values(
-    count: float, correction: float, running_correction: float, name: str = "x"
-) -> None:
+def enough_values(count: float, correction: float, running_correction: float, name: str = "x") -> None:
     """Check that the variances of ``count`` values a channel are defined."""
     most = max(correction, running_correction)
     if count <= most or (count == 1 and most > 0):

@@ -400,9 +400,7 @@ def batch_norm_backward(
     dtype = np.result_type(values.dtype, np.float32) if gammas is None else gammas.dtype
     table = _batch_table(channels, gammas)
     table[rows.MEAN], table[rows.INV_STD], table[rows.MEAN_LOW] = means, inverse, 0.0
-    grads = steps.differentiate(
-        gradient, values, index, table, taken, through_statistics, target, weights
-    )
+    grads = steps.differentiate(gradient, values, index, table, taken, through_statistics, target, weights)
     grad_gamma, grad_beta = steps.parameter_gradients(table, grads.sums, dtype)
     return (grads.x if out is None else _same(out)), grad_gamma, grad_beta
 
@@ -420,9 +418,7 @@ def _infer(
     return steps.infer(x, index, form, out, after, dtype)
 
 
-def _batch_table(
-    channels: int, gamma: Array | None, beta: Array | None = None, slope: Any = 0.0
-) -> Array:
+def _batch_table(channels: int, gamma: Array | None, beta: Array | None = None, slope: Any = 0.0) -> Array:
     """Return a table for statistics, with gamma, beta and the activation's slope in it."""
     table = steps.new_table(channels, slope=slope)
     if gamma is not None:
@@ -432,9 +428,7 @@ def _batch_table(
     return table
 
 
-def _update_running(
-    mean: Array | None, var: Array | None, table: Array, divisor: float, momentum: float
-) -> None:
+def _update_running(mean: Array | None, var: Array | None, table: Array, divisor: float, momentum: float) -> None:
     """Apply ``running = (1 - momentum) * running + momentum * batch`` in place, in float64."""
     with np.errstate(all="ignore"):
         if mean is not None:
@@ -449,12 +443,7 @@ def _optional(name: str, value: Any, channels: int, scalar: bool = False) -> Arr
 
 
 def _after(
-    activation: Any,
-    negative_slope: Any,
-    residual: Any,
-    x: Array,
-    index: int,
-    dtype: np.dtype[Any] | None = None,
+    activation: Any, negative_slope: Any, residual: Any, x: Array, index: int, dtype: np.dtype[Any] | None = None
 ) -> Epilogue:
     name = steps.activation(activation)
     slope = steps.slope(name, negative_slope, x.shape[index])

@@ -95,9 +95,7 @@ class Moments:
             raise ValueError(f"m2: expected shape {means.shape}, that of mean, got {squares.shape}")
         self._set(number, means, np.zeros_like(means), squares, np.zeros_like(means))
 
-    def _set(
-        self, count: float, mean: Vector, mean_low: Vector, m2: Vector, m2_low: Vector
-    ) -> None:
+    def _set(self, count: float, mean: Vector, mean_low: Vector, m2: Vector, m2_low: Vector) -> None:
         for vector in (mean, mean_low, m2, m2_low):
             vector.flags.writeable = False
         put = object.__setattr__
@@ -108,9 +106,7 @@ class Moments:
         put(self, "_m2_low", m2_low)
 
     @classmethod
-    def _restore(
-        cls, count: float, mean: Vector, mean_low: Vector, m2: Vector, m2_low: Vector
-    ) -> Moments:
+    def _restore(cls, count: float, mean: Vector, mean_low: Vector, m2: Vector, m2_low: Vector) -> Moments:
         value = object.__new__(cls)
         value._set(count, mean, mean_low, m2, m2_low)
         return value
@@ -309,9 +305,7 @@ class Moments:
         """
         taken = _checks.real("correction", correction, 0.0)
         if taken >= self.count:
-            raise ValueError(
-                f"correction: expected less than the count, {self.count:g}, got {taken:g}"
-            )
+            raise ValueError(f"correction: expected less than the count, {self.count:g}, got {taken:g}")
         with np.errstate(all="ignore"):
             found: Vector = self.m2 / (self.count - taken)
         return found
@@ -403,27 +397,18 @@ def merged(one: Parts, other: Parts) -> Parts:
             # A pair cannot hold an infinity: its low part is NaN.
             far = b[1] - a[1]
             plain = np.where(np.isfinite(mean), a[3] + b[3] + far * (far * weight), np.nan)
-            m2, m2_low = (
-                np.where(np.isfinite(m2), m2, plain),
-                np.where(np.isfinite(m2), m2_low, 0.0),
-            )
+            m2, m2_low = (np.where(np.isfinite(m2), m2, plain), np.where(np.isfinite(m2), m2_low, 0.0))
     return count, mean, mean_low, m2, m2_low
 
 
 def of_table(count: float, table: Vector) -> Moments:
     """Return the moments in a table of statistics: its rows, so nobody may write to it afterwards."""
     m2 = table[rows.M2]
-    return Moments._restore(
-        float(count), table[rows.MEAN], table[rows.MEAN_LOW], m2, np.zeros(m2.size)
-    )
+    return Moments._restore(float(count), table[rows.MEAN], table[rows.MEAN_LOW], m2, np.zeros(m2.size))
 
 
 def batch_moments(
-    x: ArrayLike,
-    *,
-    axis: int = 1,
-    mask: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
+    x: ArrayLike, *, axis: int = 1, mask: ArrayLike | None = None, weights: ArrayLike | None = None
 ) -> Moments:
     r"""Return count, mean and m2 of each channel of ``x``, in one pass over its memory.
 

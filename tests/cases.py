@@ -219,10 +219,7 @@ def case_id(case):
     if isinstance(case, type):
         return case.__name__
     if isinstance(case, dict):
-        return (
-            ",".join(f"{k}={case_id(v) if isinstance(v, type) else v}" for k, v in case.items())
-            or "defaults"
-        )
+        return ",".join(f"{k}={case_id(v) if isinstance(v, type) else v}" for k, v in case.items()) or "defaults"
     if isinstance(case, tuple) and len(case) == 2 and isinstance(case[0], tuple):
         return f"{'x'.join(map(str, case[0]))}@{case[1]}"
     return str(case)

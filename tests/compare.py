@@ -47,9 +47,7 @@ def forward_bound(x, expected, gamma=None, beta=None, axis=1):
     if np.asarray(x).dtype == np.float32:
         return 8 * eps * size
     largest = np.array([np.abs(row).max(initial=0.0) for row in reference.channels(x, axis)])
-    return 16 * eps * size + 8 * eps * scale * reference.along(
-        expected.inv_std * largest, ndim, axis
-    )
+    return 16 * eps * size + 8 * eps * scale * reference.along(expected.inv_std * largest, ndim, axis)
 
 
 def assert_forward(actual, x, expected, gamma=None, beta=None, axis=1):
@@ -88,9 +86,7 @@ def assert_gradients(actual, expected, grad_y, forward, gamma=None, axis=1):
 
 def assert_running(actual, old, batch, momentum, *, batch_error):
     """actual = (1 - momentum) * old + momentum * batch, each batch value known to batch_error."""
-    size = abs(1 - momentum) * np.abs(np.asarray(old, dtype=np.float64)) + abs(momentum) * np.abs(
-        batch
-    )
+    size = abs(1 - momentum) * np.abs(np.asarray(old, dtype=np.float64)) + abs(momentum) * np.abs(batch)
     bound = 4 * eps_of(actual.dtype) * size + abs(momentum) * batch_error
     assert_within(actual, reference.running(old, batch, momentum), bound)
 
@@ -117,9 +113,7 @@ def assert_same_bits(a, b):
     a, b = np.asarray(a), np.asarray(b)
     assert (a.dtype, a.shape) == (b.dtype, b.shape)
     different = np.count_nonzero(~((a == b) | (np.isnan(a) & np.isnan(b))))
-    assert same_bits(a, b), (
-        f"{different} of {a.size} values differ (0: only signs of zero or NaN payloads do)"
-    )
+    assert same_bits(a, b), f"{different} of {a.size} values differ (0: only signs of zero or NaN payloads do)"
 
 
 STATE = ("gamma", "beta", "running_mean", "running_var", "batch_mean", "batch_var", "batch_inv_std")
@@ -128,9 +122,7 @@ STATE = ("gamma", "beta", "running_mean", "running_var", "batch_mean", "batch_va
 def snapshot(bn):
     """Everything of a layer that a failing call must leave alone, as comparable values."""
     arrays = {name: getattr(bn, name, None) for name in (*STATE, "grad_gamma", "grad_beta")}
-    frozen = {
-        name: None if a is None else (a.dtype, a.shape, a.tobytes()) for name, a in arrays.items()
-    }
+    frozen = {name: None if a is None else (a.dtype, a.shape, a.tobytes()) for name, a in arrays.items()}
     return {**frozen, "num_batches_tracked": bn.num_batches_tracked, "training": bn.training}
 
 

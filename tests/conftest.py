@@ -16,9 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Every test of examples says how many it takes at most; --hypothesis-profile=many lets it.
 for profile, most in (("few", 10), ("many", sys.maxsize)):
-    settings.register_profile(
-        profile, max_examples=most, deadline=None, derandomize=True, database=None
-    )
+    settings.register_profile(profile, max_examples=most, deadline=None, derandomize=True, database=None)
 settings.load_profile("few")
 
 # What most files of tests need, each in a process of its own; no two compile the same.
@@ -102,9 +100,7 @@ def mark_long(config, items):
         marked.update(slow)
         if slow:
             item.add_marker(pytest.mark.long)
-    if is_run_of_all(
-        config
-    ):  # a rule outlives the name of its test; a file whose peer is absent is not there
+    if is_run_of_all(config):  # a rule outlives the name of its test; a file whose peer is absent is not there
         there = [rule for rule in (*LONG_BUT_FOR, *LONG_WITH) if rule[0].split("::")[0] in files]
         idle = [rule for rule in there if rule not in marked]
         assert not idle, f"these rules mark no test: {idle}"

@@ -13,9 +13,7 @@ TESTS = {
         ),
         "options, their names, order and defaults": ("contract::the_signatures",),
         "axis: any": ("layer::every_axis_and_number_of_dimensions",),
-        "scale, center: whether gamma and beta exist": (
-            "layer::scale_and_center_say_which_parameters_exist",
-        ),
+        "scale, center: whether gamma and beta exist": ("layer::scale_and_center_say_which_parameters_exist",),
         "track_running_stats=False: batch statistics in both modes": (
             "layer::without_running_statistics_both_modes_use_the_batch",
         ),
@@ -49,9 +47,7 @@ TESTS = {
             "nonfinite::skip_normalizes_and_leaves_the_running_statistics",
             "nonfinite::inference_with_running_statistics_only_propagates",
         ),
-        "dtype of gamma, beta, running_*": (
-            "layer::dtype_is_that_of_parameters_and_running_statistics",
-        ),
+        "dtype of gamma, beta, running_*": ("layer::dtype_is_that_of_parameters_and_running_statistics",),
         "backward: of the last forward, either mode; sets grad_gamma, grad_beta, grad_residual": (
             "layer::backward_follows_the_equations_under_every_option",
             "gradients::gradients_of_the_layer",
@@ -60,9 +56,7 @@ TESTS = {
         ),
         "backward does not accumulate": ("backward::backward_does_not_accumulate",),
         "train, eval return bn": ("layer::train_and_eval_return_the_layer",),
-        "arrays are updated in place, never rebound": (
-            "layer::arrays_are_updated_in_place_and_never_rebound",
-        ),
+        "arrays are updated in place, never rebound": ("layer::arrays_are_updated_in_place_and_never_rebound",),
         "num_batches_tracked is an int": ("layer::batches_are_counted_in_training_only",),
         "batch_mean, batch_var, batch_inv_std: float64 of the last training forward": (
             "layer::batch_statistics_of_the_last_training_forward",
@@ -97,9 +91,7 @@ TESTS = {
             "lazy::what_needs_channels_says_so",
         ),
         "... two threads build once": ("lazy::two_threads_build_once",),
-        "... pickles and files work before and after": (
-            "lazy::files_pickles_and_copies_before_and_after",
-        ),
+        "... pickles and files work before and after": ("lazy::files_pickles_and_copies_before_and_after",),
         "virtual_batch_size: the same bits as calls one after the other, backward likewise": (
             "ghost_batches::the_bits_are_those_of_calls_one_after_the_other",
             "ghost_batches::gradients_against_finite_differences",
@@ -162,9 +154,7 @@ TESTS = {
             "backward::backward_before_a_forward_is_refused",
             "backward::backward_after_the_input_was_overwritten_is_refused",
         ),
-        "a forward that raises changes nothing": (
-            "errors_layer::a_forward_refuses_and_changes_nothing",
-        ),
+        "a forward that raises changes nothing": ("errors_layer::a_forward_refuses_and_changes_nothing",),
     },
     "3. Functions": {
         "signatures": ("contract::the_signatures",),
@@ -172,9 +162,7 @@ TESTS = {
             "functional::training_matches_the_equation_on_every_shape_and_axis",
             "errors::a_vector_as_input_takes_no_axis_but_zero",
         ),
-        "any strides, read-only and broadcast": (
-            "functional::inference_matches_the_equation_in_every_layout",
-        ),
+        "any strides, read-only and broadcast": ("functional::inference_matches_the_equation_in_every_layout",),
         "whatever asarray or DLPack takes without a copy": (
             "functional::whatever_shares_its_memory_with_numpy_is_accepted",
             "peer_torch::a_tensor_is_read_without_conversion_by_the_caller",
@@ -186,9 +174,7 @@ TESTS = {
         ),
         "normalize; uint8 with dtype=float32": ("halves::bytes_are_normalized_as_float32",),
         "explain": ("explain::it_says_what_happens",),
-        "batch_norm_backward": (
-            "functional::backward_matches_the_equation_on_every_shape_and_axis",
-        ),
+        "batch_norm_backward": ("functional::backward_matches_the_equation_on_every_shape_and_axis",),
         "Moments: immutable, merge, +, empty, from_batches, update, var, std, sum": (
             "moments::attributes_can_not_be_set",
             "moments::merge_follows_chan",
@@ -241,9 +227,7 @@ TESTS = {
             "interop_onnx_activations::what_else_follows_is_left",
             "interop_onnx_activations::a_branch_that_reads_the_output_counts",
         ),
-        "load_safetensors, save_safetensors": (
-            "interop_safetensors::a_layer_comes_back_with_its_configuration",
-        ),
+        "load_safetensors, save_safetensors": ("interop_safetensors::a_layer_comes_back_with_its_configuration",),
         "a whole network gives {name: layer}": (
             "interop_torch::a_whole_network",
             "interop_torch::the_state_dict_of_a_whole_network",
@@ -261,9 +245,7 @@ TESTS = {
             "interop_torch::the_state_dict_of_a_whole_network",
             "interop_safetensors::a_file_of_a_whole_network",
         ),
-        "tensors may go in, arrays come out": (
-            "peer_torch::a_tensor_is_read_without_conversion_by_the_caller",
-        ),
+        "tensors may go in, arrays come out": ("peer_torch::a_tensor_is_read_without_conversion_by_the_caller",),
         "counters of any shape and type; spatial=0; half precision widens": (
             "interop_torch::a_counter_of_any_type_and_shape",
             "interop_onnx::spatial_0_with_a_value_a_channel_is_per_channel",
@@ -273,9 +255,7 @@ TESTS = {
             "interop_safetensors::files_with_the_names_of_pytorch",
             "interop_safetensors::files_with_our_names_and_no_configuration",
         ),
-        "no framework is imported": (
-            "interop_torch::importing_and_loading_arrays_imports_no_framework",
-        ),
+        "no framework is imported": ("interop_torch::importing_and_loading_arrays_imports_no_framework",),
     },
     "6. Data sets": {
         "the place of StandardScaler, by that project's tests; check_estimator": (
@@ -357,9 +337,7 @@ TESTS = {
             "errors::an_input_of_another_dtype_is_refused",
             "errors::a_masked_input_is_refused",
         ),
-        "a dask array is pointed to dask_normalize": (
-            "words::a_dask_array_is_not_computed_silently",
-        ),
+        "a dask array is pointed to dask_normalize": ("words::a_dask_array_is_not_computed_silently",),
         "messages say what to do": ("words::messages_say_what_to_do",),
         "running statistics may be columns of one table": (
             "functional::running_statistics_may_be_columns_of_one_table",
@@ -425,9 +403,7 @@ TESTS = {
             "tables::columns_that_are_asked_for",
             "tables::types_and_missing_values_of_parquet",
         ),
-        "... cells of other columns keep their text, names and order are kept; --delimiter": (
-            "tables::text",
-        ),
+        "... cells of other columns keep their text, names and order are kept; --delimiter": ("tables::text",),
         "... the suffix decides; what OUT cannot hold, or is unknown, is refused first": (
             "tables::every_format_to_every_other",
             "tables::an_array_becomes_a_table_and_the_table_an_array",
@@ -466,12 +442,8 @@ TESTS = {
             "exactness::variance_and_output_up_to_a_mean_of_a_million_standard_deviations",
             "exactness::variance_and_output_in_any_order_of_the_data",
         ),
-        "a constant channel gives exactly beta": (
-            "exactness::a_constant_channel_gives_exactly_beta",
-        ),
-        "float64: as good as two passes": (
-            "exactness::float64_moments_are_as_good_as_a_two_pass_algorithm",
-        ),
+        "a constant channel gives exactly beta": ("exactness::a_constant_channel_gives_exactly_beta",),
+        "float64: as good as two passes": ("exactness::float64_moments_are_as_good_as_a_two_pass_algorithm",),
         "half types: the float32 result rounded once": (
             "halves::training_and_gradients_are_the_float32_results_rounded_once",
         ),
@@ -484,8 +456,6 @@ TESTS = {
             "threads::any_number_of_threads_gives_the_same_bits",
             "threading_layers::results_are_those_of_one_thread",
         ),
-        "NaN and Inf stay in their channel": (
-            "exactness::nan_and_inf_stay_in_their_channel_in_training",
-        ),
+        "NaN and Inf stay in their channel": ("exactness::nan_and_inf_stay_in_their_channel_in_training",),
     },
 }

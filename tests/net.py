@@ -98,9 +98,7 @@ def start(tree, environment, *arguments):
     inherited = {name: v for name, v in os.environ.items() if name not in DECIDING}
     tiny = ["--tiny"] if environment == "interpreted" else []
     command = [sys.executable, str(Path(__file__).resolve()), "--record", *tiny, *arguments]
-    return subprocess.Popen(
-        command, env={**inherited, **variables}, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, env={**inherited, **variables}, stdout=subprocess.PIPE, text=True)
 
 
 def result(process, tree):

@@ -247,9 +247,7 @@ def normalize(case):
     yield (
         "inference",
         "normalize",
-        nbbn.normalize(
-            case.x, case.mean, case.var, case.gamma, case.beta, axis=case.axis, dtype=np.float32
-        ),
+        nbbn.normalize(case.x, case.mean, case.var, case.gamma, case.beta, axis=case.axis, dtype=np.float32),
     )
 
 

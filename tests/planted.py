@@ -98,9 +98,7 @@ def run(tree, cache, marker, tests, seconds):
 def meet(mistake, whole=False):
     """Plant it, and run what covers it."""
     begun, caught = time.monotonic(), None
-    soon = [
-        test for test in mistake.tests if "::" in test
-    ]  # alone: other files take long to import
+    soon = [test for test in mistake.tests if "::" in test]  # alone: other files take long to import
     files = [test for test in mistake.tests if test not in soon]
     stages = [("not long", [test]) for test in soon] + [(m, files) for m in RUNS]
     stages += [(m, ["tests"]) for m in RUNS if whole]
@@ -137,9 +135,7 @@ def page(record):
     ]
     for mistake, found in rows:
         caught = f"`{found['caught']}`" if found["caught"] else "**none**"
-        lines.append(
-            f"| `{mistake.file}` | {mistake.what} | {caught} | {found['run']} | {found['seconds']} |"
-        )
+        lines.append(f"| `{mistake.file}` | {mistake.what} | {caught} | {found['run']} | {found['seconds']} |")
     return "\n".join(lines) + "\n"
 
 
@@ -164,9 +160,7 @@ def main(argv=None):
         if is_new and (not given.words or any(word in key_of(mistake) for word in given.words)):
             wanted.append(mistake)
 
-    wanted.sort(
-        key=lambda mistake: mistake.file.startswith(("_kernels", "_compiler"))
-    )  # they compile
+    wanted.sort(key=lambda mistake: mistake.file.startswith(("_kernels", "_compiler")))  # they compile
 
     def one(mistake):
         if time.monotonic() - begun > given.seconds:

@@ -219,9 +219,7 @@ def running(old, batch, momentum):
 def running_statistics(x, running_mean, running_var, *, axis=1, momentum=0.1, running_correction=1):
     """Both running statistics after one training forward; the variance is m2 / (n - running_correction)."""
     count, mean, m2 = moments(x, axis)
-    return running(running_mean, mean, momentum), running(
-        running_var, m2 / (count - running_correction), momentum
-    )
+    return running(running_mean, mean, momentum), running(running_var, m2 / (count - running_correction), momentum)
 
 
 def backward(grad_y, x, gamma=None, *, axis=1, eps=1e-5, correction=0):
@@ -255,6 +253,4 @@ def backward_inference(grad_y, x, mean, inv_std, gamma=None, *, axis=1):
     dy, xhat = channels(grad_y, axis), (channels(x, axis) - mean[:, None]) * inv_std[:, None]
     grad_x = dy * (ones_or(gamma, mean) * inv_std)[:, None]
     grad_gamma = np.array([total(row) for row in dy * xhat])
-    return Gradients(
-        unchannels(grad_x, np.shape(x), axis), grad_gamma, np.array([total(row) for row in dy])
-    )
+    return Gradients(unchannels(grad_x, np.shape(x), axis), grad_gamma, np.array([total(row) for row in dy]))

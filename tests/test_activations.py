@@ -13,9 +13,7 @@ from compare import assert_same_bits, assert_within, eps_of
 import nbbn
 
 by_name = pytest.mark.parametrize("name", ["silu", pytest.param("mish", marks=pytest.mark.long)])
-by_dtype = pytest.mark.parametrize(
-    "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.long)]
-)
+by_dtype = pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.long)])
 LOWEST = {np.float32: -120.0, np.float64: -800.0}
 
 
@@ -43,9 +41,7 @@ def arguments(dtype):
             rng.uniform(-25, 5, 40_000),
             rng.uniform(LOWEST[dtype], 60, 40_000),
             powers * rng.choice([-1.0, 1.0], powers.size),
-            np.array(
-                [0.0, -0.0, info.tiny, -info.tiny, info.smallest_subnormal, info.max, info.min]
-            ),
+            np.array([0.0, -0.0, info.tiny, -info.tiny, info.smallest_subnormal, info.max, info.min]),
         ]
     ).astype(dtype)
 
@@ -111,9 +107,7 @@ def test_the_same_bits_in_every_layout_and_batch(name):
     large = np.broadcast_to(x, (9, *x.shape)).reshape(-1, 19, 37)
     for threads in (1, 2):
         with nbbn.num_threads(threads):
-            assert_same_bits(
-                frozen(large), np.broadcast_to(expected, (9, *x.shape)).reshape(-1, 19, 37)
-            )
+            assert_same_bits(frozen(large), np.broadcast_to(expected, (9, *x.shape)).reshape(-1, 19, 37))
     halves = x.astype(np.float16)
     assert_same_bits(frozen(halves), frozen(halves.astype(np.float32)).astype(np.float16))
 

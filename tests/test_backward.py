@@ -60,9 +60,7 @@ def test_gradients_have_the_type_of_what_they_are_gradients_of():
 
 
 @by_mode
-@pytest.mark.parametrize(
-    "layout", ["c", "fortran", "strided", "reversed_all", "channels_last_memory"]
-)
+@pytest.mark.parametrize("layout", ["c", "fortran", "strided", "reversed_all", "channels_last_memory"])
 def test_the_gradient_is_written_to_out(layout, training):
     bn = layer(3).train(training)
     bn(X)
@@ -97,9 +95,7 @@ def test_backward_after_a_forward_in_place_is_refused(training):
     np.testing.assert_array_equal(out, 777)
 
 
-@pytest.mark.parametrize(
-    "view", [lambda x: x[:], lambda x: x.reshape(-1).reshape(x.shape), np.asarray]
-)
+@pytest.mark.parametrize("view", [lambda x: x[:], lambda x: x.reshape(-1).reshape(x.shape), np.asarray])
 def test_a_forward_in_place_through_another_view_is_noticed(view):
     bn, x = layer(3), X.copy()
     bn(x, out=view(x))
@@ -171,9 +167,7 @@ CASES = [
 
 
 @by_mode
-@pytest.mark.parametrize(
-    ("shape", "overwrite"), CASES, ids=lambda v: getattr(v, "__name__", str(v))
-)
+@pytest.mark.parametrize(("shape", "overwrite"), CASES, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_backward_after_the_input_was_overwritten_is_refused(shape, overwrite, training):
     bn, x, grad_y = layer(3).train(training), cases.values(shape), cases.values(shape, seed=2)
     bn(x)

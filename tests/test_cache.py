@@ -360,9 +360,7 @@ print(numba.njit(lambda *given: nbbn.nopython.moments(*given))(np.ones((2, 3, 4)
 print(sum(nbbn.nopython.moments.stats.cache_hits.values()))
 """
     package, _ = forms["archive of bytecode"]
-    expected = (
-        "x3: expected a C-contiguous array of float32 or float64 and of 3 dimensions\n8.0\n8.0\n"
-    )
+    expected = "x3: expected a C-contiguous array of float32 or float64 and of 3 dimensions\n8.0\n8.0\n"
     assert run(tmp_path, package, code) == expected + "0"
     kept = files(tmp_path)
     assert {path.name.rsplit("-", 1)[0] for path in kept} == {
@@ -497,9 +495,7 @@ def test_a_folder_that_a_group_may_write_to(is_private, tmp_path, monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: user)
     monkeypatch.setattr(grp, "getgrgid", lambda gid: group)
     folder(tmp_path / "a", 0o770)
-    assert (
-        isinstance(of_disk._usable_directory(str(tmp_path / "a"), None, None), Path) == is_private
-    )
+    assert isinstance(of_disk._usable_directory(str(tmp_path / "a"), None, None), Path) == is_private
 
 
 @posix

@@ -16,10 +16,7 @@ import nbbn
 def batches(*sizes, channels=3, seed=0):
     """Batches whose means differ, so that the way they are averaged matters."""
     drift = np.random.default_rng(seed).normal(0, 3, (len(sizes), channels))
-    return [
-        cases.values((size, channels), seed=k) + np.float32(drift[k])
-        for k, size in enumerate(sizes)
-    ]
+    return [cases.values((size, channels), seed=k) + np.float32(drift[k]) for k, size in enumerate(sizes)]
 
 
 def calibrated(data, **options):
@@ -155,8 +152,7 @@ def test_threads_add_to_one_calibration():
     bn, data = nbbn.BatchNorm(3), batches(*range(2, 34))
     with nbbn.calibrate(bn):
         threads = [
-            threading.Thread(target=lambda part: [bn(batch) for batch in part], args=(data[k::4],))
-            for k in range(4)
+            threading.Thread(target=lambda part: [bn(batch) for batch in part], args=(data[k::4],)) for k in range(4)
         ]
         for thread in threads:
             thread.start()

@@ -184,9 +184,7 @@ def test_a_message_is_one_line_whatever_a_file_is_called(arguments, capsys):
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
     code = "import sys, nbbn.cli; print({'sklearn', 'matplotlib'} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "set()\n"
 
 

@@ -106,9 +106,7 @@ def test_saved_statistics_give_the_same_bits(tmp_path, capsys, small_blocks):
     x = np.random.default_rng(0).normal(1e9, 1, (300, 5))
     np.save(tmp_path / "in.npy", x)
     succeed("moments", tmp_path / "in.npy", "--save-stats", tmp_path / "m.npz")
-    succeed(
-        "normalize", tmp_path / "in.npy", tmp_path / "a.npy", "--save-stats", tmp_path / "s.npz"
-    )
+    succeed("normalize", tmp_path / "in.npy", tmp_path / "a.npy", "--save-stats", tmp_path / "s.npz")
     assert capsys.readouterr() == ("", "")
     made = contents(tmp_path)
     assert made["m.npz"] == made["s.npz"]
@@ -130,9 +128,7 @@ def test_constant_channels_are_centred_only(tmp_path, small_blocks):
     x = save(tmp_path / "in.npy")
     x[:, 2] = 7
     np.save(tmp_path / "in.npy", x)
-    succeed(
-        "normalize", tmp_path / "in.npy", tmp_path / "a.npy", "--save-stats", tmp_path / "s.npz"
-    )
+    succeed("normalize", tmp_path / "in.npy", tmp_path / "a.npy", "--save-stats", tmp_path / "s.npz")
     assert not np.load(tmp_path / "a.npy")[:, 2].any()
     x[:, 2] = 10
     np.save(tmp_path / "in.npy", x)
@@ -414,9 +410,7 @@ def test_no_room_for_threads_is_one_sentence(tmp_path, capsys, monkeypatch):
     save(tmp_path / "in.npy")
     monkeypatch.setattr(threading.Thread, "start", start)
     line = fail(capsys, "normalize", tmp_path / "in.npy", tmp_path / "out.npy")
-    assert line.endswith(
-        "in.npy: not enough memory for its channels or for threads (can't start new thread)"
-    )
+    assert line.endswith("in.npy: not enough memory for its channels or for threads (can't start new thread)")
     assert list(contents(tmp_path)) == ["in.npy"]
 
 
@@ -442,9 +436,7 @@ def test_too_many_channels_for_the_memory_are_one_sentence(tmp_path):
     """
     status, *words = run(script, str(tmp_path / "in.npy"))
     assert status == "2"
-    assert " ".join(words).endswith(
-        "not enough memory for its channels or for threads (Unable to allocate 8 GiB)"
-    )
+    assert " ".join(words).endswith("not enough memory for its channels or for threads (Unable to allocate 8 GiB)")
 
 
 # --- memory ---
@@ -619,9 +611,7 @@ with cli._unwinding():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["lost", "on"]
     assert "_Terminated" in done.stderr
 
@@ -750,9 +740,7 @@ def test_a_bar_on_a_terminal_and_none_in_a_pipe(tmp_path):
     done = subprocess.run(command, env=environment(), capture_output=True, timeout=300, check=True)
     assert (done.stdout, done.stderr) == (b"", b"")
     reader, writer = pty.openpty()
-    process = subprocess.Popen(
-        command, env=environment(COLUMNS="100"), stdout=subprocess.PIPE, stderr=writer
-    )
+    process = subprocess.Popen(command, env=environment(COLUMNS="100"), stdout=subprocess.PIPE, stderr=writer)
     os.close(writer)
     seen = b""
     with contextlib.suppress(OSError):  # what reading a terminal ends with
@@ -770,9 +758,7 @@ def test_a_bar_on_a_terminal_and_none_in_a_pipe(tmp_path):
 def test_a_reader_of_moments_that_has_gone_is_no_error(tmp_path):
     save(tmp_path / "in.npy", (2, 50_000))
     command = [sys.executable, "-m", "nbbn", "moments", str(tmp_path / "in.npy")]
-    process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline().split() == ["channel", "count", "mean", "var"]
     process.stdout.close()
     assert process.stderr.read() == ""

@@ -149,9 +149,7 @@ def expected(shape, dtype, of_batch, activation, with_residual, masked):
         rows.sum(axis=1),
     )
     below = np.where(z < 0, grad_y.astype(np.float64), 0.0)
-    of_slope, of_slope_size = (
-        reference.channels(a).sum(axis=1) for a in (below * z, np.abs(below) * size)
-    )
+    of_slope, of_slope_size = (reference.channels(a).sum(axis=1) for a in (below * z, np.abs(below) * size))
     of_backward = gradients, dz, dz_size, sizes, of_slope, of_slope_size
     return Expected(y, size, *of_backward, found.mean, found.var, count)
 
@@ -266,9 +264,7 @@ def check(shape, layout, dtype, params, tracked, mode, activation, with_residual
 
 def check_kinks(dtype, params, activation):
     """Where the slope jumps, it is that of one side."""
-    bn = nbbn.BatchNorm(
-        1, eps=0.0, activation=activation, negative_slope=SLOPE, dtype=params
-    ).eval()
+    bn = nbbn.BatchNorm(1, eps=0.0, activation=activation, negative_slope=SLOPE, dtype=params).eval()
     if activation == "prelu":
         bn.slope[:] = SLOPE
     x = KINKS.astype(dtype_of(dtype)).reshape(-1, 1)
@@ -315,9 +311,7 @@ def combinations():
                 yield pytest.param(*given, id=f"{dtype}-{params}-{activation}-{name}-{layout}")
 
 
-@pytest.mark.parametrize(
-    ("shape", "layout", "dtype", "params", "activation", "some"), list(combinations())
-)
+@pytest.mark.parametrize(("shape", "layout", "dtype", "params", "activation", "some"), list(combinations()))
 def test_every_combination(shape, layout, dtype, params, activation, some):
     if dtype == "bfloat16" and bfloat16 is None:
         pytest.skip("ml_dtypes is not installed: no bfloat16")

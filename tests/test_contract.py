@@ -70,9 +70,7 @@ SIGNATURES = {
 @pytest.mark.parametrize("thing", SIGNATURES, ids=lambda thing: thing.__qualname__)
 def test_the_signatures(thing):
     signature = inspect.signature(thing)
-    plain = [
-        p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "others"
-    ]
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "others"]
     found = str(inspect.Signature(plain)).removeprefix("(").removesuffix(")")
     assert found.replace("<class 'numpy.float32'>", "float32") == SIGNATURES[thing]
 

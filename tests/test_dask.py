@@ -118,12 +118,8 @@ def test_a_residual_and_an_activation(chunks, added):
     x = da.from_array(a, chunks=chunks)
     gamma, beta, mean, var = cases.parameters(6)
     residual = da.from_array(r, chunks=(7, 3, 5)) if added == "dask" else r
-    y = dask_normalize(
-        x, mean, var, gamma, beta, residual=residual, activation="leaky_relu", negative_slope=0.3
-    )
-    expected = nbbn.normalize(
-        a, mean, var, gamma, beta, residual=r, activation="leaky_relu", negative_slope=0.3
-    )
+    y = dask_normalize(x, mean, var, gamma, beta, residual=residual, activation="leaky_relu", negative_slope=0.3)
+    expected = nbbn.normalize(a, mean, var, gamma, beta, residual=r, activation="leaky_relu", negative_slope=0.3)
     assert y.chunks == x.chunks
     assert_same_bits(y.compute(), expected)
 

@@ -409,9 +409,7 @@ def test_full_disk_leaves_the_old_drawing(small_experiment, capsys, monkeypatch,
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("name", "start"), [("a.PNG", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")]
-)
+@pytest.mark.parametrize(("name", "start"), [("a.PNG", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
 def test_formats(name, start, tmp_path):
     plot = import_plot()
     path = tmp_path / name
@@ -422,10 +420,7 @@ def test_formats(name, start, tmp_path):
 
 
 def some_outcomes():
-    outcomes = {
-        setting: Outcome((0.1, 0.9, 0.96, 0.97), diverged=False)
-        for setting in _experiment.settings()
-    }
+    outcomes = {setting: Outcome((0.1, 0.9, 0.96, 0.97), diverged=False) for setting in _experiment.settings()}
     outcomes[Setting(1.0, batch_norm=False, scaled=True)] = Outcome((0.1,), diverged=True)
     return outcomes
 
@@ -436,10 +431,7 @@ def test_drawing_is_readable_in_black_and_white():
     for axes in figure.axes:
         assert axes.get_xlabel() == "epoch"
         curves = [line for line in axes.lines if "learning rate" in line.get_label()]
-        looks = {
-            (line.get_linestyle(), line.get_marker(), line.get_markerfacecolor() == "white")
-            for line in curves
-        }
+        looks = {(line.get_linestyle(), line.get_marker(), line.get_markerfacecolor() == "white") for line in curves}
         assert len(looks) == len(curves) == 6
         assert figure.legends[0].get_window_extent().y1 < axes.get_window_extent().y0
     assert figure.axes[0].get_ylabel() == "test accuracy (%)"

@@ -31,9 +31,7 @@ def test_training_on_two_workers_reaches_the_accuracy_of_one():
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     printed = processes.run(block("script", "train.py", "python"), launcher=launcher)
     expected = block("output", "train.py", "text").split()
-    assert [word for word in printed if "%" not in word] == [
-        word for word in expected if "%" not in word
-    ]
+    assert [word for word in printed if "%" not in word] == [word for word in expected if "%" not in word]
     together, alone = (float(word.strip("%,")) for word in printed if "%" in word)
     # One of the 500 test images is 0.2 %; float32 sums of shares are rounded in other places.
     assert abs(together - alone) <= 1.0

@@ -178,15 +178,10 @@ def test_running_statistics_that_can_not_be_written_are_refused_in_training(name
     frozen = np.ones(3, F32)
     frozen.flags.writeable = False
     refused("batch_norm", {name: frozen}, ValueError, name, "writ|read-only")
-    assert (
-        nbbn.batch_norm(**{**arguments()["batch_norm"], name: frozen, "training": False}).shape
-        == X.shape
-    )
+    assert nbbn.batch_norm(**{**arguments()["batch_norm"], name: frozen, "training": False}).shape == X.shape
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"correction": 1}, {"correction": 1, "running_correction": 0}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"correction": 1}, {"correction": 1, "running_correction": 0}], ids=str)
 def test_one_value_per_channel_is_refused_in_training(options):
     one = {"x": np.ones((1, 3), F32), "out": sentinel((1, 3))}
     refused("batch_norm", {**one, **options}, ValueError, r"\b1\b")
@@ -270,6 +265,4 @@ def test_the_other_byte_order_is_right_or_refused(dtype):
     except TypeError as error:
         assert str(x.dtype) in str(error) or x.dtype.name in str(error)
     else:
-        np.testing.assert_array_equal(
-            m2, nbbn.batch_moments(X.astype(x.dtype.newbyteorder("="))).m2
-        )
+        np.testing.assert_array_equal(m2, nbbn.batch_moments(X.astype(x.dtype.newbyteorder("="))).m2)

@@ -54,9 +54,7 @@ CONSTRUCTOR = {
 }
 
 
-@pytest.mark.parametrize(
-    ("count", "options", "kind", "words"), CONSTRUCTOR.values(), ids=CONSTRUCTOR
-)
+@pytest.mark.parametrize(("count", "options", "kind", "words"), CONSTRUCTOR.values(), ids=CONSTRUCTOR)
 def test_the_constructor_refuses(count, options, kind, words):
     with pytest.raises(kind) as error:
         nbbn.BatchNorm(count, **options)

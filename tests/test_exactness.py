@@ -159,15 +159,11 @@ def test_inference_far_from_zero(ratio, form):
 
 
 @pytest.mark.parametrize("value", [1e7, 0.1, -3e5, 1e-30, 3.3e37, 0.0])
-@pytest.mark.parametrize(
-    "shape", [(7, 3), (100_003, 3), (1, 3, 1000), (5, 3, 7, 7), (2, 3, 70, 70), (4096, 3, 3)]
-)
+@pytest.mark.parametrize("shape", [(7, 3), (100_003, 3), (1, 3, 1000), (5, 3, 7, 7), (2, 3, 70, 70), (4096, 3, 3)])
 def test_a_constant_channel_gives_exactly_beta(value, shape):
     x = np.full(shape, value, np.float32)
     gamma, beta = np.array([1e30, -3.3, 0.0], np.float32), np.array([0.3, -1e7, 1e-20], np.float32)
-    expected = np.ascontiguousarray(
-        np.broadcast_to(beta.reshape([-1 if k == 1 else 1 for k in range(x.ndim)]), shape)
-    )
+    expected = np.ascontiguousarray(np.broadcast_to(beta.reshape([-1 if k == 1 else 1 for k in range(x.ndim)]), shape))
     for layout in ("c", "channels_last_memory", "strided_last"):
         laid_out = cases.LAYOUTS[layout](x)
         y = nbbn.batch_norm(laid_out, None, None, gamma, beta, training=True)
@@ -216,9 +212,7 @@ def test_nist_sets_are_as_good_as_a_two_pass_algorithm(name, spread):
     assert abs(Fraction(float(moments.m2[k])) - m2) <= m2 * (n * u + n * n * u * u * condition)
     # The certified values are those of the decimal numbers; the data differ from these by half a unit each.
     assert moments.mean[k] == pytest.approx(certified_mean, rel=1e-15)
-    assert moments.std(1)[k] == pytest.approx(
-        certified_std, rel=4 * float(u) * certified_mean / certified_std + 1e-14
-    )
+    assert moments.std(1)[k] == pytest.approx(certified_std, rel=4 * float(u) * certified_mean / certified_std + 1e-14)
 
 
 @pytest.mark.parametrize("form", ["one_row", "matrix", "images"])
@@ -293,9 +287,7 @@ def poisoned(shape, axis, value, layout):
 
 @pytest.mark.parametrize("value", POISON.values(), ids=POISON)
 @pytest.mark.parametrize("layout", ["c", "channels_last_memory", "shuffled_axes", "strided"])
-@pytest.mark.parametrize(
-    ("shape", "axis"), POISONED_SHAPES, ids=map(cases.case_id, POISONED_SHAPES)
-)
+@pytest.mark.parametrize(("shape", "axis"), POISONED_SHAPES, ids=map(cases.case_id, POISONED_SHAPES))
 def test_nan_and_inf_stay_in_their_channel_in_training(shape, axis, layout, value):
     clean, dirty = poisoned(shape, axis, value, layout)
     others = np.arange(shape[axis]) != 1
@@ -314,31 +306,23 @@ def test_nan_and_inf_stay_in_their_channel_in_training(shape, axis, layout, valu
 
 
 @pytest.mark.parametrize("value", POISON.values(), ids=POISON)
-@pytest.mark.parametrize(
-    ("shape", "axis"), POISONED_SHAPES, ids=map(cases.case_id, POISONED_SHAPES)
-)
+@pytest.mark.parametrize(("shape", "axis"), POISONED_SHAPES, ids=map(cases.case_id, POISONED_SHAPES))
 def test_nan_and_inf_stay_in_their_place_in_inference(shape, axis, value):
     clean, dirty = poisoned(shape, axis, value, "c")
     gamma, beta, mean, var = cases.parameters(shape[axis])
     gamma[1] = -2.0
     expected = nbbn.normalize(clean, mean, var, gamma, beta, axis=axis)
     np.moveaxis(expected, axis, 0)[1].flat[5] = -2.0 * value
-    np.testing.assert_array_equal(
-        nbbn.normalize(dirty, mean, var, gamma, beta, axis=axis), expected
-    )
+    np.testing.assert_array_equal(nbbn.normalize(dirty, mean, var, gamma, beta, axis=axis), expected)
 
 
 @pytest.mark.parametrize("value", POISON.values(), ids=POISON)
-@pytest.mark.parametrize(
-    ("shape", "axis"), POISONED_SHAPES, ids=map(cases.case_id, POISONED_SHAPES)
-)
+@pytest.mark.parametrize(("shape", "axis"), POISONED_SHAPES, ids=map(cases.case_id, POISONED_SHAPES))
 def test_nan_and_inf_in_a_gradient_stay_in_their_channel(shape, axis, value):
     clean, dirty = poisoned(shape, axis, value, "c")
     x, mean, inv_std = cases.values(shape, seed=9), np.zeros(shape[axis]), np.ones(shape[axis])
     others = np.arange(shape[axis]) != 1
-    (a, *sums_a), (b, *sums_b) = (
-        nbbn.batch_norm_backward(dy, x, mean, inv_std, axis=axis) for dy in (clean, dirty)
-    )
+    (a, *sums_a), (b, *sums_b) = (nbbn.batch_norm_backward(dy, x, mean, inv_std, axis=axis) for dy in (clean, dirty))
     assert_same_bits(np.moveaxis(a, axis, 0)[others], np.moveaxis(b, axis, 0)[others])
     for sum_a, sum_b in zip(sums_a, sums_b, strict=True):
         assert_same_bits(sum_a[others], sum_b[others])

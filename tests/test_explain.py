@@ -21,8 +21,7 @@ SHAPES = (
     ((4, 40, 40, 64), -1),
 )
 LAYOUTS = {
-    layout.__name__: layout
-    for layout in (np.array, cases.channels_last_memory, cases.strided_last, cases.reversed_all)
+    layout.__name__: layout for layout in (np.array, cases.channels_last_memory, cases.strided_last, cases.reversed_all)
 }
 
 
@@ -195,7 +194,5 @@ def test_errors(arguments, options, error, message):
 
 
 def test_wrong_dtype():
-    with pytest.raises(
-        TypeError, match="x: expected dtype float32, float64, float16 or bfloat16, got int64"
-    ):
+    with pytest.raises(TypeError, match="x: expected dtype float32, float64, float16 or bfloat16, got int64"):
         nbbn.explain(np.ones((4, 3), np.int64))

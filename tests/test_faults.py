@@ -21,9 +21,7 @@ from rooms import state as _storage
 
 import nbbn
 
-needs_limits = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="needs RLIMIT_FSIZE and /proc"
-)
+needs_limits = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_FSIZE and /proc")
 
 # --- compiled code on disk ---
 
@@ -86,8 +84,7 @@ BEFORE = {
     "below a file": "",
     "folder removed after import": "shutil.rmtree(os.environ['NBBN_CACHE_DIR'])",
     "a file in its place after the first look": (
-        "nbbn.config(); shutil.rmtree(os.environ['NBBN_CACHE_DIR'])\n"
-        "open(os.environ['NBBN_CACHE_DIR'], 'w').close()"
+        "nbbn.config(); shutil.rmtree(os.environ['NBBN_CACHE_DIR'])\nopen(os.environ['NBBN_CACHE_DIR'], 'w').close()"
     ),
 }
 
@@ -185,9 +182,7 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_file(tmp_path):
     layer(3).save(path)
     rng = random.Random(0)
     for _ in range(12):
-        process = subprocess.Popen(
-            [sys.executable, str(script), str(path)], stdout=subprocess.PIPE, env=environment()
-        )
+        process = subprocess.Popen([sys.executable, str(script), str(path)], stdout=subprocess.PIPE, env=environment())
         try:
             assert process.stdout.readline() == b"\n"
             time.sleep(rng.uniform(0.005, 0.03))

@@ -218,9 +218,7 @@ def test_what_would_be_subnormal_is_zero(name):
     dtype = dtype_of(name)
     tiny = float(ml_dtypes.finfo(dtype).smallest_normal)
     weight = np.array([[tiny, 2 * tiny, -tiny, -2 * tiny, 1.0]] * 2).astype(dtype)
-    form = SimpleNamespace(
-        center=np.zeros(2), scale=np.array([0.5, 1.0]), shift=np.array([tiny / 2, tiny])
-    )
+    form = SimpleNamespace(center=np.zeros(2), scale=np.array([0.5, 1.0]), shift=np.array([tiny / 2, tiny]))
     folded, offset = fold_linear(weight, None, form)
     expected = np.array([[0, tiny, 0, -tiny, 0.5], [tiny, 2 * tiny, -tiny, -2 * tiny, 1]])
     np.testing.assert_array_equal(folded.astype(np.float64), expected)
@@ -256,9 +254,7 @@ def test_nan_and_infinity_stay_in_their_channel():
     np.testing.assert_array_equal(np.isfinite(offset), [True, False, False, True])
 
 
-@pytest.mark.parametrize(
-    ("name", "large"), [("float16", 60000.0), ("bfloat16", 3e38), ("float32", 3e38)]
-)
+@pytest.mark.parametrize(("name", "large"), [("float16", 60000.0), ("bfloat16", 3e38), ("float32", 3e38)])
 def test_results_out_of_range_are_refused(name, large):
     form = SimpleNamespace(center=np.zeros(1), scale=np.array([2.0]), shift=np.zeros(1))
     big, one = np.array([[large]]).astype(dtype_of(name)), np.array([[1.0]]).astype(dtype_of(name))

@@ -35,9 +35,7 @@ def test_the_bits_are_those_of_the_layer_in_inference(shape, axis, layout, dtype
 
 
 @by_shape
-@pytest.mark.parametrize(
-    "activation", ["relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish"]
-)
+@pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish"])
 def test_the_activation_is_frozen_too(shape, axis, activation):
     x, residual = cases.values(shape), cases.values(shape, seed=2)
     bn = layer(5, axis=axis, activation=activation, negative_slope=0.3).eval()
@@ -84,9 +82,7 @@ def test_the_three_numbers():
     assert_same_bits(plain(x), nbbn.normalize(x, mean, var))
 
 
-@pytest.mark.parametrize(
-    "clone", [copy.copy, copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))]
-)
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))])
 def test_copies_and_pickles(clone):
     frozen, x = layer(5, activation="relu").freeze(), cases.values((9, 5))
     frozen(x)

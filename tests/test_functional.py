@@ -15,9 +15,7 @@ from compare import (
 
 import nbbn
 
-by_shape = pytest.mark.parametrize(
-    ("shape", "axis"), cases.SHAPES, ids=map(cases.case_id, cases.SHAPES)
-)
+by_shape = pytest.mark.parametrize(("shape", "axis"), cases.SHAPES, ids=map(cases.case_id, cases.SHAPES))
 by_dtype = pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.case_id)
 by_layout = pytest.mark.parametrize("layout", cases.LAYOUTS)
 by_parameter_dtype = pytest.mark.parametrize("parameter_dtype", cases.DTYPES, ids=cases.case_id)
@@ -29,9 +27,7 @@ LAYOUT_SHAPES = (
     ((6, 3, 8, 4), 0),
     ((50,), 0),  # one value per channel
 )
-by_layout_shape = pytest.mark.parametrize(
-    ("shape", "axis"), LAYOUT_SHAPES, ids=map(cases.case_id, LAYOUT_SHAPES)
-)
+by_layout_shape = pytest.mark.parametrize(("shape", "axis"), LAYOUT_SHAPES, ids=map(cases.case_id, LAYOUT_SHAPES))
 
 
 def one_each(x, axis):
@@ -57,9 +53,7 @@ def check_training(x, axis, parameter_dtype=np.float32, **options):
 def check_inference(x, axis, parameter_dtype=np.float32):
     gamma, beta, mean, var = cases.parameters(x.shape[axis], parameter_dtype)
     y = nbbn.batch_norm(x, mean, var, gamma, beta, axis=axis)
-    assert_forward(
-        y, x, reference.inference(x, mean, var, gamma, beta, axis=axis), gamma, beta, axis
-    )
+    assert_forward(y, x, reference.inference(x, mean, var, gamma, beta, axis=axis), gamma, beta, axis)
 
 
 def check_backward(grad_y, x, axis, training=True, correction=0):
@@ -78,9 +72,7 @@ def check_backward(grad_y, x, axis, training=True, correction=0):
     if training:
         expected = reference.backward(grad_y, x, gamma, axis=axis, correction=correction)
     else:
-        expected = reference.backward_inference(
-            grad_y, x, forward.mean, forward.inv_std, gamma, axis=axis
-        )
+        expected = reference.backward_inference(grad_y, x, forward.mean, forward.inv_std, gamma, axis=axis)
     assert got[0].dtype == x.dtype
     assert_gradients(got, expected, grad_y, forward, gamma, axis)
 
@@ -164,9 +156,7 @@ def test_correction_enters_the_variance_that_normalizes(correction, dtype):
 def test_running_correction_enters_the_running_variance(running_correction):
     x = cases.values((6, 4))
     mean, var = np.zeros(4), np.ones(4)
-    nbbn.batch_norm(
-        x, mean, var, training=True, momentum=1.0, running_correction=running_correction
-    )
+    nbbn.batch_norm(x, mean, var, training=True, momentum=1.0, running_correction=running_correction)
     expected = reference.moments(x)[2] / (6 - running_correction)
     np.testing.assert_allclose(var, expected, rtol=1e-6)
 
@@ -199,9 +189,7 @@ def test_backward_without_gamma_takes_it_as_one(training):
 def test_either_running_statistic_may_be_absent_in_training(given):
     x = cases.values((6, 4))
     both = [np.zeros(4, np.float32), np.ones(4, np.float32)]
-    one = [
-        v.copy() if given == name else None for name, v in zip(("mean", "var"), both, strict=True)
-    ]
+    one = [v.copy() if given == name else None for name, v in zip(("mean", "var"), both, strict=True)]
     nbbn.batch_norm(x, *both, training=True)
     nbbn.batch_norm(x, *one, training=True)
     k = ("mean", "var").index(given)
@@ -214,12 +202,8 @@ def test_momentum_is_the_weight_of_the_new_value(momentum):
     x = cases.values((50, 3), np.float64)
     mean, var = np.full(3, 4.0), np.full(3, 5.0)
     nbbn.batch_norm(x, mean, var, training=True, momentum=momentum)
-    np.testing.assert_allclose(
-        mean, (1 - momentum) * 4 + momentum * x.mean(axis=0), rtol=1e-12, atol=1e-12
-    )
-    np.testing.assert_allclose(
-        var, (1 - momentum) * 5 + momentum * x.var(axis=0, ddof=1), rtol=1e-12, atol=1e-12
-    )
+    np.testing.assert_allclose(mean, (1 - momentum) * 4 + momentum * x.mean(axis=0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(var, (1 - momentum) * 5 + momentum * x.var(axis=0, ddof=1), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-5, 1.0, 100.0])
@@ -251,16 +235,12 @@ def test_inference_gives_the_same_bits_in_every_layout(shape, axis, layout, dtyp
     assert_same_bits(nbbn.normalize(cases.LAYOUTS[layout](x), *statistics, axis=axis), plain)
 
 
-@pytest.mark.parametrize(
-    "layout", ["c", "fortran", "strided", "reversed_all", "read_only", "unaligned"]
-)
+@pytest.mark.parametrize("layout", ["c", "fortran", "strided", "reversed_all", "read_only", "unaligned"])
 def test_parameters_of_any_layout_are_read(layout):
     x = cases.values((7, 5, 3))
     plain = cases.parameters(5)
     gamma, beta, mean, var = (cases.LAYOUTS[layout](v) for v in plain)
-    assert_same_bits(
-        nbbn.normalize(x, mean, var, gamma, beta), nbbn.normalize(x, *plain[2:], *plain[:2])
-    )
+    assert_same_bits(nbbn.normalize(x, mean, var, gamma, beta), nbbn.normalize(x, *plain[2:], *plain[:2]))
 
 
 @pytest.mark.parametrize("layout", ["strided", "reversed_all", "unaligned"])
@@ -332,9 +312,7 @@ class OnlyArrayInterface:
         self.__array_interface__ = array.__array_interface__
 
 
-@pytest.mark.parametrize(
-    "wrap", [OnlyDLPack, OnlyArrayInterface, memoryview], ids=lambda w: w.__name__
-)
+@pytest.mark.parametrize("wrap", [OnlyDLPack, OnlyArrayInterface, memoryview], ids=lambda w: w.__name__)
 def test_whatever_shares_its_memory_with_numpy_is_accepted(wrap):
     x, grad_y = cases.values((6, 4, 5)), cases.values((6, 4, 5), seed=2)
     mean, var = cases.parameters(4)[2:]
@@ -367,9 +345,7 @@ def test_running_statistics_that_share_a_byte_are_refused():
     out = np.ones((40, 5), np.float32)
     pairs = (memory[:5], memory[:5]), (memory[:5], memory[4:9]), (memory[:9:2], memory[2::2])
     for mean, var in pairs:
-        with pytest.raises(
-            ValueError, match="running_mean: expected memory apart from running_var"
-        ):
+        with pytest.raises(ValueError, match="running_mean: expected memory apart from running_var"):
             nbbn.batch_norm(x, mean, var, training=True)
     with pytest.raises(ValueError, match="running_var: expected memory apart from out"):
         nbbn.batch_norm(x, memory[:5], out[3], training=True, out=out)
@@ -395,9 +371,7 @@ def test_a_negative_variance_is_refused(name):
     x, mean = cases.values((6, 3)), np.zeros(3)
     for least in (-1e-300, -2.0, -np.inf):
         for var in ([1.0, least, 1.0], [np.nan, 1.0, least]):
-            with pytest.raises(
-                ValueError, match=f"var: expected no variance below 0, got {least:g}"
-            ):
+            with pytest.raises(ValueError, match=f"var: expected no variance below 0, got {least:g}"):
                 NEGATIVE[name](x, mean, np.array(var))
     for var in (np.zeros(3), -np.zeros(3), np.full(3, np.inf)):
         assert np.isfinite(NEGATIVE[name](x, mean, var)).all()

@@ -54,9 +54,7 @@ def activated(z, activation):
 
 
 def layer(channels, axis, activation, dtype=np.float32, **options):
-    bn = nbbn.BatchNorm(
-        channels, axis=axis, activation=activation, negative_slope=SLOPE, dtype=dtype, **options
-    )
+    bn = nbbn.BatchNorm(channels, axis=axis, activation=activation, negative_slope=SLOPE, dtype=dtype, **options)
     gamma, beta, mean, var = cases.parameters(channels, dtype)
     if activation == "prelu":
         bn.slope[:] = SLOPE
@@ -103,17 +101,13 @@ def combinations():
             )
 
 
-by_combination = pytest.mark.parametrize(
-    ("activation", "shape", "axis", "of_x", "of_residual"), list(combinations())
-)
+by_combination = pytest.mark.parametrize(("activation", "shape", "axis", "of_x", "of_residual"), list(combinations()))
 
 
 @by_combination
 @pytest.mark.parametrize("with_residual", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_forward_is_the_definition(
-    activation, shape, axis, of_x, of_residual, with_residual, training
-):
+def test_forward_is_the_definition(activation, shape, axis, of_x, of_residual, with_residual, training):
     x = data(shape, layout=of_x)
     residual = data(shape, layout=of_residual, seed=5, scale=3.0) if with_residual else None
     bn = layer(shape[axis], axis, activation)
@@ -174,9 +168,7 @@ def test_derivatives_of_the_oracle_are_those_of_finite_differences(activation):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("shape", "axis"), [((6, 3, 4), 1), ((9, 4), 1), ((3, 2, 5, 2), 3)])
 @pytest.mark.long
-def test_gradients_are_those_of_finite_differences(
-    activation, with_residual, training, shape, axis
-):
+def test_gradients_are_those_of_finite_differences(activation, with_residual, training, shape, axis):
     x = data(shape, np.float64)
     residual = data(shape, np.float64, seed=7, scale=2.0) if with_residual else None
     grad_y = data(shape, np.float64, seed=8)
@@ -195,9 +187,7 @@ def test_gradients_are_those_of_finite_differences(
     np.testing.assert_allclose(grad_x, numeric_gradient(forward, x, grad_y, 1e-6), **close)
     for name, gradient in gradients.items():
         array = getattr(bn, name)
-        np.testing.assert_allclose(
-            gradient, numeric_gradient(forward, array, grad_y, 1e-6), **close
-        )
+        np.testing.assert_allclose(gradient, numeric_gradient(forward, array, grad_y, 1e-6), **close)
     if with_residual:
         expected = numeric_gradient(forward, residual, grad_y, 1e-6)
         np.testing.assert_allclose(grad_residual, expected, **close)
@@ -235,9 +225,7 @@ def test_any_number_of_threads_gives_the_same_bits(activation, threads, name):
         bn = layer(shape[axis], axis, activation)
         with nbbn.num_threads(count):
             y = bn(x, residual=residual)
-            found.append(
-                (y, bn.backward(grad_y), bn.grad_residual, bn.eval()(x, residual=residual))
-            )
+            found.append((y, bn.backward(grad_y), bn.grad_residual, bn.eval()(x, residual=residual)))
     for one, other in zip(*found, strict=True):
         assert_same_bits(one, other)
 
@@ -344,9 +332,7 @@ def test_nan_and_infinities(activation):
     z = x.astype(np.float64)
     with np.errstate(invalid="ignore"):
         expected = activated(z, activation)[0]
-    y = nbbn.normalize(
-        x, np.zeros(1), np.ones(1), eps=0.0, activation=activation, negative_slope=SLOPE
-    )
+    y = nbbn.normalize(x, np.zeros(1), np.ones(1), eps=0.0, activation=activation, negative_slope=SLOPE)
     np.testing.assert_allclose(y, expected, rtol=1e-6)
     bn = layer(1, 1, activation)
     bn.running_mean[:], bn.running_var[:], bn.eps, bn.gamma[:], bn.beta[:] = 0, 1, 0, 1, 0
@@ -356,9 +342,7 @@ def test_nan_and_infinities(activation):
     through = {"relu6": 0.0, "leaky_relu": SLOPE, "prelu": SLOPE, "silu": nan, "mish": nan}
     through = through.get(activation, 1.0)
     np.testing.assert_allclose(grad_x[0, 0], through, rtol=1e-6)  # as in PyTorch
-    np.testing.assert_allclose(
-        grad_x[3:], reference.activation(x[3:], activation, SLOPE)[1], rtol=1e-6
-    )
+    np.testing.assert_allclose(grad_x[3:], reference.activation(x[3:], activation, SLOPE)[1], rtol=1e-6)
 
 
 def test_nothing_is_computed_of_nothing():
@@ -382,9 +366,7 @@ BAD = {
 
 @pytest.mark.parametrize(("arguments", "error", "sentence"), BAD.values(), ids=BAD)
 @pytest.mark.parametrize("training", [True, False])
-def test_a_wrong_residual_is_refused_before_anything_is_written(
-    arguments, error, sentence, training
-):
+def test_a_wrong_residual_is_refused_before_anything_is_written(arguments, error, sentence, training):
     bn, x, out = layer(5, 1, "relu"), data((6, 5)), np.full((6, 5), 777, np.float32)
     before = bn.state_dict()
     with pytest.raises(error, match=f"^{sentence}"):
@@ -468,16 +450,12 @@ def test_torch_agrees(activation, training):
     state = {
         "weight": bn.gamma, "bias": bn.beta, "running_mean": bn.running_mean, "running_var": bn.running_var,
     }  # fmt: skip
-    theirs.load_state_dict(
-        {name: torch.from_numpy(a.copy()) for name, a in state.items()}, strict=False
-    )
+    theirs.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in state.items()}, strict=False)
     tensors = [torch.from_numpy(a.copy()).requires_grad_() for a in (x, residual)]
     expected = functions[activation](theirs(tensors[0]) + tensors[1])
     expected.backward(torch.from_numpy(grad_y))
     close = {"rtol": 1e-4, "atol": 1e-5}
-    np.testing.assert_allclose(
-        bn(x, training=training, residual=residual), expected.detach(), **close
-    )
+    np.testing.assert_allclose(bn(x, training=training, residual=residual), expected.detach(), **close)
     np.testing.assert_allclose(bn.backward(grad_y), tensors[0].grad, **close)
     np.testing.assert_allclose(bn.grad_residual, tensors[1].grad, **close)
     np.testing.assert_allclose(bn.grad_gamma, theirs.weight.grad, **close)

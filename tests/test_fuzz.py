@@ -50,9 +50,7 @@ bounded = settings(max_examples=min(80, settings.default.max_examples))
 
 def spoiling(*names):
     """Parametrizes a test with the arguments to spoil: none, and each of them."""
-    return pytest.mark.parametrize(
-        "bad", [set(), *({name} for name in names)], ids=("none", *names)
-    )
+    return pytest.mark.parametrize("bad", [set(), *({name} for name in names)], ids=("none", *names))
 
 
 STATE = ("x", "running_mean", "running_var")
@@ -331,11 +329,7 @@ def test_a_layer_and_its_backward(data, bad):
     if by_batch and kept.size:
         known = reference.training(kept, **affine, correction=chosen["correction"])
     else:
-        statistics = (
-            (state["running_mean"], state["running_var"])
-            if not by_batch
-            else (np.zeros(shape[axis]),) * 2
-        )
+        statistics = (state["running_mean"], state["running_var"]) if not by_batch else (np.zeros(shape[axis]),) * 2
         known = reference.inference(kept, *statistics, **affine)
     assert_forward(y, kept, known, bn.gamma, bn.beta, axis)
     check_backward(draw, bn, arguments, kept, known, by_batch, bad_later)
@@ -367,9 +361,7 @@ def check_backward(draw, bn, arguments, kept, known, by_batch, bad):
         options = {"axis": axis, "eps": bn.eps, "correction": bn.correction}
         expected = reference.backward(dy, kept, bn.gamma, **options)
     else:
-        expected = reference.backward_inference(
-            dy, kept, known.mean, known.inv_std, bn.gamma, axis=axis
-        )
+        expected = reference.backward_inference(dy, kept, known.mean, known.inv_std, bn.gamma, axis=axis)
     gradients = grad_x, bn.grad_gamma, bn.grad_beta
     assert_gradients(gradients, expected, dy, known, bn.gamma, axis)
 

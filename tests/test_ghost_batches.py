@@ -149,9 +149,7 @@ def test_a_last_part_too_small_to_train_with_joins_the_one_before(size, parts):
 @pytest.mark.parametrize(("shape", "axis"), [((5, 3, 2), 1), ((3, 7), 0), ((2, 6, 3), -1)], ids=str)
 @pytest.mark.long
 def test_gradients_against_finite_differences(shape, axis, wanted):
-    x, weights, bn = problem(
-        shape, axis, {"virtual_batch_size": 2, "momentum": 0.0, "correction": 1}
-    )
+    x, weights, bn = problem(shape, axis, {"virtual_batch_size": 2, "momentum": 0.0, "correction": 1})
     bn.activation = "leaky_relu"
     bn(x)
     gradients = {"x": bn.backward(weights), "gamma": bn.grad_gamma, "beta": bn.grad_beta}

@@ -40,9 +40,7 @@ def problem(shape, axis, options):
     x = cases.values(shape, np.float64, seed=11)
     weights = cases.values(shape, np.float64, seed=12)
     bn = nbbn.BatchNorm(shape[axis], axis=axis, dtype=np.float64, eps=1e-3, **options)
-    bn.gamma[:], bn.beta[:], bn.running_mean[:], bn.running_var[:] = cases.parameters(
-        shape[axis], np.float64
-    )
+    bn.gamma[:], bn.beta[:], bn.running_mean[:], bn.running_var[:] = cases.parameters(shape[axis], np.float64)
     return x, weights, bn
 
 
@@ -71,16 +69,12 @@ def test_gradients_of_the_function_in_training(shape, axis, correction, wanted):
     gamma, beta = bn.gamma, bn.beta
 
     def loss():
-        y = nbbn.batch_norm(
-            x, None, None, gamma, beta, training=True, eps=1e-3, axis=axis, correction=correction
-        )
+        y = nbbn.batch_norm(x, None, None, gamma, beta, training=True, eps=1e-3, axis=axis, correction=correction)
         return float(np.sum(weights * y))
 
     moments = nbbn.batch_moments(x, axis=axis)
     inv_std = 1 / np.sqrt(moments.var(correction) + 1e-3)
-    got = nbbn.batch_norm_backward(
-        weights, x, moments.mean, inv_std, gamma, axis=axis, correction=correction
-    )
+    got = nbbn.batch_norm_backward(weights, x, moments.mean, inv_std, gamma, axis=axis, correction=correction)
     k = ("x", "gamma", "beta").index(wanted)
     assert_slope(got[k], slope(loss, (x, gamma, beta)[k]))
 
@@ -90,15 +84,11 @@ def test_gradients_of_the_function_in_training(shape, axis, correction, wanted):
 def test_gradients_of_the_function_in_inference(shape, axis, wanted):
     x, weights, bn = problem(shape, axis, {})
     mean, var, gamma, beta = bn.running_mean, bn.running_var, bn.gamma, bn.beta
-    got = nbbn.batch_norm_backward(
-        weights, x, mean, 1 / np.sqrt(var + 1e-3), gamma, axis=axis, training=False
-    )
+    got = nbbn.batch_norm_backward(weights, x, mean, 1 / np.sqrt(var + 1e-3), gamma, axis=axis, training=False)
     k = ("x", "gamma", "beta").index(wanted)
 
     def loss():
-        return float(
-            np.sum(weights * nbbn.normalize(x, mean, var, gamma, beta, eps=1e-3, axis=axis))
-        )
+        return float(np.sum(weights * nbbn.normalize(x, mean, var, gamma, beta, eps=1e-3, axis=axis)))
 
     assert_slope(got[k], slope(loss, (x, gamma, beta)[k]))
 

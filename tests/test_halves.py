@@ -93,9 +93,7 @@ def test_inference_is_the_float32_result_rounded_once(half, shape, axis, layout)
         if not name.startswith("large")
     ],
 )
-def test_training_and_gradients_are_the_float32_results_rounded_once(
-    half, shape, axis, layout, activation
-):
+def test_training_and_gradients_are_the_float32_results_rounded_once(half, shape, axis, layout, activation):
     x, grad_y = data(shape, half, layout), data(shape, half, seed=2)
     residual = None if activation is None else data(shape, half, layout, seed=3)
     wide = [None if a is None else a.astype(np.float32) for a in (x, grad_y, residual)]
@@ -193,9 +191,7 @@ def test_halves_do_not_mix():
     bn = layer(5)
     with pytest.raises(ValueError, match=r"^out: expected dtype float16, got bfloat16"):
         bn(x, out=np.empty(x.shape, BFLOAT16))
-    with pytest.raises(
-        TypeError, match=r"^residual: expected dtype float16, that of x, got bfloat16"
-    ):
+    with pytest.raises(TypeError, match=r"^residual: expected dtype float16, that of x, got bfloat16"):
         bn(x, residual=np.zeros(x.shape, BFLOAT16))
 
 
@@ -316,11 +312,7 @@ def test_what_bytes_can_not_become(arguments, error, sentence):
 
 def test_bytes_are_for_normalize_and_moments_only():
     x = pixels((4, 3))
-    with pytest.raises(
-        TypeError, match=r"^x: expected dtype float32, float64, float16 or bfloat16, got uint8"
-    ):
+    with pytest.raises(TypeError, match=r"^x: expected dtype float32, float64, float16 or bfloat16, got uint8"):
         nbbn.BatchNorm(3)(x)
-    with pytest.raises(
-        TypeError, match=r"^x: expected dtype float32, float64, float16 or bfloat16, got uint8"
-    ):
+    with pytest.raises(TypeError, match=r"^x: expected dtype float32, float64, float16 or bfloat16, got uint8"):
         nbbn.batch_norm(x, None, None, training=True)

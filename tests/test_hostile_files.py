@@ -108,9 +108,7 @@ NAMES = {
     "twice the same": lambda m: [*m.items(), ("gamma.npy", m["gamma.npy"])],
     "configuration twice": lambda m: [("options.npy", m["gamma.npy"]), *m.items()],
     "a way out": lambda m: [*m.items(), ("../gamma.npy", m["gamma.npy"])],
-    "a way out instead": lambda m: [
-        (n.replace("gamma", "../gamma"), data) for n, data in m.items()
-    ],
+    "a way out instead": lambda m: [(n.replace("gamma", "../gamma"), data) for n, data in m.items()],
     "an absolute path": lambda m: [*m.items(), ("/gamma.npy", m["gamma.npy"])],
     "a folder": lambda m: [*m.items(), ("folder/", b"")],
     "one more": lambda m: [*m.items(), ("more.npy", m["gamma.npy"])],
@@ -159,9 +157,7 @@ NOT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in NOT.items() for value in values]
-)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in NOT.items() for value in values])
 def test_other_configurations_are_refused(name, value, saved):
     change_options(saved, **{name: value})
     assert_refused(saved)
@@ -381,9 +377,7 @@ def test_a_layer_larger_than_its_file_takes_no_memory(saved):
     options = json.loads(str(np.load(io.BytesIO(members["options.npy"]))))
     text = io.BytesIO()
     np.save(text, np.array(json.dumps({**options, "num_features": 20_000_000})))
-    write(
-        saved, {**members, "options.npy": text.getvalue(), "gamma.npy": bytes(20_000_000)}.items()
-    )
+    write(saved, {**members, "options.npy": text.getvalue(), "gamma.npy": bytes(20_000_000)}.items())
     tracemalloc.start()
     assert_refused(saved)
     peak = tracemalloc.get_traced_memory()[1]

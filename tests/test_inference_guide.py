@@ -21,9 +21,7 @@ def page():
     text = (ROOT / "docs" / "inference.md").read_text("utf-8")
     block, found, _ = text.partition(NEXT)
     assert found
-    test = doctest.DocTestParser().get_doctest(
-        code_blocks(block, "python"), {"__name__": "__main__"}, "block", None, 0
-    )
+    test = doctest.DocTestParser().get_doctest(code_blocks(block, "python"), {"__name__": "__main__"}, "block", None, 0)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     runner = doctest.DocTestRunner(optionflags=flags)
     runner.run(test, clear_globs=False)
@@ -71,9 +69,7 @@ def onnx_block(state):
     helper = onnx.helper
 
     def conv(i, x):
-        return helper.make_node(
-            "Conv", [x, f"conv{i}.weight"], [f"c{i}"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]
-        )
+        return helper.make_node("Conv", [x, f"conv{i}.weight"], [f"c{i}"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
 
     def norm(i):
         arrays = [f"bn{i}.{n}" for n in ("weight", "bias", "running_mean", "running_var")]
@@ -84,9 +80,7 @@ def onnx_block(state):
         conv(2, "r1"), norm(2), helper.make_node("Add", ["n2", "x"], ["sum"]),
         helper.make_node("Relu", ["sum"], ["y"]),
     ]  # fmt: skip
-    x, y = (
-        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 8, "h", "w"]) for n in "xy"
-    )
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 8, "h", "w"]) for n in "xy")
     arrays = [onnx.numpy_helper.from_array(array, name) for name, array in state.items()]
     graph = helper.make_graph(nodes, "block", [x], [y], initializer=arrays)
     opset = helper.make_opsetid("", 15)

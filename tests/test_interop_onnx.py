@@ -49,9 +49,7 @@ def model(nodes=None, initializers=None, opset=15, inputs=(), outputs=("y",), ki
 
 def run(network, x, outputs=None):
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    session = runtime.InferenceSession(
-        network.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = runtime.InferenceSession(network.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(outputs, {"x": x})
 
 
@@ -272,9 +270,7 @@ def test_a_node_that_is_no_layer_is_a_value_error(network, words, as_file, tmp_p
     path.write_bytes(network.SerializeToString())
     with pytest.raises(ValueError, match=f"node '.*: .*{words}") as error:
         from_onnx(path if as_file else network)
-    start = (
-        r"^path_or_model: expected an ONNX model, got .*network\.onnx: node" if as_file else "^node"
-    )
+    start = r"^path_or_model: expected an ONNX model, got .*network\.onnx: node" if as_file else "^node"
     error.match(start)
 
 
@@ -301,9 +297,7 @@ def test_without_onnx_the_error_names_the_extra(monkeypatch):
         from_onnx("network.onnx")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no model", b"\xff" * 99, b"PK\x03\x04" * 9], ids=range(4)
-)
+@pytest.mark.parametrize("content", [b"", b"no model", b"\xff" * 99, b"PK\x03\x04" * 9], ids=range(4))
 def test_a_file_of_another_kind_is_a_value_error(content, tmp_path):
     path = tmp_path / "network.onnx"
     path.write_bytes(content)
@@ -466,9 +460,7 @@ def test_nodes_that_share_large_parameters_take_no_memory_at_will(kind, tmp_path
     path.write_bytes(sharing(1500, 5000, kind).SerializeToString())
     assert path.stat().st_size < 200_000
     tracemalloc.start()
-    with pytest.raises(
-        ValueError, match=r"node 'bn.*at most 16777216 bytes of parameters that nodes"
-    ):
+    with pytest.raises(ValueError, match=r"node 'bn.*at most 16777216 bytes of parameters that nodes"):
         from_onnx(path)
     assert tracemalloc.get_traced_memory()[1] < 60_000_000
     tracemalloc.stop()

@@ -59,9 +59,7 @@ def test_the_slopes_are_those_of_the_model():
     np.testing.assert_array_equal(bn.slope, SLOPES)
     one = from_onnx(TAKEN["PRelu, one"][0], name="bn", activations=True)
     np.testing.assert_array_equal(one.slope, np.full(5, 0.3, np.float32))
-    assert from_onnx(
-        TAKEN["LeakyRelu"][0], name="bn", activations=True
-    ).negative_slope == np.float32(0.3)
+    assert from_onnx(TAKEN["LeakyRelu"][0], name="bn", activations=True).negative_slope == np.float32(0.3)
 
 
 LEFT = {
@@ -70,18 +68,12 @@ LEFT = {
     "twice the same": network([follow("Add", ("y", "y"))]),
     "an output of the graph": network([follow("Relu")], outputs=("y", "z")),
     "nothing": model(),
-    "another Clip": network(
-        [follow("Clip", ("y", "low", "high"))], constant("low", -1.0), constant("high", 6.0)
-    ),
-    "Clip of inputs": model(
-        [node(), follow("Clip", ("y", "low", "high"))], inputs=("low", "high"), outputs=("z",)
-    ),
+    "another Clip": network([follow("Clip", ("y", "low", "high"))], constant("low", -1.0), constant("high", 6.0)),
+    "Clip of inputs": model([node(), follow("Clip", ("y", "low", "high"))], inputs=("low", "high"), outputs=("z",)),
     "Sigmoid alone": network([follow("Sigmoid")]),
     "a Sigmoid that is read elsewhere": network(SWISH, outputs=("z", "part")),
     "a Mul of others": network([SWISH[0], follow("Mul", ("y", "x"))], outputs=("z", "part")),
-    "a PRelu along another axis": network(
-        [follow("PRelu", ("y", "a"))], constant("a", np.ones((5, 2)))
-    ),
+    "a PRelu along another axis": network([follow("PRelu", ("y", "a"))], constant("a", np.ones((5, 2)))),
     "a Relu of another domain": network([helper.make_node("Relu", ["y"], ["z"], domain="mine")]),
 }
 
@@ -92,12 +84,8 @@ def test_what_else_follows_is_left(model):
 
 
 def test_a_branch_that_reads_the_output_counts():
-    then = helper.make_graph(
-        [follow("Neg", output="a")], "then", [], [helper.make_tensor_value_info("a", 1, None)]
-    )
-    other = helper.make_graph(
-        [follow("Abs", output="b")], "else", [], [helper.make_tensor_value_info("b", 1, None)]
-    )
+    then = helper.make_graph([follow("Neg", output="a")], "then", [], [helper.make_tensor_value_info("a", 1, None)])
+    other = helper.make_graph([follow("Abs", output="b")], "else", [], [helper.make_tensor_value_info("b", 1, None)])
     choose = helper.make_node("If", ["flag"], ["c"], then_branch=then, else_branch=other)
     flag = numpy_helper.from_array(np.array(True), "flag")
     both = network([follow("Relu"), choose], flag, outputs=("z", "c"))

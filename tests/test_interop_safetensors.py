@@ -163,9 +163,7 @@ def test_a_layer_of_ours_that_was_cast_to_half_precision(kind, dtype, path):
     with library.safe_open(path, framework="np") as file:
         metadata = file.metadata()
     values = np.array([0.5, 1.5, 3.0], F32)
-    half = (
-        values.astype(np.float16) if kind == "F16" else (values.view(np.uint32) >> 16).astype("<u2")
-    )
+    half = values.astype(np.float16) if kind == "F16" else (values.view(np.uint32) >> 16).astype("<u2")
     counter = ("F16", [], np.float16(0).tobytes())
     entries = {**dict.fromkeys(ARRAYS, (kind, [3], half.tobytes())), "num_batches_tracked": counter}
     other = load_safetensors(written(path, entries, metadata))

@@ -65,9 +65,7 @@ def test_a_prefix_finds_a_layer_of_a_network(prefix):
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_half_precision_widens_without_loss(name):
     dtype = np.dtype(
-        "float16"
-        if name == "float16"
-        else pytest.importorskip("ml_dtypes", reason="no bfloat16").bfloat16
+        "float16" if name == "float16" else pytest.importorskip("ml_dtypes", reason="no bfloat16").bfloat16
     )
     source = state(running_var=np.array([0.5, 1.5, 3]).astype(dtype))
     bn = from_torch(source)
@@ -164,9 +162,7 @@ def test_another_object_is_a_type_error(obj):
 
 def test_without_torch_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(
-        ImportError, match=r"torch: expected it to be installed \(pip install torch\)"
-    ):
+    with pytest.raises(ImportError, match=r"torch: expected it to be installed \(pip install torch\)"):
         to_torch_state_dict(nbbn.BatchNorm(3))
 
 
@@ -329,9 +325,7 @@ def network_of(torch):
     nn = torch.nn
     shared = nn.BatchNorm2d(4, eps=1e-2)
     block = nn.ModuleDict({"bn": nn.BatchNorm2d(4, momentum=None), "norm": nn.LayerNorm(4)})
-    network = nn.ModuleDict(
-        {"first": shared, "block": block, "again": shared, "fc": nn.Linear(4, 4)}
-    )
+    network = nn.ModuleDict({"first": shared, "block": block, "again": shared, "fc": nn.Linear(4, 4)})
     for seed, module in enumerate((shared, block["bn"])):
         module(torch.from_numpy(cases.values((3, 4, 2, 2), seed=seed)))
     return network

@@ -73,9 +73,7 @@ def test_evaluation_follows_the_equations_under_every_option(options, dtype):
     bn = layer(3, **options).eval()
     eps, y = options.get("eps", 1e-5), bn(x)
     if options.get("track_running_stats", True):
-        expected = reference.inference(
-            x, bn.running_mean, bn.running_var, bn.gamma, bn.beta, eps=eps
-        )
+        expected = reference.inference(x, bn.running_mean, bn.running_var, bn.gamma, bn.beta, eps=eps)
     else:
         expected = reference.training(x, bn.gamma, bn.beta, eps=eps)
     assert_forward(y, x, expected, bn.gamma, bn.beta)
@@ -85,9 +83,7 @@ def test_evaluation_follows_the_equations_under_every_option(options, dtype):
 @by_options
 def test_backward_follows_the_equations_under_every_option(options, training):
     bn, grad_y = layer(3, **options).train(training), cases.values(X.shape, seed=4)
-    statistics = (
-        None if bn.running_mean is None else (bn.running_mean.copy(), bn.running_var.copy())
-    )
+    statistics = None if bn.running_mean is None else (bn.running_mean.copy(), bn.running_var.copy())
     bn(X)
     eps, correction = options.get("eps", 1e-5), options.get("correction", 0)
     if training or statistics is None:
@@ -226,12 +222,8 @@ def test_no_momentum_is_the_average_of_the_batch_statistics():
     batches = [cases.values((5 + k, 3), np.float64, loc=k, seed=k) for k in range(7)]
     for batch in batches:
         bn(batch)
-    np.testing.assert_allclose(
-        bn.running_mean, np.mean([b.mean(axis=0) for b in batches], axis=0), rtol=1e-13
-    )
-    np.testing.assert_allclose(
-        bn.running_var, np.mean([b.var(axis=0, ddof=1) for b in batches], axis=0), rtol=1e-13
-    )
+    np.testing.assert_allclose(bn.running_mean, np.mean([b.mean(axis=0) for b in batches], axis=0), rtol=1e-13)
+    np.testing.assert_allclose(bn.running_var, np.mean([b.var(axis=0, ddof=1) for b in batches], axis=0), rtol=1e-13)
 
 
 def test_no_momentum_counts_from_a_reset():
@@ -278,9 +270,7 @@ def test_batch_statistics_of_the_last_training_forward(options, dtype):
     x = X.astype(dtype)
     bn = layer(3, **options)
     bn(x)
-    expected = reference.training(
-        x, eps=options.get("eps", 1e-5), correction=options.get("correction", 0)
-    )
+    expected = reference.training(x, eps=options.get("eps", 1e-5), correction=options.get("correction", 0))
     got = bn.batch_mean.copy(), bn.batch_var.copy(), bn.batch_inv_std.copy()
     for actual, exact in zip(got, expected[2:], strict=True):
         assert (actual.dtype, actual.shape) == (np.float64, (3,))
@@ -348,9 +338,7 @@ def test_one_value_per_channel_is_allowed_where_no_correction_divides_by_zero(sh
     np.testing.assert_array_equal(bn.running_mean, x.reshape(3))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"correction": 1}, {"correction": 1, "running_correction": 0}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"correction": 1}, {"correction": 1, "running_correction": 0}], ids=str)
 def test_one_value_per_channel_is_refused_otherwise(options):
     bn = layer(3, **options)
     before = snapshot(bn)

@@ -96,9 +96,7 @@ def config_of(code="", **environment):
     return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
 
 
-LARGE = (
-    "import numpy as np, nbbn\nnbbn.set_num_threads(2)\nnbbn.batch_moments(np.ones((400, 400)))\n"
-)
+LARGE = "import numpy as np, nbbn\nnbbn.set_num_threads(2)\nnbbn.batch_moments(np.ones((400, 400)))\n"
 REASONS = {
     "one thread": ("import nbbn; nbbn.set_num_threads(1)", {}, "no: only one thread"),
     "nothing yet": ("import nbbn; nbbn.set_num_threads(2)", {}, "not decided yet"),
@@ -110,8 +108,7 @@ REASONS = {
     ),
     "workqueue": (LARGE, {"NUMBA_THREADING_LAYER": "workqueue"}, "no: numba's threading layer"),
     "no libgomp": (
-        "import sys\nfor name in ('omp', 'tbb'): sys.modules[f'numba.np.ufunc.{name}pool'] = None\n"
-        + LARGE,
+        "import sys\nfor name in ('omp', 'tbb'): sys.modules[f'numba.np.ufunc.{name}pool'] = None\n" + LARGE,
         {},
         "no: numba's threading layer is workqueue",
     ),

@@ -134,9 +134,7 @@ def test_gradients_where_rows_in_a_row_are_masked(dtype):
     lengths = np.array([0, 3, 8, 16, 17, 40])
     x, grad_y = cases.values((6, 40, 21), dtype), cases.values((6, 40, 21), dtype, seed=2)
     mask = np.arange(40) < lengths[:, None]
-    for copies in (
-        (1, 40) if dtype is np.float32 else (1,)
-    ):  # many run in parallel, one way is enough
+    for copies in (1, 40) if dtype is np.float32 else (1,):  # many run in parallel, one way is enough
         many = np.concatenate([x] * copies), np.concatenate([grad_y] * copies)
         masks = np.concatenate([mask] * copies)
         bn = nbbn.BatchNorm(21, axis=-1, dtype=dtype)
@@ -204,9 +202,7 @@ def test_layer_and_functions_in_training(shape, axis, dtype, correction):
     statistics = bn.batch_mean, bn.batch_inv_std
     again = nbbn.batch_norm_backward(grad_y, x, *statistics, gamma, mask=mask, **options)
     assert_gradients(again, exact, grad_y, expected, gamma, axis)
-    if (
-        dtype == np.float32
-    ):  # of float64 the layer knows the mean to more bits than one number holds
+    if dtype == np.float32:  # of float64 the layer knows the mean to more bits than one number holds
         for got, same in zip(again, grads, strict=True):
             assert_same_bits(got, same)
 
@@ -359,9 +355,7 @@ def test_forms_of_a_mask(form, axis):
     moved = np.moveaxis(mask, axis, -1) if len(given) == 3 else mask
     where = np.broadcast_to(moved.reshape(full), (4, 5, 1))[..., 0]
     check_weighted(nbbn.batch_moments(x, axis=axis, mask=mask), x, where, axis)
-    assert nbbn.batch_moments(x, axis=axis, mask=mask.tolist()) == nbbn.batch_moments(
-        x, axis=axis, mask=mask
-    )
+    assert nbbn.batch_moments(x, axis=axis, mask=mask.tolist()) == nbbn.batch_moments(x, axis=axis, mask=mask)
     check_weighted(nbbn.batch_moments(x, axis=axis, weights=mask * 2.0), x, where * 2.0, axis)
 
 

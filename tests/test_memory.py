@@ -163,9 +163,7 @@ growth(work, 300, 1000)
 """
 
 
-@pytest.mark.parametrize(
-    "script", [CALLS, NEW_SHAPES, THREADS], ids=["calls", "shapes never seen before", "threads"]
-)
+@pytest.mark.parametrize("script", [CALLS, NEW_SHAPES, THREADS], ids=["calls", "shapes never seen before", "threads"])
 @pytest.mark.long
 def test_nothing_is_kept_from_call_to_call(script):
     """131 bytes a call would be noticed, and an object that the collector tracks every tenth call."""

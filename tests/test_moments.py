@@ -14,9 +14,7 @@ from compare import assert_same_bits, assert_within, eps_of, mean_error, var_err
 
 import nbbn
 
-by_shape = pytest.mark.parametrize(
-    ("shape", "axis"), cases.SHAPES, ids=map(cases.case_id, cases.SHAPES)
-)
+by_shape = pytest.mark.parametrize(("shape", "axis"), cases.SHAPES, ids=map(cases.case_id, cases.SHAPES))
 LARGEST = np.finfo(np.float64).max
 by_dtype = pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.case_id)
 
@@ -61,9 +59,7 @@ def test_var_and_std_take_off_the_correction(correction):
     x = cases.values((9, 3), np.float64)
     moments = nbbn.batch_moments(x)
     np.testing.assert_allclose(moments.var(correction), x.var(axis=0, ddof=correction), rtol=1e-13)
-    np.testing.assert_allclose(
-        moments.std(correction=correction), x.std(axis=0, ddof=correction), rtol=1e-13
-    )
+    np.testing.assert_allclose(moments.std(correction=correction), x.std(axis=0, ddof=correction), rtol=1e-13)
 
 
 @pytest.mark.parametrize("correction", [4, 4.5])
@@ -116,9 +112,7 @@ def test_plus_is_merge():
 
 
 def test_merge_follows_chan():
-    merged = nbbn.Moments(2, np.array([1.0]), np.array([2.0])) + nbbn.Moments(
-        6, np.array([5.0]), np.array([3.0])
-    )
+    merged = nbbn.Moments(2, np.array([1.0]), np.array([2.0])) + nbbn.Moments(6, np.array([5.0]), np.array([3.0]))
     assert merged.count == 8.0
     np.testing.assert_array_equal(merged.mean, [4.0])
     np.testing.assert_array_equal(merged.m2, [2.0 + 3.0 + 4.0**2 * 2 * 6 / 8])
@@ -191,9 +185,7 @@ def test_the_constructor_keeps_no_window_into_its_arguments():
     np.testing.assert_array_equal(moments.m2, [3.0, 4.0])
 
 
-@pytest.mark.parametrize(
-    "again", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
-)
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_moments_can_be_copied_and_pickled(again):
     moments = nbbn.batch_moments(cases.values((7, 3)))
     other = again(moments)
@@ -218,9 +210,7 @@ def right_fold(parts):
 def tree(parts):
     parts = list(parts)
     while len(parts) > 1:
-        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[
-            len(parts) & ~1 :
-        ]
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)] + parts[len(parts) & ~1 :]
     return parts[0]
 
 
@@ -264,8 +254,7 @@ def check_grouping(grouping, pieces, ratio, dtype):
 @pytest.mark.parametrize("grouping", GROUPINGS, ids=lambda f: f.__name__)
 def test_merging_pieces_with_far_apart_means_and_sizes(grouping):
     pieces = [
-        cases.values((n, 2), np.float64, loc=loc, seed=n)
-        for n, loc in ((1, 1e6), (5000, 0.0), (17, -1e3), (2, 5.0))
+        cases.values((n, 2), np.float64, loc=loc, seed=n) for n, loc in ((1, 1e6), (5000, 0.0), (17, -1e3), (2, 5.0))
     ]
     merged = grouping([nbbn.batch_moments(p) for p in pieces])
     _, mean, m2 = reference.moments(np.concatenate(pieces))
@@ -320,9 +309,7 @@ FAR_APART = {
 
 @pytest.mark.parametrize("parts", FAR_APART.values(), ids=FAR_APART)
 def test_means_that_are_far_apart(parts):
-    merged = functools.reduce(
-        lambda a, b: a + b, (nbbn.Moments(n, [value], [0.0]) for n, value in parts)
-    )
+    merged = functools.reduce(lambda a, b: a + b, (nbbn.Moments(n, [value], [0.0]) for n, value in parts))
     mean, m2 = exactly_merged(parts)
     ulp = eps_of(np.float64)
     size = max(

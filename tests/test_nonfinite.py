@@ -133,9 +133,7 @@ def test_the_option_is_kept_everywhere(tmp_path):
     assert nbbn.BatchNorm.load(tmp_path / "bn.npz").on_nonfinite == "skip"
 
 
-@pytest.mark.parametrize(
-    ("value", "error"), [("stop", ValueError), (None, TypeError), (1, TypeError)]
-)
+@pytest.mark.parametrize(("value", "error"), [("stop", ValueError), (None, TypeError), (1, TypeError)])
 def test_another_word_is_refused(value, error):
     sentence = f"on_nonfinite: expected 'propagate', 'raise' or 'skip', got {value!r}"
     with pytest.raises(error, match=f"^{sentence}$"):
@@ -170,9 +168,7 @@ def test_a_channel_depends_on_its_own_values_alone(shape, layout, dtype, masked)
     count = shape[1]
     plain = cases.values(shape, dtype, loc=20.0)
     if count > 16:
-        plain[0, count - 1] = (
-            1e6  # a channel that takes a second look of its own, of the last strip
-        )
+        plain[0, count - 1] = 1e6  # a channel that takes a second look of its own, of the last strip
     kept = np.arange(count) % 3 == 0
     grad = cases.LAYOUTS[layout](cases.values(shape, dtype, seed=5))
     mask = None

@@ -121,15 +121,11 @@ def test_each_compilation_is_a_record(tmp_path):
     code = LISTEN + QUIET.format(modules="", first=True)
     run = [sys.executable, "-c", code]
     environment = {**os.environ, "NBBN_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        run, capture_output=True, text=True, check=True, env=environment, timeout=600
-    )
+    done = subprocess.run(run, capture_output=True, text=True, check=True, env=environment, timeout=600)
     lines = [line for line in done.stdout.splitlines() if line.startswith("nbbn|")]
     assert "nbbn|DEBUG|compiling infer_columns_serial" in lines
     assert sum("|INFO|compiling for this machine" in line for line in lines) == 1
-    done = subprocess.run(
-        run, capture_output=True, text=True, check=True, env=environment, timeout=600
-    )
+    done = subprocess.run(run, capture_output=True, text=True, check=True, env=environment, timeout=600)
     assert "compiling" not in done.stdout  # it is loaded
 
 

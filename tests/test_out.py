@@ -14,9 +14,7 @@ by_dtype = pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.case_id)
 
 def train(x, axis, out=None):
     gamma, beta = cases.parameters(x.shape[axis])[:2]
-    return nbbn.batch_norm(
-        x, None, None, gamma, beta, training=True, axis=axis, running_correction=0, out=out
-    )
+    return nbbn.batch_norm(x, None, None, gamma, beta, training=True, axis=axis, running_correction=0, out=out)
 
 
 def infer(x, axis, out=None):
@@ -32,9 +30,7 @@ def infer_by_batch_norm(x, axis, out=None):
 def differentiate(x, axis, out=None, training=True):
     grad_y = cases.values(x.shape, x.dtype, seed=8)
     gamma, _, mean, var = cases.parameters(x.shape[axis])
-    return nbbn.batch_norm_backward(
-        grad_y, x, mean, var, gamma, axis=axis, training=training, out=out
-    )[0]
+    return nbbn.batch_norm_backward(grad_y, x, mean, var, gamma, axis=axis, training=training, out=out)[0]
 
 
 def differentiate_inference(x, axis, out=None):
@@ -68,9 +64,7 @@ def test_out_of_any_layout_is_filled_and_returned(shape, axis, layout, dtype, op
 
 
 @by_operation
-@pytest.mark.parametrize(
-    "layout", ["strided", "strided_last", "channel_slice", "row_slice", "batch_step"]
-)
+@pytest.mark.parametrize("layout", ["strided", "strided_last", "channel_slice", "row_slice", "batch_step"])
 def test_nothing_between_the_entries_of_out_is_written(layout, operation):
     x = cases.values((4, 6, 9))
     out = cases.LAYOUTS[layout](np.full(x.shape, 777, np.float32))
@@ -116,9 +110,7 @@ def views(kind, shape, dtype=np.float32):
 
 
 @by_operation
-@pytest.mark.parametrize(
-    ("shape", "axis"), [((6, 5, 6), 1), ((40, 40), 1), ((40, 40), 0), ((4, 3, 64, 4), 1)]
-)
+@pytest.mark.parametrize(("shape", "axis"), [((6, 5, 6), 1), ((40, 40), 1), ((40, 40), 0), ((4, 3, 64, 4), 1)])
 @pytest.mark.parametrize(
     "kind",
     [
@@ -168,9 +160,7 @@ def test_a_gradient_written_over_an_operand_is_right_or_refused_untouched(shape,
 @pytest.mark.parametrize("name", ["gamma", "beta", "running_mean", "running_var"])
 def test_an_out_that_overlaps_a_parameter_is_right_or_refused(name):
     x = cases.values((1, 8))
-    named = dict(
-        zip(("gamma", "beta", "running_mean", "running_var"), cases.parameters(8), strict=True)
-    )
+    named = dict(zip(("gamma", "beta", "running_mean", "running_var"), cases.parameters(8), strict=True))
     expected, before = nbbn.batch_norm(x, **named), named[name].copy()
     try:
         got = nbbn.batch_norm(x, **named, out=named[name].reshape(1, 8))
@@ -190,9 +180,7 @@ by_empty = pytest.mark.parametrize(("shape", "axis"), EMPTY, ids=map(cases.case_
 @pytest.mark.parametrize("training", [True, False])
 def test_an_empty_batch_gives_an_empty_result_and_changes_nothing(shape, axis, training, dtype):
     gamma, beta, mean, var = cases.parameters(3)
-    y = nbbn.batch_norm(
-        np.empty(shape, dtype), mean, var, gamma, beta, training=training, axis=axis
-    )
+    y = nbbn.batch_norm(np.empty(shape, dtype), mean, var, gamma, beta, training=training, axis=axis)
     assert (y.shape, y.dtype) == (shape, dtype)
     assert_same_bits(mean, cases.parameters(3)[2])
     assert_same_bits(var, cases.parameters(3)[3])

@@ -107,9 +107,7 @@ def test_resets_match():
 def test_the_functional_form(training):
     x, (gamma, beta, mean, var) = cases.values((4, 5, 6)), cases.parameters(5)
     theirs = [torch.from_numpy(v.copy()) for v in (mean, var, gamma, beta)]
-    y = torch.nn.functional.batch_norm(
-        torch.from_numpy(x), *theirs, training=training, momentum=0.2, eps=1e-4
-    )
+    y = torch.nn.functional.batch_norm(torch.from_numpy(x), *theirs, training=training, momentum=0.2, eps=1e-4)
     got = nbbn.batch_norm(x, mean, var, gamma, beta, training=training, momentum=0.2, eps=1e-4)
     assert_close(got, y, np.float32)
     assert_close(mean, theirs[0], np.float32)

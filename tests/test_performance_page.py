@@ -38,14 +38,11 @@ def pages():
 def record(*races):
     """A condensed record of pairs of a case and the seconds of each implementation."""
     results = [
-        Result(case, {name: Outcome(durations=[time] * 3) for name, time in times.items()})
-        for case, times in races
+        Result(case, {name: Outcome(durations=[time] * 3) for name, time in times.items()}) for case, times in races
     ]
     made = condensed(as_json(results, Race((), rounds=15, seconds=0.25)))
     made["machine"] |= {"cpu": "a processor", "memory_gib": 24.0, "cores": 2, "usable_cores": 2}
-    made["machine"]["caches"] = [
-        {"level": "3", "type": "Unified", "size": "32768K", "cores": "0-1"}
-    ]
+    made["machine"]["caches"] = [{"level": "3", "type": "Unified", "size": "32768K", "cores": "0-1"}]
     return made
 
 
@@ -69,9 +66,7 @@ def test_the_page_is_that_of_the_recorded_run(performance):
 
 def test_a_new_run_is_written_without_hand_work(performance, monkeypatch, tmp_path):
     """The command that keeps a run writes all that is made of it."""
-    picture, table = (
-        importlib.import_module(f"benchmarks.{name}") for name in ("picture", "table")
-    )
+    picture, table = (importlib.import_module(f"benchmarks.{name}") for name in ("picture", "table"))
     pytest.importorskip("matplotlib", reason="it draws the bars")
     recorded, images = performance.keep(None), tmp_path / "images"
     readme = tmp_path / "README.md"
@@ -234,9 +229,7 @@ def test_targets_are_judged_case_by_case(performance):
     ],
 )
 @pytest.mark.parametrize("ratio", [0.85, 2.6])
-def test_each_case_belongs_to_one_line(
-    performance, targets, operation, shape, layout, start, ratio
-):
+def test_each_case_belongs_to_one_line(performance, targets, operation, shape, layout, start, ratio):
     variant = "fresh" if operation == "moments" else "out"
     case = Case(operation, shape, 1, layout=layout, variant=variant)
     made = record((case, {"nbbn": ratio, LIMITS[operation]: 1.0}))
@@ -313,9 +306,7 @@ def test_the_start_is_told_where_it_was_measured(performance):
 def test_failures_are_on_the_page(performance):
     case = Case("moments", IMAGE, 1)
     made = record((case, {"nbbn": 1.0, "read": 1.0}))
-    made["results"].append(
-        made["results"][0] | {"implementation": "torch", "status": "failed", "reason": "wrong"}
-    )
+    made["results"].append(made["results"][0] | {"implementation": "torch", "status": "failed", "reason": "wrong"})
     del made["results"][-1]["median"]
     assert "- torch, moments 32x64x56x56 1 thread: wrong" in written(performance, made)
 

@@ -323,9 +323,7 @@ def npy(array, **options):
 def header_only(shape):
     """An .npy entry that announces a shape and holds no data."""
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": "<f4", "fortran_order": False, "shape": shape}
-    )
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return stream.getvalue()
 
 
@@ -387,9 +385,7 @@ def test_a_file_with_one_entry_spoiled_is_refused(saved, content):
 
 def test_a_truncated_file_is_refused(saved):
     whole = saved.read_bytes()
-    for size in sorted(
-        {0, 1, 10, *range(50, len(whole), max(1, len(whole) // 20)), len(whole) - 1}
-    ):
+    for size in sorted({0, 1, 10, *range(50, len(whole), max(1, len(whole) // 20)), len(whole) - 1}):
         saved.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"layer\.npz"):
             nbbn.BatchNorm.load(saved)

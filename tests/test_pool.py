@@ -204,10 +204,7 @@ def test_a_layer_without_memory_for_its_result_is_unchanged(training, monkeypatc
 
 
 def test_a_result_may_outlive_the_package():
-    code = (
-        "import numpy as np, nbbn\n"
-        "np.keep = nbbn.normalize(np.ones((1024, 1024)), np.zeros(1024), np.ones(1024))\n"
-    )
+    code = "import numpy as np, nbbn\nnp.keep = nbbn.normalize(np.ones((1024, 1024)), np.zeros(1024), np.ones(1024))\n"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,

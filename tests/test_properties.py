@@ -48,9 +48,7 @@ def arrays(draw, min_size=1):
     values = rng.normal(loc * scale, scale, shape).astype(draw(dtypes))
     if values.size and draw(st.booleans()):
         np.moveaxis(values, axis, 0)[0] = loc * scale
-    buffer = np.zeros([shape[k] * abs(steps[k]) for k in order], values.dtype).transpose(
-        np.argsort(order)
-    )
+    buffer = np.zeros([shape[k] * abs(steps[k]) for k in order], values.dtype).transpose(np.argsort(order))
     x = buffer[tuple(slice(None, None, step) for step in steps)]
     x[...] = values
     return x, axis
@@ -112,12 +110,8 @@ def test_training_and_its_gradients(case, chosen, data):
     grad_y = other_layout(cases.values(x.shape, x.dtype, seed=3), data)
     grad_x = bn.backward(grad_y)
     if varies.all():
-        gradients = reference.backward(
-            grad_y, x, bn.gamma, axis=axis, eps=eps, correction=correction
-        )
-        assert_gradients(
-            (grad_x, bn.grad_gamma, bn.grad_beta), gradients, grad_y, expected, bn.gamma, axis
-        )
+        gradients = reference.backward(grad_y, x, bn.gamma, axis=axis, eps=eps, correction=correction)
+        assert_gradients((grad_x, bn.grad_gamma, bn.grad_beta), gradients, grad_y, expected, bn.gamma, axis)
 
 
 def check_where(varies, y, x, expected, bn, axis):
@@ -144,14 +138,10 @@ def test_inference_and_its_gradients(case, chosen, data):
     x, axis = case
     bn = layer(x.shape[axis], axis=axis, **{**chosen, "track_running_stats": True}).eval()
     y = bn(x)
-    expected = reference.inference(
-        x, bn.running_mean, bn.running_var, bn.gamma, bn.beta, axis=axis, eps=chosen["eps"]
-    )
+    expected = reference.inference(x, bn.running_mean, bn.running_var, bn.gamma, bn.beta, axis=axis, eps=chosen["eps"])
     assert_forward(y, x, expected, bn.gamma, bn.beta, axis)
     grad_y = other_layout(cases.values(x.shape, x.dtype, seed=3), data)
-    gradients = reference.backward_inference(
-        grad_y, x, bn.running_mean, expected.inv_std, bn.gamma, axis=axis
-    )
+    gradients = reference.backward_inference(grad_y, x, bn.running_mean, expected.inv_std, bn.gamma, axis=axis)
     got = bn.backward(grad_y), bn.grad_gamma, bn.grad_beta
     assert_gradients(got, gradients, grad_y, expected, bn.gamma, axis)
 
@@ -162,15 +152,11 @@ def test_inference_gives_the_same_bits_whatever_the_layout_batch_or_position(cas
     x, axis = case
     gamma, beta, mean, var = cases.parameters(x.shape[axis], data.draw(dtypes))
     whole = nbbn.normalize(x, mean, var, gamma, beta, axis=axis)
-    assert_same_bits(
-        nbbn.normalize(other_layout(x, data), mean, var, gamma, beta, axis=axis), whole
-    )
+    assert_same_bits(nbbn.normalize(other_layout(x, data), mean, var, gamma, beta, axis=axis), whole)
     along = data.draw(st.sampled_from([k for k in range(x.ndim) if k != axis % x.ndim] or [None]))
     if along is not None:
         start = data.draw(st.integers(0, x.shape[along] - 1))
-        part = (slice(None),) * along + (
-            slice(start, data.draw(st.integers(start + 1, x.shape[along]))),
-        )
+        part = (slice(None),) * along + (slice(start, data.draw(st.integers(start + 1, x.shape[along]))),)
         assert_same_bits(nbbn.normalize(x[part], mean, var, gamma, beta, axis=axis), whole[part])
 
 
@@ -183,9 +169,7 @@ def test_in_place_and_into_out_give_the_bits_of_a_fresh_output(case, training, s
     gamma, beta, mean, var = cases.parameters(x.shape[axis])
 
     def run(array, out=None):
-        return nbbn.batch_norm(
-            array, mean.copy(), var.copy(), gamma, beta, training=training, axis=axis, out=out
-        )
+        return nbbn.batch_norm(array, mean.copy(), var.copy(), gamma, beta, training=training, axis=axis, out=out)
 
     expected, kept = run(x), x.copy()
     out = x if same else np.full_like(x, 777)
@@ -206,8 +190,6 @@ def test_repeating_every_sample_changes_no_output_beyond_rounding(case, times):
     repeated = np.tile(rows, (times, 1))
     gamma, beta = cases.parameters(rows.shape[1])[:2]
     expected = reference.training(repeated, gamma, beta, eps=0.5)
-    y = nbbn.batch_norm(
-        repeated, None, None, gamma, beta, training=True, eps=0.5, running_correction=0
-    )
+    y = nbbn.batch_norm(repeated, None, None, gamma, beta, training=True, eps=0.5, running_correction=0)
     assert_forward(y, repeated, expected, gamma, beta)
     assert (y.reshape(times, *rows.shape) == y[: len(rows)]).all()

@@ -104,9 +104,7 @@ def test_links_are_made_of_one_address(checkout, tmp_path):
         shutil.copytree(checkout, source, ignore=shutil.ignore_patterns(".venv"))
         project = source / "pyproject.toml"
         text = project.read_text("utf-8")
-        assert text.count('address = ""\n') == 1, (
-            "the address is set: give this test the empty one, too"
-        )
+        assert text.count('address = ""\n') == 1, "the address is set: give this test the empty one, too"
         project.write_text(text.replace('address = ""\n', f'address = "{address}"\n'), "utf-8")
         commands = f"{sys.executable} -m pip install -q --no-deps --target=installed ."
         shell(commands, source)

@@ -122,9 +122,7 @@ def test_the_table_of_times_is_that_of_the_recorded_run(monkeypatch):
 
 def test_the_picture_of_speed_is_that_of_the_recorded_run(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    table, picture = (
-        importlib.import_module(f"benchmarks.{name}") for name in ("table", "picture")
-    )
+    table, picture = (importlib.import_module(f"benchmarks.{name}") for name in ("table", "picture"))
     results = table.plain_results(json.loads(table.RECORDED.read_text("utf-8")))
     expected = sorted(
         f"{picture.mean_ratio(results, operation, peer, images):.1f} x"

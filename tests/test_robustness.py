@@ -353,9 +353,7 @@ def test_calls_go_on_while_another_thread_compiles():
         print(errors)
     """
     code = "\n".join(line[8:] for line in script.splitlines())
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
@@ -379,9 +377,7 @@ def test_a_constant_overwritten_by_another_is_noticed():
 
 
 def test_large_object_arrays_get_the_usual_sentence():
-    with pytest.raises(
-        TypeError, match="x: expected dtype float32, float64, float16 or bfloat16, got object"
-    ):
+    with pytest.raises(TypeError, match="x: expected dtype float32, float64, float16 or bfloat16, got object"):
         nbbn.BatchNorm(8)(np.ones((200_000, 8), object))
 
 

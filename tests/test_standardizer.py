@@ -55,9 +55,7 @@ def test_the_oracle(shape, axis, dtype):
     assert type(scaler.n_samples_seen_) is int
     assert_within(scaler.mean_, mean, mean_error(x, axis))
     assert_within(scaler.var_, m2 / count, var_error(x, m2 / count) + mean_error(x, axis) ** 2)
-    np.testing.assert_array_equal(
-        scaler.scale_, np.where(scaler.var_ == 0, 1, np.sqrt(scaler.var_))
-    )
+    np.testing.assert_array_equal(scaler.scale_, np.where(scaler.var_ == 0, 1, np.sqrt(scaler.var_)))
     assert [getattr(scaler, name).dtype for name in ATTRIBUTES] == [np.float64] * 3
     y = scaler.transform(x)
     assert_standardized(y, x, axis)
@@ -221,9 +219,7 @@ def test_an_empty_chunk_changes_nothing():
     for a, b in zip(before, statistics(scaler), strict=True):
         np.testing.assert_array_equal(a, b)
     assert scaler.transform(x[:0]).shape == (0, 3)
-    with pytest.raises(
-        ValueError, match=r"^X: expected 3 features along axis 1, got shape \(0, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"^X: expected 3 features along axis 1, got shape \(0, 2\)"):
         scaler.partial_fit(x[:0, :2])
 
 
@@ -456,9 +452,7 @@ def test_parameters_count_from_the_next_fit_on():
     assert scaler.fit(X).n_features_in_ == 8
 
 
-@pytest.mark.parametrize(
-    "clone", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))]
-)
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
 def test_copies_and_pickles_go_on_where_they_were(clone):
     x = cases.values((30, 3), loc=1e6)
     scaler = nbbn.Standardizer(with_mean=False).partial_fit(x[:7])

@@ -68,9 +68,7 @@ def test_fit_transform_and_chunks_in_turn():
     x = da.from_array(a, chunks=(7, 3))
     scaler = nbbn.Standardizer()
     y = scaler.fit_transform(x)
-    np.testing.assert_allclose(
-        y.compute(), nbbn.Standardizer().fit_transform(a), rtol=1e-6, atol=1e-6
-    )
+    np.testing.assert_allclose(y.compute(), nbbn.Standardizer().fit_transform(a), rtol=1e-6, atol=1e-6)
     mixed = nbbn.Standardizer().partial_fit(x[:20]).partial_fit(a[20:30]).partial_fit(x[30:])
     assert_same_statistics(mixed, nbbn.Standardizer().fit(a))
 

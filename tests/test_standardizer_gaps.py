@@ -156,9 +156,7 @@ def test_infinite_values_are_refused(bad, gaps, dtype):
     x[7, 2] = bad
     x = x.astype(dtype)
     for method in ("fit", "partial_fit", "transform", "inverse_transform", "fit_transform"):
-        with pytest.raises(
-            ValueError, match=r"^X: expected finite values, or NaN where one is missing"
-        ):
+        with pytest.raises(ValueError, match=r"^X: expected finite values, or NaN where one is missing"):
             getattr(scaler, method)(x)
     assert_same_bits(scaler.mean_, before)
 
@@ -345,9 +343,7 @@ def test_fit_transform_in_place():
 # Blocks
 
 
-@pytest.mark.parametrize(
-    ("shape", "index"), [((10, 3), 1), ((3, 10), 0), ((7, 2, 5), 1), ((1, 9), 1)]
-)
+@pytest.mark.parametrize(("shape", "index"), [((10, 3), 1), ((3, 10), 0), ((7, 2, 5), 1), ((1, 9), 1)])
 @pytest.mark.parametrize("most", [1, 7, 1000])
 def test_places_cover_every_value_once(shape, index, most):
     seen = np.zeros(shape, int)

@@ -159,9 +159,7 @@ def test_parameters():
     expected = {"axis": 1, "with_mean": False, "with_std": True, "copy": True}
     assert copied.get_params() == expected
     assert repr(copied) == "Standardizer(axis=1, with_mean=False)"
-    with pytest.raises(
-        ValueError, match=r"^params: expected some of axis, with_mean, with_std, copy, got 'mean'"
-    ):
+    with pytest.raises(ValueError, match=r"^params: expected some of axis, with_mean, with_std, copy, got 'mean'"):
         scaler.set_params(with_std=False, mean=1)
     assert scaler.with_std is True
 
@@ -210,9 +208,7 @@ def test_names_are_kept_and_compared():
     scaler = nbbn.Standardizer().fit(Frame(x, ["age", "height"]))
     assert list(scaler.feature_names_in_) == ["age", "height"]
     assert scaler.feature_names_in_.dtype == object
-    without = (
-        "^X does not have valid feature names, but Standardizer was fitted with feature names$"
-    )
+    without = "^X does not have valid feature names, but Standardizer was fitted with feature names$"
     with pytest.warns(UserWarning, match=without):
         y = scaler.transform(x)
     assert_same_bits(scaler.transform(Frame(x, ["age", "height"])), y)
@@ -231,9 +227,7 @@ def test_names_are_kept_and_compared():
     assert not hasattr(scaler.fit(Frame(x, [0, 1])), "feature_names_in_")
     with pytest.raises(ValueError, match=r"^input_features: expected 2 names, got 3 "):
         scaler.get_feature_names_out(["a", "b", "c"])
-    with pytest.warns(
-        UserWarning, match="^X has feature names, but Standardizer was fitted without"
-    ):
+    with pytest.warns(UserWarning, match="^X has feature names, but Standardizer was fitted without"):
         scaler.fit(x).transform(swapped)
 
 
@@ -283,9 +277,7 @@ def test_data_frames_are_two_dimensional():
     with pytest.raises(ValueError, match=r"^X: expected two dimensions, the features last"):
         scaler.fit_transform(x)
     assert not hasattr(scaler, "mean_")
-    with pytest.raises(
-        ValueError, match=r"^transform: expected 'default', 'pandas', 'polars' or None"
-    ):
+    with pytest.raises(ValueError, match=r"^transform: expected 'default', 'pandas', 'polars' or None"):
         scaler.set_output(transform="xarray")
 
 
@@ -413,9 +405,7 @@ def test_sparse_as_dense(kind, dtype, weighted):
         sparse.partial_fit(sparse_of(x[part], kind), sample_weight=w)
     assert sparse.fit(sparse_of(x, kind), sample_weight=weights) is sparse
     for name in ("mean_", "var_", "scale_", "n_samples_seen_"):
-        np.testing.assert_allclose(
-            getattr(sparse, name), getattr(dense, name), rtol=1e-9, atol=1e-15
-        )
+        np.testing.assert_allclose(getattr(sparse, name), getattr(dense, name), rtol=1e-9, atol=1e-15)
     given = sparse_of(x, kind)
     y = sparse.transform(given)
     assert (y.format, y.dtype) == ("csr", dense.transform(x).dtype)
@@ -439,9 +429,7 @@ def test_sparse_in_place():
 def test_what_sparse_matrices_refuse(kind, method):
     given = sparse_of(some_zeros(), kind)
     scaler = nbbn.Standardizer().fit(some_zeros())
-    with pytest.raises(
-        ValueError, match=r"^with_mean: expected False for a sparse matrix, .* got True"
-    ):
+    with pytest.raises(ValueError, match=r"^with_mean: expected False for a sparse matrix, .* got True"):
         getattr(scaler, method)(given)
     scaler = nbbn.Standardizer(with_mean=False).fit(some_zeros())
     infinite = given.tocsr()
@@ -453,9 +441,7 @@ def test_what_sparse_matrices_refuse(kind, method):
             getattr(scaler, method)(given, out=some_zeros())
     if method.endswith("fit_transform"):
         scaler.set_output(transform="pandas")
-        with pytest.raises(
-            ValueError, match=r"^X: expected a dense array for a data frame of pandas"
-        ):
+        with pytest.raises(ValueError, match=r"^X: expected a dense array for a data frame of pandas"):
             getattr(scaler, method)(given)
     scaler = nbbn.Standardizer(with_mean=False, axis=0)
     with pytest.raises(ValueError, match=r"^axis: expected -1 for a sparse matrix, got 0"):

@@ -115,9 +115,7 @@ def test_blocks_cover_every_value_once_in_the_channel_that_it_belongs_to(sizes, 
         places = block.first + block.step * np.arange(block.runs)[:, None] + np.arange(run)
         seen[places] += 1
         expected = block.channel + np.arange(block.shape[1])[:, None]
-        assert np.array_equal(
-            channel_of[places].reshape(block.shape), np.broadcast_to(expected, block.shape)
-        )
+        assert np.array_equal(channel_of[places].reshape(block.shape), np.broadcast_to(expected, block.shape))
         groups.setdefault(block.channel, set()).add(block.shape[1])
     assert (seen == 1).all()
     assert max(block.size for block in cut) == cut[0].size  # buffers are of the first one's size
@@ -204,9 +202,7 @@ def test_what_float32_cannot_hold_comes_out_infinite(folder, dtype):
     mean, var = np.array([0.0, -1e308, 1e308]), np.array([1e-80, 1e308, 1e-80])
     found = FeatureMoments.of((0.1, mean, np.zeros(3), 0.1 * var, np.zeros(3)))
     y = normalized(folder / "x.npy", 1, found)
-    assert_same_bits(
-        y, np.broadcast_to(np.array([1, 1, -1], y.dtype) * y.dtype.type(np.inf), (30, 3))
-    )
+    assert_same_bits(y, np.broadcast_to(np.array([1, 1, -1], y.dtype) * y.dtype.type(np.inf), (30, 3)))
 
 
 def test_the_same_bits_for_every_number_of_threads(folder):
@@ -484,12 +480,8 @@ def test_reading_and_writing_where_the_system_cannot_do_it_at_a_place(folder, mo
 def test_files_are_whole_where_the_system_takes_only_half_of_what_it_is_given(folder, monkeypatch):
     """A read or a write may be cut short, by a signal for one: the rest follows."""
     preadv, pwritev = os.preadv, os.pwritev
-    monkeypatch.setattr(
-        os, "preadv", lambda fd, b, at: preadv(fd, [b[0][: len(b[0]) // 2 + 1]], at)
-    )
-    monkeypatch.setattr(
-        os, "pwritev", lambda fd, b, at: pwritev(fd, [b[0][: len(b[0]) // 2 + 1]], at)
-    )
+    monkeypatch.setattr(os, "preadv", lambda fd, b, at: preadv(fd, [b[0][: len(b[0]) // 2 + 1]], at))
+    monkeypatch.setattr(os, "pwritev", lambda fd, b, at: pwritev(fd, [b[0][: len(b[0]) // 2 + 1]], at))
     x = values((300, 7), "float32")
     np.save(folder / "x.npy", x)
     assert_normalized(normalized(folder / "x.npy", 1), x, 1)

@@ -437,9 +437,7 @@ FAILURES = (
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize(
-    ("failing", "kind", "operation"), FAILURES, ids=lambda f: getattr(f, "__name__", f)
-)
+@pytest.mark.parametrize(("failing", "kind", "operation"), FAILURES, ids=lambda f: getattr(f, "__name__", f))
 def test_an_exception_on_one_worker_reaches_all(failing, kind, operation, rank):
     x = cases.values((4, 3, 5), np.float64)
 

@@ -186,17 +186,13 @@ def test_an_array_becomes_a_table_and_the_table_an_array(folder, monkeypatch, to
     wide = y.astype(np.float64 if dtype == ">f8" else np.float32)
     if to == "parquet":
         found = parquet.read_table("y.parquet")
-        assert [str(kind) for kind in found.schema.types] == [
-            {8: "double", 4: "float"}[wide.itemsize]
-        ] * 3
+        assert [str(kind) for kind in found.schema.types] == [{8: "double", 4: "float"}[wide.itemsize]] * 3
         assert found["x1"].null_count == np.isnan(x).sum()
         names = found.schema.names
         assert_same_bits(floats(found, names), wide.astype(np.float64))
     else:
         names, *rows = rows_of(folder / f"y.{to}", "\t" if to == "tsv" else ",")
-        assert_same_bits(
-            np.array([[cell or "nan" for cell in row] for row in rows]).astype(wide.dtype), wide
-        )
+        assert_same_bits(np.array([[cell or "nan" for cell in row] for row in rows]).astype(wide.dtype), wide)
     assert names == ["x0", "x1", "x2"]
     kept = folder / "kept.npz"
     np.savez(kept, mean=np.zeros(3), var=np.ones(3))
@@ -272,9 +268,7 @@ def test_columns_that_are_asked_for(folder, capsys):
     line = fail(capsys, "normalize", "in.csv", "out.csv", "--columns", "height,weight")
     assert "--columns: expected some of id, height, name, " in line and "got 'weight'" in line
     assert "expected each name once" in fail(capsys, "moments", "in.csv", "--columns", "id,id")
-    assert "expected numbers in column 'name'" in fail(
-        capsys, "moments", "in.csv", "--columns", "name"
-    )
+    assert "expected numbers in column 'name'" in fail(capsys, "moments", "in.csv", "--columns", "name")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -296,9 +290,7 @@ def test_statistics_of_one_table_serve_another(folder, capsys, suffix):
     np.testing.assert_allclose(y, scaler.transform(next(columns)), rtol=1e-6, atol=1e-6)
 
     line = fail(capsys, "normalize", "in.csv", "out.csv", "--stats", "s.npz")
-    assert line.rstrip().endswith(
-        "--stats: expected the columns of s.npz in in.csv, which has no 'i'"
-    )
+    assert line.rstrip().endswith("--stats: expected the columns of s.npz in in.csv, which has no 'i'")
     line = fail(capsys, "normalize", "other.csv", "out.csv", "--stats", "s.npz", "--columns", "i,f")
     assert "--columns: expected those of s.npz, i, f, d, n, got i, f" in line
     np.savez("unnamed.npz", mean=np.zeros(3), var=np.ones(3))
@@ -325,9 +317,7 @@ def test_what_moments_prints(folder, capsys):
         ["height", "2", "150.75", "22275.5625"],
     ]
     run("moments", "in.csv", "--json", "--columns", "height")
-    assert json.loads(capsys.readouterr().out) == [
-        {"channel": "height", "count": 2, "mean": 150.75, "var": 22275.5625}
-    ]
+    assert json.loads(capsys.readouterr().out) == [{"channel": "height", "count": 2, "mean": 150.75, "var": 22275.5625}]
     np.save("x.npy", np.array([[1.0, np.nan], [3.0, np.nan]]))
     run("moments", "x.npy", "--json")
     assert json.loads(capsys.readouterr().out) == [
@@ -378,9 +368,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "expected"), BAD.items(), ids=BAD)
-def test_what_is_wrong_is_told_in_a_line_and_nothing_is_written(
-    folder, capsys, arguments, expected
-):
+def test_what_is_wrong_is_told_in_a_line_and_nothing_is_written(folder, capsys, arguments, expected):
     texts = {"empty": "", "header": "a,b\n", "words": "a,b\nx,y\n", "twice": "a,a\n1,2\n",
              "ragged": "a,b\n1,2\n3\n", "inf": "a\n1\ninf\n", "two": "a,b\n1,2\n",
              "late": "a,b\n" + "1,2\n" * 1_100_000 + "3,x\n"}  # fmt: skip
@@ -502,9 +490,7 @@ _tables._BLOCK, _tables._VALUES = 1 << 18, 1 << 15
 assert main(["normalize", "in.{suffix}", "out.{suffix}"]) == 0
 print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 """
-        found = subprocess.run(
-            [sys.executable, "-c", code], check=True, timeout=600, capture_output=True
-        )
+        found = subprocess.run([sys.executable, "-c", code], check=True, timeout=600, capture_output=True)
         peaks.append(int(found.stdout))
     assert peaks[1] - peaks[0] < 30_000, peaks  # kB; the values alone are 38 MB
 

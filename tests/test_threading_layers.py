@@ -12,9 +12,7 @@ pytestmark = pytest.mark.long
 
 LAYERS = ("omp", "workqueue", "tbb")
 by_layer = pytest.mark.parametrize("layer", LAYERS, indirect=True)
-on_linux = pytest.mark.skipif(
-    not Path("/proc/self/task").is_dir(), reason="other threads are seen in /proc/self/task"
-)
+on_linux = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="other threads are seen in /proc/self/task")
 
 PROBE = """
 import numba
@@ -31,9 +29,7 @@ def told(layer):
     # pip puts libtbb into a folder that the loader does not search.
     folders = [str(Path(sys.prefix, "lib")), os.environ.get("LD_LIBRARY_PATH", "")]
     found = {"NUMBA_THREADING_LAYER": layer}
-    return (
-        found if layer != "tbb" else {**found, "LD_LIBRARY_PATH": ":".join(filter(None, folders))}
-    )
+    return found if layer != "tbb" else {**found, "LD_LIBRARY_PATH": ":".join(filter(None, folders))}
 
 
 @pytest.fixture(scope="module")

@@ -128,9 +128,7 @@ def test_inference_gives_the_same_bits_for_any_batch_and_position(name, threads)
             (size // 3, size // 3 + 1),
         ):
             part = (slice(None),) * along + (slice(start, stop),)
-            assert_same_bits(
-                nbbn.normalize(x[part], mean, var, gamma, beta, axis=axis), whole[part]
-            )
+            assert_same_bits(nbbn.normalize(x[part], mean, var, gamma, beta, axis=axis), whole[part])
 
 
 def test_inference_gives_the_same_bits_in_every_layout_of_a_large_array():
@@ -141,9 +139,9 @@ def test_inference_gives_the_same_bits_in_every_layout_of_a_large_array():
         got = nbbn.normalize(cases.LAYOUTS[name](plain), mean, var, gamma, beta)
         assert np.array_equal(got, expected), name
         out = np.moveaxis(np.empty((9, 61, 67, 10), np.float32), -1, 1)
-        assert np.array_equal(
-            nbbn.normalize(cases.LAYOUTS[name](plain), mean, var, gamma, beta, out=out), expected
-        ), name
+        assert np.array_equal(nbbn.normalize(cases.LAYOUTS[name](plain), mean, var, gamma, beta, out=out), expected), (
+            name
+        )
 
 
 def test_the_number_of_threads_is_set_read_and_restored():
@@ -226,9 +224,7 @@ def test_inference_beside_training_sees_statistics_of_one_moment():
         bn(batch)
         possible.add(bn(x, training=False).tobytes())
     with ThreadPoolExecutor(3) as pool:
-        trained = pool.submit(
-            lambda: [bn(batches[k % 2], training=True) is None for k in range(600)]
-        )
+        trained = pool.submit(lambda: [bn(batches[k % 2], training=True) is None for k in range(600)])
         seen = {y.tobytes() for y in pool.map(lambda _: bn(x, training=False), range(600))}
         assert not any(trained.result())
     assert len(possible) == 2

@@ -111,9 +111,7 @@ class Mine(nbbn.BatchNorm):
     """A class of a user, with attributes of its own, also by words of others."""
 
 
-@pytest.mark.parametrize(
-    "clone", [copy.copy, copy.deepcopy, lambda bn: pickle.loads(pickle.dumps(bn))]
-)
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda bn: pickle.loads(pickle.dumps(bn))])
 def test_classes_of_users_add_their_own(clone):
     bn = Mine(3)
     bn.name, bn.weight = "first", 7
@@ -227,9 +225,7 @@ def test_a_negative_variance_is_refused(call):
         call()
 
 
-@pytest.mark.parametrize(
-    "kind", ["int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool", ">i4"]
-)
+@pytest.mark.parametrize("kind", ["int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool", ">i4"])
 @pytest.mark.parametrize("layout", ["c", "fortran", "reversed_all"])
 def test_moments_of_integers_are_those_of_float64(kind, layout):
     values = np.random.default_rng(3).integers(0, 2 if kind == "bool" else 100, (7, 3, 4))

@@ -37,9 +37,7 @@ def test_the_layer(activations, dtype):
 
 @by_dtype
 @by_activations
-@pytest.mark.parametrize(
-    ("shape", "axis"), [((1, 4), 0), ((4, 1), 1), ((2, 1, 2), 1), ((2, 2, 1), -1)]
-)
+@pytest.mark.parametrize(("shape", "axis"), [((1, 4), 0), ((4, 1), 1), ((2, 1, 2), 1), ((2, 2, 1), -1)])
 def test_the_function(activations, dtype, shape, axis):
     x = np.array(activations, dtype).reshape(shape)
     gamma, beta = np.array([GAMMA], dtype), np.array([BETA], dtype)

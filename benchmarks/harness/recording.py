@@ -87,9 +87,7 @@ def recorded_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
                 params=[params],
                 variants=["out"],
             )
-        cases += list_cases(
-            operations=["inference"], shapes=_IN_PLACE, threads=[count], variants=["inplace"]
-        )
+        cases += list_cases(operations=["inference"], shapes=_IN_PLACE, threads=[count], variants=["inplace"])
     return tuple(dict.fromkeys(cases))
 
 
@@ -182,9 +180,7 @@ def statistics_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
         for operation in STATISTICS:
             shapes = _CALIBRATED if operation == "calibrate" else _MASKED
             for layout, chosen in shapes.items():
-                cases += list_cases(
-                    operations=[operation], shapes=chosen, threads=[count], layouts=[layout]
-                )
+                cases += list_cases(operations=[operation], shapes=chosen, threads=[count], layouts=[layout])
         cases += list_cases(
             operations=["moments+weights"],
             shapes=[(128, 256), (65536, 256)],

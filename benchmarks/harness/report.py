@@ -138,18 +138,13 @@ def _tables(results: Sequence[Result]) -> list[str]:
         lines += _table(results, [f"{peer}/{BASELINE}" for peer in peers], ratios)
     if limit in names:
         measured = [name for name in (BASELINE, *peers) if name in names]
-        cells = [
-            [*(_ratio_cell(r.ratio_to_limit(n)) for n in measured), _note(r, limit)]
-            for r in results
-        ]
+        cells = [[*(_ratio_cell(r.ratio_to_limit(n)) for n in measured), _note(r, limit)] for r in results]
         lines += [f"{operation}: times the limit, {limit}"]
         lines += _table(results, [*(f"{name}/limit" for name in measured), "limit by"], cells)
     return lines
 
 
-def _table(
-    results: Sequence[Result], columns: Sequence[str], cells: Sequence[Sequence[str]]
-) -> list[str]:
+def _table(results: Sequence[Result], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     header = ["shape", "threads", "storage", *columns]
     rows = [[*_case_cells(r), *row] for r, row in zip(results, cells, strict=True)]
     if not any(result.case.storage for result in results):
@@ -243,9 +238,7 @@ def _troubles(results: Sequence[Result]) -> list[str]:
     for result in results:
         for name, outcome in result.outcomes.items():
             # A yardstick is for its own operations.
-            if outcome.status == "failed" or (
-                outcome.status == "skipped" and not _is_yardstick(name)
-            ):
+            if outcome.status == "failed" or (outcome.status == "skipped" and not _is_yardstick(name)):
                 reasons.setdefault((name, outcome.status, outcome.reason), result.case.label)
     lines = []
     for (name, status, reason), label in reasons.items():

@@ -38,9 +38,7 @@ with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", MEASURED, "normalize", source, target]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         needed.append(int(done.stdout) / 1e3)
-    print(
-        f"mean {np.load(target, 'r')[:10_000].mean():.3f}, std {np.load(target, 'r')[:10_000].std():.3f}"
-    )
+    print(f"mean {np.load(target, 'r')[:10_000].mean():.3f}, std {np.load(target, 'r')[:10_000].std():.3f}")
 
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 axes.plot(megabytes, needed, "o-", label="nbbn normalize")

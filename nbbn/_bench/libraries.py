@@ -142,9 +142,7 @@ class OnnxRuntime(Implementation):
         found = ", ".join(f"{types[name != 'y']} {name}" for name in outputs)
         values = ["y", *(f"v{number}" for number in range(len(then)))][::-1]
         # the momentum of ONNX is the weight of the old value
-        options = (
-            f"epsilon = {EPS:f}, momentum = {1 - MOMENTUM}, training_mode = {len(outputs) // 2}"
-        )
+        options = f"epsilon = {EPS:f}, momentum = {1 - MOMENTUM}, training_mode = {len(outputs) // 2}"
         first = ", ".join([values[0], *outputs[1:]])
         nodes = [f"{first} = BatchNormalization <{options}> (x, {', '.join(vectors)})"]
         for node, before, after in zip(then, values, values[1:], strict=False):

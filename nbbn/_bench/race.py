@@ -86,9 +86,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=os.environ
-            | {"PYTHONPATH": os.pathsep.join(paths)}
-            | dict.fromkeys(_THREADS, str(threads)),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | dict.fromkeys(_THREADS, str(threads)),
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:

@@ -45,9 +45,7 @@ def affine(x: Any, second: Any, i: int, scale: Any, shift: Any) -> Any:
 
 
 @helper
-def fill_piece(
-    value: Any, x: Any, second: Any, y: Any, start: int, stop: int, shift: Any, streaming: int
-) -> None:
+def fill_piece(value: Any, x: Any, second: Any, y: Any, start: int, stop: int, shift: Any, streaming: int) -> None:
     """Write a piece of y: ``value`` of each place."""
     a, b = narrow(y, splat(0.75)), narrow(y, widen(splat(shift)))
     i = start

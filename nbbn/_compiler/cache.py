@@ -58,9 +58,7 @@ def cache_problem() -> str | None:
 
 def _found_directory() -> Path | str:
     return _usable_directory(
-        os.environ.get("NBBN_CACHE_DIR"),
-        os.environ.get("NUMBA_CACHE_DIR"),
-        os.environ.get("XDG_CACHE_HOME"),
+        os.environ.get("NBBN_CACHE_DIR"), os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
     )
 
 

@@ -252,16 +252,12 @@ def not_above(vector: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
     return np.where(vector > limit, limit, vector)
 
 
-def where_below(
-    test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]
-) -> NDArray[Any]:
+def where_below(test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """``a`` in the lanes where ``test < limit``, ``b`` in the others."""
     return np.where(test < limit, a, b)
 
 
-def where_at_most(
-    test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]
-) -> NDArray[Any]:
+def where_at_most(test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """``a`` in the lanes where ``test <= limit``, ``b`` in the others."""
     return np.where(test <= limit, a, b)
 

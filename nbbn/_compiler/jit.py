@@ -138,12 +138,7 @@ def _unspelt(kind: types.Type) -> types.Type:
 
 # For functions that users' compiled code calls. What is not said here, numba takes from the function that
 # calls first: fastmath, of all.
-_ENTRY: dict[str, Any] = {
-    "error_model": "numpy",
-    "fastmath": False,
-    "forceinline": False,
-    "no_cfunc_wrapper": True,
-}
+_ENTRY: dict[str, Any] = {"error_model": "numpy", "fastmath": False, "forceinline": False, "no_cfunc_wrapper": True}
 
 
 def entry(function: Callable[..., Any]) -> Any:
@@ -200,9 +195,7 @@ def step(function: Callable[..., Any]) -> Step:
     return Step(function)
 
 
-def _compiled(
-    function: Callable[..., Any], parallel: bool, signature: tuple[types.Type, ...]
-) -> Any:
+def _compiled(function: Callable[..., Any], parallel: bool, signature: tuple[types.Type, ...]) -> Any:
     """Return a dispatcher with this one variant, compiled or loaded, that compiles no other.
 
     Then numba converts a writable array to the declared read-only one instead of compiling another

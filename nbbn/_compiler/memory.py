@@ -57,9 +57,7 @@ def lanes(typingctx: Any, number: Any) -> Any:
     return types.CPointer(types.float64)(number), codegen
 
 
-def load_vector(
-    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any = None
-) -> Any:
+def load_vector(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any = None) -> Any:
     """Sixteen values as they are stored, or the first ``count`` of them and zeros."""
     pointer = _pointer(context, builder, array_type, array, index)
     dtype = array_type.dtype
@@ -85,9 +83,7 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
     return _vector_of(array)(array, types.intp), codegen
 
 
-def load_vector_upto(
-    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any
-) -> Any:
+def load_vector_upto(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any) -> Any:
     """Sixteen values as they are stored, or the first ``count`` of them and zeros if that is less."""
     whole = builder.icmp_signed(">=", count, count.type(LANES))
     with builder.if_else(whole) as (then, otherwise):
@@ -138,9 +134,7 @@ def load_every(typingctx: Any, array: Any, index: Any, stride: Any, count: Any) 
     return _vector_of(array)(array, types.intp, types.intp, types.intp), codegen
 
 
-def _gather(
-    context: Any, builder: Any, array_type: Any, array: Any, index: Any, stride: Any, count: Any
-) -> Any:
+def _gather(context: Any, builder: Any, array_type: Any, array: Any, index: Any, stride: Any, count: Any) -> Any:
     """The values of a load from places that stand apart."""
     data = context.make_array(array_type)(context, builder, value=array).data
     vector, number = _stored_vector(array_type.dtype), index.type
@@ -191,10 +185,7 @@ def at_any(typingctx: Any, rows: Any, row: Any, k: Any, count: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         array, index = place_in(builder, *args[:3])
         size = context.make_array(array_type)(context, builder, value=array).nitems
-        before, zeros = (
-            builder.basic_block,
-            ir.Constant(_stored_vector(array_type.dtype), [0] * LANES),
-        )
+        before, zeros = (builder.basic_block, ir.Constant(_stored_vector(array_type.dtype), [0] * LANES))
         with builder.if_then(builder.icmp_signed("!=", size, size.type(0))):
             values = load_vector_upto(context, builder, array_type, array, index, args[3])
             of_values = builder.basic_block
@@ -236,14 +227,10 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of element ``index``, which may lie behind the end of the array."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = builder.bitcast(
-            _pointer(context, builder, sig.args[0], *args), ir.IntType(8).as_pointer()
-        )
+        pointer = builder.bitcast(_pointer(context, builder, sig.args[0], *args), ir.IntType(8).as_pointer())
         arguments = [pointer.type, _INT32, _INT32, _INT32]
         function = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
-        builder.call(
-            function, [pointer, _INT32(0), _INT32(2), _INT32(1)]
-        )  # read, second level, data
+        builder.call(function, [pointer, _INT32(0), _INT32(2), _INT32(1)])  # read, second level, data
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
@@ -254,9 +241,7 @@ def _store(context: Any, builder: Any, array_type: Any, array: Any, index: Any, 
     builder.store(value, pointer, align=_itemsize(array_type.dtype))
 
 
-def _store_first(
-    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any, value: Any
-) -> None:
+def _store_first(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any, value: Any) -> None:
     pointer, dtype = _pointer(context, builder, array_type, array, index), array_type.dtype
     mask, vector = _first_lanes(builder, count), _stored_vector(dtype)
     name = f"llvm.masked.store.v{LANES}{formats.suffix(dtype)}.p0"
@@ -265,9 +250,7 @@ def _store_first(
     builder.call(function, [value, pointer, _INT32(_itemsize(dtype)), mask])
 
 
-def _stream(
-    context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any
-) -> None:
+def _stream(context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any) -> None:
     pointer = _pointer(context, builder, array_type, array, index)
     written = builder.store(value, pointer, align=_streamed_at_once(array_type.dtype))
     written.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
@@ -278,9 +261,7 @@ def _streamed_at_once(dtype: types.Type) -> int:
     return min(_LINE, LANES * _itemsize(dtype))
 
 
-def _store_upto(
-    context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any, value: Any
-) -> None:
+def _store_upto(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any, value: Any) -> None:
     value = formats.encode(builder, array_type.dtype, value)
     whole = builder.icmp_signed(">=", count, count.type(LANES))
     with builder.if_else(whole) as (then, otherwise):

@@ -79,9 +79,7 @@ class _Arithmetic(AbstractTemplate):  # type: ignore[misc]
 
     def generic(self, args: Any, kws: Any) -> Any:
         first = args[0]
-        return (
-            signature(first, *args) if isinstance(first, Vector) and args[1:] == (first,) else None
-        )
+        return signature(first, *args) if isinstance(first, Vector) and args[1:] == (first,) else None
 
 
 def _register_operator(function: Any, instruction: str) -> None:

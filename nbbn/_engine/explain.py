@@ -118,9 +118,7 @@ def _order(plan: Plan, passes: int) -> str:
     return "one pass" if passes < 2 else f"two passes: {plan.order}"
 
 
-def _target(
-    source: Array, x: Array, index: int, out: Array | None, inputs: list[Array]
-) -> tuple[Array, str | None]:
+def _target(source: Array, x: Array, index: int, out: Array | None, inputs: list[Array]) -> tuple[Array, str | None]:
     """Return an array that lies as what the kernel writes to, and why that is not ``out``."""
     if out is None:
         return np.empty_like(source), None

@@ -77,9 +77,7 @@ class Known:
         flags = other.flags
         return flags.aligned and (not written or flags.writeable)
 
-    def infer(
-        self, x: Array, y: Array, form: Array, after: Epilogue, noted: Array | None = None
-    ) -> None:
+    def infer(self, x: Array, y: Array, form: Array, after: Epilogue, noted: Array | None = None) -> None:
         """Write y; see `nbbn._engine.steps.write`."""
         if not self._is_small:
             steps.write(self._view, x, y, form, after, noted=noted)
@@ -90,9 +88,7 @@ class Known:
         call = self._call(_WRITE, len(kind), noted is not None)
         call(self._stack_of(x), self._stack_of(y), None, form, kind, 0, noted)
 
-    def train(
-        self, x: Array, y: Array, table: Array, freedom: float, eps: float, after: Epilogue
-    ) -> Array | None:
+    def train(self, x: Array, y: Array, table: Array, freedom: float, eps: float, after: Epilogue) -> Array | None:
         """Write the statistics of x to ``table``, which holds gamma and beta, and y; return the coefficients.
 
         None where these take a closer look.
@@ -113,14 +109,7 @@ class Known:
         return form
 
     def differentiate(
-        self,
-        grad_y: Array,
-        x: Array,
-        grad_x: Array,
-        table: Array,
-        count: float,
-        freedom: float,
-        fused: Fused,
+        self, grad_y: Array, x: Array, grad_x: Array, table: Array, count: float, freedom: float, fused: Fused
     ) -> Array:
         """Write grad_x; return the gradients with respect to gamma, beta and a learned slope."""
         channels, kind, of_y = table.shape[1], fused.kind, fused.form
@@ -156,12 +145,7 @@ class Known:
 
 # The steps, in the same order where channels are runs and where they lie side by side.
 _WRITE, _LOOK, _ADD_UP, _WRITE_BACK = range(4)
-_OF_RUNS = (
-    runs.infer_runs,
-    runs.moments_of_runs,
-    runs.gradient_sums_of_runs,
-    runs.gradient_of_runs,
-)
+_OF_RUNS = (runs.infer_runs, runs.moments_of_runs, runs.gradient_sums_of_runs, runs.gradient_of_runs)
 _OF_COLUMNS = (
     columns.infer_columns,
     columns.moments_of_columns,

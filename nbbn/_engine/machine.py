@@ -24,9 +24,7 @@ def last_level_cache(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) ->
     return max(sizes, default=_UNKNOWN) or _UNKNOWN
 
 
-def cpu_quota(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> float:
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
     """Return the least CPU quota among the process's control groups in cores, or `UNLIMITED`.
 
     A group is also bound by those above it. Both versions of control groups are read:

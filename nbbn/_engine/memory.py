@@ -74,9 +74,7 @@ class Pool:
         try:
             return _map(size)
         except OSError as error:
-            raise MemoryError(
-                f"no memory for a result of {size} bytes: {error.strerror}"
-            ) from error
+            raise MemoryError(f"no memory for a result of {size} bytes: {error.strerror}") from error
 
     def give_back(self, buffer: mmap.mmap) -> None:
         """Keep ``buffer`` for later; let go of others beyond the limit."""

@@ -47,11 +47,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    view: View,
-    read: Sequence[Array],
-    written: Array | None = None,
-    passes: int = 1,
-    joins: bool = True,
+    view: View, read: Sequence[Array], written: Array | None = None, passes: int = 1, joins: bool = True
 ) -> Plan:
     """Return how a step on arrays of this view is run, that reads some arrays ``passes`` times.
 
@@ -78,13 +74,7 @@ def _small(view: View) -> Plan:
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    view: View,
-    written: int,
-    in_place: bool,
-    passes: int,
-    joins: bool,
-    large: tuple[bool, bool],
-    few: bool,
+    view: View, written: int, in_place: bool, passes: int, joins: bool, large: tuple[bool, bool], few: bool
 ) -> Plan:
     """`make_plan`; ``large`` is whether what is read, and whether everything, goes past the cache."""
     order = _why_pass_by_pass(view, passes, large[0], few)

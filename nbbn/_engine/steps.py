@@ -28,11 +28,7 @@ _NAMES = tuple(name for name in TABLE if name is not None)
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 # What kernels see of a dtype: of half types, their bits. That of bfloat16 is no type of numpy's own.
-_SEEN_AS: dict[Any, Any] = {
-    _FLOAT32: np.float32,
-    _FLOAT64: np.float64,
-    np.dtype(np.uint8): np.uint8,
-}
+_SEEN_AS: dict[Any, Any] = {_FLOAT32: np.float32, _FLOAT64: np.float64, np.dtype(np.uint8): np.uint8}
 _SEEN_AS[np.dtype(np.float16)] = np.uint16
 
 
@@ -40,9 +36,7 @@ class Epilogue(NamedTuple):
     """What follows the affine map: ``y = activation(affine(x) + residual)``."""
 
     kind: tuple[float, ...] = ()  # its length says which activation
-    slope: Any = (
-        None  # below 0, a number or one a channel; None where the table of the channels has it
-    )
+    slope: Any = None  # below 0, a number or one a channel; None where the table of the channels has it
     residual: Array | None = None
     has_residual: bool = False  # whether there was one, though backward needs it no more
 
@@ -96,11 +90,7 @@ def computed_dtype(x: Array) -> np.dtype[Any]:
 
 
 def variant_of(
-    x: Array,
-    activation: int = 0,
-    residual: bool = False,
-    weights: Array | None = None,
-    noted: bool = False,
+    x: Array, activation: int = 0, residual: bool = False, weights: Array | None = None, noted: bool = False
 ) -> tuple[Any, ...]:
     """Return what `Variant` says, faster."""
     of_weights = None if weights is None else weights.dtype.type
@@ -189,9 +179,7 @@ def write(
     )
 
 
-def given_table(
-    mean: Array, var: Array, gamma: Array | None, beta: Array | None, slope: Any = 0.0
-) -> Table:
+def given_table(mean: Array, var: Array, gamma: Array | None, beta: Array | None, slope: Any = 0.0) -> Table:
     """Return a table of statistics that were given, for `coefficients`."""
     table = np.empty((rows.LAYER_ROWS, mean.size))
     table[rows.MEAN], table[rows.VAR] = mean, var
@@ -224,12 +212,7 @@ def new_table(channels: int, parameters: Array | None = None, slope: Any = None)
 
 
 def moments(
-    x: Array,
-    index: int,
-    table: Table,
-    weights: Weights | None = None,
-    correction: float = 0.0,
-    eps: float = 0.0,
+    x: Array, index: int, table: Table, weights: Weights | None = None, correction: float = 0.0, eps: float = 0.0
 ) -> float:
     """Write the statistics of ``x`` to ``table``; return the count, which is not 0."""
     view, (source,) = read_in_place(index, weights is not None, x)
@@ -239,14 +222,7 @@ def moments(
     return count
 
 
-def look(
-    view: View,
-    x: Array,
-    table: Table,
-    freedom: float,
-    eps: float,
-    weights: Array | None = None,
-) -> Array:
+def look(view: View, x: Array, table: Table, freedom: float, eps: float, weights: Array | None = None) -> Array:
     """Write the statistics of x, which has this view, to ``table``; return the coefficients."""
     plan, stack = make_plan(view, (x,)), view.of(x)
     width, numbers = parts.cut_for_sums(view, weights, stack)
@@ -321,9 +297,7 @@ def completed(given: Table, eps: float) -> Table:
     return table
 
 
-def move_averages(
-    parameters: Array, table: Table, divisor: float, momentum: float, counter: Array
-) -> None:
+def move_averages(parameters: Array, table: Table, divisor: float, momentum: float, counter: Array) -> None:
     """Update running mean and variance, rows of ``parameters``, in place, and count the batch."""
     wanted = np.float64, False, 0, False, None, parameters.dtype.type, False
     layers.move_averages.variant(wanted)(parameters, table, divisor, momentum, counter)
@@ -419,13 +393,7 @@ def write_gradient(
 
 
 def write_back(
-    view: View,
-    grad_y: Array,
-    x: Array,
-    grad_x: Array,
-    form: Array,
-    mask: Array | None = None,
-    fused: Fused = PLAIN,
+    view: View, grad_y: Array, x: Array, grad_x: Array, form: Array, mask: Array | None = None, fused: Fused = PLAIN
 ) -> None:
     """Run the step that writes grad_x on arrays that have this view."""
     joins = mask is None
@@ -439,9 +407,7 @@ def write_back(
     run(step, variant_of(x, len(kind), False, mask), plan.parallel, *arguments)
 
 
-def gradient_coefficients(
-    table: Table, sums: Table, count: float, correction: float, dtype: np.dtype[Any]
-) -> Array:
+def gradient_coefficients(table: Table, sums: Table, count: float, correction: float, dtype: np.dtype[Any]) -> Array:
     """Return what `write_gradient` takes, from the sums of ``count`` values a channel.
 
     The formulas, and the bits, of `nbbn._kernels.coefficients.finish_sums`.
@@ -499,9 +465,7 @@ def differentiate(
     if fused.kind and kept is None:  # grad_x holds g, until it is multiplied in place
         kept = out = empty_like(x) if out is None else out
     count = x.size / table.shape[1] if mask is None else mask.total
-    form = sum_gradients(
-        grad_y, x, index, table, sums, mask, count - correction if training else 1.0, fused, kept
-    )
+    form = sum_gradients(grad_y, x, index, table, sums, mask, count - correction if training else 1.0, fused, kept)
     grad = grad_y if kept is None else kept
     if training:
         return Gradients(write_gradient(grad, x, index, form, out, mask), sums, of_residual)

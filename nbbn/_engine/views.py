@@ -224,19 +224,11 @@ class Reading:
 
 
 def _fitting(
-    index: int,
-    x: Array,
-    read: tuple[Array, ...],
-    out: Array | None,
-    dtype: np.dtype[Any] | None,
-    weighted: bool,
+    index: int, x: Array, read: tuple[Array, ...], out: Array | None, dtype: np.dtype[Any] | None, weighted: bool
 ) -> tuple[Array, Array, tuple[Array, ...], View]:
     """Return source, target, what is read besides, and their view: copies where the arrays do not fit."""
     source = x if view_of(index, weighted, x) is not None else _copied(x)
-    read = tuple(
-        a if view_of(index, weighted, source, a) is not None else _copy_like(source, a)
-        for a in read
-    )
+    read = tuple(a if view_of(index, weighted, source, a) is not None else _copy_like(source, a) for a in read)
     if out is not None and all(apart(out, a) for a in (source, *read)):
         view = view_of(index, weighted, source, out, *read)
         if view is not None:

@@ -86,9 +86,7 @@ def variants(dtypes: Any, training: Any, activations: Any = ()) -> list[Wanted]:
     if not jit.is_enabled():
         return []
     # What is parallel is compiled against the threading layer; without one it never runs.
-    twins = (
-        (False, True) if not threads.is_told_serial() and threads.has_usable_layer() else (False,)
-    )
+    twins = (False, True) if not threads.is_told_serial() and threads.has_usable_layer() else (False,)
     found: dict[Wanted, None] = {}
     for dtype in wanted:
         for step, variant in _serial_variants(dtype, both, kinds):

@@ -104,8 +104,7 @@ class NpyFile:
         expected = self._start + self.header.nbytes
         if self._state[0] != expected:
             raise NpyError(
-                f"{self.path}: expected a file of {expected} bytes for shape {self.header.shape}, "
-                f"got {self._state[0]}"
+                f"{self.path}: expected a file of {expected} bytes for shape {self.header.shape}, got {self._state[0]}"
             )
         self._seeking = threading.Lock()
 
@@ -179,20 +178,13 @@ def opened_member(path: str | os.PathLike[str], name: str, key: str | None) -> I
 def pack(file: BinaryIO, key: str, values: BinaryIO) -> None:
     """Write an .npz file of one array, which is an .npy file."""
     values.seek(0)
-    with (
-        zipfile.ZipFile(file, "w") as archive,
-        archive.open(f"{key}.npy", "w", force_zip64=True) as member,
-    ):
+    with zipfile.ZipFile(file, "w") as archive, archive.open(f"{key}.npy", "w", force_zip64=True) as member:
         shutil.copyfileobj(values, member, _MEMBER)
 
 
 def write_header(file: BinaryIO, header: Header) -> None:
     """Write what an .npy file begins with: of two dimensions 128 bytes, however many rows there are."""
-    fields = {
-        "descr": npy.dtype_to_descr(header.dtype),
-        "fortran_order": header.fortran_order,
-        "shape": header.shape,
-    }
+    fields = {"descr": npy.dtype_to_descr(header.dtype), "fortran_order": header.fortran_order, "shape": header.shape}
     npy.write_array_header_1_0(file, fields)
 
 

@@ -26,9 +26,7 @@ _FLOAT64_BYTES = 8
 FEW_FEATURES = 1 << 20
 
 
-def checked_state(
-    state: Mapping[str, Any], expected: Mapping[str, Array]
-) -> tuple[dict[str, Array], int]:
+def checked_state(state: Mapping[str, Any], expected: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
     """Return the arrays and the counter of ``state`` if they fit the ``expected`` arrays."""
     if not isinstance(state, Mapping):
         raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
@@ -36,9 +34,7 @@ def checked_state(
     if sorted(map(str, state)) != names:
         torch = any(str(name).rpartition(".")[2] in ("weight", "running_mean") for name in state)
         advice = " (nbbn.interop.from_torch makes layers of PyTorch's)" if torch else ""
-        raise ValueError(
-            f"state: expected the names {names}, got {sorted(map(str, state))}{advice}"
-        )
+        raise ValueError(f"state: expected the names {names}, got {sorted(map(str, state))}{advice}")
     found = {}
     for name, like in expected.items():
         if isinstance(state[name], np.ma.MaskedArray):
@@ -165,17 +161,11 @@ class StateFile:
             raise ValueError(f"expected the members {wanted}, got {members}")
         found: dict[str, Any] = {}
         for name, like in expected.items():
-            found[name] = self._read(
-                name, lambda dtype, shape, like=like: (dtype, shape) == (like.dtype, like.shape)
-            )
-        found[_COUNTER] = self._read(
-            _COUNTER, lambda dtype, shape: dtype.kind in "iu" and shape == ()
-        )
+            found[name] = self._read(name, lambda dtype, shape, like=like: (dtype, shape) == (like.dtype, like.shape))
+        found[_COUNTER] = self._read(_COUNTER, lambda dtype, shape: dtype.kind in "iu" and shape == ())
         return found
 
-    def vectors(
-        self, required: tuple[str, ...], optional: tuple[str, ...], text: str
-    ) -> dict[str, Array]:
+    def vectors(self, required: tuple[str, ...], optional: tuple[str, ...], text: str) -> dict[str, Array]:
         """Return the members, vectors of numbers, or scalars, and one of ``text``, and nothing else."""
         members = self._members()
         needed = {f"{name}.npy" for name in required}
@@ -184,16 +174,12 @@ class StateFile:
         if not (unique and needed <= set(members) <= accepted):
             names = ", ".join(member.removesuffix(".npy") for member in members)
             others = ", ".join((*optional, text))
-            raise ValueError(
-                f"expected the arrays {' and '.join(required)}, and no others than {others}, got {names}"
-            )
+            raise ValueError(f"expected the arrays {' and '.join(required)}, and no others than {others}, got {names}")
         return {
             name: self._read(
                 name,
                 lambda dtype, shape, name=name: (
-                    (dtype.kind == "U" if name == text else _is_number(dtype))
-                    and dtype.isnative
-                    and len(shape) < 2
+                    (dtype.kind == "U" if name == text else _is_number(dtype)) and dtype.isnative and len(shape) < 2
                 ),
             )
             for name in (member.removesuffix(".npy") for member in members)

@@ -9,15 +9,7 @@ from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import helper
 from nbbn._compiler.memory import load_upto, store_upto
-from nbbn._compiler.vectors import (
-    LANES,
-    narrow,
-    splat,
-    square_root,
-    where_at_most,
-    where_finite,
-    widen,
-)
+from nbbn._compiler.vectors import LANES, narrow, splat, square_root, where_at_most, where_finite, widen
 from nbbn._kernels.statistics import Layout, added, merged
 from nbbn._kernels.table import (
     BETA,
@@ -42,9 +34,7 @@ from nbbn._kernels.table import (
 
 
 @helper
-def write_coefficients(
-    form: Any, c: int, n: int, mean: Any, low: Any, std: Any, affine: Any
-) -> None:
+def write_coefficients(form: Any, c: int, n: int, mean: Any, low: Any, std: Any, affine: Any) -> None:
     """Write ``center, scale, shift, slope`` of up to sixteen channels to their columns of ``form``.
 
     ``affine`` is gamma, beta and the slope of the activation. ``center`` is the mean, ``mean + low``, and
@@ -72,14 +62,7 @@ class Channels(NamedTuple):
 
 @helper
 def finish_moments(
-    parts: Any,
-    numbers: Any,
-    layout: Layout,
-    channels: Channels,
-    table: Any,
-    form: Any,
-    freedom: float,
-    eps: float,
+    parts: Any, numbers: Any, layout: Layout, channels: Channels, table: Any, form: Any, freedom: float, eps: float
 ) -> None:
     """Merge the parts of some channels; write their statistics to ``table`` and coefficients to ``form``.
 
@@ -110,13 +93,7 @@ class Counts(NamedTuple):
 
 @helper
 def finish_sums(
-    parts: Any,
-    layout: Layout,
-    channels: Channels,
-    table: Any,
-    sums: Any,
-    form: Any,
-    counts: Counts,
+    parts: Any, layout: Layout, channels: Channels, table: Any, sums: Any, form: Any, counts: Counts
 ) -> None:
     """Add the parts of some channels; write their ``sums``, and the coefficients of `backward` to ``form``.
 

@@ -14,15 +14,7 @@ import numpy as np
 
 from nbbn._compiler.infinite import note_infinite, room_for_largest
 from nbbn._compiler.jit import helper, inlined
-from nbbn._compiler.memory import (
-    at,
-    fence,
-    load_upto,
-    outer_stride,
-    prefetch,
-    row_stride,
-    store_upto,
-)
+from nbbn._compiler.memory import at, fence, load_upto, outer_stride, prefetch, row_stride, store_upto
 from nbbn._compiler.vectors import (
     LANES,
     any_greater,
@@ -50,13 +42,7 @@ from nbbn._kernels.elementwise import (
 )
 from nbbn._kernels.loops import GROUP, sum_strip, write_rows, write_strips
 from nbbn._kernels.memory import ONE, ZERO, Rows, one_row
-from nbbn._kernels.statistics import (
-    Layout,
-    Samples,
-    add_deviations_of_row,
-    moments_from_sums,
-    worst_condition,
-)
+from nbbn._kernels.statistics import Layout, Samples, add_deviations_of_row, moments_from_sums, worst_condition
 
 TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 WIDE_TILE = 1024  # columns of the elementwise steps: three float32 coefficients each, 12 KB
@@ -253,9 +239,7 @@ def sum_tile(read: Samples, block: Block, n: float, parts: Any, part: int, ahead
         bound, loss = limit * m2, values * d * d
         if any_greater(loss, bound):
             nearer = about + d
-            again, q = sum_strip(
-                add_deviations_of_row, read, (0, rows), k, count, nearer, (zero, zero)
-            )
+            again, q = sum_strip(add_deviations_of_row, read, (0, rows), k, count, nearer, (zero, zero))
             _, squares = moments_from_sums(values, again, q)
             # Of each channel by itself: its neighbours must not change its bits.
             about = where_below(bound, loss, nearer, about)

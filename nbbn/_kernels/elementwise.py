@@ -17,13 +17,7 @@ from nbbn._compiler.jit import inlined
 from nbbn._compiler.memory import at, at_any, keep, load_upto
 from nbbn._compiler.vectors import fma, plus, splat, widen
 from nbbn._compiler.weights import weight_at, weight_of_row, where_counted
-from nbbn._kernels.activations import (
-    LEARNED,
-    Activation,
-    activated,
-    through_activation,
-    through_slope,
-)
+from nbbn._kernels.activations import LEARNED, Activation, activated, through_activation, through_slope
 from nbbn._kernels.table import CENTER, FORM_SLOPE, SCALE, SHIFT
 from nbbn._kernels.weights import harmless
 
@@ -160,17 +154,13 @@ def add_products(read: Backward, row: int, k: int, count: int, about: About, sum
 
 
 @inlined
-def add_products_of_row(
-    read: Backward, row: int, k: int, count: int, about: About, sums: Any
-) -> Any:
+def add_products_of_row(read: Backward, row: int, k: int, count: int, about: About, sums: Any) -> Any:
     """`add_products` where the values of a row, of different channels, share their place in a mask."""
     return products(read, row, k, count, about, sums, weight_of_row(read.mask, row))
 
 
 @inlined
-def products(
-    read: Backward, row: int, k: int, count: int, about: About, sums: Any, weight: Any
-) -> Any:
+def products(read: Backward, row: int, k: int, count: int, about: About, sums: Any, weight: Any) -> Any:
     """Return the sums of `add_products`."""
     x = at(read.x, row, k, count)
     g, d = widen(before_activation(read, row, k, count, x, about.of_y)), widen(x) - about.mean
@@ -178,9 +168,7 @@ def products(
     found = sums[0] + g, fma(g, finite, sums[1])
     if len(sums) == 2:
         return found
-    of_slope = through_slope(
-        at(read.grad_y, row, k, count), argument(read, row, k, count, x, about.of_y)
-    )
+    of_slope = through_slope(at(read.grad_y, row, k, count), argument(read, row, k, count, x, about.of_y))
     of_slope, _ = harmless(widen(of_slope), d, weight)
     return found[0], found[1], sums[2] + of_slope
 

@@ -31,14 +31,7 @@ from nbbn._compiler.vectors import (
     where_finite,
     widen,
 )
-from nbbn._compiler.weights import (
-    number_of,
-    plus_weight,
-    times_weight,
-    weight_at,
-    weight_of_row,
-    where_counted,
-)
+from nbbn._compiler.weights import number_of, plus_weight, times_weight, weight_at, weight_of_row, where_counted
 from nbbn._kernels.columns import SHALLOW, TILE, ask_for, block_of, layout_of, rows_in, tasks_of
 from nbbn._kernels.loops import GROUP, sum_run, sum_strip
 from nbbn._kernels.memory import ONE, ZERO, Rows, rows_of
@@ -115,10 +108,7 @@ def look_at_tile(x: Any, weights: Any, parts: Any, task: int, ahead: int) -> Non
     block, fold = block_of(x, width, TILE, task), width // x.shape[2]
     of_rows = Rows(weights, block.outer * x.shape[1] + block.row, ONE)
     read, rows = Samples(rows_in(x, block, fold), of_rows), block.rows
-    first, columns = (
-        task // ((width + TILE - 1) // TILE) * width + block.first,
-        block.stop - block.first,
-    )
+    first, columns = (task // ((width + TILE - 1) // TILE) * width + block.first, block.stop - block.first)
     near_zero = constant(at(read.x, ZERO, ZERO, columns), 0.0)
     weight, nothing = weight_of_row(of_rows, ZERO), constant(near_zero, np.nan)
     none = plus_weight(near_zero, weight, nothing), zero, zero
@@ -209,9 +199,7 @@ def finish(parts: Any, layout: Layout, table: Any) -> None:
 
 
 @step
-def gaps_of_columns(
-    x: Stack, weights: IfWeights, parts: Parts, table: OutTable, ahead: Int
-) -> None:
+def gaps_of_columns(x: Stack, weights: IfWeights, parts: Parts, table: OutTable, ahead: Int) -> None:
     """Write count, mean, what its rounding leaves, and m2 of each channel to ``table``.
 
     As `nbbn._kernels.steps_of_columns.moments_of_columns`; ``parts``, (4, number of parts, width), is written over.

@@ -72,9 +72,7 @@ def write_rows(
 
 
 @inlined
-def write_strips(
-    operation: Any, pick: Any, y: Rows, read: Any, rows: int, length: int, form: Any
-) -> None:
+def write_strips(operation: Any, pick: Any, y: Rows, read: Any, rows: int, length: int, form: Any) -> None:
     """`write_rows`, sixteen columns of `GROUP` rows at a time: these share their coefficients."""
     for first in range(0, rows, GROUP):
         stop = smaller(first + GROUP, rows)
@@ -92,14 +90,7 @@ def write_strips(
 
 @inlined
 def write_joined(
-    operation: Any,
-    pick: Any,
-    y: Rows,
-    read: Any,
-    runs: Any,
-    length: int,
-    form: Any,
-    streaming: int,
+    operation: Any, pick: Any, y: Rows, read: Any, runs: Any, length: int, form: Any, streaming: int
 ) -> None:
     """Write ``operation`` of runs without gaps between them, those of channel after channel.
 

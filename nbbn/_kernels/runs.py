@@ -13,26 +13,8 @@ import numpy as np
 
 from nbbn._compiler.infinite import note_infinite, room_for_largest
 from nbbn._compiler.jit import helper, inlined
-from nbbn._compiler.memory import (
-    fence,
-    lanes,
-    load,
-    load_upto,
-    outer_stride,
-    prefetch,
-    put,
-    row_stride,
-)
-from nbbn._compiler.vectors import (
-    LANES,
-    has,
-    has_spare_digits,
-    has_values,
-    larger,
-    smaller,
-    splat,
-    total,
-)
+from nbbn._compiler.memory import fence, lanes, load, load_upto, outer_stride, prefetch, put, row_stride
+from nbbn._compiler.vectors import LANES, has, has_spare_digits, has_values, larger, smaller, splat, total
 from nbbn._kernels.elementwise import (
     About,
     Backward,
@@ -47,13 +29,7 @@ from nbbn._kernels.elementwise import (
 )
 from nbbn._kernels.loops import sum_run, write_joined, write_rows
 from nbbn._kernels.memory import ONE, ZERO, Rows, column_of, one_row, rows_of
-from nbbn._kernels.statistics import (
-    PIECE,
-    Samples,
-    add_deviations,
-    moments_from_sums,
-    worst_condition,
-)
+from nbbn._kernels.statistics import PIECE, Samples, add_deviations, moments_from_sums, worst_condition
 from nbbn._kernels.table import MEAN, REFERENCE, SQUARES, SUM, SUM_GRAD, SUM_PRODUCT, SUM_SLOPE
 
 GROUP = 32  # channels that are summed side by side, at most: their lanes are 12 KB
@@ -161,18 +137,14 @@ def normalize_runs(x: Any, to: Target, task: int) -> None:
         at = row * inner
         read = Forward(one_row(x, at), one_row(to.residual, at), to.kind, largest)
         runs = rows, row % channels, channels
-        write_joined(
-            forward, coefficients_of, one_row(to.y, at), read, runs, inner, to.form, to.streaming
-        )
+        write_joined(forward, coefficients_of, one_row(to.y, at), read, runs, inner, to.form, to.streaming)
     else:
         for r in range(row, row + rows):
             o, c = r // channels, r % channels
             added = rows_of(to.residual, o, c, first)
             read = Forward(rows_of(x, o, c, first), added, to.kind, largest)
             y, length = rows_of(to.y, o, c, first), smaller(PIECE, inner - first)
-            write_rows(
-                forward, same, y, read, ONE, length, coefficients_of(to.form, c), to.streaming
-            )
+            write_rows(forward, same, y, read, ONE, length, coefficients_of(to.form, c), to.streaming)
     if to.streaming:
         fence()  # once a task: it waits for all that was streamed, some 80 ns
     note_infinite(to.noted, largest)
@@ -233,9 +205,7 @@ def ask_for(array: Any, p: Part, row: int, c: int) -> None:
 
 
 @inlined
-def sum_group(
-    add: Any, of_run: Any, given: Any, p: Part, channels: Any, none: Any, room: Any
-) -> None:
+def sum_group(add: Any, of_run: Any, given: Any, p: Part, channels: Any, none: Any, room: Any) -> None:
     """Write the sums of a part of neighbouring channels, in sixteen lanes each, to ``room``; ``none`` are zeros.
 
     In memory's order: the runs of one channel lie far apart, often at multiples of 4,096 bytes, which share a
@@ -366,9 +336,7 @@ def keep_totals(sums: Any, parts: Any, part: int, c: int) -> None:
 
 
 @helper
-def add_up_group(
-    grad_y: Any, x: Any, to: Sums, fused: Fused, first: int, stop: int, part: int
-) -> None:
+def add_up_group(grad_y: Any, x: Any, to: Sums, fused: Fused, first: int, stop: int, part: int) -> None:
     """Take the sums of one part of a group of neighbouring channels."""
     outer, _, inner = x.shape
     p, room = part_of(part, cut_of(outer, inner), outer, inner), lanes(ROOM)

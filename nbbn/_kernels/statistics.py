@@ -20,16 +20,7 @@ from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import at, load_every
-from nbbn._compiler.vectors import (
-    LANES,
-    fma,
-    has_spare_digits,
-    keep_first,
-    not_below,
-    splat,
-    where_finite,
-    widen,
-)
+from nbbn._compiler.vectors import LANES, fma, has_spare_digits, keep_first, not_below, splat, where_finite, widen
 from nbbn._compiler.weights import weight_at, weight_of_row
 from nbbn._kernels.table import SQUARES, SUM
 from nbbn._kernels.weights import weighted
@@ -55,9 +46,7 @@ def add_deviations(read: Samples, row: int, k: int, count: int, about: Any, sums
 
 
 @inlined
-def add_deviations_of_row(
-    read: Samples, row: int, k: int, count: int, about: Any, sums: Any
-) -> Any:
+def add_deviations_of_row(read: Samples, row: int, k: int, count: int, about: Any, sums: Any) -> Any:
     """`add_deviations` where the values of a row, of different channels, share their weight."""
     d = widen(at(read.x, row, k, count)) - about
     a, d = weighted(d, weight_of_row(read.weights, row))

@@ -51,13 +51,7 @@ from nbbn._kernels.memory import ZERO
 
 @step
 def infer_columns(
-    x: Stack,
-    y: OutStack,
-    residual: IfResidual,
-    form: Form,
-    kind: Kind,
-    streaming: Int,
-    noted: IfNoted,
+    x: Stack, y: OutStack, residual: IfResidual, form: Form, kind: Kind, streaming: Int, noted: IfNoted
 ) -> None:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
 

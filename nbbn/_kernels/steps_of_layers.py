@@ -11,9 +11,7 @@ LARGEST = int(np.iinfo(np.int64).max)  # a number: numba compiles two functions 
 
 
 @step
-def move_averages(
-    running: Parameters, batch: Table, divisor: Float, momentum: Float, counter: Counter
-) -> None:
+def move_averages(running: Parameters, batch: Table, divisor: Float, momentum: Float, counter: Counter) -> None:
     """Update running mean and variance, rows of one table, from the statistics of a batch; count it.
 
     ``running = (1 - momentum) * running + momentum * batch``, in float64, rounded once; the variance of the

@@ -47,13 +47,7 @@ from nbbn._kernels.statistics import PIECE, Layout
 
 @step
 def infer_runs(
-    x: Stack,
-    y: OutStack,
-    residual: IfResidual,
-    form: Form,
-    kind: Kind,
-    streaming: Int,
-    noted: IfNoted,
+    x: Stack, y: OutStack, residual: IfResidual, form: Form, kind: Kind, streaming: Int, noted: IfNoted
 ) -> None:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
 

@@ -6,11 +6,7 @@ from typing import Any
 
 from nbbn._compiler.jit import inlined
 from nbbn._compiler.vectors import splat, where_finite
-from nbbn._compiler.weights import (
-    all_count,
-    times_weight,
-    where_counted,
-)
+from nbbn._compiler.weights import all_count, times_weight, where_counted
 
 
 @inlined

@@ -34,18 +34,14 @@ def add_input(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="channel axis of an array; statistics are taken over all others (default -1, the last)",
     )
-    parser.add_argument(
-        "--key", metavar="K", help="name of the array, if an .npz file holds several"
-    )
+    parser.add_argument("--key", metavar="K", help="name of the array, if an .npz file holds several")
     parser.add_argument(
         "--columns",
         metavar="A,B",
         help="columns of a table to use (default: those whose cells are all numbers or missing)",
     )
     parser.add_argument(
-        "--delimiter",
-        metavar="D",
-        help="separator of the cells of a text file (default: comma, and tab for .tsv)",
+        "--delimiter", metavar="D", help="separator of the cells of a text file (default: comma, and tab for .tsv)"
     )
 
 
@@ -79,9 +75,7 @@ def reading(arguments: argparse.Namespace, to_table: bool = False) -> Iterator[n
                 raise
             raise CommandError(f"{path}: {str(error)[3:].partition(' (')[0]}") from error
         except MemoryError as error:
-            raise CommandError(
-                f"{path}: not enough memory for its channels or for threads ({error})"
-            ) from error
+            raise CommandError(f"{path}: not enough memory for its channels or for threads ({error})") from error
 
 
 def channels(source: npy.NpyFile, axis: int) -> int:

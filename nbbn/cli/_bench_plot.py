@@ -101,14 +101,7 @@ def _draw(axes: Axes, operation: str, groups: Sequence[tuple[str, _Bars]], heigh
     # White beneath the dashes: a line that is seen on black bars, too.
     axes.axvline(1.0, color="white", linewidth=1.8, zorder=3)
     axes.axvline(1.0, color="black", linewidth=1.2, linestyle=(0, (4, 2)), zorder=3)
-    axes.annotate(
-        "limit",
-        (1.0, -_HEAD),
-        xytext=(3, 0),
-        textcoords="offset points",
-        fontsize=7,
-        va="top",
-    )
+    axes.annotate("limit", (1.0, -_HEAD), xytext=(3, 0), textcoords="offset points", fontsize=7, va="top")
     axes.set_yticks(ticks, labels, fontsize=8)
     axes.tick_params(axis="y", length=0)
     _label_ratios(axes, least, most)

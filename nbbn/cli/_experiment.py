@@ -49,9 +49,7 @@ class Setting:
 class Outcome:
     """How one training went."""
 
-    accuracies: tuple[
-        float, ...
-    ]  # of the test images: untrained, after each epoch until it diverged
+    accuracies: tuple[float, ...]  # of the test images: untrained, after each epoch until it diverged
     diverged: bool  # whether the numbers stopped being finite
 
     @property
@@ -89,12 +87,7 @@ def settings() -> Iterator[Setting]:
 
 
 def train(
-    setting: Setting,
-    digits: Digits,
-    *,
-    epochs: int,
-    seed: int,
-    after_epoch: Callable[[], None] = lambda: None,
+    setting: Setting, digits: Digits, *, epochs: int, seed: int, after_epoch: Callable[[], None] = lambda: None
 ) -> Outcome:
     """Train one network and test it after each epoch.
 
@@ -154,9 +147,7 @@ def compile_layer(digits: Digits) -> None:
     """Run each thing that training does once, so that it is compiled before the clock starts."""
     network = Network(SIZES, batch_norm=True, seed=0)
     network.train()
-    _, gradient = softmax_cross_entropy(
-        network(digits.x_train[:BATCH_SIZE]), digits.y_train[:BATCH_SIZE]
-    )
+    _, gradient = softmax_cross_entropy(network(digits.x_train[:BATCH_SIZE]), digits.y_train[:BATCH_SIZE])
     network.backward(gradient)
     network.eval()
     network(digits.x_test)

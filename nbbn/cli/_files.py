@@ -59,9 +59,7 @@ def check_room(path: Path, option: str, size: int) -> None:
     """Make sure that a file system has room, before hours are spent on filling it."""
     free = shutil.disk_usage(path.resolve().parent).free
     if free < size:
-        raise CommandError(
-            f"{option}: {path} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
-        )
+        raise CommandError(f"{option}: {path} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free")
 
 
 def write_figure(path: Path, figure: Any) -> None:

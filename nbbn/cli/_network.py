@@ -27,9 +27,7 @@ class Dense:
     Weights are drawn with variance ``2 / inputs`` (He et al. 2015, made for ReLU).
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, rng: np.random.Generator, dtype: DTypeLike
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, dtype: DTypeLike) -> None:
         deviation = np.sqrt(2.0 / inputs)
         self.weight: FloatArray = rng.normal(0.0, deviation, (inputs, outputs)).astype(dtype)
         self.bias: FloatArray = np.zeros(outputs, dtype)
@@ -67,9 +65,7 @@ class Network:
     The initial weights for a seed are the same with and without it.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], *, batch_norm: bool, seed: int, dtype: DTypeLike = np.float32
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], *, batch_norm: bool, seed: int, dtype: DTypeLike = np.float32) -> None:
         rng = np.random.default_rng(seed)
         self.layers: list[Dense | nbbn.BatchNorm | ReLU] = []
         for inputs, outputs in pairwise(sizes[:-1]):
@@ -165,9 +161,7 @@ def train_one_epoch(
     return float(np.mean(losses))
 
 
-def shuffled_batches(
-    samples: int, batch_size: int, rng: np.random.Generator
-) -> list[NDArray[np.intp]]:
+def shuffled_batches(samples: int, batch_size: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
     """Return the samples' indices in a random order, cut into batches for one epoch.
 
     The batches differ by at most one sample in size: a small last one would have poor statistics.

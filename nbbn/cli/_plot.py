@@ -16,11 +16,7 @@ from nbbn.cli._experiment import GOAL, LEARNING_RATES, Outcome, Setting
 # Blue and vermilion of Okabe and Ito's palette, which colour-blind readers can tell apart; in black
 # and white the line (solid or dashed) and the marker (full or hollow) say the same.
 _WITH: dict[str, Any] = {"color": "#0072B2", "linestyle": "-"}
-_WITHOUT: dict[str, Any] = {
-    "color": "#D55E00",
-    "linestyle": "--",
-    "markerfacecolor": "white",
-}
+_WITHOUT: dict[str, Any] = {"color": "#D55E00", "linestyle": "--", "markerfacecolor": "white"}
 _MARKERS = "os^Dv"
 
 

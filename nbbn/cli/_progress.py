@@ -23,9 +23,7 @@ class Progress:
     ...         progress.advance()
     """
 
-    def __init__(
-        self, total: int, label: str, *, in_bytes: bool = False, stream: TextIO | None = None
-    ) -> None:
+    def __init__(self, total: int, label: str, *, in_bytes: bool = False, stream: TextIO | None = None) -> None:
         self.total = total
         self.done = 0
         self.label = label
@@ -41,10 +39,7 @@ class Progress:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Wipe the bar, also after an error, so that what follows starts on a clean line."""
         if self._visible:

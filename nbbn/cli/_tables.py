@@ -46,15 +46,11 @@ def reading(arguments: argparse.Namespace) -> Iterator[Any]:
 
 def _check_axis(arguments: argparse.Namespace) -> None:
     if arguments.axis not in (-1, 1):
-        raise CommandError(
-            f"--axis: expected -1 for a table, whose columns are the features, got {arguments.axis}"
-        )
+        raise CommandError(f"--axis: expected -1 for a table, whose columns are the features, got {arguments.axis}")
 
 
 def _without_pyarrow(name: str, path: Path, error: ImportError) -> CommandError:
-    return CommandError(
-        f'{name}: {path.suffix} needs pyarrow: pip install ".[tables]" in a checkout of nbbn ({error})'
-    )
+    return CommandError(f'{name}: {path.suffix} needs pyarrow: pip install ".[tables]" in a checkout of nbbn ({error})')
 
 
 def moments(arguments: argparse.Namespace) -> tuple[FeatureMoments, Sequence[str]]:
@@ -88,9 +84,7 @@ def normalize(arguments: argparse.Namespace, to_table: bool) -> None:
         try:
             with state_files.replacing(path) as file:
                 with (
-                    contextlib.nullcontext(file)
-                    if to_table
-                    else _arrays.values_of(path, file) as own,
+                    contextlib.nullcontext(file) if to_table else _arrays.values_of(path, file) as own,
                     contextlib.closing(_output(arguments, own, schema)) as output,
                     Progress(table.size, label, in_bytes=True) as progress,
                 ):
@@ -129,9 +123,7 @@ def check_array(arguments: argparse.Namespace, header: npy.Header) -> None:
 
 
 @contextlib.contextmanager
-def rows_of(
-    arguments: argparse.Namespace, file: BinaryIO, names: Sequence[str]
-) -> Iterator[BinaryIO]:
+def rows_of(arguments: argparse.Namespace, file: BinaryIO, names: Sequence[str]) -> Iterator[BinaryIO]:
     """Give a file for what an .npy file holds, whose rows become those of the table to write afterwards."""
     from nbbn.standardizer import _tables
 
@@ -159,14 +151,10 @@ def _output(arguments: argparse.Namespace, file: Any, schema: Any) -> Any:
         return _tables.CsvOutput(file, schema, _delimiter(arguments, path))
     except (TypeError, NotImplementedError, ValueError) as error:
         line = " ".join(str(error).split())
-        raise CommandError(
-            f"OUT: {path} cannot hold a column of {arguments.input} ({line})"
-        ) from error
+        raise CommandError(f"OUT: {path} cannot hold a column of {arguments.input} ({line})") from error
 
 
-def _moments(
-    table: Any, wanted: Sequence[str] | None, label: str
-) -> tuple[FeatureMoments, Sequence[str]]:
+def _moments(table: Any, wanted: Sequence[str] | None, label: str) -> tuple[FeatureMoments, Sequence[str]]:
     from nbbn.standardizer import _tables
 
     with Progress(table.size, label, in_bytes=True) as progress:
@@ -186,22 +174,16 @@ def _wanted(arguments: argparse.Namespace, table: Any) -> list[str] | None:
     return names
 
 
-def _given(
-    path: Path, table: Any, wanted: list[str] | None
-) -> tuple[FeatureMoments, Sequence[str]]:
+def _given(path: Path, table: Any, wanted: list[str] | None) -> tuple[FeatureMoments, Sequence[str]]:
     """Return the statistics in a file, and which columns they are of."""
     found, names = _arrays.load_statistics(path)
     if not names:
         names = tuple(table.candidates() if wanted is None else wanted)
     if wanted is not None and set(wanted) != set(names):
-        raise CommandError(
-            f"--columns: expected those of {path}, {_listed(names)}, got {_listed(wanted)}"
-        )
+        raise CommandError(f"--columns: expected those of {path}, {_listed(names)}, got {_listed(wanted)}")
     for name in names:
         if name not in table.names:
-            raise CommandError(
-                f"--stats: expected the columns of {path} in {table.path}, which has no {name!r}"
-            )
+            raise CommandError(f"--stats: expected the columns of {path} in {table.path}, which has no {name!r}")
     if len(names) != found.mean.size:
         raise CommandError(
             f"--stats: expected statistics of {len(names)} columns, {_listed(names)}, got {found.mean.size} in {path}"

@@ -41,14 +41,7 @@ RESNET50_IMAGES: tuple[Shape, ...] = (
 )
 """(channels, height, width) of every distinct batch normalization in ResNet-50, in order."""
 
-FEATURES: tuple[Shape, ...] = (
-    (1, 64),
-    (32, 256),
-    (128, 256),
-    (1024, 1024),
-    (65536, 256),
-    (1_000_000, 32),
-)
+FEATURES: tuple[Shape, ...] = ((1, 64), (32, 256), (128, 256), (1024, 1024), (65536, 256), (1_000_000, 32))
 """(samples, features): dense layers and tables, from the smallest call upwards."""
 
 QUICK: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 256, 14, 14), (32, 2048, 7, 7), (128, 256))
@@ -77,16 +70,9 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw bars beside the limit, as .png, .svg or .pdf")
     parser.add_argument(
-        "--plot",
-        type=Path,
-        metavar="FILE",
-        help="draw bars beside the limit, as .png, .svg or .pdf",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="fewer shapes and rounds, one thread count: 1 to 3 minutes",
+        "--quick", action="store_true", help="fewer shapes and rounds, one thread count: 1 to 3 minutes"
     )
     parser.set_defaults(run=run)
 
@@ -160,9 +146,7 @@ def _run_all(race: Race, cases: Sequence[Case]) -> list[Result]:
 
 def _as_json(results: Sequence[Result], race: Race) -> dict[str, Any]:
     """Return everything that was measured, where and with what; no path, and no name of the machine."""
-    config = {
-        k: v for k, v in nbbn.config().items() if k not in ("cache_directory", "cache_problem")
-    }
+    config = {k: v for k, v in nbbn.config().items() if k not in ("cache_directory", "cache_problem")}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": config,

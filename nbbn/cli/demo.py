@@ -50,12 +50,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="seed of the initial weights and of the order of the images (default: %(default)s)",
     )
-    parser.add_argument(
-        "--plot",
-        type=Path,
-        metavar="FILE",
-        help="draw the learning curves, as .png, .svg or .pdf",
-    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the learning curves, as .png, .svg or .pdf")
     parser.set_defaults(run=run)
 
 

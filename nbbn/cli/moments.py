@@ -38,9 +38,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="S.npz",
         help="write the statistics to a file instead, for nbbn normalize --stats",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON: a list with an object for each channel"
-    )
+    parser.add_argument("--json", action="store_true", help="print JSON: a list with an object for each channel")
     parser.set_defaults(run=run)
 
 

@@ -39,22 +39,16 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     _arrays.add_input(parser)
     parser.add_argument(
-        "output",
-        type=Path,
-        metavar=_OUTPUT,
-        help="the file to make or replace, in the format of its suffix; may be IN",
+        "output", type=Path, metavar=_OUTPUT, help="the file to make or replace, in the format of its suffix; may be IN"
     )
     statistics = parser.add_mutually_exclusive_group()
-    statistics.add_argument(
-        "--save-stats", type=Path, metavar="S.npz", help="also write the statistics to a file"
-    )
+    statistics.add_argument("--save-stats", type=Path, metavar="S.npz", help="also write the statistics to a file")
     statistics.add_argument(
         "--stats",
         type=Path,
         metavar="S.npz",
         help=(
-            "use the statistics that --save-stats wrote for another file, or any .npz file with mean and var: "
-            "one pass"
+            "use the statistics that --save-stats wrote for another file, or any .npz file with mean and var: one pass"
         ),
     )
     parser.set_defaults(run=run)
@@ -82,9 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         try:
             with state_files.replacing(path) as file:
                 with (
-                    _tables.rows_of(arguments, file, names)
-                    if to_table
-                    else _arrays.values_of(path, file, source.key)
+                    _tables.rows_of(arguments, file, names) if to_table else _arrays.values_of(path, file, source.key)
                 ) as own:
                     target = _stream.output(source, own)
                     found = _write(source, axis, given, target, arguments.save_stats is not None)
@@ -97,11 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _write(
-    source: npy.NpyFile,
-    axis: int,
-    given: FeatureMoments | None,
-    target: npy.NpyOutput,
-    needed: bool,
+    source: npy.NpyFile, axis: int, given: FeatureMoments | None, target: npy.NpyOutput, needed: bool
 ) -> FeatureMoments | None:
     """Write the output; return the moments of the input, where there are no statistics given."""
     found: FeatureMoments | None = None

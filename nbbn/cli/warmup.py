@@ -48,11 +48,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
             "residual alone); several as above"
         ),
     )
-    parser.add_argument(
-        "--training",
-        action="store_true",
-        help="compile for training, statistics and gradients, too",
-    )
+    parser.add_argument("--training", action="store_true", help="compile for training, statistics and gradients, too")
     parser.set_defaults(run=run)
 
 

@@ -13,8 +13,7 @@ Matrix = NDArray[np.float64]
 Gather = Callable[[Vector], Matrix]
 
 _ACCEPTED = (
-    "an mpi4py communicator, a torch.distributed process group, or an object with "
-    "allgather(array) -> list of arrays"
+    "an mpi4py communicator, a torch.distributed process group, or an object with allgather(array) -> list of arrays"
 )
 
 

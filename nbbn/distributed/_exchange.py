@@ -87,8 +87,7 @@ class Peers:
             else:
                 continue
             raise RuntimeError(
-                f"workers: expected a {_NAMES[operation]} on each, got {what} on rank {rank}; "
-                "the layer is unchanged"
+                f"workers: expected a {_NAMES[operation]} on each, got {what} on rank {rank}; the layer is unchanged"
             )
         return Gathered(found[:, 2], found[:, _HEADER:].reshape(len(found), _ROWS, -1))
 

@@ -194,12 +194,7 @@ def dask_normalize(
             f"x: expected known chunk sizes along axis {index}, that of the channels, got "
             f"{x.chunks[index]} (compute_chunk_sizes finds them)"
         )
-    options = {
-        "eps": eps,
-        "activation": activation,
-        "negative_slope": negative_slope,
-        "dtype": dtype,
-    }
+    options = {"eps": eps, "activation": activation, "negative_slope": negative_slope, "dtype": dtype}
     added = None if residual is None else _beside("residual", residual, x)
     # What is wrong with the arguments, normalizing nothing finds as well.
     none = np.empty([x.shape[index] if k == index else 0 for k in range(x.ndim)], x.dtype)
@@ -239,9 +234,7 @@ def in_one_order(block: Any) -> Any:
     return block.copy() if isinstance(block, np.ndarray) and not block.flags.forc else block
 
 
-def _normalized_block(
-    x: Any, mean: Any, var: Any, gamma: Any, beta: Any, residual: Any, **options: Any
-) -> Any:
+def _normalized_block(x: Any, mean: Any, var: Any, gamma: Any, beta: Any, residual: Any, **options: Any) -> Any:
     with num_threads(1):
         return normalize(x, mean, var, gamma, beta, residual=residual, **options)
 

@@ -120,8 +120,7 @@ class SyncBatchNorm(BatchNorm):
     def _connected(self) -> Peers:
         if self._peers is None:
             raise RuntimeError(
-                "comm: expected a communicator to train with, got none, as pickles leave it out "
-                "(set it: bn.comm = ...)"
+                "comm: expected a communicator to train with, got none, as pickles leave it out (set it: bn.comm = ...)"
             )
         return self._peers
 
@@ -182,9 +181,7 @@ class SyncBatchNorm(BatchNorm):
         x, index, weights = call.x, call.axis, call.weights
         local = x.size // self._num_features if weights is None else weights.total
         last = call.forward(True, self._table, self._eps)
-        y = (
-            empty_like(x) if call.out is None else call.out
-        )  # before the others count on this worker
+        y = empty_like(x) if call.out is None else call.out  # before the others count on this worker
         found = np.zeros((rows.STATISTICS_ROWS, self._num_features))
         if local:
             steps.moments(x, index, found, weights)

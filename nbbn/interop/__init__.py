@@ -8,11 +8,4 @@ from nbbn.interop.onnx import from_onnx
 from nbbn.interop.safetensors import load_safetensors, save_safetensors
 from nbbn.interop.torch import from_torch, to_torch_state_dict
 
-__all__ = [
-    "from_keras",
-    "from_onnx",
-    "from_torch",
-    "load_safetensors",
-    "save_safetensors",
-    "to_torch_state_dict",
-]
+__all__ = ["from_keras", "from_onnx", "from_torch", "load_safetensors", "save_safetensors", "to_torch_state_dict"]

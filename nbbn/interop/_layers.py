@@ -32,9 +32,7 @@ def required(module: str) -> Any:
         how = f"in a checkout of nbbn: pip install '.[{library}]'"
         if library == "torch":
             how = "pip install torch"
-        raise ImportError(
-            f"{library}: expected it to be installed ({how}), got: {error}"
-        ) from error
+        raise ImportError(f"{library}: expected it to be installed ({how}), got: {error}") from error
 
 
 @contextlib.contextmanager
@@ -60,9 +58,7 @@ def plain(name: str, value: Any) -> Array:
         raise TypeError(f"{name}: expected a plain array, got a masked array")
     is_tensor = hasattr(value, "detach")
     if is_tensor and value.device.type != "cpu":
-        raise ValueError(
-            f"{name}: expected a tensor in the CPU's memory, got one on {value.device}"
-        )
+        raise ValueError(f"{name}: expected a tensor in the CPU's memory, got one on {value.device}")
     try:
         if is_tensor:
             value = value.detach()
@@ -81,9 +77,7 @@ def widened(name: str, value: Any) -> Array:
     """Return ``value`` as float32 or float64; float16 and bfloat16 widen without loss."""
     array = plain(name, value)
     if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
-        raise TypeError(
-            f"{name}: expected dtype float16, bfloat16, float32 or float64, got {array.dtype.name}"
-        )
+        raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {array.dtype.name}")
     return array.astype(np.float64 if array.dtype.name == "float64" else np.float32)
 
 
@@ -93,11 +87,7 @@ def from_bfloat16(bits: Array) -> Array:
 
 
 def make_layer(
-    values: Mapping[str, tuple[str, Any]],
-    *,
-    num_features: int | None = None,
-    number: Any = 0,
-    **options: Any,
+    values: Mapping[str, tuple[str, Any]], *, num_features: int | None = None, number: Any = 0, **options: Any
 ) -> BatchNorm:
     """Return a layer that has what ``values`` has, in inference mode.
 
@@ -110,10 +100,7 @@ def make_layer(
             num_features = array.size
         if array.shape != (num_features,):
             count = "C" if num_features is None else num_features
-            raise ValueError(
-                f"{values[key][0]}: expected shape ({count},), one value a channel, "
-                f"got {array.shape}"
-            )
+            raise ValueError(f"{values[key][0]}: expected shape ({count},), one value a channel, got {array.shape}")
     bn = BatchNorm(
         1 if num_features is None else num_features,
         scale="gamma" in arrays,

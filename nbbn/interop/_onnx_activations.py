@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = Callable[
-    [str], tuple[tuple[int, ...], NDArray[Any]]
-]  # a name -> shape and values of a constant
+Numbers = Callable[[str], tuple[tuple[int, ...], NDArray[Any]]]  # a name -> shape and values of a constant
 
 Readers = dict[str, list[Any]]
 

@@ -68,9 +68,7 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
             "gamma, beta, moving_mean and moving_variance), got renorm=True"
         )
     wanted = [
-        name
-        for name in _NAMES
-        if not (name == "gamma" and not obj.scale) and not (name == "beta" and not obj.center)
+        name for name in _NAMES if not (name == "gamma" and not obj.scale) and not (name == "beta" and not obj.center)
     ]
     values = {_NAMES[name]: (name, getattr(obj, name, None)) for name in wanted}
     for name, value in values.values():
@@ -98,11 +96,7 @@ def _from_weights(weights: Sequence[Any], axis: int) -> BatchNorm:
 
 def _layer(values: dict[str, tuple[str, Any]], axis: int, epsilon: Any, momentum: Any) -> BatchNorm:
     return _layers.make_layer(
-        values,
-        axis=axis,
-        eps=epsilon,
-        momentum=_layers.complement(float(momentum)),
-        running_correction=0,
+        values, axis=axis, eps=epsilon, momentum=_layers.complement(float(momentum)), running_correction=0
     )
 
 

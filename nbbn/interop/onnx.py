@@ -51,9 +51,7 @@ _TYPES = {
 
 
 @overload
-def from_onnx(
-    path_or_model: Any, *, name: None = None, activations: bool = False
-) -> dict[str, BatchNorm]: ...
+def from_onnx(path_or_model: Any, *, name: None = None, activations: bool = False) -> dict[str, BatchNorm]: ...
 
 
 @overload
@@ -139,8 +137,7 @@ def from_onnx(
             model = onnx.ModelProto.FromString(file.read(size))
     else:
         raise TypeError(
-            "path_or_model: expected a file's name or an onnx.ModelProto, "
-            f"got {type(path_or_model).__name__}"
+            f"path_or_model: expected a file's name or an onnx.ModelProto, got {type(path_or_model).__name__}"
         )
     with reading():
         nodes = _named(model)
@@ -177,8 +174,7 @@ class _Source:
         self._shared += taken
         if self._shared > _MOST_SHARED:
             raise ValueError(
-                f"expected at most {_MOST_SHARED} bytes of parameters that nodes share, got more "
-                "(name= takes one node)"
+                f"expected at most {_MOST_SHARED} bytes of parameters that nodes share, got more (name= takes one node)"
             )
 
 
@@ -229,9 +225,7 @@ def _graphs_in(node: Any) -> Iterator[Any]:
         yield from attribute.graphs
 
 
-def _layer(
-    name: str, node: Any, scope: ChainMap[str, Any], graph: Any, source: _Source
-) -> BatchNorm:
+def _layer(name: str, node: Any, scope: ChainMap[str, Any], graph: Any, source: _Source) -> BatchNorm:
     try:
         if not name:
             raise ValueError("expected a name or an output, got none")
@@ -267,9 +261,7 @@ def _checked(node: Any, scope: ChainMap[str, Any], graph: Any, source: _Source) 
     )
 
 
-def _numbers(
-    scope: ChainMap[str, Any], source: _Source, name: str
-) -> tuple[tuple[int, ...], Array]:
+def _numbers(scope: ChainMap[str, Any], source: _Source, name: str) -> tuple[tuple[int, ...], Array]:
     """Return the shape and the values, in a row, of a constant; a ValueError where it is none."""
     found = _meaning(name, name, scope)
     given = getattr(found, "attribute", ())
@@ -282,9 +274,7 @@ def _numbers(
     return shape, _values(name, flat, id(found), source)
 
 
-def _parameter(
-    label: str, name: str, scope: ChainMap[str, Any], source: _Source
-) -> tuple[str, Array]:
+def _parameter(label: str, name: str, scope: ChainMap[str, Any], source: _Source) -> tuple[str, Array]:
     """Return the label and the values of an input."""
     found = _meaning(label, name, scope)
     if found is None:
@@ -373,8 +363,7 @@ def _external(label: str, tensor: Any, length: int, source: _Source) -> bytes:
     """Return the bytes that a file beside the model holds for the tensor."""
     if source.folder is None:
         raise ValueError(
-            f"{label}: expected the values in the model, got external data, which is read only beside "
-            "a model's file"
+            f"{label}: expected the values in the model, got external data, which is read only beside a model's file"
         )
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
@@ -386,10 +375,7 @@ def _external(label: str, tensor: Any, length: int, source: _Source) -> bytes:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if offset + length > size:
-            raise ValueError(
-                f"{label}: expected {length} bytes from byte {offset} of {location!r}, "
-                f"which has {size}"
-            )
+            raise ValueError(f"{label}: expected {length} bytes from byte {offset} of {location!r}, which has {size}")
         source.take(path, size, length)
         file.seek(offset)
         return file.read(length)
@@ -402,9 +388,7 @@ def _beside(label: str, location: str, folder: Path) -> Path:
     leaves = any(path.anchor or ".." in path.parts for path in paths)
     found = root if leaves or "\0" in location else (root / location).resolve()
     if not location or not found.is_relative_to(root) or not found.is_file():
-        raise ValueError(
-            f"{label}: expected external data in a file of the model's folder, got {location!r}"
-        )
+        raise ValueError(f"{label}: expected external data in a file of the model's folder, got {location!r}")
     return found
 
 

@@ -20,9 +20,7 @@ Array = NDArray[Any]
 _METADATA = "__metadata__"
 _OPTIONS = "nbbn.BatchNorm"
 _FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
-_INTEGERS = {
-    f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)
-}
+_INTEGERS = {f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)}
 _DTYPES = {**_FLOATS, **_INTEGERS}  # integers for the counter alone
 
 
@@ -74,11 +72,7 @@ def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
 
 
 def load_safetensors(
-    path: str | os.PathLike[str],
-    *,
-    prefix: str = "",
-    eps: float = 1e-5,
-    momentum: float | None = 0.1,
+    path: str | os.PathLike[str], *, prefix: str = "", eps: float = 1e-5, momentum: float | None = 0.1
 ) -> Any:
     """Return the layer, or the layers, of a safetensors file.
 
@@ -154,9 +148,7 @@ class _File:
         entry = self.entries[name]
         dtype = _DTYPES.get(entry["dtype"])
         if dtype is None:
-            raise ValueError(
-                f"{name}: expected one of the types {[*_DTYPES]}, got {entry['dtype']}"
-            )
+            raise ValueError(f"{name}: expected one of the types {[*_DTYPES]}, got {entry['dtype']}")
         begin, end = entry["data_offsets"]
         length = math.prod(entry["shape"]) * np.dtype(dtype).itemsize
         if length != end - begin or self._start + end > self.size:
@@ -178,9 +170,7 @@ def _load_own(file: _File) -> BatchNorm:
     training = options.pop("training")
     shapes = [entry["shape"] for name, entry in file.entries.items() if name != _layers.COUNTER]
     features = options["num_features"]  # the layer takes memory for that many; None: not built
-    if any(shape != [features] for shape in shapes) or (
-        not shapes and (features or 0) > state_files.FEW_FEATURES
-    ):
+    if any(shape != [features] for shape in shapes) or (not shapes and (features or 0) > state_files.FEW_FEATURES):
         raise ValueError(f"num_features: expected that of the arrays, {shapes}, got {features!r}")
     bn = BatchNorm(**options).train(training)
     state = {name: file.read(name) for name in file.entries}

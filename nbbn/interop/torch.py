@@ -12,9 +12,7 @@ from nbbn.interop import _layers
 from nbbn.layer.batch_norm import BatchNorm
 
 
-def from_torch(
-    obj: Any, *, prefix: str = "", eps: float = 1e-5, momentum: float | None = 0.1
-) -> Any:
+def from_torch(obj: Any, *, prefix: str = "", eps: float = 1e-5, momentum: float | None = 0.1) -> Any:
     """Return the layer, or the layers, that a PyTorch module or state dict describes.
 
     ``weight`` becomes gamma and ``bias`` beta; momentum and the correction of the running variance
@@ -80,9 +78,7 @@ def from_torch(
     name = prefix.removesuffix(".")
     modules = dict(obj.named_modules(remove_duplicate=False))
     if name not in modules:
-        raise ValueError(
-            f"prefix: expected the name of a module, {_layers.shown([*modules][1:])}, got {prefix!r}"
-        )
+        raise ValueError(f"prefix: expected the name of a module, {_layers.shown([*modules][1:])}, got {prefix!r}")
     kind = torch.nn.modules.batchnorm._BatchNorm
     if name or isinstance(obj, kind):
         return _from_module(name or "obj", modules[name])
@@ -112,9 +108,7 @@ def _from_module(where: str, module: Any) -> BatchNorm:
         if value is not None:
             values[attribute] = (f"{start}{name}", value)
     if ("running_mean" in values) != ("running_var" in values):
-        raise ValueError(
-            f"{where}: expected running_mean and running_var, got one of them without the other"
-        )
+        raise ValueError(f"{where}: expected running_mean and running_var, got one of them without the other")
     number = module.num_batches_tracked
     tracked = module.track_running_stats or "running_mean" not in values
     return _layers.make_layer(

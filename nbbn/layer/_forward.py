@@ -65,15 +65,11 @@ class Call(NamedTuple):
             if after.kind:
                 of_residual = token_of(after.residual, self.out)
             after = after.again()
-        return Forward(
-            x.view(), training, table, eps, token, after, of_residual, self.weights, total
-        )
+        return Forward(x.view(), training, table, eps, token, after, of_residual, self.weights, total)
 
     def total(self) -> float:
         """Return how many values a channel enter the statistics."""
-        return (
-            self.x.size // self.x.shape[self.axis] if self.weights is None else self.weights.total
-        )
+        return self.x.size // self.x.shape[self.axis] if self.weights is None else self.weights.total
 
     def part(self, at: At) -> Call:
         """Return what was given for some of the samples."""

@@ -26,9 +26,7 @@ Array = NDArray[Any]
 
 # The options, in the order in which files and `repr` have them; their defaults stand in the signature alone.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "num_features": lambda name, value: (
-        None if value is None else _checks.positive_integer(name, value)
-    ),
+    "num_features": lambda name, value: None if value is None else _checks.positive_integer(name, value),
     "axis": _checks.integer,
     "eps": functools.partial(_checks.real, least=0.0),
     "momentum": lambda name, value: None if value is None else _checks.real(name, value),
@@ -39,9 +37,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "running_correction": functools.partial(_checks.real, least=0.0),
     "activation": lambda _, value: steps.activation(value),
     "negative_slope": _checks.real,
-    "virtual_batch_size": lambda name, value: (
-        None if value is None else _checks.positive_integer(name, value)
-    ),
+    "virtual_batch_size": lambda name, value: None if value is None else _checks.positive_integer(name, value),
     "on_nonfinite": functools.partial(_checks.choice, accepted=get_args(OnNonfinite)),
     "dtype": _checks.dtype,
 }
@@ -189,9 +185,7 @@ class LayerState:
             if not self._num_features:
                 self._set_table(channels)
         if channels != self._num_features:
-            raise ValueError(
-                f"num_features: expected {self._num_features}, as the layer has them, got {channels}"
-            )
+            raise ValueError(f"num_features: expected {self._num_features}, as the layer has them, got {channels}")
         return self
 
     def _check_built(self, what: str) -> None:
@@ -201,9 +195,7 @@ class LayerState:
                 "before its first input (call it, or bn.build(C))"
             )
 
-    def _set_gradients(
-        self, gamma: Any, beta: Any, slope: Any = None, residual: Any = None
-    ) -> None:
+    def _set_gradients(self, gamma: Any, beta: Any, slope: Any = None, residual: Any = None) -> None:
         self.grad_gamma, self.grad_beta = gamma, beta
         self.grad_slope, self.grad_residual = slope, residual
 

@@ -26,11 +26,7 @@ class StoredLayer(LayerState):
 
     def _arrays(self) -> dict[str, Array]:
         """Return the rows of the table that exist as attributes."""
-        return {
-            name: self._table[row]
-            for name, (row, _) in ARRAYS.items()
-            if getattr(self, f"_{name}") is not None
-        }
+        return {name: self._table[row] for name, (row, _) in ARRAYS.items() if getattr(self, f"_{name}") is not None}
 
     def _options(self) -> dict[str, Any]:
         """Return the options, as the constructor takes them and JSON can hold them."""
@@ -171,9 +167,7 @@ class StoredLayer(LayerState):
                 layer.train(training)
                 layer.load_state_dict(file.state(layer._arrays()))
             except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"path: expected what save writes, got {path!s}: {error}"
-                ) from error
+                raise ValueError(f"path: expected what save writes, got {path!s}: {error}") from error
         return layer
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,15 +15,7 @@ from nbbn._engine.memory import empty_like
 from nbbn._engine.steps import Fused, Gradients
 from nbbn._engine.views import apart
 from nbbn._kernels import table as rows
-from nbbn.layer._forward import (
-    At,
-    Call,
-    Forward,
-    Snapshot,
-    is_unchanged,
-    token_of,
-    without_gaps,
-)
+from nbbn.layer._forward import At, Call, Forward, Snapshot, is_unchanged, token_of, without_gaps
 from nbbn.layer._storage import StoredLayer
 from nbbn.layer.frozen import FrozenBatchNorm
 
@@ -151,13 +143,7 @@ class BatchNorm(StoredLayer):
     @overload
     def __call__(self, x: ArrayLike, **given: Unpack[Called]) -> Array: ...
     def __call__(
-        self,
-        x: Any,
-        *,
-        training: bool | None = None,
-        mask: Any = None,
-        residual: Any = None,
-        out: Any = None,
+        self, x: Any, *, training: bool | None = None, mask: Any = None, residual: Any = None, out: Any = None
     ) -> Array:
         """Normalize ``x``; in training also update the running statistics.
 
@@ -334,10 +320,7 @@ class BatchNorm(StoredLayer):
         y = empty_like(call.x) if out is None or not direct else out
         parts = [call._replace(out=y).part(at) for at in places]
         counts = [self._checked_total(part) if part.total() else 0.0 for part in parts]
-        eps, tables = (
-            self._eps,
-            [steps.new_table(self._num_features, self._table, self._after.slope) for _ in parts],
-        )
+        eps, tables = (self._eps, [steps.new_table(self._num_features, self._table, self._after.slope) for _ in parts])
         every = list(zip(places, parts, tables, counts, strict=True))
         learned = [each for each in every if each[3]]
         if out is not None and self._on_nonfinite == "raise":
@@ -364,9 +347,7 @@ class BatchNorm(StoredLayer):
                 steps.infer(part.x, part.axis, now.form, part.out, part.after)
                 used = now.table, now.eps
             after = part.after.again()
-            kept.append(
-                (at, Forward(part.x, bool(count), *used, None, after, None, part.weights, count))
-            )
+            kept.append((at, Forward(part.x, bool(count), *used, None, after, None, part.weights, count)))
         self._keep(last._replace(parts=tuple(kept)))
         if out is not None and not direct:
             out[...] = y
@@ -434,8 +415,7 @@ class BatchNorm(StoredLayer):
         x = last.x
         if not is_unchanged(x, last.token):
             raise RuntimeError(
-                "backward: expected the input of the last forward unchanged, "
-                "but it was overwritten in place"
+                "backward: expected the input of the last forward unchanged, but it was overwritten in place"
             )
         if last.known is not None and x.dtype == self._dtype:
             found = self._backward_known(last.known, last, grad_y, out)
@@ -446,8 +426,7 @@ class BatchNorm(StoredLayer):
         residual = last.after.residual
         if residual is not None and not is_unchanged(residual, last.residual_token):
             raise RuntimeError(
-                "backward: expected the residual of the last forward unchanged, "
-                "but it was overwritten in place"
+                "backward: expected the residual of the last forward unchanged, but it was overwritten in place"
             )
         backward = self._backward_parts if last.parts else self._backward
         grad_x = backward(last, gradient, target)

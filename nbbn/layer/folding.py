@@ -17,18 +17,11 @@ Vector = NDArray[np.float64]
 
 __all__ = ["fold_conv", "fold_linear"]
 
-_SMALLEST_NORMAL = {
-    "float16": 2.0**-14,
-    "bfloat16": 2.0**-126,
-    "float32": 2.0**-126,
-    "float64": 2.0**-1022,
-}
+_SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 _ACCEPTED = "float16, bfloat16, float32 or float64"
 
 
-def fold_linear(
-    weight: ArrayLike, bias: ArrayLike | None, bn: BatchNorm | FrozenBatchNorm
-) -> tuple[Array, Array]:
+def fold_linear(weight: ArrayLike, bias: ArrayLike | None, bn: BatchNorm | FrozenBatchNorm) -> tuple[Array, Array]:
     r"""Return weight and bias of a linear layer that includes the batch normalization after it.
 
     For ``y = bn(x @ weight.T + bias)`` in inference, with the layer's inference form
@@ -161,9 +154,7 @@ def fold_conv(
     first, second, *spatial = weights.shape
     if first % separate:
         channels = "input" if across else "output"
-        raise ValueError(
-            f"groups: expected a divisor of {first}, the {channels} channels, got {separate}"
-        )
+        raise ValueError(f"groups: expected a divisor of {first}, the {channels} channels, got {separate}")
     ones = (1,) * len(spatial)
     if not across:
         return _fold(weights, bias, bn, (first, 1, *ones))
@@ -177,14 +168,10 @@ def _fold(weight: Array, bias: Any, bn: Any, along: tuple[int, ...]) -> tuple[Ar
     center, scale, shift = _inference_form(bn)
     channels = math.prod(along)
     if scale.shape != (channels,):
-        raise ValueError(
-            f"bn: expected {channels} channels, the outputs of weight, got {scale.size}"
-        )
+        raise ValueError(f"bn: expected {channels} channels, the outputs of weight, got {scale.size}")
     before = np.zeros(channels) if bias is None else _floats("bias", bias).astype(np.float64)
     if before.shape != (channels,):
-        raise ValueError(
-            f"bias: expected shape {(channels,)}, one value an output channel, got {before.shape}"
-        )
+        raise ValueError(f"bias: expected shape {(channels,)}, one value an output channel, got {before.shape}")
     with np.errstate(all="ignore"):  # NaN and Inf, no warning
         folded = weight.astype(np.float64) * scale.reshape(along)
         offset = (before - center) * scale + shift
@@ -195,8 +182,7 @@ def _inference_form(bn: Any) -> tuple[Vector, Vector, Vector]:
     """Return center, scale and shift of a layer, in float64."""
     if getattr(bn, "activation", None) is not None:
         raise ValueError(
-            f"bn: expected a layer without an activation, as a linear layer has none, "
-            f"got {bn.activation!r}"
+            f"bn: expected a layer without an activation, as a linear layer has none, got {bn.activation!r}"
         )
     if not isinstance(bn, BatchNorm):
         if not all(hasattr(bn, name) for name in ("center", "scale", "shift")):
@@ -204,9 +190,7 @@ def _inference_form(bn: Any) -> tuple[Vector, Vector, Vector]:
         return _vector(bn.center), _vector(bn.scale), _vector(bn.shift)
     bn._check_built("bn")
     if not bn.track_running_stats:
-        raise ValueError(
-            "bn: expected a layer with running statistics, got track_running_stats=False"
-        )
+        raise ValueError("bn: expected a layer with running statistics, got track_running_stats=False")
     return _inference_form(bn.freeze())
 
 
@@ -217,15 +201,12 @@ def _vector(values: Any) -> Vector:
 def _rounded(name: str, exact: Array, dtype: np.dtype[Any]) -> Array:
     """Return ``exact`` in ``dtype``, in C order, with 0 for what would be subnormal."""
     with np.errstate(all="ignore"):
-        found: Array = (_to_odd(exact) if dtype.name == "bfloat16" else exact).astype(
-            dtype, order="C"
-        )
+        found: Array = (_to_odd(exact) if dtype.name == "bfloat16" else exact).astype(dtype, order="C")
         values = found.astype(np.float64)
         lost = np.isinf(values) & np.isfinite(exact)
     if lost.any():
         raise ValueError(
-            f"{name}: expected folded values in the range of {dtype.name}, "
-            f"got {np.abs(exact[lost]).max():.3g}"
+            f"{name}: expected folded values in the range of {dtype.name}, got {np.abs(exact[lost]).max():.3g}"
         )
     found[np.abs(values) < _SMALLEST_NORMAL[dtype.name]] = 0
     return found
@@ -252,8 +233,7 @@ def _floats(name: str, value: Any) -> Array:
         found: Array = np.asarray(value)
     except Exception as error:
         raise TypeError(
-            f"{name}: expected an array of {_ACCEPTED} in the CPU's memory, "
-            f"got {type(value).__name__} ({error})"
+            f"{name}: expected an array of {_ACCEPTED} in the CPU's memory, got {type(value).__name__} ({error})"
         ) from error
     if found.dtype.name not in _SMALLEST_NORMAL or not found.dtype.isnative:
         foreign = "" if found.dtype.isnative else " in foreign byte order"

@@ -149,9 +149,7 @@ class FrozenBatchNorm:
         betas = np.zeros(count) if beta is None else _checks.per_channel("beta", beta, count)
         epsilon = _checks.real("eps", eps, 0.0)
         scale = steps.over_std(gammas.astype(np.float64), variances, epsilon)
-        return cls(
-            means, scale, betas, axis=axis, activation=activation, negative_slope=negative_slope
-        )
+        return cls(means, scale, betas, axis=axis, activation=activation, negative_slope=negative_slope)
 
     @property
     def num_features(self) -> int:

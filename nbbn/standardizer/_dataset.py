@@ -193,9 +193,7 @@ class Dense:
         if found.ndim == 0:
             found = np.full(number, found)
         if found.shape != (number,):
-            raise ValueError(
-                f"sample_weight: expected shape {(number,)}, one a sample, or a number, got {found.shape}"
-            )
+            raise ValueError(f"sample_weight: expected shape {(number,)}, one a sample, or a number, got {found.shape}")
         weights = _checks.weights(found, (number, 1), 1, "sample_weight")
         if number and not weights.any():
             raise ValueError(
@@ -317,9 +315,7 @@ def form_of(moments: FeatureMoments, dtype: np.dtype[Any]) -> Array:
     return Fitted(moments, -1, True, True, None).usable_form(False, dtype)
 
 
-def apply_form(
-    values: Array, index: int, form: Array, dtype: np.dtype[Any], out: Array | None
-) -> Array:
+def apply_form(values: Array, index: int, form: Array, dtype: np.dtype[Any], out: Array | None) -> Array:
     """Return the values that `Fitted.form` makes of others, computed in its dtype.
 
     An infinite value is a ValueError, once all are written.

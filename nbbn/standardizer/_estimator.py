@@ -119,9 +119,7 @@ class Estimator:
         """
         if transform is not None:
             if transform not in _CONTAINERS:
-                raise ValueError(
-                    f"transform: expected 'default', 'pandas', 'polars' or None, got {transform!r}"
-                )
+                raise ValueError(f"transform: expected 'default', 'pandas', 'polars' or None, got {transform!r}")
             vars(self)["_sklearn_output_config"] = {"transform": transform}
         return self
 
@@ -215,9 +213,7 @@ class Estimator:
             estimator_type="transformer",
             target_tags=tags.TargetTags(required=False),
             transformer_tags=tags.TransformerTags(preserves_dtype=["float64", "float32"]),
-            input_tags=tags.InputTags(
-                three_d_array=True, allow_nan=True, sparse=not getattr(self, "with_mean", True)
-            ),
+            input_tags=tags.InputTags(three_d_array=True, allow_nan=True, sparse=not getattr(self, "with_mean", True)),
         )
 
     def __repr__(self) -> str:
@@ -261,10 +257,7 @@ def _mismatch(given: Any, known: tuple[str, ...]) -> str:
         "(The feature names should match those that were passed during fit.\n"
     )
     new, missing = sorted({*given} - {*known}), sorted({*known} - {*given})
-    for words, names in (
-        ("unseen at fit time", new),
-        ("seen at fit time, yet now missing", missing),
-    ):
+    for words, names in (("unseen at fit time", new), ("seen at fit time, yet now missing", missing)):
         if names:
             lines = [f"- {name}\n" for name in names[:5]] + ["- ...\n"] * (len(names) > 5)
             text += f"Feature names {words}:\n{''.join(lines)}"
@@ -273,9 +266,7 @@ def _mismatch(given: Any, known: tuple[str, ...]) -> str:
     return text + ")"
 
 
-def names_out(
-    given: Sequence[str] | None, known: tuple[str, ...] | None, count: int
-) -> NDArray[Any]:
+def names_out(given: Sequence[str] | None, known: tuple[str, ...] | None, count: int) -> NDArray[Any]:
     """Return the names of the features that leave, which are those that came."""
     if given is not None and known is not None and tuple(given) != known:
         raise ValueError(

@@ -44,9 +44,7 @@ class Lazy(Dense):
 
     def check_frames(self, library: str) -> None:
         """A data frame holds its values."""
-        raise ValueError(
-            "X: expected an array in memory for a data frame as set_output asked, got a dask array"
-        )
+        raise ValueError("X: expected an array in memory for a data frame as set_output asked, got a dask array")
 
     def moments(self, weights: Vector | None) -> FeatureMoments:
         """Return the moments of each feature, with the scheduler that dask is set to."""

@@ -23,12 +23,7 @@ from nbbn._files import state as state_files
 from nbbn._files.npy import Header, NpyFile, NpyOutput
 from nbbn.standardizer._blocks import for_each
 from nbbn.standardizer._dataset import apply_form, form_of
-from nbbn.standardizer._features import (
-    FeatureMoments,
-    moments_of,
-    result_dtype,
-    widened,
-)
+from nbbn.standardizer._features import FeatureMoments, moments_of, result_dtype, widened
 
 Array = NDArray[Any]
 Advance = Callable[[int], None]
@@ -84,11 +79,7 @@ def blocks(outer: int, channels: int, inner: int) -> Iterator[Block]:
     for first, channel, place in itertools.product(
         range(0, outer, count), range(0, channels, group), range(0, inner, part)
     ):
-        shape = (
-            min(count, outer - first),
-            min(group, channels - channel),
-            min(part, inner - place),
-        )
+        shape = (min(count, outer - first), min(group, channels - channel), min(part, inner - place))
         together = shape[0] == 1 or shape[1] == channels
         begin = (first * channels + channel) * inner + place
         yield Block(begin, 1 if together else shape[0], row, channel, shape)
@@ -157,10 +148,7 @@ def save(path: str | os.PathLike[str], found: FeatureMoments, names: Sequence[st
     """Write moments to an .npz file, and the names of the features if they have some; `load` returns them."""
     same = found.counts.size and (found.counts == found.counts[0]).all()
     arrays: dict[str, Any] = dict(zip(_MEMBERS, found, strict=True))
-    arrays |= {
-        "count": np.array(found.counts[0]) if same else found.counts,
-        "var": found.variances(),
-    }
+    arrays |= {"count": np.array(found.counts[0]) if same else found.counts, "var": found.variances()}
     if names:
         arrays["names"] = np.array(list(names), np.str_)
     state_files.save_arrays(path, arrays)
@@ -202,9 +190,7 @@ def normalized(header: Header) -> Header:
     return Header(header.shape, header.fortran_order, result_dtype(header.dtype))
 
 
-def normalize(
-    source: NpyFile, axis: int, found: FeatureMoments, target: NpyOutput, advance: Advance
-) -> None:
+def normalize(source: NpyFile, axis: int, found: FeatureMoments, target: NpyOutput, advance: Advance) -> None:
     """Write the normalized values of a file, which is not empty; ``advance`` as in `moments`."""
     sizes = view(source.header, axis)
     dtype, kind = source.header.dtype, normalized(source.header).dtype

@@ -50,9 +50,7 @@ class _File:
     def _check_names(self) -> None:
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
-            raise TableError(
-                f"{self.path}: expected a different name for each column, got {twice[0]!r} twice"
-            )
+            raise TableError(f"{self.path}: expected a different name for each column, got {twice[0]!r} twice")
 
 
 class CsvTable(_File):
@@ -75,9 +73,7 @@ class CsvTable(_File):
             _Unclosed(self._file),
             read_options=csv.ReadOptions(block_size=_BLOCK),
             parse_options=csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
-                column_types=types, include_columns=list(alone), check_utf8=False
-            ),
+            convert_options=csv.ConvertOptions(column_types=types, include_columns=list(alone), check_utf8=False),
         )
 
     def candidates(self) -> list[str]:
@@ -88,9 +84,7 @@ class CsvTable(_File):
         return [
             field.name
             for field in self._inferred
-            if kinds.is_integer(field.type)
-            or kinds.is_floating(field.type)
-            or kinds.is_null(field.type)
+            if kinds.is_integer(field.type) or kinds.is_floating(field.type) or kinds.is_null(field.type)
         ]
 
     def batches(self, numeric: Sequence[str], alone: bool, advance: Advance) -> Iterator[Any]:
@@ -117,9 +111,7 @@ class NotNumericError(TableError):
     """A cell of a column is no number."""
 
     def __init__(self, path: str, name: str, reason: str) -> None:
-        super().__init__(
-            f"{path}: expected numbers in column {name!r} ({' '.join(reason.split())})"
-        )
+        super().__init__(f"{path}: expected numbers in column {name!r} ({' '.join(reason.split())})")
         self.name = name
 
 
@@ -199,9 +191,7 @@ def opened(path: str | os.PathLike[str], name: str, suffix: str, delimiter: str)
             raise TableError(f"{path}: expected a {suffix} file ({line})") from error
 
 
-def moments(
-    table: Any, wanted: Sequence[str] | None, advance: Advance
-) -> tuple[FeatureMoments, list[str]]:
+def moments(table: Any, wanted: Sequence[str] | None, advance: Advance) -> tuple[FeatureMoments, list[str]]:
     """Return the moments of the numeric columns, and their names; ``wanted`` are to be numeric."""
     names = list(table.candidates() if wanted is None else wanted)
     while names:
@@ -224,9 +214,7 @@ def moments(
         if names:
             return found, names
     alone = isinstance(table, CsvTable) and len(table.names) == 1
-    text = (
-        f"{', '.join(table.names[:9])}{' (--delimiter says what separates cells)' if alone else ''}"
-    )
+    text = f"{', '.join(table.names[:9])}{' (--delimiter says what separates cells)' if alone else ''}"
     raise TableError(f"{table.path}: expected a column of numbers, got {text}")
 
 
@@ -315,9 +303,7 @@ def write_array(array: NpyFile, output: Any, advance: Advance) -> None:
     for_each(range(0, rows, step), work, use)
 
 
-def normalize(
-    table: Any, found: FeatureMoments, names: Sequence[str], output: Any, advance: Advance
-) -> int:
+def normalize(table: Any, found: FeatureMoments, names: Sequence[str], output: Any, advance: Advance) -> int:
     """Write the table with its numeric columns, ``names``, standardized to ``output``; return the rows."""
     import pyarrow as pa
 
@@ -401,14 +387,10 @@ class ParquetOutput:
 
         def repeats(name: str) -> bool:
             some = first[name].slice(0, 1 << 12)
-            return not pa.types.is_floating(some.type) or compute.count_distinct(
-                some
-            ).as_py() * 2 < len(some)
+            return not pa.types.is_floating(some.type) or compute.count_distinct(some).as_py() * 2 < len(some)
 
         names: Any = self._schema.names
-        nested = any(
-            pa.types.is_nested(field.type) for field in self._schema
-        )  # have names of their own
+        nested = any(pa.types.is_nested(field.type) for field in self._schema)  # have names of their own
         chosen = True if nested else [name for name in names if repeats(name)]
         return parquet.ParquetWriter(self._file, self._schema, use_dictionary=chosen)
 
@@ -481,18 +463,14 @@ class CsvOutput:
             if _is_text(column.type):
                 inside = compute.replace_substring(text, b'"', b'""')
                 quote = pa.scalar(b'"', binary)
-                quoted = compute.binary_join_element_wise(
-                    quote, inside, quote, pa.scalar(b"", binary)
-                )
+                quoted = compute.binary_join_element_wise(quote, inside, quote, pa.scalar(b"", binary))
                 needed = compute.match_substring_regex(text, self._structural)
                 text = compute.if_else(needed, quoted, text)
             cells.append(text)
         parts = pa.scalar(self._delimiter.encode(), binary)
         missing = {"null_handling": "replace", "null_replacement": self._missing.encode()}
         lines = compute.binary_join_element_wise(*cells, parts, **missing)
-        lines = compute.binary_join_element_wise(
-            lines, pa.scalar(b"", binary), pa.scalar(b"\n", binary)
-        )
+        lines = compute.binary_join_element_wise(lines, pa.scalar(b"", binary), pa.scalar(b"\n", binary))
         _, offsets, text = lines.buffers()
         return memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]]
 
@@ -504,7 +482,4 @@ def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
     kinds = pa.types
-    return any(
-        test(kind)
-        for test in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary)
-    )
+    return any(test(kind) for test in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary))

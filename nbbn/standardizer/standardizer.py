@@ -93,9 +93,7 @@ class Standardizer(_estimator.Estimator):
 
     __module__ = "nbbn"  # where users find it, and pickles
 
-    def __init__(
-        self, *, axis: int = -1, with_mean: bool = True, with_std: bool = True, copy: bool = True
-    ) -> None:
+    def __init__(self, *, axis: int = -1, with_mean: bool = True, with_std: bool = True, copy: bool = True) -> None:
         self.axis = axis
         self.with_mean = with_mean
         self.with_std = with_std
@@ -250,9 +248,7 @@ class Standardizer(_estimator.Estimator):
         """
         return self._apply(X, copy, out, True)
 
-    def fit_transform(
-        self, X: Any, y: Any = None, sample_weight: Any = None, *, out: Any = None
-    ) -> Any:
+    def fit_transform(self, X: Any, y: Any = None, sample_weight: Any = None, *, out: Any = None) -> Any:
         """Return ``fit(X).transform(X)``.
 
         Parameters

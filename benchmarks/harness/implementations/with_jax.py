@@ -47,9 +47,7 @@ class Jax(Implementation):
     def _on_device(self, *arrays: Any) -> tuple[Any, ...]:
         return tuple(self.library.device_put(array) for array in arrays)
 
-    def _call(
-        self, problem: Problem, function: Callable[..., Any], *arguments: Any
-    ) -> Callable[[], Any]:
+    def _call(self, problem: Problem, function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
         """Return the jitted call that waits for its result."""
         jax, variant = self.library, problem.case.variant
         wait = jax.block_until_ready
@@ -132,9 +130,7 @@ class Jax(Implementation):
         call = self._call(p, train, *self._on_device(p.x, *columns))
         return Prepared(
             call,
-            lambda found: named_training(
-                np.asarray(found[0]), *(np.asarray(v).ravel() for v in found[1:])
-            ),
+            lambda found: named_training(np.asarray(found[0]), *(np.asarray(v).ravel() for v in found[1:])),
         )
 
     def prepare_backward(self, problem: Problem) -> Prepared:
@@ -142,9 +138,7 @@ class Jax(Implementation):
         p = problem
         axes, n = reduced_axes(p), p.x.size // p.case.channels
 
-        def differentiate(
-            x: Any, grad_y: Any, mean: Any, inv_std: Any, gamma: Any, beta: Any
-        ) -> Any:
+        def differentiate(x: Any, grad_y: Any, mean: Any, inv_std: Any, gamma: Any, beta: Any) -> Any:
             xhat = (x - mean) * inv_std
             through = self.library.vjp(partial(self._activated, p), xhat * gamma + beta)[1]
             (grad_y,) = through(grad_y)
@@ -158,9 +152,7 @@ class Jax(Implementation):
         call = self._call(p, differentiate, *self._on_device(p.x, p.grad_y, *columns))
         return Prepared(
             call,
-            lambda grads: named_backward(
-                np.asarray(grads[0]), *(np.asarray(v).ravel() for v in grads[1:])
-            ),
+            lambda grads: named_backward(np.asarray(grads[0]), *(np.asarray(v).ravel() for v in grads[1:])),
         )
 
 

@@ -42,9 +42,7 @@ class Nbbn(OfScaler, Implementation, libraries.Nbbn):
         p = problem
         x, out = input_and_out(p)
         if p.case.dtype == "uint8":
-            normalize = partial(
-                self.library.normalize, eps=EPS, axis=p.case.axis, dtype=p.result_dtype
-            )
+            normalize = partial(self.library.normalize, eps=EPS, axis=p.case.axis, dtype=p.result_dtype)
             return Prepared(with_out(normalize, out, x, p.running_mean, p.running_var), named_y)
         infer = partial(self._layer(p).eval(), **_options(p))
         return Prepared(with_out(infer, out, x), named_y)
@@ -133,11 +131,7 @@ class Frozen(Nbbn):
 
     def declines(self, case: Case) -> str | None:
         """Return why it cannot do this case."""
-        if (
-            case.operation != "inference"
-            or not case.is_matrix
-            or math.prod(case.shape) > SMALL_CALL
-        ):
+        if case.operation != "inference" or not case.is_matrix or math.prod(case.shape) > SMALL_CALL:
             return f"frozen is for inference on (N, C) of up to {SMALL_CALL} values"
         return super().declines(case)
 

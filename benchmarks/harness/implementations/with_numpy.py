@@ -103,8 +103,7 @@ class NumPy(Implementation):
         axes, n = reduced_axes(p), p.count
         counts = np.expand_dims(p.weights, p.case.axis) if p.case.weighting else None
         mean, inv_std, gamma, beta = (
-            along_channels(v.astype(p.x.dtype), p.x, p.case.axis)
-            for v in (p.mean, p.inv_std, p.gamma, p.beta)
+            along_channels(v.astype(p.x.dtype), p.x, p.case.axis) for v in (p.mean, p.inv_std, p.gamma, p.beta)
         )
         x, out = input_and_out(p)
         xhat_out = None if out is None else np.empty_like(x)
@@ -215,8 +214,7 @@ def _training(problem: Problem, momentum: float) -> tuple[Callable[[], Array], A
     """Return a step of training, and the running statistics that it moves."""
     p = problem
     gamma, beta, mean_, var_ = (
-        along_channels(v.copy(), p.x, p.case.axis)
-        for v in (p.gamma, p.beta, p.running_mean, p.running_var)
+        along_channels(v.copy(), p.x, p.case.axis) for v in (p.gamma, p.beta, p.running_mean, p.running_var)
     )
     moments, dtype = _moments(p), p.x.dtype
     unbias = p.count / (p.count - 1)

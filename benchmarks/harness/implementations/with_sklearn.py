@@ -23,9 +23,7 @@ class ScikitLearn(OfScaler, Implementation, libraries.ScikitLearn):
 
     def declines(self, case: Case) -> str | None:
         """Return why it cannot do this case."""
-        declined = Implementation.declines(self, case) or self.declines_variant(
-            case, "fresh", "inplace"
-        )
+        declined = Implementation.declines(self, case) or self.declines_variant(case, "fresh", "inplace")
         if declined is None and len(case.shape) != 2:
             return "StandardScaler takes (N, C) only"
         return declined

@@ -101,9 +101,7 @@ def _affine(x: Array) -> Array:
     return y
 
 
-def _choose(
-    problem: Problem, make: Make, outputs: Outputs, reset: Callable[[], None], stores: bool = True
-) -> Prepared:
+def _choose(problem: Problem, make: Make, outputs: Outputs, reset: Callable[[], None], stores: bool = True) -> Prepared:
     """Return the fastest way; ``reset`` then takes back what the trials wrote."""
     calls = ways(make, problem.case.threads)
     if not stores:
@@ -181,9 +179,7 @@ class AddAffine(Yardstick):
 
     def expect_inference(self, problem: Problem) -> Outputs:
         """``0.75 x + residual + 0.25``."""
-        x, residual = (
-            a.ravel()[: _used(a)].astype(np.float64) for a in (problem.x, problem.residual)
-        )
+        x, residual = (a.ravel()[: _used(a)].astype(np.float64) for a in (problem.x, problem.residual))
         return {"y": 0.75 * x + residual + 0.25}
 
 
