@@ -33,7 +33,7 @@ by_activation = pytest.mark.parametrize(
 )
 # What starts threads is numba's and knows nothing of a formula: so few have their parallel twins compiled, and
 # few have other types, those that test_combinations.py compiles, too.
-IN_PARALLEL = (None, "relu", "silu")
+IN_PARALLEL = (None, "relu", "silu", "prelu")  # prelu sums its slope, too
 OF_ANY_TYPE = (None, "leaky_relu")
 HALF_INTERPRETED = [name for name in ACTIVATIONS if name not in OF_ANY_TYPE]
 in_parallel = pytest.mark.parametrize(
