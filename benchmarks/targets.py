@@ -20,6 +20,7 @@ LIMIT_BYTES = 64 << 10
 SMALL: tuple[Shape, ...] = ((1, 64), (32, 64), (128, 64), (128, 256))
 FEW: tuple[Shape, ...] = ((8, 100_000), (1, 2048, 7, 7), (8, 2048, 7, 7), (32, 512, 7, 7))
 BATCHES: tuple[Shape, ...] = ((128, 64), (128, 256), (4096, 128))
+TWO_THREADS = "on two threads: how far from the limit, by the fastest rounds"
 _SMALL_CASE = Case("inference", SMALL[0], 1)
 WORST = 6  # cases shown of those that miss a target
 
@@ -126,6 +127,18 @@ def batches_over_libraries(run: Run) -> Values:
     return _least(wanted, run.peers, "median")
 
 
+def two_threads_over_one(run: Run) -> Values:
+    """Return how many times as far from the limit two threads are, by the fastest rounds."""
+    found = []
+    for result in run.results:
+        alone = run.result(replace(result.case, threads=1))
+        if result.case.threads == 2 and alone is not None and _bytes(result.case) >= LIMIT_BYTES:
+            ratios = [each.ratio_to_limit(BASELINE, "minimum") for each in (result, alone)]
+            if ratios[0] is not None and ratios[1] is not None:
+                found.append((result.case, ratios[0] / ratios[1]))
+    return found
+
+
 def fastest_rounds(run: Run) -> Values:
     """Return the time of the quickest library over nbbn's by the fastest rounds, for every case."""
     return _least(run.results, run.peers, "minimum")
@@ -196,6 +209,7 @@ def targets() -> list[Target]:
             above=True,
         ),
     ]  # fmt: skip
+    lines.append(Target(TWO_THREADS, "1.2 x that on one", 1.2, two_threads_over_one))
     chosen = {
         "float64": lambda case: case.dtype == "float64",
         "float32 with float64 parameters": lambda case: case.dtype != case.params,
