@@ -204,6 +204,21 @@ def test_the_largest_cache_is_read_from_the_system(tmp_path):
     assert rooms.machine.last_level_cache(tmp_path / "none") == 32 << 20
 
 
+@pytest.mark.parametrize(("shape", "axis"), VIEWS[:3], ids=str)
+def test_training_with_a_residual_of_one_channel_after_the_other(shape, axis):
+    x, residual = cases.values(shape, np.float32, loc=3.0), cases.values(shape, np.float32, seed=1)
+    _, mean, m2 = reference.moments(x, axis)
+    found = []
+    for name in ("serial", "by channel"):
+        with rooms.way(name):
+            found.append(nbbn.BatchNorm(shape[axis], axis=axis, eps=EPS)(x, residual=residual))
+    sizes = [1] * len(shape)
+    sizes[axis] = -1
+    mean, std = mean.reshape(sizes), np.sqrt(m2 / (x.size // shape[axis]) + EPS).reshape(sizes)
+    np.testing.assert_allclose(found[0], (x - mean) / std + residual, rtol=1e-5, atol=1e-5)
+    assert found[0].tobytes() == found[1].tobytes()
+
+
 def test_short_runs_with_gaps_between_them_are_not_streamed(monkeypatch):
     monkeypatch.setattr(rooms.machine, "last_level_cache", lambda: 0)
     x = np.empty((2048, 512, 7, 7), np.float32)  # its pages are never touched
