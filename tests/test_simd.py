@@ -79,8 +79,9 @@ def test_arithmetic_agrees_with_the_twins(dtype):
 def test_the_twin_of_fma_rounds_once():
     a = np.float32(1 + 2**-23)
     assert _simd_python.fma(a, a, np.float32(-1)) == np.float32(2**-22 + 2**-46)
-    one = np.float32(1.0)  # a tie after a first rounding to float64
-    assert _simd_python.fma(one, np.float32(1 + 2**-23), np.float32(2.0**-24 + 2.0**-47)) == np.float32(1 + 2**-22)
+    # 1 + 2**-23 + 2**-24 - 2**-60: rounded to float64 first, half way between two, and then to the even one.
+    b, c = np.float32(1 - 2**-18), np.float32(1 + 2**-23)
+    assert _simd_python.fma(np.float32(2**-24 * (1 + 2**-18)), b, c) == c
 
 
 def test_the_sum_of_the_lanes_has_a_fixed_order():
