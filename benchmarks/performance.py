@@ -287,7 +287,8 @@ Line by line, what the compiled loops and the profiles of calls show (AVX2, Zen 
   exact. The loop has 4 conversions, 4 additions and 4 fused multiply-adds for 16 values, that of a backward 8
   conversions, 4 subtractions, 4 additions and 4 fused multiply-adds for 16 pairs, and next to nothing else. A core
   does that at 39 GB/s, where it reads its cache at 110; with sums in float32 it would be 80. So moments take 2.8 times
-  `read` at least. Tried: additions as fused multiply-adds, which use other pipes and give the same bits (no gain).
+  `read` at least. Tried: additions as fused multiply-adds, which use other pipes and give the same bits (no gain
+  was seen, beside other work).
   A first look at runs of float32 no longer subtracts: 1.2 to 1.5 times as fast, the same bits.
 - **Few values a channel, and (8, 100000)**: each channel costs 6 divisions or roots, which no loop over values hides,
   and 110 bytes of tables where x has 32.

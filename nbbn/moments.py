@@ -397,7 +397,7 @@ def merged(one: Parts, other: Parts) -> Parts:
             # A pair cannot hold an infinity: its low part is NaN.
             far = b[1] - a[1]
             plain = np.where(np.isfinite(mean), a[3] + b[3] + far * (far * weight), np.nan)
-            m2, m2_low = (np.where(np.isfinite(m2), m2, plain), np.where(np.isfinite(m2), m2_low, 0.0))
+            m2, m2_low = np.where(np.isfinite(m2), m2, plain), np.where(np.isfinite(m2), m2_low, 0.0)
     return count, mean, mean_low, m2, m2_low
 
 

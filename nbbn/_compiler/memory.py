@@ -185,7 +185,7 @@ def at_any(typingctx: Any, rows: Any, row: Any, k: Any, count: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         array, index = place_in(builder, *args[:3])
         size = context.make_array(array_type)(context, builder, value=array).nitems
-        before, zeros = (builder.basic_block, ir.Constant(_stored_vector(array_type.dtype), [0] * LANES))
+        before, zeros = builder.basic_block, ir.Constant(_stored_vector(array_type.dtype), [0] * LANES)
         with builder.if_then(builder.icmp_signed("!=", size, size.type(0))):
             values = load_vector_upto(context, builder, array_type, array, index, args[3])
             of_values = builder.basic_block

@@ -108,7 +108,7 @@ def look_at_tile(x: Any, weights: Any, parts: Any, task: int, ahead: int) -> Non
     block, fold = block_of(x, width, TILE, task), width // x.shape[2]
     of_rows = Rows(weights, block.outer * x.shape[1] + block.row, ONE)
     read, rows = Samples(rows_in(x, block, fold), of_rows), block.rows
-    first, columns = (task // ((width + TILE - 1) // TILE) * width + block.first, block.stop - block.first)
+    first, columns = task // ((width + TILE - 1) // TILE) * width + block.first, block.stop - block.first
     near_zero = constant(at(read.x, ZERO, ZERO, columns), 0.0)
     weight, nothing = weight_of_row(of_rows, ZERO), constant(near_zero, np.nan)
     none = plus_weight(near_zero, weight, nothing), zero, zero

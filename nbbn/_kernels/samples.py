@@ -67,7 +67,7 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
 def moments_of_sample(x3: Any, mean: Any, m2: Any) -> None:
     """Write the mean and m2 of each channel; there are values."""
     outer, channels, inner = x3.shape
-    table, form = (np.empty((STATISTICS_ROWS, channels)), np.empty((FORM_ROWS, channels), working_dtype(x3)))
+    table, form = np.empty((STATISTICS_ROWS, channels)), np.empty((FORM_ROWS, channels), working_dtype(x3))
     if are_runs(outer, channels, inner):
         numbers = _numbers_of_runs(outer, inner)
         parts = np.empty((3, numbers.size, channels))

@@ -320,7 +320,8 @@ class BatchNorm(StoredLayer):
         y = empty_like(call.x) if out is None or not direct else out
         parts = [call._replace(out=y).part(at) for at in places]
         counts = [self._checked_total(part) if part.total() else 0.0 for part in parts]
-        eps, tables = (self._eps, [steps.new_table(self._num_features, self._table, self._after.slope) for _ in parts])
+        eps = self._eps
+        tables = [steps.new_table(self._num_features, self._table, self._after.slope) for _ in parts]
         every = list(zip(places, parts, tables, counts, strict=True))
         learned = [each for each in every if each[3]]
         if out is not None and self._on_nonfinite == "raise":
