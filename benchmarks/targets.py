@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.harness.cases import Case
-from benchmarks.harness.implementations import BASELINE, FROZEN, LIMITS
+from benchmarks.harness.cases import STEP, Case
+from benchmarks.harness.implementations import AUTOGRAD, BASELINE, FROZEN, LIMITS
 from benchmarks.harness.race import Result
 from benchmarks.harness.shapes import Shape
 from benchmarks.runs import Run, header, median, row, threads_text
@@ -109,18 +109,6 @@ def beyond_kernel(run: Run) -> Values:
     return found
 
 
-def steps_over_torch(run: Run) -> Values:
-    """Return the time of training and backward together over torch's, for small calls."""
-    found = []
-    for result in _small(run, "training", "fresh"):
-        back = run.result(replace(result.case, operation="backward"))
-        times = [median(r, name) for name in (BASELINE, "torch") for r in (result, back)]
-        if None not in times:
-            ours, theirs = sum(times[:2]), sum(times[2:])
-            found.append((result.case, ours / theirs))
-    return found
-
-
 def batches_over_libraries(run: Run) -> Values:
     """Return the time of the quickest library over nbbn's, in moments and training of (N, C)."""
     wanted = [r for r in run.results if r.case.shape in BATCHES and r.case.operation in ("moments", "training")]
@@ -199,8 +187,8 @@ def targets() -> list[Target]:
         Target("... beyond the bare kernel", "0.7 us", 0.7, beyond_kernel, unit="us"),
         Target("... a new result", "0.65 x NumPy", 0.65, over(FROZEN, "numpy", "inference", "fresh")),
         Target("a layer in inference mode, small", "1 x NumPy", 1.0, over(BASELINE, "numpy", "inference", "out")),
-        Target("training, small", "0.25 x PyTorch", 0.25, over(BASELINE, "torch", "training", "fresh")),
-        Target("training and backward, small", "0.12 x PyTorch", 0.12, steps_over_torch),
+        Target("training, small", "0.25 x PyTorch", 0.25, over(BASELINE, AUTOGRAD, "training", "fresh")),
+        Target("training and backward, small", "0.12 x PyTorch", 0.12, over(BASELINE, AUTOGRAD, STEP, "fresh")),
         Target(
             "moments and training of (128, 64) to (4096, 128): the quickest library, over nbbn",
             "1.3",

@@ -24,7 +24,7 @@ from benchmarks.harness.cases import (
     Case,
     list_cases,
 )
-from benchmarks.harness.implementations import FROZEN, IMPLEMENTATIONS, LIMITS, UNADORNED
+from benchmarks.harness.implementations import AUTOGRAD, FROZEN, IMPLEMENTATIONS, LIMITS, UNADORNED
 from benchmarks.harness.implementations.yardsticks import _Trips
 from benchmarks.harness.options import USUAL_FUSED, add_options, make_selection
 from benchmarks.harness.problem import (
@@ -49,8 +49,8 @@ CASES = list_cases(
     variants=VARIANTS,
 )
 SEQUENCES = list_cases(operations=STATISTICS, shapes=[(8, 6, 9)], threads=[1], dtypes=DTYPES, layouts=LAYOUTS)
-OURS = UNADORNED, FROZEN  # nbbn itself, otherwise
-YARDSTICKS = [n for n, known in IMPLEMENTATIONS.items() if known.is_yardstick and n not in OURS]
+OTHERWISE = UNADORNED, FROZEN, AUTOGRAD  # what is measured already, called otherwise
+YARDSTICKS = [n for n, known in IMPLEMENTATIONS.items() if known.is_yardstick and n not in OTHERWISE]
 CASE = Case("inference", (4, 3, 2), 1)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
 from nbbn._engine import masks, steps
+from nbbn._engine.known import met
 from nbbn._kernels import table as rows
 
 Vector = NDArray[np.float64]
@@ -483,5 +484,10 @@ def batch_moments(
     if values.size == 0 or (found is not None and found.total == 0.0):
         return Moments.empty(values.shape[index])
     table = steps.new_table(values.shape[index])
-    count = steps.moments(values, index, table, found)
+    known = met(values, index) if found is None else None
+    if known is None:
+        count = steps.moments(values, index, table, found)
+    else:
+        count = values.size / table.shape[1]
+        known.look(values, table, count)
     return of_table(count, table)

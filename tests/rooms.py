@@ -12,7 +12,7 @@ from nbbn import _checks as checks
 from nbbn._compiler import announce, cache, forks, internals, interpreted, jit, sources, vectors
 from nbbn._compiler import memory as vector_memory
 from nbbn._compiler.jit import Step, Variant
-from nbbn._engine import machine, masks, memory, plan, steps, threads, views, warmup
+from nbbn._engine import known, machine, masks, memory, plan, steps, threads, views, warmup
 from nbbn._files import npy, state
 from nbbn._kernels import runs, samples, steps_of_columns, steps_of_layers, steps_of_runs, table
 
@@ -81,7 +81,14 @@ def way(name):
     with pytest.MonkeyPatch.context() as patch, nbbn.num_threads(threads_used):
         patch.setattr(steps, "make_plan", decide)
         patch.setattr(steps, "np", _Poisoned())
+        know_nothing(patch)
         yield
+
+
+def know_nothing(patch):
+    """Let no array be known from an earlier call: small ones go the way of all others then."""
+    patch.setattr(known, "_of_functions", {})
+    patch.setattr(known.Memory, "learn", lambda *_: None)
 
 
 @contextlib.contextmanager
@@ -93,4 +100,5 @@ def everything_is_large():
         patch.setattr(plan, "_LONG", 1)
         patch.setattr(machine, "last_level_cache", lambda: 0)
         patch.setattr(plan, "_plan", plan._plan.__wrapped__)  # what was decided before is not kept
+        know_nothing(patch)
         yield

@@ -59,6 +59,7 @@ def spy(patch):
         seen.parallel = seen.parallel or entered is not None
         return entered
 
+    rooms.know_nothing(patch)
     patch.setattr(rooms.steps, "run", seen_run)
     patch.setattr(rooms.threads, "enter_region", enter)
     return seen

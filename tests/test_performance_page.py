@@ -252,9 +252,9 @@ def test_small_calls_are_in_microseconds(performance):
 
 def test_small_steps_are_compared_with_torch(performance):
     case = Case("training", (32, 64), 1)
-    back = replace(case, operation="backward")
-    times = {"nbbn": 1.0, "torch": 5.0, "numpy": 1.2}
-    text = written(performance, record((case, times), (back, {"nbbn": 1.0, "torch": 15.0})))
+    step = replace(case, operation="step")
+    times = {"nbbn": 1.0, "torch": 3.0, "torch-autograd": 5.0, "numpy": 1.2}
+    text = written(performance, record((case, times), (step, {"nbbn": 1.0, "torch-autograd": 10.0})))
     assert line(text, "training, small")[2:] == ["0.20 (0.20)", "**yes**, in 1"]
     assert line(text, "training and backward, small")[2:] == ["0.10 (0.10)", "**yes**, in 1"]
     alone = Case("moments", IMAGE, 1), {"nbbn": 2.0, "read": 1.0}

@@ -45,6 +45,7 @@ def fresh(monkeypatch):
     """As in a new process with a warm cache."""
     for step in rooms.all_steps().values():
         monkeypatch.setattr(step, "_ready", {})
+    rooms.know_nothing(monkeypatch)
 
 
 @pytest.fixture

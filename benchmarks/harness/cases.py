@@ -23,6 +23,9 @@ FUSED = (
 )
 """Operations with what follows them in a network: a second array is added, an activation applied."""
 
+STEP = "step"
+"""Training and the gradients of it, as a training loop calls a layer: recorded by autograd, where a library has it."""
+
 STANDARDIZER = ("fit", "partial_fit", "transform", "inverse_transform", "fit_transform")
 """Operations on a data set, (samples, features), with the statistics of x itself."""
 
@@ -36,7 +39,7 @@ STATISTICS = {
 }
 """Operations on a part of x, on weighted values, on all the data; and what each adds something to."""
 
-ALL_OPERATIONS = (*OPERATIONS, *FUSED, *STANDARDIZER, *STATISTICS)
+ALL_OPERATIONS = (*OPERATIONS, STEP, *FUSED, *STANDARDIZER, *STATISTICS)
 
 WEIGHTINGS = ("mask", "weights")
 PIECES = 16
@@ -54,6 +57,7 @@ LIMITS = {
     "moments": "read",
     "training": "two-trip",
     "backward": "two-trip",
+    STEP: "two-trip",
     "fit": "read",
     "partial_fit": "read",
     "transform": "copy-affine",
@@ -188,9 +192,9 @@ def is_defined(case: Case) -> bool:
     One value a channel has no variance to train with, and only plain inference can write over its
     input again and again. Half types are measured in inference only; of bytes nothing but plain
     inference exists, and float32 does not fit in their place. Data sets are tables with new results.
-    What is collected over data has new results, too, and of a mask at least two values count.
+    What is collected over data, and a step, have new results, too, and of a mask at least two values count.
     """
-    if case.operation in (*STANDARDIZER, *STATISTICS):
+    if case.operation in (STEP, *STANDARDIZER, *STATISTICS):
         usual = case.variant == VARIANTS[0] and case.params == case.computed
         if not usual or case.dtype not in DTYPES:
             return False

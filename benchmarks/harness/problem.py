@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness.cases import PIECES, Case
+from benchmarks.harness.cases import PIECES, STEP, Case
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -117,12 +117,12 @@ def make_problem(case: Case) -> Problem:
     mean, inv_std = np.zeros(channels), np.ones(channels)
     grad_y: Array = np.empty(0, dtype)
     residual = _tile(rng, case).astype(x.dtype, copy=False) if case.has_residual else grad_y
-    if case.base == "backward":
+    if case.base in ("backward", STEP):
         grad_y = _tile(rng, case)
     weights = _weights(rng, case)
     if case.weighting == "mask":
         x *= np.expand_dims(weights, case.axis)  # padded with zeros
-    if case.base == "backward":
+    if case.base in ("backward", STEP):
         for block, values in _channel_blocks(x, case.axis):
             mean[block], var = _moments(weights, values)
             inv_std[block] = 1.0 / np.sqrt(var + EPS)
@@ -301,6 +301,11 @@ def _differentiate(p: Problem, block: slice, x: Float64, grad_y: Float64) -> dic
     return {"grad_x": grad_x, "grad_gamma": grad_gamma, "grad_beta": grad_beta}
 
 
+def _step(p: Problem, block: slice, x: Float64, grad_y: Float64) -> dict[str, Float64]:
+    """Return what training returns, and its gradients."""
+    return _train(p, block, x, None) | _differentiate(p, block, x, grad_y)
+
+
 def _scales(x: Float64) -> tuple[Float64, Float64]:
     """Return mean and standard deviation, 1 of a constant feature, as columns."""
     std = x.std(axis=1, keepdims=True)
@@ -339,6 +344,7 @@ _FORMULAS: dict[str, Callable[..., dict[str, Float64]]] = {
     "moments": _collect,
     "training": _train,
     "backward": _differentiate,
+    STEP: _step,
     "calibrate": _calibrate,
     "from_batches": _collect,
     "fit": _collect,

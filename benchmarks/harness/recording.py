@@ -15,6 +15,7 @@ from benchmarks.harness.cases import (
     OPERATIONS,
     STANDARDIZER,
     STATISTICS,
+    STEP,
     Case,
     list_cases,
 )
@@ -55,6 +56,7 @@ _IMAGES: tuple[Shape, ...] = (
 _TABLES: tuple[Shape, ...] = ((32, 64), (128, 64), (4096, 128))
 _CHANNELS_LAST: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 256, 14, 14), (8, 2048, 7, 7))
 _OTHER_TYPES: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 256, 14, 14), (1024, 1024))
+_STEPS: tuple[Shape, ...] = ((32, 64), (128, 64), (128, 256))
 _IN_PLACE: tuple[Shape, ...] = ((32, 64, 56, 56), (1024, 1024))
 
 # With new results, as most people call; and with memory to write to, as the yardsticks have it.
@@ -87,6 +89,7 @@ def recorded_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
                 params=[params],
                 variants=["out"],
             )
+        cases += list_cases(operations=[STEP], shapes=_STEPS, threads=[count])
         cases += list_cases(operations=["inference"], shapes=_IN_PLACE, threads=[count], variants=["inplace"])
     return tuple(dict.fromkeys(cases))
 

@@ -53,10 +53,12 @@ class Known:
         """Return the stack that kernels read; of a matrix without `reshape`, which takes 0.15 us more."""
         return array[None] if self._is_matrix else array.reshape(self._stack)
 
-    def target(self, x: Array, out: Any) -> Array | None:
-        """Return where to write, a new array or ``out``; None where that takes a closer look."""
+    def target(self, x: Array, out: Any, *read: Array) -> Array | None:
+        """Return where to write, a new array or ``out``, while x and others are read; None to take a closer look."""
         if out is None:
             return np.empty(self._like[0], self._like[2]) if self._is_small else empty_like(x)
+        if any(out is not array and np.may_share_memory(out, array) for array in read):
+            return None
         if out is x:
             return x if x.flags.writeable else None
         if not self.is_like(out):
@@ -96,16 +98,25 @@ class Known:
         if not self._is_small:
             steps.look_and_write(self._view, x, y, table, freedom, eps, after)
             return None
-        kind, values, channels = after.kind, self._stack_of(x), table.shape[1]
-        form = np.empty((rows.FORM_ROWS, channels), x.dtype)
-        numbers, written = self._numbers, np.empty((3, self._numbers.size, self._sum_width))
-        look, options = self._call(_LOOK), (freedom, eps, self._group)
-        look(values, None, numbers, written, table, form, *options)
-        wide = form
-        if self._width != channels:
+        kind, values = after.kind, self._stack_of(x)
+        form = wide = self._look(values, table, freedom, eps)
+        if self._width != table.shape[1]:
             wide = parts.spread(form, self._view, self._width)
         target = values if y is x else self._stack_of(y)
         self._call(_WRITE, len(kind))(values, target, None, wide, kind, 0, None)
+        return form
+
+    def look(self, x: Array, table: Array, count: float) -> None:
+        """Write the statistics of x, which has ``count`` values a channel, to ``table``."""
+        if self._is_small:
+            self._look(self._stack_of(x), table, count, 0.0)
+        else:
+            steps.look(self._view, x, table, count, 0.0)
+
+    def _look(self, values: Array, table: Array, freedom: float, eps: float) -> Array:
+        form = np.empty((rows.FORM_ROWS, table.shape[1]), values.dtype)
+        written = np.empty((3, self._numbers.size, self._sum_width))
+        self._call(_LOOK)(values, None, self._numbers, written, table, form, freedom, eps, self._group)
         return form
 
     def differentiate(
@@ -155,7 +166,7 @@ _OF_COLUMNS = (
 
 
 class Memory(dict[Any, Known]):
-    """What a layer knows, by shape, strides and dtype."""
+    """What a layer or a function knows, by shape, strides and dtype."""
 
     def of(self, x: Any) -> Known | None:
         """Return what is known of an array like ``x``."""
@@ -163,14 +174,25 @@ class Memory(dict[Any, Known]):
             return None
         return self.get((x.shape, x.strides, x.dtype))
 
-    def learn(self, x: Any, index: int) -> None:
-        """Note ``x``, whose checks were passed, if it is of the kind that is worth it."""
+    def learn(self, x: Any, index: int) -> Known | None:
+        """Note ``x``, whose checks were passed, if it is of the kind that is worth it; return what is known then."""
         if type(x) is not np.ndarray or not x.size:
-            return
+            return None
         if not x.flags.c_contiguous or x.dtype not in _DTYPES:
-            return
+            return None
         view = view_of(index, False, x)
-        if view is not None and view.order is None:
-            if len(self) >= _MOST:
-                self.clear()
-            self[x.shape, x.strides, x.dtype] = Known(x, view)
+        if view is None or view.order is not None:
+            return None
+        if len(self) >= _MOST:
+            self.clear()
+        found = self[x.shape, x.strides, x.dtype] = Known(x, view)
+        return found
+
+
+_of_functions: dict[int, Memory] = {}  # by channel axis
+
+
+def met(x: Array, index: int) -> Known | None:
+    """Return what functions know of an array like ``x``, whose checks were passed."""
+    memory = _of_functions.setdefault(index, Memory())
+    return memory.of(x) or memory.learn(x, index)

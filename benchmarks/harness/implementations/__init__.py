@@ -15,7 +15,7 @@ from benchmarks.harness.implementations.with_numpy import NumPy
 from benchmarks.harness.implementations.with_onnxruntime import OnnxRuntime
 from benchmarks.harness.implementations.with_openvino import OpenVino
 from benchmarks.harness.implementations.with_sklearn import ScikitLearn
-from benchmarks.harness.implementations.with_torch import Torch
+from benchmarks.harness.implementations.with_torch import Autograd, Torch
 from benchmarks.harness.implementations.yardsticks import (
     AddAffine,
     BareKernel,
@@ -26,6 +26,7 @@ from benchmarks.harness.implementations.yardsticks import (
 )
 
 __all__ = [
+    "AUTOGRAD",
     "BASELINE",
     "FROZEN",
     "IMPLEMENTATIONS",
@@ -43,6 +44,9 @@ BASELINE = Nbbn.name
 FROZEN = Frozen.name
 """A frozen layer, where calls are small."""
 
+AUTOGRAD = Autograd.name
+"""torch with its recording of gradients, where calls are small."""
+
 UNADORNED = Plain.name
 """The same without a mask, weights or several batches, where the operation has them."""
 
@@ -54,6 +58,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         Frozen(),
         NumPy(),
         Torch(),
+        Autograd(),
         OnnxRuntime(),
         Jax(),
         OpenVino(),

@@ -77,6 +77,19 @@ class Nbbn(OfScaler, Implementation, libraries.Nbbn):
         call = with_out(function, out, p.grad_y, x, p.mean, p.inv_std, p.gamma)
         return Prepared(call, lambda grads: named_backward(*grads))
 
+    def prepare_step(self, problem: Problem) -> Prepared:
+        """``layer(x)``, then ``layer.backward(grad_y)``."""
+        layer, x, grad_y = self._layer(problem).train(), problem.x, problem.grad_y
+
+        def call() -> tuple[Array, Array]:
+            return layer(x), layer.backward(grad_y)
+
+        def outputs(both: tuple[Array, Array]) -> dict[str, Array]:
+            gradients = named_backward(both[1], layer.grad_gamma, layer.grad_beta)
+            return named_training(both[0], layer.running_mean, layer.running_var) | gradients
+
+        return Prepared(call, outputs)
+
     prepare_weighted_moments = prepare_moments
     prepare_weighted_training = prepare_training
     prepare_weighted_backward = prepare_backward

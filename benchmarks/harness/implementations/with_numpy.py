@@ -127,6 +127,14 @@ class NumPy(Implementation):
 
         return Prepared(differentiate, lambda grads: named_backward(*grads))
 
+    def prepare_step(self, problem: Problem) -> Prepared:
+        """Both of them."""
+        forward, back = self.prepare_training(problem), self.prepare_backward(problem)
+        return Prepared(
+            lambda: (forward.call(), back.call()),
+            lambda both: forward.outputs(both[0]) | back.outputs(both[1]),
+        )
+
     prepare_weighted_moments = prepare_moments
     prepare_weighted_training = prepare_training
     prepare_weighted_backward = prepare_backward

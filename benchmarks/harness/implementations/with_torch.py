@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.cases import STORED, Case
+from benchmarks.harness.cases import DTYPES, STEP, STORED, Case
 from benchmarks.harness.implementations.base import (
+    SMALL_CALL,
     Implementation,
     Prepared,
     named_backward,
@@ -207,6 +209,56 @@ class Torch(Implementation, libraries.Torch):
             "silu": torch.ops.aten.silu_backward.grad_input,
         }[p.case.activation]
         return partial(backward, grad_y, kept, grad_input=grad)
+
+
+class Autograd(Torch):
+    """torch as a training loop calls it: a module, whose forward is recorded for autograd. Of small tables."""
+
+    name = "torch-autograd"
+    is_yardstick = True  # the same library once more
+    dtypes = DTYPES
+
+    def load(self, threads: int) -> None:
+        """Import torch."""
+        Implementation.load(self, threads)
+
+    def declines(self, case: Case) -> str | None:
+        """Return why it cannot do this case."""
+        if case.operation not in ("training", STEP) or len(case.shape) != 2 or math.prod(case.shape) > SMALL_CALL:
+            return f"autograd is for training on (N, C) of up to {SMALL_CALL} values"
+        return super().declines(case)
+
+    def _module(self, problem: Problem) -> tuple[Any, Any]:
+        """Return a module, and x, whose gradient is wanted as that of a layer before it."""
+        torch, p = self.library, problem
+        module = torch.nn.BatchNorm1d(p.case.channels, eps=EPS, momentum=MOMENTUM, dtype=torch.from_numpy(p.x).dtype)
+        names = {"weight": p.gamma, "bias": p.beta, "running_mean": p.running_mean, "running_var": p.running_var}
+        module.load_state_dict({name: torch.from_numpy(v) for name, v in names.items()}, strict=False)
+        return module, torch.from_numpy(p.x).requires_grad_()
+
+    def prepare_training(self, problem: Problem) -> Prepared:
+        """``module(x)``."""
+        module, x = self._module(problem)
+        learned = module.running_mean.numpy(), module.running_var.numpy()
+        return Prepared(partial(module, x), lambda y: named_training(y.detach().numpy(), *learned))
+
+    def prepare_step(self, problem: Problem) -> Prepared:
+        """``module(x)``, then ``torch.autograd.grad``."""
+        torch = self.library
+        module, x = self._module(problem)
+        grad_y = torch.from_numpy(problem.grad_y)
+        wanted, grad = (x, module.weight, module.bias), torch.autograd.grad
+        learned = module.running_mean.numpy(), module.running_var.numpy()
+
+        def call() -> tuple[Any, ...]:
+            y = module(x)
+            return (y, *grad(y, wanted, grad_y))
+
+        def outputs(found: tuple[Any, ...]) -> dict[str, Array]:
+            y, *grads = (tensor.detach().numpy() for tensor in found)
+            return named_training(y, *learned) | named_backward(*grads)
+
+        return Prepared(call, outputs)
 
 
 def _first(result: Any) -> Any:

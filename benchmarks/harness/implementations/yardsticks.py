@@ -241,6 +241,16 @@ class TwoTrip(_Trips):
     prepare_weighted_training = prepare_calibrate = _Trips.prepare_training
     prepare_weighted_backward = _Trips.prepare_backward
 
+    def prepare_step(self, problem: Problem) -> Prepared:
+        """What training takes, then what backward does."""
+        both = self.prepare_training(problem), self.prepare_backward(problem)
+
+        def call() -> None:
+            for each in both:
+                each.call()
+
+        return Prepared(call, both[1].outputs, ", then ".join(each.note for each in both))
+
     def _make(self, problem: Problem, inputs: tuple[Array, ...], y: Array, sums: Array) -> Make:
         def make(parallel: bool, streaming: int) -> Callable[[], Any]:
             read = self._loop("read", problem, parallel, inputs, sums)
@@ -265,6 +275,8 @@ class TwoTrip(_Trips):
         p = problem
         y = _affine(p.x) + p.grad_y.ravel()[: _used(p.x)]
         return {"sums": self._piece_sums(p.x, p.grad_y), "y": y}
+
+    expect_step = expect_backward
 
 
 class OneTrip(_Trips):
