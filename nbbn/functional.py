@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from nbbn import _checks
 from nbbn._checks import Activation, Differentiated, DType, Normalized, Trained
 from nbbn._engine import masks, steps
-from nbbn._engine.known import Known, met
+from nbbn._engine.known import met_with_target
 from nbbn._engine.steps import Epilogue
 from nbbn._kernels import table as rows
 
@@ -283,7 +283,7 @@ def batch_norm(
     count = values.size // channels if weights is None else weights.total
     _checks.enough_values(count, taken, running_taken, "x" if weights is None else "mask")
     table = _batch_table(channels, gammas, betas, after.slope)
-    known, y = _known(values, index, target, weights is None and after.residual is None)
+    known, y = met_with_target(values, index, target, weights is None and after.residual is None)
     if known is None:
         y = steps.train(values, index, table, epsilon, taken, target, after, weights)
     else:
@@ -406,7 +406,7 @@ def batch_norm_backward(
     table = _batch_table(channels, gammas)
     table[rows.MEAN], table[rows.INV_STD], table[rows.MEAN_LOW] = means, inverse, 0.0
     as_usual = through_statistics and weights is None and dtype == values.dtype
-    known, grad_x = _known(values, index, target, as_usual, gradient)
+    known, grad_x = met_with_target(values, index, target, as_usual, gradient)
     if known is None:
         grads = steps.differentiate(gradient, values, index, table, taken, through_statistics, target, weights)
         grad_x = grads.x
@@ -427,20 +427,11 @@ def _infer(
     dtype: np.dtype[Any] | None = None,
 ) -> Array:
     form = steps.coefficients(table, eps, steps.computed_dtype(x))
-    known, y = _known(x, index, out, after.residual is None and dtype in (None, x.dtype))
+    known, y = met_with_target(x, index, out, after.residual is None and dtype in (None, x.dtype))
     if known is None:
         return steps.infer(x, index, form, out, after, dtype)
     known.infer(x, y, form, after)
     return y
-
-
-def _known(x: Array, index: int, out: Array | None, as_usual: bool, *read: Array) -> tuple[Known | None, Array]:
-    """Return what is known of arrays like ``x``, and where to write; None, and anything, where that is not enough."""
-    known = met(x, index) if as_usual else None
-    if known is None or not all(known.is_like(array, False) for array in read):
-        return None, x
-    y = known.target(x, out, *read)
-    return (None, x) if y is None else (known, y)
 
 
 def _batch_table(channels: int, gamma: Array | None, beta: Array | None = None, slope: Any = 0.0) -> Array:

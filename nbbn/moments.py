@@ -483,11 +483,15 @@ def batch_moments(
     found = masks.make(mask, weights, values.shape, index)
     if values.size == 0 or (found is not None and found.total == 0.0):
         return Moments.empty(values.shape[index])
+    return of_table(*statistics_of(values, index, found))
+
+
+def statistics_of(values: Vector, index: int, weights: masks.Weights | None) -> tuple[float, Vector]:
+    """Return the count, which is not 0, and a table with the statistics of each channel."""
     table = steps.new_table(values.shape[index])
-    known = met(values, index) if found is None else None
+    known = met(values, index) if weights is None else None
     if known is None:
-        count = steps.moments(values, index, table, found)
-    else:
-        count = values.size / table.shape[1]
-        known.look(values, table, count)
-    return of_table(count, table)
+        return steps.moments(values, index, table, weights), table
+    count = values.size / table.shape[1]
+    known.look(values, table, count)
+    return count, table

@@ -196,3 +196,14 @@ def met(x: Array, index: int) -> Known | None:
     """Return what functions know of an array like ``x``, whose checks were passed."""
     memory = _of_functions.setdefault(index, Memory())
     return memory.of(x) or memory.learn(x, index)
+
+
+def met_with_target(
+    x: Array, index: int, out: Array | None, as_usual: bool, *read: Array
+) -> tuple[Known | None, Array]:
+    """Return what functions know of such arrays, and where to write; None, and anything, where that is not enough."""
+    known = met(x, index) if as_usual else None
+    if known is None or not all(known.is_like(array, False) for array in read):
+        return None, x
+    y = known.target(x, out, *read)
+    return (None, x) if y is None else (known, y)

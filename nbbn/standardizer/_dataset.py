@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from nbbn import _checks
 from nbbn._engine import steps
-from nbbn._engine.known import Memory
+from nbbn._engine.known import Memory, met_with_target
 from nbbn._engine.views import Reading
 from nbbn._kernels import table as rows
 from nbbn._kernels.steps_of_columns import infer_columns
@@ -322,13 +322,17 @@ def apply_form(values: Array, index: int, form: Array, dtype: np.dtype[Any], out
     """
     if not values.size:
         return np.empty_like(values, dtype) if out is None else out
-    if form.dtype == steps.computed_dtype(values):
-        reading = Reading(index, values, (), out, dtype)
-    else:
-        reading = Reading(index, values.astype(np.float64))
     noted = np.zeros(1, np.uint8)
-    steps.write(reading.view, reading.source, reading.target, form, noted=noted)
-    y = reading.result()
+    known, y = met_with_target(values, index, out, form.dtype == values.dtype == dtype)
+    if known is not None:
+        known.infer(values, y, form, steps.NOTHING, noted)
+    else:
+        if form.dtype == steps.computed_dtype(values):
+            reading = Reading(index, values, (), out, dtype)
+        else:
+            reading = Reading(index, values.astype(np.float64))
+        steps.write(reading.view, reading.source, reading.target, form, noted=noted)
+        y = reading.result()
     if y.dtype != dtype:
         with np.errstate(all="ignore"):
             y = y.astype(dtype)

@@ -1,6 +1,6 @@
 """Moments of features, each of as many values as it has: NaN is a value that is missing.
 
-A table without gaps is summed as it is, by `nbbn.batch_moments`. A piece whose sums come out NaN is summed again
+A table without gaps is summed as it is, as by `nbbn.batch_moments`. A piece whose sums come out NaN is summed again
 without what is missing, and so are the pieces after it.
 """
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from nbbn import _checks, moments
 from nbbn._engine import masks
 from nbbn._engine.gaps import moments_with_gaps
-from nbbn.moments import Moments, batch_moments
+from nbbn._kernels import table as rows
+from nbbn.moments import Moments
 from nbbn.standardizer import _blocks
 
 Array = NDArray[Any]
@@ -89,10 +90,9 @@ class FeatureMoments(NamedTuple):
         It counts as constant up to ``n eps var + (n eps mean)**2``: the bound of what rounding may leave of
         the variance of equal values (Chan, Golub and LeVeque 1983), and scikit-learn's.
         """
-        var = self.variances()
         with np.errstate(all="ignore"):
-            bound = self.counts * _EPS * var + (self.counts * _EPS * self.mean) ** 2
-        return np.where(var <= bound, 1.0, var)
+            var, each = self.m2 / self.counts, self.counts * _EPS
+            return np.where(var <= each * var + (each * self.mean) ** 2, 1.0, var)
 
     def samples(self) -> Any:
         """Return the counts: a number where all features have the same, an int where it is one."""
@@ -190,8 +190,16 @@ def _begins_with_gaps(values: Array, index: int) -> bool:
 
 def _whole(values: Array, index: int, weights: Vector | None) -> FeatureMoments | None:
     """Return the moments of values that have no gaps; None where some have, or sums overflow."""
-    found = batch_moments(values, axis=index, weights=_shaped(weights, values))
-    return FeatureMoments.of(found) if math.isfinite(np.maximum.reduce(found.m2)) else None
+    of_values = masks.make(None, _shaped(weights, values), values.shape, index)
+    if of_values is not None and of_values.total == 0.0:
+        return nothing(values.shape[index])
+    count, table = moments.statistics_of(values, index, of_values)
+    if not math.isfinite(np.maximum.reduce(table[rows.M2])):
+        return None
+    others = np.zeros((2, table.shape[1]))
+    others[0] = count
+    table.flags.writeable = others.flags.writeable = False  # and so are their rows
+    return FeatureMoments(others[0], table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2], others[1])
 
 
 def _with_gaps(values: Array, index: int, weights: Vector | None) -> FeatureMoments:
