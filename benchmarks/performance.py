@@ -33,7 +33,7 @@ from benchmarks.runs import (
     threads_text,
 )
 from benchmarks.table import ROOT, keep, write_readme
-from benchmarks.targets import compiling_table, missed_lines, startup_table, target_table
+from benchmarks.targets import compiling_table, missed_lines, startup_table, target_table, targets_of_sets
 
 STARTUP = ROOT / "benchmarks" / "startup.json"
 DOCS = ROOT / "docs"
@@ -55,9 +55,9 @@ NAMES = {
 LEADS = 12  # cases shown of those in which another library is ahead
 
 
-def pages(record: dict[str, Any], startup: dict[str, Any] | None) -> dict[str, str]:
-    """Return the text of each page by its name in docs/."""
-    run = run_of(record)
+def pages(record: dict[str, Any], startup: dict[str, Any] | None, sets: dict[str, Any]) -> dict[str, str]:
+    """Return the text of each page by its name in docs/; ``sets`` are the records of other pages."""
+    run, others = run_of(record), {name: run_of(each) for name, each in sets.items()}
     counts = sorted({result.case.threads for result in run.results})
     made = {
         "performance.md": _answers(record, run, startup),
@@ -74,9 +74,9 @@ def pages(record: dict[str, Any], startup: dict[str, Any] | None) -> dict[str, s
             "# How far from the memory's limit",
             _LIMITS,
             _TARGETS.format(cache=run.cache >> 20),
-            "\n".join(target_table(run)),
+            "\n".join(target_table(run, others)),
             "## Where a target is missed",
-            "\n".join(missed_lines(run)),
+            "\n".join(missed_lines(run, others)),
             "## Why",
             _WHY,
             "## The picture",
@@ -348,6 +348,12 @@ def read_startup() -> dict[str, Any] | None:
     return json.loads(STARTUP.read_text("utf-8")) if STARTUP.is_file() else None
 
 
+def read_sets() -> dict[str, Any]:
+    """Return the other records that have lines in the table of targets, by the name of their set."""
+    files = {name: ROOT / "benchmarks" / f"{name}.json" for name in targets_of_sets()}
+    return {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.is_file()}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite pages, pictures and the README's table from the recorded run, or from a new one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.performance", description=__doc__, allow_abbrev=False)
@@ -364,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         write_readme(record)
         picture.main()
-    for name, text in pages(record, read_startup()).items():
+    for name, text in pages(record, read_startup(), read_sets()).items():
         (options.folder / name).write_text(text, "utf-8")
     return 0
 

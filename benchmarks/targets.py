@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.harness.cases import STEP, Case
-from benchmarks.harness.implementations import AUTOGRAD, BASELINE, FROZEN, LIMITS
+from benchmarks.harness.implementations import AUTOGRAD, BASELINE, FROZEN, LIMITS, UNADORNED
 from benchmarks.harness.race import Result
 from benchmarks.harness.shapes import Shape
 from benchmarks.runs import Run, header, median, row, threads_text
@@ -59,7 +59,7 @@ def _bytes(case: Case) -> int:
 
 def _arrays(case: Case) -> int:
     """Return how many arrays of the size of x the operation reads and writes."""
-    return {"inference": 2, "moments": 1, "training": 2, "backward": 3}[case.operation]
+    return {"inference": 2, "moments": 1, "training": 2, "backward": 3}[case.base]
 
 
 def _fits(case: Case, run: Run) -> bool:
@@ -225,13 +225,60 @@ def _only(chooses: Callable[[Case], bool]) -> Callable[[Case, Run], bool]:
     return lambda case, _: chooses(case)
 
 
-def target_table(run: Run) -> list[str]:
-    """Return the table of targets, a column for each thread count."""
+def masked_over_plain(run: Run) -> Values:
+    """Return the time with a mask over that without, past the cache."""
+    wanted = [r for r in run.results if r.case.operation in ("moments+mask", "training+mask")]
+    found = [(r.case, r.ratio_to(BASELINE, UNADORNED)) for r in wanted if not _fits(r.case, run)]
+    return [(case, ratio) for case, ratio in found if ratio is not None]
+
+
+def narrow_over_float32(*dtypes: str) -> Callable[[Run], Values]:
+    """Return what finds the time of inference of narrow types over that of as many float32, past the cache."""
+
+    def values(run: Run) -> Values:
+        found = []
+        for result in run.results:
+            wide = replace(result.case, dtype="float32")
+            if result.case.operation == "inference" and result.case.dtype in dtypes and not _fits(wide, run):
+                times = median(result, BASELINE), median(run.result(wide), BASELINE)
+                if times[0] is not None and times[1] is not None:
+                    found.append((result.case, times[0] / times[1]))
+        return found
+
+    return values
+
+
+def targets_of_sets() -> dict[str, list[Target]]:
+    """Return the lines of the table that are recorded in other sets, by the name of the set."""
+    halves, photos = narrow_over_float32("bfloat16", "float16"), narrow_over_float32("uint8")
+    return {
+        "statistics": [
+            Target("moments and training with a mask, past the cache", "1.25 x without", 1.25, masked_over_plain)
+        ],
+        "fused": [
+            Target("bfloat16 and float16: inference past the cache", "0.6 x float32", 0.6, halves),
+            Target("uint8 to float32: inference past the cache", "0.7 x float32", 0.7, photos),
+        ],
+    }
+
+
+Sets = dict[str, Run]
+
+
+def _lines(run: Run, sets: Sets) -> list[tuple[Target, Values]]:
+    """Return all targets, with the values of each; the last one is that of every case."""
+    others = [(target, sets[name]) for name, lines in targets_of_sets().items() for target in lines if name in sets]
+    *own, last = targets()
+    every = [*((target, run) for target in own), *others, (last, run)]
+    return [(target, target.values(of)) for target, of in every]
+
+
+def target_table(run: Run, sets: Sets) -> list[str]:
+    """Return the table of targets, a column for each thread count; ``sets`` are other recorded runs."""
     counts = sorted({result.case.threads for result in run.results})
     columns = [f"{threads_text([n])}: worst (median)" for n in counts]
     lines = header("", "to reach", *columns, "holds")
-    for target in targets():
-        values = target.values(run)
+    for target, values in _lines(run, sets):
         cells = [_worst_and_median(target, [v for v in values if v[0].threads == n]) for n in counts]
         lines.append(row(target.name, target.reach, *cells, _holds(target, values)))
     return lines
@@ -251,11 +298,11 @@ def _worst_and_median(target: Target, values: Values) -> str:
     return f"{target.show(target.worst(values))} ({target.show(middle)})"
 
 
-def missed_lines(run: Run) -> list[str]:
+def missed_lines(run: Run, sets: Sets) -> list[str]:
     """Return a line for each target that does not hold everywhere, with its worst cases."""
     lines = []
-    for target in targets()[:-1]:  # the last one has a section of its own
-        missed = target.misses(target.values(run))
+    for target, values in _lines(run, sets)[:-1]:  # the last one has a section of its own
+        missed = target.misses(values)
         if missed:
             worst = missed[:WORST]
             cases = "; ".join(f"{_place(case)} {target.show(value)}" for case, value in worst)

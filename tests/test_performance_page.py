@@ -27,7 +27,7 @@ def performance():
 
 @pytest.fixture
 def targets():
-    return importlib.import_module("benchmarks.targets").targets
+    return importlib.import_module("benchmarks.targets")
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def record(*races):
     return made
 
 
-def written(performance, made, startup=None):
+def written(performance, made, startup=None, sets=None):
     """All pages of a run, one after the other."""
-    return "\n".join(performance.pages(made, startup).values())
+    return "\n".join(performance.pages(made, startup, sets or {}).values())
 
 
 def line(text, start):
@@ -58,7 +58,7 @@ def line(text, start):
 
 def test_the_page_is_that_of_the_recorded_run(performance):
     recorded = performance.keep(None)
-    for name, text in performance.pages(recorded, performance.read_startup()).items():
+    for name, text in performance.pages(recorded, performance.read_startup(), performance.read_sets()).items():
         assert (performance.DOCS / name).read_text("utf-8") == text
     assert (performance.DOCS / "images" / performance.PICTURE).is_file()
     assert "\nperformance\n" in (performance.DOCS / "background.md").read_text("utf-8")
@@ -76,7 +76,7 @@ def test_a_new_run_is_written_without_hand_work(performance, monkeypatch, tmp_pa
     monkeypatch.setattr(performance, "DOCS", tmp_path)
     monkeypatch.setattr(picture, "FILES", {"light": images / "a.svg", "dark": images / "b.svg"})
     assert performance.main(["--folder", str(tmp_path)]) == 0
-    for name, text in performance.pages(recorded, performance.read_startup()).items():
+    for name, text in performance.pages(recorded, performance.read_startup(), performance.read_sets()).items():
         assert (tmp_path / name).read_text("utf-8") == text
     assert {path.name for path in images.iterdir()} == {"a.svg", "b.svg", performance.PICTURE}
     assert readme.read_text("utf-8") == table.with_table(readme.read_text("utf-8"), recorded)
@@ -93,7 +93,7 @@ def test_the_first_page_says_how_many_times_faster(performance):
         (rows, {"nbbn": 1.0, "two-trip": 1.0, "torch": 0.5}),
         (replace(case, variant="out"), {"nbbn": 1.0, "two-trip": 1.0, "torch": 0.25}),
     )
-    first = performance.pages(made, None)["performance.md"]
+    first = performance.pages(made, None, {})["performance.md"]
     images, tables = first.split("### Tables, (N, C)")
     assert line(images, "training")[1:] == ["1", "3.0\u00a0(3\u20133)", "2.0\u00a0(0.5\u20138)"]
     overview, rest = tables.split("## Where nbbn is not the fastest")
@@ -234,7 +234,7 @@ def test_each_case_belongs_to_one_line(performance, targets, operation, shape, l
     case = Case(operation, shape, 1, layout=layout, variant=variant)
     made = record((case, {"nbbn": ratio, LIMITS[operation]: 1.0}))
     run = performance.run_of(made)
-    assert [t.name.startswith(start) for t in targets() if t.values(run)] == [True]
+    assert [t.name.startswith(start) for t in targets.targets() if t.values(run)] == [True]
     holds = "**yes**, in 1" if ratio < 1 else "in 0 of 1"
     assert line(written(performance, made), start)[-1] == holds
 
@@ -266,6 +266,21 @@ def test_small_steps_are_compared_with_torch(performance):
         "1.20 (1.20)",
         "in 0 of 1",
     ]
+
+
+def test_masks_and_narrow_types_are_those_of_other_sets(performance):
+    case = Case("moments+mask", (32, 64, 112, 112), 1)
+    small = replace(case, shape=(128, 256))
+    masks = record((case, {"nbbn": 1.5, "plain": 1.0}), (small, {"nbbn": 5.0, "plain": 1.0}))
+    half = Case("inference", IMAGE, 1, "float16", variant="out")
+    byte = Case("inference", (32, 3, 512, 512), 1, "uint8", variant="out")
+    times = {half: 0.5, replace(half, dtype="float32"): 1.0, byte: 0.8, replace(byte, dtype="float32"): 1.0}
+    narrow = record(*((each, {"nbbn": time}) for each, time in times.items()))
+    made = record((Case("inference", IMAGE, 1), {"nbbn": 1.0, "copy-affine": 1.0}))
+    text = written(performance, made, None, {"statistics": masks, "fused": narrow})
+    assert line(text, "moments and training with a mask")[2:] == ["1.50 (1.50)", "in 0 of 1"]
+    assert line(text, "bfloat16 and float16: inf")[2:] == ["0.50 (0.50)", "**yes**, in 1"]
+    assert line(text, "uint8 to float32: inf")[2:] == ["0.80 (0.80)", "in 0 of 1"]
 
 
 def test_other_types_have_their_lines(performance):
@@ -337,13 +352,19 @@ def test_every_target_has_recorded_cases(performance, targets):
                 "frozen": 1.0,
                 "numpy": 2.0,
                 "torch": 2.0,
+                "torch-autograd": 2.0,
             },
         )
         for case in recorded_cases()
     ]
     run = performance.run_of(record(*races))
-    for target in targets():
+    for target in targets.targets():
         threads = {2} if target.name.startswith("on two threads") else {1, 2}
         assert {case.threads for case, _ in target.values(run)} == threads, target.name
+    for name, lines in targets.targets_of_sets().items():
+        times = {"nbbn": 1.0, "plain": 1.0}
+        run = performance.run_of(record(*((case, times) for case in SETS[name].cases((1, 2)))))
+        for target in lines:
+            assert {case.threads for case, _ in target.values(run)} == {1, 2}, target.name
     assert all(is_defined(case) for case, _ in races)
     assert set(performance.PICTURE_SHAPES) <= {case.shape for case, _ in races}

@@ -136,14 +136,14 @@ def fused_cases(threads: Iterable[int] = THREADS) -> tuple[Case, ...]:
             operations=["inference", "inference+residual+relu"],
             shapes=_FUSED_FEW,
             threads=[count],
-            dtypes=["bfloat16", "float16"],
+            dtypes=["float32", "bfloat16", "float16"],
             variants=["out"],
         )
         cases += list_cases(
             operations=["inference"],
             shapes=_PHOTOS,
             threads=[count],
-            dtypes=["uint8"],
+            dtypes=["float32", "uint8"],
             layouts=LAYOUTS,
             variants=["out"],
         )
