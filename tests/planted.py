@@ -4,7 +4,7 @@
     python -m tests.planted loops tail             those whose file or description holds one of the words
     python -m tests.planted --again --jobs 2       also those that it has; two at a time
     python -m tests.planted --for 240              begin none after so many seconds
-    python -m tests.planted --page                 write docs/planted.md from the record
+    python -m tests.planted --page                 write the table of docs/contributing.md from the record
 
 A mistake is a piece of a file of nbbn/ and what stands there instead (`tests/planted_mistakes.py`). It is planted in a
 copy of the tree; the tests that cover the file run until the first one fails, those of the default run before the long
@@ -32,7 +32,8 @@ HERE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE / "tests"))  # as pytest does
 from planted_mistakes import MISTAKES  # noqa: E402
 
-RECORD, PAGE = HERE / ".planted.json", HERE / "docs" / "planted.md"
+RECORD, PAGE = HERE / ".planted.json", HERE / "docs" / "contributing.md"
+HEADING = "## Planted mistakes"
 LIMIT = 900  # seconds, after which a mistake that makes a test hang counts as caught
 RUNS = {"not long": "default", "long": "long"}
 
@@ -117,17 +118,17 @@ def key_of(mistake):
     return f"{mistake.file}: {mistake.what}"
 
 
-def page(record):
-    """The table, in Markdown."""
+def section(record):
+    """The last section of the page, with the table, in Markdown."""
     rows = [(m, record[key_of(m)]) for m in MISTAKES if key_of(m) in record]
     late = sum(found["run"] == "long" for _, found in rows if found["caught"])
     lines = [
-        "# Planted mistakes",
+        HEADING,
         "",
         f"What the tests are worth: {len(rows)} mistakes, in each file that computes, checks, stores or locks, and",
         f"the test that caught each of them first. The default run catches all but {late}, the long run those.",
         "`python -m tests.planted` plants them, each in a copy of the tree; with `--page`, it writes",
-        "this page. Seconds are those until the test failed, with what had to be compiled of the file, several",
+        "this section. Seconds are those until the test failed, with what had to be compiled of the file, several",
         "at a time on two busy cores.",
         "",
         "| file | mistake | caught by | run | seconds |",
@@ -150,7 +151,8 @@ def main(argv=None):
     given = parser.parse_args(argv)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if given.page:
-        PAGE.write_text(page(record))
+        before = PAGE.read_text().partition(HEADING)[0]
+        PAGE.write_text(before + section(record))
         return 0
     begun, wanted = time.monotonic(), []
     for mistake in MISTAKES:
