@@ -191,7 +191,7 @@ def _begins_with_gaps(values: Array, index: int) -> bool:
 def _whole(values: Array, index: int, weights: Vector | None) -> FeatureMoments | None:
     """Return the moments of values that have no gaps; None where some have, or sums overflow."""
     of_values = masks.make(None, _shaped(weights, values), values.shape, index)
-    if of_values is not None and of_values.total == 0.0:
+    if not values.size or (of_values is not None and of_values.total == 0.0):
         return nothing(values.shape[index])
     count, table = moments.statistics_of(values, index, of_values)
     if not math.isfinite(np.maximum.reduce(table[rows.M2])):
