@@ -379,3 +379,17 @@ def test_a_negative_variance_is_refused(name):
     assert np.isnan(y).any(axis=0).tolist() == [False, True, False]
     nothing = NEGATIVE[name](x[:, :0], mean[:0], mean[:0])
     assert nothing.shape == (6, 0)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=cases.case_id)
+def test_arrays_of_one_shape_and_other_axes_have_nothing_in_common(dtype):
+    x, grad_y = (cases.values((6, 6, 6), dtype, seed=seed) for seed in (1, 2))
+    for axis in (0, 1, 2, 1, 0):
+        _, mean, m2 = reference.moments(x, axis=axis)
+        found, inv_std = nbbn.batch_moments(x, axis=axis), 1.0 / np.sqrt(m2 / 36 + 1e-5)
+        assert np.allclose(found.mean, mean, rtol=0, atol=1e-12) and np.allclose(found.m2, m2, rtol=1e-12)
+        moved = [np.ascontiguousarray(np.moveaxis(array, axis, 1)) for array in (grad_y, x)]
+        expected = nbbn.batch_norm_backward(*moved, mean, inv_std)
+        grad_x, *sums = nbbn.batch_norm_backward(grad_y, x, mean, inv_std, axis=axis)
+        assert np.allclose(np.moveaxis(grad_x, axis, 1), expected[0], atol=1e-5)
+        assert all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(sums, expected[1:], strict=True))

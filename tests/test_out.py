@@ -227,18 +227,29 @@ def test_a_read_only_out_is_refused_on_every_call(size):
         x.flags.writeable = True
 
 
+MEAN, VAR = np.linspace(-1.0, 1.0, 8), np.linspace(0.5, 2.0, 8)
+FUNCTIONS = {  # of x, and of grad_y beside an x of its own and beside itself
+    "normalize": lambda x, out=None: nbbn.normalize(x, MEAN, VAR, out=out),
+    "batch_norm": lambda x, out=None: nbbn.batch_norm(x, None, None, training=True, out=out),
+    "of grad_y": lambda x, out=None: nbbn.batch_norm_backward(x, np.ones_like(x), MEAN, VAR, out=out)[0],
+    "of x": lambda x, out=None: nbbn.batch_norm_backward(np.ones_like(x), x, MEAN, VAR, out=out)[0],
+    "of both": lambda x, out=None: nbbn.batch_norm_backward(x, x, MEAN, VAR, out=out)[0],
+}
+
+
 @pytest.mark.parametrize("shape", [(40, 8), (4, 8, 6)])
-@pytest.mark.parametrize("which", ["training", "inference", "frozen", "backward"])
+@pytest.mark.parametrize("which", ["training", "inference", "frozen", "backward", *FUNCTIONS])
 def test_an_out_of_another_layout_or_partly_over_an_input_of_a_shape_that_was_met(shape, which):
     x, training = cases.values(shape), nbbn.BatchNorm(8)
     training(x)
     inference = nbbn.BatchNorm(8).eval()
-    call = {
+    layers = {
         "training": training,
         "inference": inference,
         "frozen": inference.freeze(),
         "backward": training.backward,
-    }[which]
+    }
+    call = (layers | FUNCTIONS)[which]
     expected = call(x)
     for layout in cases.WRITABLE:
         out = cases.LAYOUTS[layout](np.full(shape, 777, np.float32))
