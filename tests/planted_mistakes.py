@@ -43,7 +43,7 @@ FILES = {
     "_kernels/loops.py": (
         FORMULAS + "test_kernels test_moments",
         ("sums leave out the last value of a run", "sums = add(read, row, k, length - k, about, sums)", "sums = add(read, row, k, length - k - 1, about, sums)"),
-        ("the last value of a row is not written", "store_first(y.values, start + k, n, operation", "store_first(y.values, start + k, n - 1, operation"),
+        ("the last value of a row is not written", "n = end - k\n            store_first(y.values, start + k, n, operation", "n = end - k\n            store_first(y.values, start + k, n - 1, operation"),
         ("the last of a group of rows is not written", "if n >= LANES:\n                for row in range(first, stop):", "if n >= LANES:\n                for row in range(first, stop - 1):"),
         ("behind the last channel comes none", "channel = channel + 1 if channel + 1 < channels else 0", "channel = channel + 1 if channel + 1 < channels else channel"),
     ),
@@ -70,8 +70,8 @@ FILES = {
         FORMULAS + "test_kernels test_moments test_exactness",
         ("what folding left over counts twice", "found[outer * parts] = 1.0", "found[outer * parts] = 2.0"),
         ("a column takes its neighbour's second look", "about = where_below(bound, loss, nearer, about)", "about = nearer"),
-        ("a second matrix is read from the first one's rows", "block.outer * outer_stride(array) + block.row * stride + block.first", "block.row * stride + block.first"),
-        ("a second tile gets the first one's coefficients", "return coefficients_at(tile.form, tile.first + k, count)", "return coefficients_at(tile.form, k, count)"),
+        ("a second matrix is read from the first one's rows", "block.outer * outer_stride(array) + block.row * stride + first", "block.row * stride + first"),
+        ("a second tile gets the first one's coefficients", "columns = rows_in(to.y, block, fold, ZERO), (block.first, block.first + block.columns)", "columns = rows_in(to.y, block, fold, block.first), (ZERO, block.columns)"),
     ),
     "_kernels/runs.py": (
         FORMULAS + "test_kernels test_moments test_exactness",
@@ -359,7 +359,7 @@ FILES = {
     # --- data sets ---
     "standardizer/_features.py": (
         "test_standardizer test_standardizer_gaps",
-        ("what rounding leaves of a constant feature is scaled", "np.where(var <= bound, 1.0, var)", "np.where(var <= 0.0, 1.0, var)"),
+        ("what rounding leaves of a constant feature is scaled", "np.where(var <= each * var + (each * self.mean) ** 2, 1.0, var)", "np.where(var <= 0.0, 1.0, var)"),
         ("weights of a block are those of the first one", "weights[place]", "weights[: place.stop - place.start]"),
     ),
     "standardizer/_dataset.py": (

@@ -252,8 +252,8 @@ plan.PARALLEL_FROM = 0
 nbbn.set_num_threads(1)
 written, past = [], []
 
-def write_rows(operation, pick, y, read, rows, length, form, streaming):
-    written.append(length)
+def write_rows(operation, pick, y, read, rows, columns, form, streaming):
+    written.append(columns[1] - columns[0])
     past.append(streaming)
 
 def write_joined(operation, pick, y, read, of, length, form, streaming):
@@ -261,8 +261,8 @@ def write_joined(operation, pick, y, read, of, length, form, streaming):
     past.append(streaming)
 
 for module in (columns, runs):
-    module.write_rows, module.write_joined, module.fence = write_rows, write_joined, lambda: None
     module.is_in_cache = lambda x: False
+    module.write_rows, module.write_joined, module.fence = write_rows, write_joined, lambda: None
 for name in ("look_at_group", "add_up_group", "finish_moments", "finish_sums"):
     setattr(steps_of_runs, name, lambda *_: None)
 steps_of_runs.numbers_of_parts = lambda *_: np.ones((9999, 2))

@@ -21,13 +21,14 @@ def moments_with_gaps(x: Array, index: int, weights: Weights | None) -> Array:
     view, (source,) = read_in_place(index, weights is not None, x)
     plan, stack = make_plan(view, (source,)), view.of(source)
     of_weights = None if weights is None else weights.in_order(source, index)
+    blocks: tuple[Array, ...] = ()
     if view.runs:
         outer, width, inner = view.shape
         step, number = gaps.gaps_of_runs, outer * -(-inner // statistics.PIECE)
     else:
         width, numbers = parts.cut_for_sums(view, of_weights, stack)
-        step, number = gaps.gaps_of_columns, numbers.size
+        step, number, blocks = gaps.gaps_of_columns, numbers.size, (parts.blocks_to_sum(view.shape, width),)
     written, table = np.empty((4, number, width)), np.empty((4, view.channels))
     wanted = steps.variant_of(x, weights=of_weights)
-    steps.run(step, wanted, plan.parallel, stack, of_weights, written, table, plan.ahead)
+    steps.run(step, wanted, plan.parallel, stack, of_weights, written, table, plan.ahead, *blocks)
     return table

@@ -37,6 +37,12 @@ class Known:
         self._group = plan.group_of(view) if view.runs else 0
         self._sum_width, self._numbers = parts.cut_for_sums(view, None, x.reshape(view.shape))
         self._width = parts.width_of_rows(view, 0)
+        # The last arguments of steps of runs and of columns, but for the one that writes gradients.
+        self._to_sum: tuple[Any, ...] = (self._group,)
+        self._to_write: tuple[Any, ...] = ()
+        if not view.runs:
+            self._to_sum = (0, parts.blocks_to_sum(view.shape, self._sum_width))
+            self._to_write = (parts.blocks_to_write(view.shape, self._width),)
         self._steps = _OF_RUNS if view.runs else _OF_COLUMNS
         self._calls: dict[Any, Callable[..., Any]] = {}
 
@@ -88,7 +94,7 @@ class Known:
         if self._width != form.shape[1]:
             form = parts.spread(form, self._view, self._width)
         call = self._call(_WRITE, len(kind), noted is not None)
-        call(self._stack_of(x), self._stack_of(y), None, form, kind, 0, noted)
+        call(self._stack_of(x), self._stack_of(y), None, form, kind, 0, noted, *self._to_write)
 
     def train(self, x: Array, y: Array, table: Array, freedom: float, eps: float, after: Epilogue) -> Array | None:
         """Write the statistics of x to ``table``, which holds gamma and beta, and y; return the coefficients.
@@ -103,7 +109,7 @@ class Known:
         if self._width != table.shape[1]:
             wide = parts.spread(form, self._view, self._width)
         target = values if y is x else self._stack_of(y)
-        self._call(_WRITE, len(kind))(values, target, None, wide, kind, 0, None)
+        self._call(_WRITE, len(kind))(values, target, None, wide, kind, 0, None, *self._to_write)
         return form
 
     def look(self, x: Array, table: Array, count: float) -> None:
@@ -116,7 +122,7 @@ class Known:
     def _look(self, values: Array, table: Array, freedom: float, eps: float) -> Array:
         form = np.empty((rows.FORM_ROWS, table.shape[1]), values.dtype)
         written = np.empty((3, self._numbers.size, self._sum_width))
-        self._call(_LOOK)(values, None, self._numbers, written, table, form, freedom, eps, self._group)
+        self._call(_LOOK)(values, None, self._numbers, written, table, form, freedom, eps, *self._to_sum)
         return form
 
     def differentiate(
@@ -143,14 +149,14 @@ class Known:
         if self._view.runs:
             add_up(*what, *results, self._group)
         else:
-            add_up(*what, means, *results)
+            add_up(*what, means, *results, self._to_sum[1])
         if self._width != channels:
             spread = parts.spread(form, self._view, self._width)
         if self._width != self._sum_width:
             wide = None if of_y is None else parts.spread(of_y, self._view, self._width)
         target = grad if grad_x is grad_y else self._stack_of(grad_x)
         write = self._call(_WRITE_BACK, len(kind))
-        write(grad, values, target, None, spread, wide, kind, 0)
+        write(grad, values, target, None, spread, wide, kind, 0, *self._to_write)
         return form[rows.OF_GAMMA : rows.OF_GAMMA + len(sums)]
 
 

@@ -42,6 +42,20 @@ def _cut(view: View, joined: bool) -> Cut:
     return Cut(width, columns.numbers_of_parts(outer, rows, row, width))
 
 
+@functools.lru_cache(maxsize=1024)
+def blocks_to_sum(shape: tuple[int, int, int], width: int) -> Array:
+    """Return the blocks in which columns of a stack are summed, in rows of this width."""
+    found: Array = columns.blocks_of(*shape, width, columns.TILE)
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def blocks_to_write(shape: tuple[int, int, int], width: int) -> Array:
+    """Return the blocks in which columns of a stack are written, in rows of this width."""
+    found: Array = columns.blocks_of(*shape, width, columns.WIDE_TILE)
+    return found
+
+
 def _is_joined(stack: Array) -> bool:
     """Whether the rows of a stack follow each other without gaps."""
     outer, _, row = stack.shape

@@ -164,19 +164,14 @@ def write(
     """
     read = (x,) if residual is None else (x, residual)
     plan = make_plan(view, read, y)
-    kind, of = after.kind, view.of
-    run(
-        runs.infer_runs if view.runs else columns.infer_columns,
-        variant_of(x, len(kind), residual is not None, noted=noted is not None),
-        plan.parallel,
-        of(x),
-        of(y),
-        None if residual is None else of(residual),
-        parts.spread(form, view, parts.width_of_rows(view, plan.streaming)),
-        kind,
-        plan.streaming,
-        noted,
-    )
+    kind, of, width = after.kind, view.of, parts.width_of_rows(view, plan.streaming)
+    wanted = variant_of(x, len(kind), residual is not None, noted=noted is not None)
+    added = None if residual is None else of(residual)
+    arguments = of(x), of(y), added, parts.spread(form, view, width), kind, plan.streaming, noted
+    if view.runs:
+        run(runs.infer_runs, wanted, plan.parallel, *arguments)
+    else:
+        run(columns.infer_columns, wanted, plan.parallel, *arguments, parts.blocks_to_write(view.shape, width))
 
 
 def given_table(mean: Array, var: Array, gamma: Array | None, beta: Array | None, slope: Any = 0.0) -> Table:
@@ -229,11 +224,12 @@ def look(view: View, x: Array, table: Table, freedom: float, eps: float, weights
     form = np.empty((rows.FORM_ROWS, view.channels), computed_dtype(x))
     written = np.empty((3, numbers.size, width))
     arguments = stack, weights, numbers, written, table, form, freedom, eps
+    wanted = variant_of(x, weights=weights)
     if view.runs:
-        step, last = runs.moments_of_runs, plan.group
+        run(runs.moments_of_runs, wanted, plan.parallel, *arguments, plan.group)
     else:
-        step, last = columns.moments_of_columns, plan.ahead
-    run(step, variant_of(x, weights=weights), plan.parallel, *arguments, last)
+        blocks = parts.blocks_to_sum(view.shape, width)
+        run(columns.moments_of_columns, wanted, plan.parallel, *arguments, plan.ahead, blocks)
     return form
 
 
@@ -371,8 +367,8 @@ def add_up(
         step = runs.gradient_sums_of_runs
         run(step, wanted, plan.parallel, *what, *results, plan.group)
     else:
-        step, means = columns.gradient_sums_of_columns, table[: rows.MEAN + 1]
-        run(step, wanted, plan.parallel, *what, parts.spread(means, view, width), *results)
+        step, means = columns.gradient_sums_of_columns, parts.spread(table[: rows.MEAN + 1], view, width)
+        run(step, wanted, plan.parallel, *what, means, *results, parts.blocks_to_sum(view.shape, width))
     return form
 
 
@@ -398,13 +394,16 @@ def write_back(
     """Run the step that writes grad_x on arrays that have this view."""
     joins = mask is None
     plan, of, kind = make_plan(view, (x, grad_y), grad_x, 1, joins), view.of, fused.kind
-    step = runs.gradient_of_runs if view.runs else columns.gradient_of_columns
     width, of_y = parts.width_of_rows(view, plan.streaming, joins), fused.form
     form = parts.spread(form, view, width)
     if of_y is not None:
         of_y = parts.spread(of_y, view, width)
     arguments = of(grad_y), of(x), of(grad_x), mask, form, of_y, kind, plan.streaming
-    run(step, variant_of(x, len(kind), False, mask), plan.parallel, *arguments)
+    wanted = variant_of(x, len(kind), False, mask)
+    if view.runs:
+        run(runs.gradient_of_runs, wanted, plan.parallel, *arguments)
+    else:
+        run(columns.gradient_of_columns, wanted, plan.parallel, *arguments, parts.blocks_to_write(view.shape, width))
 
 
 def gradient_coefficients(table: Table, sums: Table, count: float, correction: float, dtype: np.dtype[Any]) -> Array:

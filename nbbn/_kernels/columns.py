@@ -90,45 +90,46 @@ def numbers_of_parts(outer: int, rows: int, row: int, width: int) -> Any:
     return found
 
 
+def blocks_of(outer: int, rows: int, row: int, width: int, tile: int) -> Any:
+    """Return the blocks that a stack is cut into, the fields of `Block` each: parts of the rows, tiles of the columns.
+
+    Last comes what folding left over.
+    """
+    fold, depth = width // row, max(PART_ROWS, PART // width)
+    whole, tiles = rows // fold, (width + tile - 1) // tile
+    parts = (whole + depth - 1) // depth
+    number, left = outer * parts * tiles, rows % fold
+    found = np.empty((number + (1 if left else 0), 6), np.int64)
+    for block in range(number):
+        part, first = block // tiles, block % tiles * tile
+        start = part % parts * depth
+        found[block, 0], found[block, 1], found[block, 2] = part, part // parts, start
+        found[block, 3], found[block, 4] = min(depth, whole - start), first
+        found[block, 5] = min(tile, width - first)
+    if left:
+        found[number, 0], found[number, 1], found[number, 2] = outer * parts, 0, whole
+        found[number, 3], found[number, 4], found[number, 5] = 1, 0, left * row
+    return found
+
+
 # --- what is compiled ---
 
 
 class Block(NamedTuple):
     """Some rows of one matrix, and some of its columns."""
 
+    part: int  # of the rows of all matrices
     outer: int
     row: int
     rows: int
     first: int
-    stop: int
+    columns: int
 
 
 @inlined
-def depth_of(width: int) -> int:
-    """Return how many rows make a part."""
-    return larger(PART_ROWS, PART // width)
-
-
-@helper
-def tasks_of(x: Any, width: int, tile: int) -> int:
-    """Return into how many blocks a stack is cut."""
-    fold, depth = width // x.shape[2], depth_of(width)
-    parts = x.shape[0] * ((x.shape[1] // fold + depth - 1) // depth)
-    return parts * ((width + tile - 1) // tile) + (1 if x.shape[1] % fold else 0)
-
-
-@helper
-def block_of(x: Any, width: int, tile: int, task: int) -> Block:
-    """Return the block of a task: a part of the rows, a tile of the columns; last, what folding left over."""
-    fold, depth = width // x.shape[2], depth_of(width)
-    rows, tiles = x.shape[1] // fold, (width + tile - 1) // tile
-    parts = (rows + depth - 1) // depth
-    part, first = task // tiles, task % tiles * tile
-    if part == x.shape[0] * parts:
-        return Block(ZERO, rows, ONE, ZERO, x.shape[1] % fold * x.shape[2])
-    row = part % parts * depth
-    stop = smaller(first + tile, width)
-    return Block(part // parts, row, smaller(depth, rows - row), first, stop)
+def block_at(blocks: Any, task: int) -> Block:
+    """Return the block of a task."""
+    return Block(blocks[task, 0], blocks[task, 1], blocks[task, 2], blocks[task, 3], blocks[task, 4], blocks[task, 5])
 
 
 @inlined
@@ -141,10 +142,10 @@ def layout_of(x: Any, parts: Any, channels: int) -> Layout:
 
 
 @inlined
-def rows_in(array: Any, block: Block, fold: int) -> Rows:
-    """Return the rows of a block, from its first column on."""
+def rows_in(array: Any, block: Block, fold: int, first: int) -> Rows:
+    """Return the rows of a block, from a column on."""
     stride = row_stride(array) * fold
-    return Rows(array, block.outer * outer_stride(array) + block.row * stride + block.first, stride)
+    return Rows(array, block.outer * outer_stride(array) + block.row * stride + first, stride)
 
 
 class Learned(NamedTuple):
@@ -200,14 +201,14 @@ def near_row(read: Samples, k: int, count: int, rows: int) -> Any:
 
 
 @helper
-def sum_tile(read: Samples, block: Block, n: float, parts: Any, part: int, ahead: int) -> None:
+def sum_tile(read: Samples, block: Block, n: float, parts: Any, ahead: int) -> None:
     """Write reference, sum of deviations and m2 of the columns of a block."""
     if n == 0.0:
         return
-    number, width = parts.shape[1], parts.shape[2]
+    number, width, part = parts.shape[1], parts.shape[2], block.part
     reference, sum_ = part * width + block.first, (number + part) * width + block.first
     square = (2 * number + part) * width + block.first
-    zero, rows, columns = splat(0.0), block.rows, block.stop - block.first
+    zero, rows, columns = splat(0.0), block.rows, block.columns
     for k in range(0, columns, LANES):
         count = columns - k
         store_upto(parts, reference + k, count, near_row(read, k, count, rows))
@@ -251,14 +252,12 @@ def sum_tile(read: Samples, block: Block, n: float, parts: Any, part: int, ahead
 
 
 @helper
-def look_at_tile(x: Any, learned: Learned, task: int) -> None:
+def look_at_tile(x: Any, learned: Learned, block: Block) -> None:
     """Take the moments of one tile of one part."""
-    width = learned.parts.shape[2]
-    block, fold = block_of(x, width, TILE, task), width // x.shape[2]
+    fold = learned.parts.shape[2] // x.shape[2]
     weights = Rows(learned.weights, block.outer * x.shape[1] + block.row, ONE)
-    part = task // ((width + TILE - 1) // TILE)
-    read, n = Samples(rows_in(x, block, fold), weights), learned.numbers[part]
-    sum_tile(read, block, n, learned.parts, part, learned.ahead)
+    read, n = Samples(rows_in(x, block, fold, block.first), weights), learned.numbers[block.part]
+    sum_tile(read, block, n, learned.parts, learned.ahead)
 
 
 @inlined
@@ -282,17 +281,17 @@ def keep_sums(sums: Any, parts: Any, index: int, count: int) -> None:
 
 
 @helper
-def add_up_tile(grad_y: Any, x: Any, to: Sums, fused: Fused, task: int) -> None:
+def add_up_tile(grad_y: Any, x: Any, to: Sums, fused: Fused, block: Block) -> None:
     """Write the sums of the columns of one tile of one part."""
     parts, width = to.parts, to.parts.shape[2]
-    block, fold = block_of(x, width, TILE, task), width // x.shape[2]
+    fold = width // x.shape[2]
     mask, none = Rows(to.mask, block.outer * x.shape[1] + block.row, ONE), one_row(None, ZERO)
-    grads, values = rows_in(grad_y, block, fold), rows_in(x, block, fold)
-    residual, kept = rows_in(fused.residual, block, fold), rows_in(fused.kept, block, fold)
+    grads, values = rows_in(grad_y, block, fold, block.first), rows_in(x, block, fold, block.first)
+    residual, kept = rows_in(fused.residual, block, fold, block.first), rows_in(fused.kept, block, fold, block.first)
     read = Backward(grads, values, mask, none, none, fused.kind)
     more, keeps = Backward(grads, values, mask, residual, kept, fused.kind), has_values(fused.kept)
-    first = task // ((width + TILE - 1) // TILE) * width + block.first
-    rows, columns = block.rows, block.stop - block.first
+    first = block.part * width + block.first
+    rows, columns = block.rows, block.columns
     depth = larger(GROUP, SHALLOW // columns)
     for row in range(0, rows, depth):
         stop = smaller(row + depth, rows)
@@ -343,56 +342,34 @@ def is_in_cache(x: Any) -> bool:
     return x.size * x.itemsize <= SMALL
 
 
-class Tile(NamedTuple):
-    """The coefficients of some columns."""
-
-    form: Any  # or both of a backward
-    first: int
-
-
-@inlined
-def coefficients_in(tile: Tile, k: int, count: int) -> Any:
-    """Return the coefficients of columns ``k`` to ``k + count`` of a tile."""
-    return coefficients_at(tile.form, tile.first + k, count)
-
-
-@inlined
-def gradient_coefficients_in(tile: Tile, k: int, count: int) -> Any:
-    """Return the coefficients of columns ``k`` to ``k + count`` of a tile."""
-    return gradient_coefficients_at(tile.form, tile.first + k, count)
-
-
 @helper
-def normalize_tile(x: Any, to: Target, task: int) -> None:
+def normalize_tile(x: Any, to: Target, block: Block) -> None:
     """Write y in a tile of columns of some rows."""
-    width = to.form.shape[1]
-    block, fold = block_of(x, width, WIDE_TILE, task), width // x.shape[2]
+    fold = to.form.shape[1] // x.shape[2]
     largest = room_for_largest(to.noted, x)
-    read = Forward(rows_in(x, block, fold), rows_in(to.residual, block, fold), to.kind, largest)
-    y, columns, rows = rows_in(to.y, block, fold), block.stop - block.first, block.rows
-    tile, pick = Tile(to.form, block.first), coefficients_in
+    read = Forward(rows_in(x, block, fold, ZERO), rows_in(to.residual, block, fold, ZERO), to.kind, largest)
+    y, columns = rows_in(to.y, block, fold, ZERO), (block.first, block.first + block.columns)
     if is_in_cache(x) and not to.streaming:
-        write_strips(forward, pick, y, read, rows, columns, tile)
+        write_strips(forward, coefficients_at, y, read, block.rows, columns, to.form)
     else:
-        write_rows(forward, pick, y, read, rows, columns, tile, to.streaming)
+        write_rows(forward, coefficients_at, y, read, block.rows, columns, to.form, to.streaming)
     if to.streaming:
         fence()
     note_infinite(to.noted, largest)
 
 
 @helper
-def differentiate_tile(grad_y: Any, x: Any, to: GradientTarget, task: int) -> None:
-    """Write grad_x in a task, as `normalize_tile`."""
-    width = to.forms.grad_x.shape[1]
-    block, fold = block_of(x, width, WIDE_TILE, task), width // x.shape[2]
+def differentiate_tile(grad_y: Any, x: Any, to: GradientTarget, block: Block) -> None:
+    """Write grad_x in a tile, as `normalize_tile`."""
+    fold = to.forms.grad_x.shape[1] // x.shape[2]
     mask = Rows(to.mask, block.outer * x.shape[1] + block.row, ONE)
-    grads, values, none = rows_in(grad_y, block, fold), rows_in(x, block, fold), one_row(None, ZERO)
+    grads, values, none = rows_in(grad_y, block, fold, ZERO), rows_in(x, block, fold, ZERO), one_row(None, ZERO)
     read = Backward(grads, values, mask, none, none, to.kind)
-    y, columns, rows = rows_in(to.grad_x, block, fold), block.stop - block.first, block.rows
-    tile, pick = Tile(to.forms, block.first), gradient_coefficients_in
+    y, columns = rows_in(to.grad_x, block, fold, ZERO), (block.first, block.first + block.columns)
+    pick = gradient_coefficients_at
     if is_in_cache(x) and not to.streaming:
-        write_strips(backward_of_row, pick, y, read, rows, columns, tile)
+        write_strips(backward_of_row, pick, y, read, block.rows, columns, to.forms)
     else:
-        write_rows(backward_of_row, pick, y, read, rows, columns, tile, to.streaming)
+        write_rows(backward_of_row, pick, y, read, block.rows, columns, to.forms, to.streaming)
     if to.streaming:
         fence()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbbn._compiler.jit import IfWeights, Int, OutTable, Parts, Stack, helper, inlined, step
+from nbbn._compiler.jit import Blocks, IfWeights, Int, OutTable, Parts, Stack, helper, inlined, step
 from nbbn._compiler.memory import at, load_every, store_upto
 from nbbn._compiler.vectors import (
     LANES,
@@ -32,7 +32,7 @@ from nbbn._compiler.vectors import (
     widen,
 )
 from nbbn._compiler.weights import number_of, plus_weight, times_weight, weight_at, weight_of_row, where_counted
-from nbbn._kernels.columns import SHALLOW, TILE, ask_for, block_of, layout_of, rows_in, tasks_of
+from nbbn._kernels.columns import SHALLOW, Block, ask_for, block_at, layout_of, rows_in
 from nbbn._kernels.loops import GROUP, sum_run, sum_strip
 from nbbn._kernels.memory import ONE, ZERO, Rows, rows_of
 from nbbn._kernels.statistics import PIECE, Layout, Samples, worst_condition
@@ -102,13 +102,13 @@ def keep(parts: Any, place: int, count: int, about: Any, s: Any, q: Any, n: Any)
 
 
 @helper
-def look_at_tile(x: Any, weights: Any, parts: Any, task: int, ahead: int) -> None:
+def look_at_tile(x: Any, weights: Any, parts: Any, block: Block, ahead: int) -> None:
     """Take the moments of one tile of one part, as `nbbn._kernels.columns.look_at_tile`."""
     width, zero, add = parts.shape[2], splat(0.0), add_present_of_row
-    block, fold = block_of(x, width, TILE, task), width // x.shape[2]
+    fold = width // x.shape[2]
     of_rows = Rows(weights, block.outer * x.shape[1] + block.row, ONE)
-    read, rows = Samples(rows_in(x, block, fold), of_rows), block.rows
-    first, columns = task // ((width + TILE - 1) // TILE) * width + block.first, block.stop - block.first
+    read, rows = Samples(rows_in(x, block, fold, block.first), of_rows), block.rows
+    first, columns = block.part * width + block.first, block.columns
     near_zero = constant(at(read.x, ZERO, ZERO, columns), 0.0)
     weight, nothing = weight_of_row(of_rows, ZERO), constant(near_zero, np.nan)
     none = plus_weight(near_zero, weight, nothing), zero, zero
@@ -199,13 +199,13 @@ def finish(parts: Any, layout: Layout, table: Any) -> None:
 
 
 @step
-def gaps_of_columns(x: Stack, weights: IfWeights, parts: Parts, table: OutTable, ahead: Int) -> None:
+def gaps_of_columns(x: Stack, weights: IfWeights, parts: Parts, table: OutTable, ahead: Int, blocks: Blocks) -> None:
     """Write count, mean, what its rounding leaves, and m2 of each channel to ``table``.
 
     As `nbbn._kernels.steps_of_columns.moments_of_columns`; ``parts``, (4, number of parts, width), is written over.
     """
-    for task in prange(tasks_of(x, parts.shape[2], TILE)):
-        look_at_tile(x, weights, parts, np.intp(task), ahead)
+    for task in prange(len(blocks)):
+        look_at_tile(x, weights, parts, block_at(blocks, task), ahead)
     finish(parts, layout_of(x, parts, table.shape[1]), table)
 
 

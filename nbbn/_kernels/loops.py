@@ -49,35 +49,39 @@ def sum_strip(add: Any, read: Any, rows: Any, k: int, count: int, about: Any, su
 
 @inlined
 def write_rows(
-    operation: Any, pick: Any, y: Rows, read: Any, rows: int, length: int, form: Any, streaming: int
+    operation: Any, pick: Any, y: Rows, read: Any, rows: int, columns: Any, form: Any, streaming: int
 ) -> None:
-    """Write ``operation`` of each value of some rows, past the cache if ``streaming``.
+    """Write ``operation`` of some columns, the first and the one behind the last, past the cache if ``streaming``.
 
     ``pick(form, k, count)`` returns the coefficients of a place.
     """
     for row in range(rows):
         start = y.at + row * y.stride
-        k = 0
+        k, end = columns
         if streaming:
-            k = smaller(to_line(y.values, start), length)
-            if k > 0:
-                store_first(y.values, start, k, operation(read, row, ZERO, k, pick(form, ZERO, k)))
-        while k + LANES <= length:
+            n = smaller(to_line(y.values, start + k), end - k)
+            if n > 0:
+                store_first(y.values, start + k, n, operation(read, row, k, n, pick(form, k, n)))
+                k += n
+        while k + LANES <= end:
             value = operation(read, row, k, LANES, pick(form, k, LANES))
             put(y.values, start + k, value, streaming)
             k += LANES
-        if k < length:
-            n = length - k
+        if k < end:
+            n = end - k
             store_first(y.values, start + k, n, operation(read, row, k, n, pick(form, k, n)))
 
 
 @inlined
-def write_strips(operation: Any, pick: Any, y: Rows, read: Any, rows: int, length: int, form: Any) -> None:
-    """`write_rows`, sixteen columns of `GROUP` rows at a time: these share their coefficients."""
+def write_strips(operation: Any, pick: Any, y: Rows, read: Any, rows: int, columns: Any, form: Any) -> None:
+    """`write_rows`, sixteen columns of `GROUP` rows at a time: these share their coefficients.
+
+    One loop for both took 1.1 to 1.8 times as long where rows are written.
+    """
     for first in range(0, rows, GROUP):
         stop = smaller(first + GROUP, rows)
-        for k in range(0, length, LANES):
-            n = length - k
+        for k in range(columns[0], columns[1], LANES):
+            n = columns[1] - k
             c = pick(form, k, n)
             if n >= LANES:
                 for row in range(first, stop):

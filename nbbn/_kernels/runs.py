@@ -144,7 +144,7 @@ def normalize_runs(x: Any, to: Target, task: int) -> None:
             added = rows_of(to.residual, o, c, first)
             read = Forward(rows_of(x, o, c, first), added, to.kind, largest)
             y, length = rows_of(to.y, o, c, first), smaller(PIECE, inner - first)
-            write_rows(forward, same, y, read, ONE, length, coefficients_of(to.form, c), to.streaming)
+            write_rows(forward, same, y, read, ONE, (ZERO, length), coefficients_of(to.form, c), to.streaming)
     if to.streaming:
         fence()  # once a task: it waits for all that was streamed, some 80 ns
     note_infinite(to.noted, largest)
@@ -157,7 +157,7 @@ def normalize_channel(x: Any, to: Target, c: int) -> None:
     added = column_of(to.residual, ZERO, c, ZERO)
     read = Forward(column_of(x, ZERO, c, ZERO), added, to.kind, None)
     y, numbers = column_of(to.y, ZERO, c, ZERO), coefficients_of(to.form, c)
-    write_rows(forward, same, y, read, outer, inner, numbers, to.streaming)
+    write_rows(forward, same, y, read, outer, (ZERO, inner), numbers, to.streaming)
     if to.streaming:
         fence()
 
@@ -359,7 +359,7 @@ def differentiate_channel(grad_y: Any, x: Any, to: GradientTarget, c: int) -> No
     grads, values = column_of(grad_y, ZERO, c, ZERO), column_of(x, ZERO, c, ZERO)
     read = Backward(grads, values, of_mask, none, none, to.kind)
     y, numbers = column_of(to.grad_x, ZERO, c, ZERO), gradient_coefficients_of(to.forms, c)
-    write_rows(backward, same, y, read, outer, inner, numbers, to.streaming)
+    write_rows(backward, same, y, read, outer, (ZERO, inner), numbers, to.streaming)
     if to.streaming:
         fence()
 
@@ -388,6 +388,6 @@ def differentiate_runs(grad_y: Any, x: Any, to: GradientTarget, task: int) -> No
             read = Backward(grads, values, of_mask, none, none, to.kind)
             y, length = rows_of(to.grad_x, o, c, first), smaller(PIECE, inner - first)
             numbers = gradient_coefficients_of(to.forms, c)
-            write_rows(backward, same, y, read, ONE, length, numbers, to.streaming)
+            write_rows(backward, same, y, read, ONE, (ZERO, length), numbers, to.streaming)
     if to.streaming:
         fence()

@@ -28,6 +28,7 @@ _moments_of_runs = helper(moments_of_runs.function)
 _moments_of_columns = helper(moments_of_columns.function)
 _width_to_sum = helper(columns.width_to_sum)
 _width_to_write = helper(columns.width_to_write)
+_blocks_of = allocating(columns.blocks_of)
 _numbers_of_columns = allocating(columns.numbers_of_parts)
 _numbers_of_runs = allocating(runs.numbers_of_parts)
 
@@ -60,7 +61,7 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
             for j in range(width):
                 form[which, j] = one[which, j // inner % channels]
     x, y = x3.reshape((1, outer, row)), out3.reshape((1, outer, row))
-    _infer_columns(x, y, None, form, (), 0, None)
+    _infer_columns(x, y, None, form, (), 0, None, _blocks_of(1, outer, row, width, columns.WIDE_TILE))
 
 
 @allocating
@@ -78,7 +79,8 @@ def moments_of_sample(x3: Any, mean: Any, m2: Any) -> None:
         numbers = _numbers_of_columns(1, outer, row, width)
         parts = np.empty((3, numbers.size, width))
         x = x3.reshape((1, outer, row))
-        _moments_of_columns(x, None, numbers, parts, table, form, 1.0, 0.0, 0)
+        blocks = _blocks_of(1, outer, row, width, columns.TILE)
+        _moments_of_columns(x, None, numbers, parts, table, form, 1.0, 0.0, 0, blocks)
     for c in range(channels):
         mean[c] = table[MEAN, c]
         m2[c] = table[M2, c]

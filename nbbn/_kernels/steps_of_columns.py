@@ -6,10 +6,10 @@ Narrow rows may be read several to a row, of ``width`` values: see `nbbn._kernel
 
 from __future__ import annotations
 
-import numpy as np
 from numba import prange
 
 from nbbn._compiler.jit import (
+    Blocks,
     Float,
     Form,
     IfFused,
@@ -31,19 +31,17 @@ from nbbn._compiler.jit import (
 )
 from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
 from nbbn._kernels.columns import (
-    TILE,
-    WIDE_TILE,
     Fused,
     GradientTarget,
     Learned,
     Sums,
     Target,
     add_up_tile,
+    block_at,
     differentiate_tile,
     layout_of,
     look_at_tile,
     normalize_tile,
-    tasks_of,
 )
 from nbbn._kernels.elementwise import Forms
 from nbbn._kernels.memory import ZERO
@@ -51,15 +49,22 @@ from nbbn._kernels.memory import ZERO
 
 @step
 def infer_columns(
-    x: Stack, y: OutStack, residual: IfResidual, form: Form, kind: Kind, streaming: Int, noted: IfNoted
+    x: Stack,
+    y: OutStack,
+    residual: IfResidual,
+    form: Form,
+    kind: Kind,
+    streaming: Int,
+    noted: IfNoted,
+    blocks: Blocks,
 ) -> None:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
 
     ``noted[0]`` becomes 1 if x has an infinite value.
     Reads the inputs once, writes y once; y may be any of them. Parallel over tiles of columns of some rows.
     """
-    for task in prange(tasks_of(x, form.shape[1], WIDE_TILE)):
-        normalize_tile(x, Target(y, residual, form, kind, streaming, noted), np.intp(task))
+    for task in prange(len(blocks)):
+        normalize_tile(x, Target(y, residual, form, kind, streaming, noted), block_at(blocks, task))
 
 
 @step
@@ -73,6 +78,7 @@ def moments_of_columns(
     freedom: Float,
     eps: Float,
     ahead: Int,
+    blocks: Blocks,
 ) -> None:
     """Write the statistics of each channel to ``table``, which holds gamma and beta, and its coefficients to ``form``.
 
@@ -81,8 +87,8 @@ def moments_of_columns(
 
     Reads x once; ``ahead``, asks for rows ahead of time. Parallel over tiles of columns of parts of the rows.
     """
-    for task in prange(tasks_of(x, parts.shape[2], TILE)):
-        look_at_tile(x, Learned(weights, numbers, parts, ahead), np.intp(task))
+    for task in prange(len(blocks)):
+        look_at_tile(x, Learned(weights, numbers, parts, ahead), block_at(blocks, task))
     layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
     finish_moments(parts, numbers, layout, every, table, form, freedom, eps)
 
@@ -103,6 +109,7 @@ def gradient_sums_of_columns(
     form: OutForm,
     count: Float,
     freedom: Float,
+    blocks: Blocks,
 ) -> None:
     """Write ``sum(g)`` and ``sum(g * (x - mean))`` of each channel to ``sums``, and that of a learned slope.
 
@@ -116,9 +123,9 @@ def gradient_sums_of_columns(
     Where ``mask`` is 0, one number a row, x may be NaN. Reads both arrays once. Parallel over tiles of
     columns of parts of the rows.
     """
-    for task in prange(tasks_of(x, parts.shape[2], TILE)):
+    for task in prange(len(blocks)):
         fused = Fused(kind, of_y, residual, kept)
-        add_up_tile(grad_y, x, Sums(mask, means, parts), fused, np.intp(task))
+        add_up_tile(grad_y, x, Sums(mask, means, parts), fused, block_at(blocks, task))
     layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
     finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
 
@@ -133,6 +140,7 @@ def gradient_of_columns(
     of_y: IfFusedForm,
     kind: Kind,
     streaming: Int,
+    blocks: Blocks,
 ) -> None:
     """Write ``grad_x`` with the coefficients in ``form``; where ``mask`` is 0, ``g * gamma * inv_std``.
 
@@ -140,6 +148,6 @@ def gradient_of_columns(
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over tiles of columns
     of some rows.
     """
-    for task in prange(tasks_of(x, form.shape[1], WIDE_TILE)):
+    for task in prange(len(blocks)):
         to = GradientTarget(grad_x, mask, Forms(form, of_y), kind, streaming)
-        differentiate_tile(grad_y, x, to, np.intp(task))
+        differentiate_tile(grad_y, x, to, block_at(blocks, task))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from nbbn import _checks
 from nbbn._engine import steps
 from nbbn._engine.known import Memory, met_with_target
+from nbbn._engine.parts import blocks_to_write
 from nbbn._engine.views import Reading
 from nbbn._kernels import table as rows
 from nbbn._kernels.steps_of_columns import infer_columns
@@ -285,7 +286,8 @@ class Chunks:
             if stop > len(self.rows):
                 return False
         place = self.rows[self.filled : stop]
-        self._copy(X[None], place[None], None, self._form, (), 0, self._noted)
+        blocks = blocks_to_write((1, *X.shape), X.shape[1])
+        self._copy(X[None], place[None], None, self._form, (), 0, self._noted, blocks)
         if self._noted[0]:
             self._noted[0] = 0
             return False
