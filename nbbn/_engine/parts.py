@@ -44,15 +44,15 @@ def _cut(view: View, joined: bool) -> Cut:
 
 @functools.lru_cache(maxsize=1024)
 def blocks_to_sum(shape: tuple[int, int, int], width: int) -> Array:
-    """Return the blocks in which columns of a stack are summed, in rows of this width."""
-    found: Array = columns.blocks_of(*shape, width, columns.TILE)
+    """Return the blocks in which columns of each matrix of a stack are summed, in rows of this width."""
+    found: Array = columns.blocks_of(*shape[1:], width, columns.TILE)
     return found
 
 
 @functools.lru_cache(maxsize=1024)
 def blocks_to_write(shape: tuple[int, int, int], width: int) -> Array:
-    """Return the blocks in which columns of a stack are written, in rows of this width."""
-    found: Array = columns.blocks_of(*shape, width, columns.WIDE_TILE)
+    """Return the blocks in which columns of each matrix of a stack are written, in rows of this width."""
+    found: Array = columns.blocks_of(*shape[1:], width, columns.WIDE_TILE)
     return found
 
 

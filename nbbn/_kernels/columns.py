@@ -90,25 +90,22 @@ def numbers_of_parts(outer: int, rows: int, row: int, width: int) -> Any:
     return found
 
 
-def blocks_of(outer: int, rows: int, row: int, width: int, tile: int) -> Any:
-    """Return the blocks that a stack is cut into, the fields of `Block` each: parts of the rows, tiles of the columns.
+def blocks_of(rows: int, row: int, width: int, tile: int) -> Any:
+    """Return the blocks that a matrix is cut into, what `block_at` reads of each: parts of the rows, tiles of columns.
 
     Last comes what folding left over.
     """
     fold, depth = width // row, max(PART_ROWS, PART // width)
     whole, tiles = rows // fold, (width + tile - 1) // tile
-    parts = (whole + depth - 1) // depth
-    number, left = outer * parts * tiles, rows % fold
-    found = np.empty((number + (1 if left else 0), 6), np.int64)
+    number, left = (whole + depth - 1) // depth * tiles, rows % fold
+    found = np.empty((number + (1 if left else 0), 5), np.int64)
     for block in range(number):
         part, first = block // tiles, block % tiles * tile
-        start = part % parts * depth
-        found[block, 0], found[block, 1], found[block, 2] = part, part // parts, start
-        found[block, 3], found[block, 4] = min(depth, whole - start), first
-        found[block, 5] = min(tile, width - first)
+        found[block, 0], found[block, 1], found[block, 2] = part, part * depth, min(depth, whole - part * depth)
+        found[block, 3], found[block, 4] = first, min(tile, width - first)
     if left:
-        found[number, 0], found[number, 1], found[number, 2] = outer * parts, 0, whole
-        found[number, 3], found[number, 4], found[number, 5] = 1, 0, left * row
+        found[number, 0], found[number, 1], found[number, 2] = number // tiles, whole, 1
+        found[number, 3], found[number, 4] = 0, left * row
     return found
 
 
@@ -128,8 +125,11 @@ class Block(NamedTuple):
 
 @inlined
 def block_at(blocks: Any, task: int) -> Block:
-    """Return the block of a task."""
-    return Block(blocks[task, 0], blocks[task, 1], blocks[task, 2], blocks[task, 3], blocks[task, 4], blocks[task, 5])
+    """Return the block of a task: one matrix after the other, each cut in the same way."""
+    number = len(blocks)
+    outer, b = task // number, task % number
+    part = outer * (blocks[number - 1, 0] + 1) + blocks[b, 0]
+    return Block(part, outer, blocks[b, 1], blocks[b, 2], blocks[b, 3], blocks[b, 4])
 
 
 @inlined

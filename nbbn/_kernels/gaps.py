@@ -204,8 +204,8 @@ def gaps_of_columns(x: Stack, weights: IfWeights, parts: Parts, table: OutTable,
 
     As `nbbn._kernels.steps_of_columns.moments_of_columns`; ``parts``, (4, number of parts, width), is written over.
     """
-    for task in prange(len(blocks)):
-        look_at_tile(x, weights, parts, block_at(blocks, task), ahead)
+    for task in prange(x.shape[0] * len(blocks)):
+        look_at_tile(x, weights, parts, block_at(blocks, np.intp(task)), ahead)
     finish(parts, layout_of(x, parts, table.shape[1]), table)
 
 

@@ -61,7 +61,7 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
             for j in range(width):
                 form[which, j] = one[which, j // inner % channels]
     x, y = x3.reshape((1, outer, row)), out3.reshape((1, outer, row))
-    _infer_columns(x, y, None, form, (), 0, None, _blocks_of(1, outer, row, width, columns.WIDE_TILE))
+    _infer_columns(x, y, None, form, (), 0, None, _blocks_of(outer, row, width, columns.WIDE_TILE))
 
 
 @allocating
@@ -79,7 +79,7 @@ def moments_of_sample(x3: Any, mean: Any, m2: Any) -> None:
         numbers = _numbers_of_columns(1, outer, row, width)
         parts = np.empty((3, numbers.size, width))
         x = x3.reshape((1, outer, row))
-        blocks = _blocks_of(1, outer, row, width, columns.TILE)
+        blocks = _blocks_of(outer, row, width, columns.TILE)
         _moments_of_columns(x, None, numbers, parts, table, form, 1.0, 0.0, 0, blocks)
     for c in range(channels):
         mean[c] = table[MEAN, c]

@@ -6,6 +6,7 @@ Narrow rows may be read several to a row, of ``width`` values: see `nbbn._kernel
 
 from __future__ import annotations
 
+import numpy as np
 from numba import prange
 
 from nbbn._compiler.jit import (
@@ -63,8 +64,8 @@ def infer_columns(
     ``noted[0]`` becomes 1 if x has an infinite value.
     Reads the inputs once, writes y once; y may be any of them. Parallel over tiles of columns of some rows.
     """
-    for task in prange(len(blocks)):
-        normalize_tile(x, Target(y, residual, form, kind, streaming, noted), block_at(blocks, task))
+    for task in prange(x.shape[0] * len(blocks)):
+        normalize_tile(x, Target(y, residual, form, kind, streaming, noted), block_at(blocks, np.intp(task)))
 
 
 @step
@@ -87,8 +88,8 @@ def moments_of_columns(
 
     Reads x once; ``ahead``, asks for rows ahead of time. Parallel over tiles of columns of parts of the rows.
     """
-    for task in prange(len(blocks)):
-        look_at_tile(x, Learned(weights, numbers, parts, ahead), block_at(blocks, task))
+    for task in prange(x.shape[0] * len(blocks)):
+        look_at_tile(x, Learned(weights, numbers, parts, ahead), block_at(blocks, np.intp(task)))
     layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
     finish_moments(parts, numbers, layout, every, table, form, freedom, eps)
 
@@ -123,9 +124,9 @@ def gradient_sums_of_columns(
     Where ``mask`` is 0, one number a row, x may be NaN. Reads both arrays once. Parallel over tiles of
     columns of parts of the rows.
     """
-    for task in prange(len(blocks)):
+    for task in prange(x.shape[0] * len(blocks)):
         fused = Fused(kind, of_y, residual, kept)
-        add_up_tile(grad_y, x, Sums(mask, means, parts), fused, block_at(blocks, task))
+        add_up_tile(grad_y, x, Sums(mask, means, parts), fused, block_at(blocks, np.intp(task)))
     layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
     finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
 
@@ -148,6 +149,6 @@ def gradient_of_columns(
     Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over tiles of columns
     of some rows.
     """
-    for task in prange(len(blocks)):
+    for task in prange(x.shape[0] * len(blocks)):
         to = GradientTarget(grad_x, mask, Forms(form, of_y), kind, streaming)
-        differentiate_tile(grad_y, x, to, block_at(blocks, task))
+        differentiate_tile(grad_y, x, to, block_at(blocks, np.intp(task)))

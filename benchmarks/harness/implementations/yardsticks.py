@@ -340,5 +340,5 @@ def _bare_call(problem: Problem, x: Array, y: Array) -> Callable[[], Any]:
     form = engine.coefficients(table, EPS, x.dtype)
     matrices = (array.reshape(1, -1, p.case.channels) for array in (x, y))
     kernel = kernels.infer_columns.variant(variant(x.dtype.type))
-    blocks = importlib.import_module("nbbn._kernels.columns").blocks_of(1, len(x), p.case.channels, form.shape[1], 1024)
+    blocks = importlib.import_module("nbbn._kernels.columns").blocks_of(len(x), p.case.channels, form.shape[1], 1024)
     return partial(kernel, *matrices, None, form, (), 0, None, blocks)
