@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from processes import run
 from rooms import forks as _locks
+from rooms import jit as _jit
 from rooms import machine as _machine
 from rooms import threads as _threads
 
@@ -266,6 +267,16 @@ needs_alarm = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there
 @needs_alarm
 def test_a_handler_that_raises_leaves_the_layer_before_or_after_the_call():
     assert run(INTERRUPTED) == ["True"]
+
+
+def test_what_is_compiled_is_out_of_reach_of_signal_handlers():
+    """They run in the main thread, so it is compiled in another one; what is raised there arrives here."""
+    threads_of = []
+    for _ in range(2):
+        _jit._uninterrupted(lambda: threads_of.append(threading.current_thread()))
+    assert threading.main_thread() not in threads_of
+    with pytest.raises(ZeroDivisionError):
+        _jit._uninterrupted(lambda: 1 // 0)
 
 
 @needs_alarm
