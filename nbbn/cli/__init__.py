@@ -38,7 +38,10 @@ _NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and that takes whole names alone."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def parse_known_args(self, *given: Any, **options: Any) -> Any:
         found, rest = super().parse_known_args(*given, **options)
@@ -56,7 +59,6 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="nbbn",
         description="Batch normalization for NumPy arrays on the CPU.",
         epilog="example: nbbn normalize people.csv standardized.csv (more: nbbn COMMAND --help)",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"nbbn {nbbn.__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")

@@ -78,11 +78,6 @@ def reading(arguments: argparse.Namespace, to_table: bool = False) -> Iterator[n
             raise CommandError(f"{path}: not enough memory for its channels or for threads ({error})") from error
 
 
-def channels(source: npy.NpyFile, axis: int) -> int:
-    """Return the number of channels."""
-    return _stream.view(source.header, axis)[1]
-
-
 def moments(source: npy.NpyFile, axis: int, label: str) -> FeatureMoments:
     """Return the moments of the input, with a progress bar."""
     header = source.header

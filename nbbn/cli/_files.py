@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import sys
@@ -14,16 +15,27 @@ from nbbn._files import paths
 from nbbn._files import state as state_files
 from nbbn.cli._errors import CommandError
 
+INSTALL = 'pip install ".[demo]" in a checkout of nbbn'
 _FORMATS = ("png", "svg", "pdf")
 ARRAYS, TABLES = (".npy", ".npz"), (".csv", ".tsv", ".parquet")
 
 
 def check_figure(path: Path) -> None:
-    """Make sure, before the work is done, that a drawing can be written."""
+    """Make sure, before the work is done, that there can be a drawing, and that it can be written."""
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise missing("matplotlib", error) from None
     if _format(path) not in _FORMATS:
         suffixes = ", ".join("." + name for name in _FORMATS)
         raise CommandError(f"--plot: the suffix must be one of {suffixes}, got {path.name!r}")
     check_file(path, "--plot")
+
+
+def missing(package: str, error: ImportError) -> CommandError:
+    """Return the error that says what is to be installed."""
+    reason = str(error).partition("\n")[0]
+    return CommandError(f"{package} is needed ({reason}); {INSTALL}")
 
 
 def is_table(path: Path, name: str) -> bool:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nbbn
 from nbbn._bench.libraries import IMPLEMENTATIONS
 from nbbn._bench.problem import FUSED, OPERATIONS, Case, Shape
 from nbbn._bench.race import BASELINE, Outcome, Race, Result
+from nbbn._engine.threads import affinity as usable_cores
 from nbbn.cli import _files
 from nbbn.cli._bench_table import overview_lines
 from nbbn.cli._errors import CommandError
 from nbbn.cli._progress import Progress
-
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
 
 BATCH = 32
 RESNET50_IMAGES: tuple[Shape, ...] = (
@@ -50,14 +46,12 @@ QUICK: tuple[Shape, ...] = ((32, 64, 56, 56), (32, 256, 14, 14), (32, 2048, 7, 7
 QUICK_FUSED: tuple[Shape, ...] = ((32, 256, 14, 14), (128, 256))
 """Of these the ones that a fused operation is measured on, too: images and a table."""
 
-_INSTALL = 'pip install ".[demo]" in a checkout of nbbn'
-
 # rounds of a race at most, and the seconds after which it ends
 _THOROUGH = (15, 1.5)
 _BRIEF = (7, 0.5)
 
 
-def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser(
         "bench",
@@ -66,8 +60,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
             "Time nbbn in float32, beside NumPy, torch, onnxruntime and scikit-learn, as far as they are "
             "installed, and loops that only move memory."
         ),
-        epilog=f"example: nbbn bench --quick --plot bars.png (--plot needs matplotlib: {_INSTALL})",
-        allow_abbrev=False,
+        epilog=f"example: nbbn bench --quick --plot bars.png (--plot needs matplotlib: {_files.INSTALL})",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw bars beside the limit, as .png, .svg or .pdf")
@@ -80,7 +73,10 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print the tables and write what was asked for."""
     # Before the work: a mistyped path should not cost minutes.
-    _check(arguments)
+    if arguments.json is not None:
+        _files.check_file(arguments.json, "--json")
+    if arguments.plot is not None:
+        _files.check_figure(arguments.plot)
     compiled, started = _count_compiled(), time.monotonic()
     rounds, seconds = _BRIEF if arguments.quick else _THOROUGH
     with Race(IMPLEMENTATIONS, rounds=rounds, seconds=seconds) as race:
@@ -96,13 +92,6 @@ def run(arguments: argparse.Namespace) -> None:
     _fail_with(results)
 
 
-def usable_cores() -> int:
-    """Return the number of cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def list_cases(quick: bool, cores: int) -> tuple[Case, ...]:
     """Return what ``nbbn bench`` measures; threads vary slowest, so that workers are kept long."""
     shapes = QUICK if quick else (*((BATCH, *image) for image in RESNET50_IMAGES), *FEATURES)
@@ -116,23 +105,6 @@ def list_cases(quick: bool, cores: int) -> tuple[Case, ...]:
         # one value a channel has no variance to train with
         if shape != (1, 64) or operation in ("inference", "moments", FUSED)
     )
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    if arguments.json is not None:
-        _files.check_file(arguments.json, "--json")
-    if arguments.plot is not None:
-        _load_plot()
-        _files.check_figure(arguments.plot)
-
-
-def _load_plot() -> ModuleType:
-    try:
-        from nbbn.cli import _bench_plot
-    except ImportError as error:
-        reason = str(error).partition("\n")[0]
-        raise CommandError(f"matplotlib is needed ({reason}); {_INSTALL}") from None
-    return _bench_plot
 
 
 def _run_all(race: Race, cases: Sequence[Case]) -> list[Result]:
@@ -187,8 +159,10 @@ def _print_duration(seconds: float, compiled: int) -> None:
 
 
 def _write_plot(path: Path, results: list[Result]) -> None:
+    from nbbn.cli import _bench_plot
+
     try:
-        figure = _load_plot().make_figure(results)
+        figure = _bench_plot.make_figure(results)
     except ValueError as error:
         raise CommandError(f"--plot: {error}") from None
     _files.write_figure(path, figure)

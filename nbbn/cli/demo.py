@@ -6,25 +6,19 @@ import argparse
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
 
 from nbbn.cli import _experiment as experiment
 from nbbn.cli import _files
-from nbbn.cli._errors import CommandError
+from nbbn.cli._files import INSTALL
 from nbbn.cli._experiment import Digits, Outcome, Setting
 from nbbn.cli._progress import Progress
 
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
-
-_INSTALL = 'pip install ".[demo]" in a checkout of nbbn'
 _EPOCHS = 20
 _LINE = "{:>8}  {:13}  {:>8}  {:>7}  {:>17}"
 _WIDTH = 79
 
 
-def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser(
         "demo",
@@ -33,8 +27,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
             "Train a small classifier on scikit-learn's 1,797 handwritten digits with and without "
             "batch normalization, at several learning rates, and print what happened."
         ),
-        epilog=f"example: nbbn demo --plot curves.png (needs scikit-learn, and matplotlib for --plot: {_INSTALL})",
-        allow_abbrev=False,
+        epilog=f"example: nbbn demo --plot curves.png (needs scikit-learn, and matplotlib for --plot: {INSTALL})",
     )
     parser.add_argument(
         "--epochs",
@@ -71,36 +64,24 @@ def _natural(text: str) -> int:
     return number
 
 
-def _load_plot() -> ModuleType:
-    try:
-        from nbbn.cli import _plot
-    except ImportError as error:
-        raise _missing("matplotlib", error) from None
-    return _plot
-
-
-def _missing(package: str, error: ImportError) -> CommandError:
-    reason = str(error).partition("\n")[0]
-    return CommandError(f"{package} is needed ({reason}); {_INSTALL}")
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Train, print the table and, with ``--plot``, draw the learning curves."""
     if arguments.plot is not None:
         # Before training, because a mistyped path should not cost a minute.
-        _load_plot()
         _files.check_figure(arguments.plot)
     try:
         digits = experiment.load_digits()
     except ImportError as error:
-        raise _missing("scikit-learn", error) from None
+        raise _files.missing("scikit-learn", error) from None
 
     _print_header(digits, arguments.epochs, arguments.seed)
     outcomes = _train_all(digits, arguments.epochs, arguments.seed)
     _print_table(outcomes)
     _print_explanation(outcomes, digits, arguments.seed)
     if arguments.plot is not None:
-        _load_plot().draw(arguments.plot, outcomes)
+        from nbbn.cli import _plot
+
+        _plot.draw(arguments.plot, outcomes)
         print(f"\nThe learning curves are in {arguments.plot}")
 
 

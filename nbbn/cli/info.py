@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 import nbbn
 from nbbn._compiler import jit
 from nbbn._engine import threads
 
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
 
-
-def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser(
         "info",
         help="print versions, threads and cache folder",
         description="Print versions, threading layer, threads, SIMD width and cache folder, for a bug report.",
         epilog="example: nbbn info",
-        allow_abbrev=False,
     )
     parser.set_defaults(run=run)
 

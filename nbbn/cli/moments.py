@@ -6,19 +6,16 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbbn.cli import _arrays, _tables
 from nbbn.cli._files import is_table
 from nbbn.standardizer._features import FeatureMoments
 
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
-
 _WIDTH = 24  # of the longest float64 that repr writes
 
 
-def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser(
         "moments",
@@ -29,7 +26,6 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
             "(NaN, empty cells) are left out. The file may be larger than memory."
         ),
         epilog="example: nbbn moments people.csv --json",
-        allow_abbrev=False,
     )
     _arrays.add_input(parser)
     parser.add_argument(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nbbn._files import npy
 from nbbn._files import state as state_files
@@ -16,13 +15,10 @@ from nbbn.cli._progress import Progress
 from nbbn.standardizer import _stream
 from nbbn.standardizer._features import FeatureMoments
 
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
-
 _OUTPUT = "OUT"
 
 
-def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser(
         "normalize",
@@ -35,7 +31,6 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
             "name once it is complete."
         ),
         epilog="example: nbbn normalize train.csv train-normalized.csv --save-stats train.npz",
-        allow_abbrev=False,
     )
     _arrays.add_input(parser)
     parser.add_argument(
@@ -106,7 +101,7 @@ def _write(
 def _given(path: Path, source: npy.NpyFile, axis: int) -> tuple[FeatureMoments, tuple[str, ...]]:
     """Return the statistics in a file, which must be of as many channels as the input has, and their names."""
     statistics, names = _arrays.load_statistics(path)
-    expected = _arrays.channels(source, axis)
+    _, expected, _ = _stream.view(source.header, axis)
     if statistics.mean.size != expected:
         raise CommandError(
             f"--stats: expected {expected} channels, as along axis {axis} of {source.path}, "

@@ -5,20 +5,16 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import nbbn
 from nbbn._engine import warmup
 from nbbn.cli._errors import CommandError
 from nbbn.cli._progress import Progress
 
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
-
 _DEFAULT = ["float32"]
 
 
-def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its arguments."""
     parser = commands.add_parser(
         "warmup",
@@ -28,7 +24,6 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
             "the same type of processor need not compile."
         ),
         epilog="example: nbbn warmup --training --activation relu",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--dtype",
