@@ -13,11 +13,13 @@ from compare import assert_same_bits
 
 import nbbn
 from nbbn.cli import main
-from nbbn.standardizer import _stream, _tables
+from nbbn.standardizer import _stream
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 import pyarrow as pa
 from pyarrow import parquet
+
+from nbbn.standardizer import _tables
 
 TEXT = "\n".join(
     [
@@ -457,7 +459,9 @@ def test_a_last_line_on_a_terminal_says_what_was_written(folder, monkeypatch):
 
 
 def test_what_is_said_where_pyarrow_is_missing(folder, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "nbbn.standardizer._tables")
+    for package, module in ((nbbn.standardizer, "nbbn.standardizer._tables"), (nbbn.cli, "nbbn.cli._tables")):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.delattr(package, "_tables", raising=False)
     for name in [name for name in sys.modules if name.split(".")[0] == "pyarrow"]:
         monkeypatch.setitem(sys.modules, name, None)
     line = fail(capsys, "moments", "in.csv")

@@ -47,6 +47,16 @@ def is_table(path: Path, name: str) -> bool:
     return suffix in TABLES
 
 
+def load_tables(path: Path, name: str) -> Any:
+    """Return the module for tables, which needs pyarrow."""
+    try:
+        from nbbn.cli import _tables
+    except ImportError as error:
+        text = f'{name}: {path.suffix} needs pyarrow: pip install ".[tables]" in a checkout of nbbn ({error})'
+        raise CommandError(text) from error
+    return _tables
+
+
 def check_file(path: Path, option: str) -> None:
     """Make sure that a file can be made in the folder; ``option`` is what it was given by."""
     try:

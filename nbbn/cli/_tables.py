@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from nbbn.cli import _arrays
 from nbbn.cli._errors import CommandError
 from nbbn.cli._files import ARRAYS, TABLES, cannot_write, check_file, tell
 from nbbn.cli._progress import Progress
+from nbbn.standardizer import _tables
 from nbbn.standardizer._features import FeatureMoments
 
 
@@ -27,12 +27,8 @@ def reading(arguments: argparse.Namespace) -> Iterator[Any]:
     if arguments.key is not None:
         raise CommandError(f"--key: expected an .npz file, got {path}")
     try:
-        from nbbn.standardizer import _tables
-
         with _tables.opened(path, "IN", path.suffix.lower(), delimiter) as table:
             yield table
-    except ImportError as error:
-        raise _without_pyarrow("IN", path, error) from error
     except OSError as error:
         raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
@@ -49,10 +45,6 @@ def _check_axis(arguments: argparse.Namespace) -> None:
         raise CommandError(f"--axis: expected -1 for a table, whose columns are the features, got {arguments.axis}")
 
 
-def _without_pyarrow(name: str, path: Path, error: ImportError) -> CommandError:
-    return CommandError(f'{name}: {path.suffix} needs pyarrow: pip install ".[tables]" in a checkout of nbbn ({error})')
-
-
 def moments(arguments: argparse.Namespace) -> tuple[FeatureMoments, Sequence[str]]:
     """Return the moments of the numeric columns of the input, and their names."""
     with reading(arguments) as table:
@@ -64,8 +56,6 @@ def normalize(arguments: argparse.Namespace, to_table: bool) -> None:
     """Write the table with its numeric columns standardized, as a table or as an array."""
     path = arguments.output
     with reading(arguments) as table:
-        from nbbn.standardizer import _tables
-
         wanted = _wanted(arguments, table)
         if not to_table:
             _check_numeric(path, table, table.candidates() if wanted is None else wanted)
@@ -116,17 +106,11 @@ def check_array(arguments: argparse.Namespace, header: npy.Header) -> None:
         )
     _check_axis(arguments)
     _delimiter(arguments, path)
-    try:
-        importlib.import_module("pyarrow")
-    except ImportError as error:
-        raise _without_pyarrow("OUT", path, error) from error
 
 
 @contextlib.contextmanager
 def rows_of(arguments: argparse.Namespace, file: BinaryIO, names: Sequence[str]) -> Iterator[BinaryIO]:
     """Give a file for what an .npy file holds, whose rows become those of the table to write afterwards."""
-    from nbbn.standardizer import _tables
-
     with tempfile.TemporaryFile() as own:
         yield own
         own.seek(0)
@@ -140,8 +124,6 @@ def rows_of(arguments: argparse.Namespace, file: BinaryIO, names: Sequence[str])
 
 
 def _output(arguments: argparse.Namespace, file: Any, schema: Any) -> Any:
-    from nbbn.standardizer import _tables
-
     path = arguments.output
     try:
         if path.suffix.lower() in ARRAYS:
@@ -155,8 +137,6 @@ def _output(arguments: argparse.Namespace, file: Any, schema: Any) -> Any:
 
 
 def _moments(table: Any, wanted: Sequence[str] | None, label: str) -> tuple[FeatureMoments, Sequence[str]]:
-    from nbbn.standardizer import _tables
-
     with Progress(table.size, label, in_bytes=True) as progress:
         return _tables.moments(table, wanted, progress.advance)
 

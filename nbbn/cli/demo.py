@@ -9,8 +9,8 @@ from pathlib import Path
 
 from nbbn.cli import _experiment as experiment
 from nbbn.cli import _files
-from nbbn.cli._files import INSTALL
 from nbbn.cli._experiment import Digits, Outcome, Setting
+from nbbn.cli._files import INSTALL
 from nbbn.cli._progress import Progress
 
 _EPOCHS = 20

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nbbn.cli import _arrays, _tables
-from nbbn.cli._files import is_table
+from nbbn.cli import _arrays
+from nbbn.cli._files import is_table, load_tables
 from nbbn.standardizer._features import FeatureMoments
 
 _WIDTH = 24  # of the longest float64 that repr writes
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the table, or save the statistics."""
     names: Sequence[str] = ()
     if is_table(arguments.input, "IN"):
-        found, names = _tables.moments(arguments)
+        found, names = load_tables(arguments.input, "IN").moments(arguments)
     else:
         with _arrays.reading(arguments) as source:
             _arrays.check_statistics_file(arguments.save_stats, arguments.input)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from nbbn._files import npy
 from nbbn._files import state as state_files
-from nbbn.cli import _arrays, _tables
+from nbbn.cli import _arrays
 from nbbn.cli._errors import CommandError
-from nbbn.cli._files import cannot_write, check_file, check_room, is_table, tell
+from nbbn.cli._files import cannot_write, check_file, check_room, is_table, load_tables, tell
 from nbbn.cli._progress import Progress
 from nbbn.standardizer import _stream
 from nbbn.standardizer._features import FeatureMoments
@@ -54,11 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
     path, axis = arguments.output, arguments.axis
     from_table, to_table = is_table(arguments.input, "IN"), is_table(path, _OUTPUT)
     if from_table:
-        _tables.normalize(arguments, to_table)
+        load_tables(arguments.input, "IN").normalize(arguments, to_table)
         return
+    tables = load_tables(path, _OUTPUT) if to_table else None
     with _arrays.reading(arguments, to_table) as source:
-        if to_table:
-            _tables.check_array(arguments, source.header)
+        if tables:
+            tables.check_array(arguments, source.header)
         check_file(path, _OUTPUT)
         _arrays.check_statistics_file(arguments.save_stats, arguments.input, path)
         header = _stream.normalized(source.header)
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
         try:
             with state_files.replacing(path) as file:
                 with (
-                    _tables.rows_of(arguments, file, names) if to_table else _arrays.values_of(path, file, source.key)
+                    tables.rows_of(arguments, file, names) if tables else _arrays.values_of(path, file, source.key)
                 ) as own:
                     target = _stream.output(source, own)
                     found = _write(source, axis, given, target, arguments.save_stats is not None)

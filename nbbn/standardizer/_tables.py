@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute, csv
 
 from nbbn._files import paths
 from nbbn._files.npy import Header, NpyFile, write_header
@@ -57,20 +59,17 @@ class CsvTable(_File):
     """Text, a row a line, names in the first one. Cells of columns that are not numeric stay bytes."""
 
     def __init__(self, path: str | os.PathLike[str], file: BinaryIO, delimiter: str) -> None:
-        from pyarrow import csv
-
         super().__init__(path, file)
-        self._csv, self._delimiter = csv, delimiter
+        self._delimiter = delimiter
         with self._open({}) as reader:
             self._inferred = reader.schema
         self.names = list(self._inferred.names)
         self._check_names()
 
     def _open(self, types: dict[str, Any], alone: Sequence[str] = ()) -> Any:
-        csv = self._csv
         self._file.seek(0)
         return csv.open_csv(
-            _Unclosed(self._file),
+            _unclosed(self._file),
             read_options=csv.ReadOptions(block_size=_BLOCK),
             parse_options=csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=types, include_columns=list(alone), check_utf8=False),
@@ -78,19 +77,10 @@ class CsvTable(_File):
 
     def candidates(self) -> list[str]:
         """Return the columns that look numeric, or empty, in the first block."""
-        import pyarrow as pa
-
-        kinds = pa.types
-        return [
-            field.name
-            for field in self._inferred
-            if kinds.is_integer(field.type) or kinds.is_floating(field.type) or kinds.is_null(field.type)
-        ]
+        return [f.name for f in self._inferred if _is_numeric(f.type) or pa.types.is_null(f.type)]
 
     def batches(self, numeric: Sequence[str], alone: bool, advance: Advance) -> Iterator[Any]:
         """Yield record batches; a cell that is no number is a `NotNumericError`."""
-        import pyarrow as pa
-
         types = {name: pa.float64() if name in numeric else pa.binary() for name in self.names}
         before = 0
         try:
@@ -124,7 +114,7 @@ class ParquetTable(_File):
         super().__init__(path, file)
         # By default it keeps in memory what it has read.
         options = {"pre_buffer": False, "buffer_size": _BUFFER}
-        self._parquet = parquet.ParquetFile(_Unclosed(file), **options)
+        self._parquet = parquet.ParquetFile(_unclosed(file), **options)
         self.schema = self._parquet.schema_arrow
         self.names = list(self.schema.names)
         self._check_names()
@@ -146,31 +136,12 @@ class ParquetTable(_File):
                 advance(self.size * done // total - self.size * before // total)
 
 
-class _Unclosed(io.RawIOBase):
-    """A file that pyarrow may close as often as it likes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._inner = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        return self._inner.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._inner.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._inner.tell()
+def _unclosed(file: BinaryIO) -> Any:
+    """Return the file as one that pyarrow may close as often as it likes."""
+    return os.fdopen(file.fileno(), "rb", closefd=False)
 
 
 def _is_numeric(kind: Any) -> bool:
-    import pyarrow as pa
-
     kinds = pa.types
     return bool(kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind))
 
@@ -178,8 +149,6 @@ def _is_numeric(kind: Any) -> bool:
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], name: str, suffix: str, delimiter: str) -> Iterator[Any]:
     """Open a table; what is wrong with it, now or later, is a TableError."""
-    import pyarrow as pa
-
     with paths.opened(f"{name}: expected a {suffix} file", path) as file:
         try:
             if suffix == ".parquet":
@@ -235,41 +204,24 @@ def _matrix(columns: Sequence[Any]) -> Array:
     """Return columns as rows of float64 numbers, NaN where one is missing."""
     matrix = np.empty((len(columns), len(columns[0])))
     for row, column in zip(matrix, columns, strict=True):
-        row[:] = _as_floats(column).to_numpy(zero_copy_only=False)
+        row[:] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return matrix
-
-
-def _as_floats(column: Any) -> Any:
-    import pyarrow as pa
-
-    return column.cast(pa.float64(), safe=False)
 
 
 def result_schema(table: Any, numeric: Sequence[str]) -> Any:
     """Return the names and types of what `normalize` writes."""
-    import pyarrow as pa
-
-    def of(name: str) -> Any:
-        if name in numeric:
-            return table.schema.field(name).with_type(_result_type(table.schema.field(name).type))
-        return table.schema.field(name)
-
     if isinstance(table, CsvTable):
-        text = pa.string()
-        return pa.schema((n, pa.float64() if n in numeric else text) for n in table.names)
-    return pa.schema(map(of, table.names), metadata=table.schema.metadata)
+        return pa.schema((n, pa.float64() if n in numeric else pa.string()) for n in table.names)
+    fields = [f.with_type(_result_type(f.type)) if f.name in numeric else f for f in table.schema]
+    return pa.schema(fields, metadata=table.schema.metadata)
 
 
 def _result_type(kind: Any) -> Any:
-    import pyarrow as pa
-
     return kind if pa.types.is_floating(kind) else pa.float64()
 
 
 def schema_of(array: NpyFile, names: Sequence[str]) -> Any:
     """Return the names and types of the columns of an array; without names, those that scikit-learn gives."""
-    import pyarrow as pa
-
     kind = pa.float64() if array.header.dtype.itemsize == 8 else pa.float32()
     names = names or [f"x{number}" for number in range(array.header.shape[1])]
     return pa.schema((name, kind) for name in names)
@@ -277,8 +229,6 @@ def schema_of(array: NpyFile, names: Sequence[str]) -> Any:
 
 def write_array(array: NpyFile, output: Any, advance: Advance) -> None:
     """Write the rows of an array of floats to ``output``; a cell of NaN is missing."""
-    import pyarrow as pa
-
     rows, columns = array.header.shape
     dtype = array.header.dtype
     step = max(1, _VALUES // columns)
@@ -305,8 +255,6 @@ def write_array(array: NpyFile, output: Any, advance: Advance) -> None:
 
 def normalize(table: Any, found: FeatureMoments, names: Sequence[str], output: Any, advance: Advance) -> int:
     """Write the table with its numeric columns, ``names``, standardized to ``output``; return the rows."""
-    import pyarrow as pa
-
     rows = 0
     form = form_of(found, _FLOAT64)
 
@@ -368,8 +316,6 @@ class ParquetOutput:
 
     def made(self, columns: list[Any]) -> Any:
         """Return what to write of some rows."""
-        import pyarrow as pa
-
         kinds = [field.type for field in self._schema]
         fitting = [column.cast(kind) for column, kind in zip(columns, kinds, strict=True)]
         return pa.Table.from_arrays(fitting, schema=self._schema)
@@ -382,8 +328,7 @@ class ParquetOutput:
 
     def _open(self, first: Any) -> Any:
         """Return a writer, without dictionaries of floats that hardly repeat: of those, a third of the time."""
-        import pyarrow as pa
-        from pyarrow import compute, parquet
+        from pyarrow import parquet
 
         def repeats(name: str) -> bool:
             some = first[name].slice(0, 1 << 12)
@@ -403,9 +348,6 @@ class CsvOutput:
     """A CSV file that is being written, with quotes around what needs them."""
 
     def __init__(self, file: BinaryIO, schema: Any, delimiter: str) -> None:
-        import pyarrow as pa
-        from pyarrow import csv
-
         self._file, self._names, self._delimiter = file, list(schema.names), delimiter
         # A line without anything is no row to who reads it.
         self._missing = '""' if len(self._names) == 1 else ""
@@ -413,7 +355,6 @@ class CsvOutput:
         self._options = csv.WriteOptions(
             include_header=False, delimiter=delimiter, quoting_style="none", batch_size=16384
         )
-        self._csv = csv
         kinds = [pa.string() if pa.types.is_dictionary(f.type) else f.type for f in schema]
         empty = pa.table([pa.nulls(1, kind) for kind in kinds], names=self._names)
         csv.write_csv(empty, io.BytesIO(), self._options)  # types that text cannot hold
@@ -421,14 +362,12 @@ class CsvOutput:
 
     def made(self, columns: list[Any]) -> Any:
         """Return the text of some rows: most of the work, for any thread."""
-        import pyarrow as pa
-
         columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in columns]
         if self._missing or any(map(self._has_structure, columns)):
             return self._quoted(columns)
         fitting, text = [self._as_text(column) for column in columns], pa.BufferOutputStream()
         table = pa.Table.from_arrays(fitting, names=self._names)
-        self._csv.write_csv(table, text, self._options)
+        csv.write_csv(table, text, self._options)
         return text.getvalue()
 
     def write(self, made: Any) -> None:
@@ -438,9 +377,6 @@ class CsvOutput:
     @staticmethod
     def _as_text(column: Any) -> Any:
         """Return bytes as text of whatever encoding."""
-        import pyarrow as pa
-        from pyarrow import compute
-
         if not pa.types.is_binary(column.type):
             return column
         options = compute.CastOptions(pa.string(), allow_invalid_utf8=True)
@@ -453,9 +389,6 @@ class CsvOutput:
         return any(mark in found for mark in (b'"', b"\n", b"\r", self._delimiter.encode()))
 
     def _quoted(self, columns: list[Any]) -> Any:
-        import pyarrow as pa
-        from pyarrow import compute
-
         binary, cells = pa.binary(), []
         for column in columns:
             text = column if _is_text(column.type) else column.cast(pa.string())
@@ -479,7 +412,5 @@ class CsvOutput:
 
 
 def _is_text(kind: Any) -> bool:
-    import pyarrow as pa
-
     kinds = pa.types
     return any(test(kind) for test in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary))
