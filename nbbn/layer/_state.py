@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Never, Self, get_args
+from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -52,6 +52,32 @@ ARRAYS = {
 }
 
 _SLOPE = 0.25  # at first, as in PyTorch
+
+
+Got = TypeVar("Got")
+Given = TypeVar("Given")
+
+
+class Shown(property, Generic[Got, Given]):
+    """What stands in the slot of its name, to look at; ``put`` checks what is assigned, and keeps it."""
+
+    def __init__(self, text: str, put: Callable[[Any, str, Any], None] | None = None) -> None:
+        self._text, self._put = text, put
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        slot, put = f"_{name}", self._put
+
+        def shown(layer: Any) -> Any:
+            return getattr(layer, slot)
+
+        shown.__doc__, shown.__annotations__["return"] = self._text, owner.__annotations__[slot]
+        super().__init__(shown, None if put is None else lambda layer, value: put(layer, name, value))
+        super().__set_name__(owner, name)  # type: ignore[misc]
+
+    if TYPE_CHECKING:
+
+        def __get__(self, layer: Any, owner: Any = None) -> Got: ...  # type: ignore[override]
+        def __set__(self, layer: Any, value: Given) -> None: ...
 
 
 class LayerState:
@@ -199,6 +225,15 @@ class LayerState:
         self.grad_gamma, self.grad_beta = gamma, beta
         self.grad_slope, self.grad_residual = slope, residual
 
+    def _assign(self, name: str, value: Any) -> None:
+        self._check_built(name)
+        if getattr(self, f"_{name}") is None:
+            raise ValueError(f"{name}: expected no value, as this layer was made without it")
+        check = _checks.variances if name == "running_var" else _checks.per_channel
+        found = check(name, value, self._num_features)
+        with self._lock, np.errstate(all="ignore"):
+            self._table[ARRAYS[name][0]] = found
+
     def _set(self, name: str, value: Any) -> None:
         setattr(self, f"_{name}", CHECKS[name](name, value))
         if self._num_features and self._learns_slope != (self._slope is not None):
@@ -214,85 +249,35 @@ class LayerState:
         slope = None if self._learns_slope else self._negative_slope
         return steps.epilogue(self._activation, slope)
 
+    axis = Shown[int, Never]("The channel axis.")
+    correction = Shown[float, Never]("Degrees of freedom taken off in the variance that normalizes.")
+    running_correction = Shown[float, Never](
+        "Degrees of freedom taken off in the variance that enters ``running_var``."
+    )
+    track_running_stats = Shown[bool, Never]("Whether there are running statistics.")
+    virtual_batch_size = Shown[int | None, Never](
+        "Samples whose statistics are taken at a time in training; None: all of a batch."
+    )
+    dtype = Shown[np.dtype[Any], Never]("The dtype of gamma, beta and the running statistics.")
+    eps = Shown[float, float]("What is added to the variance inside the square root.", _set)
+    momentum = Shown[float | None, float | None](
+        "Weight of the batch's statistics in the running ones; None: cumulative average.", _set
+    )
+    activation = Shown[Activation | None, Activation | None]("The activation, applied last, or None.", _set)
+    negative_slope = Shown[float, float]('Slope of "leaky_relu" below 0.', _set)
+    on_nonfinite = Shown[OnNonfinite, OnNonfinite](
+        "What a training forward does where the batch's statistics are not finite.", _set
+    )
+    gamma = Shown[Array, ArrayLike]("Learned scale.", _assign)
+    beta = Shown[Array, ArrayLike]("Learned shift.", _assign)
+    slope = Shown[Array, ArrayLike]('Learned slope of "prelu" below 0.', _assign)
+    running_mean = Shown[Array, ArrayLike]("Mean per channel for inference.", _assign)
+    running_var = Shown[Array, ArrayLike]("Variance per channel for inference.", _assign)
+
     @property
     def num_features(self) -> int:
         """Number of channels, C; None as long as the layer is not built."""
         return self._num_features or None  # type: ignore[return-value]
-
-    @property
-    def axis(self) -> int:
-        """The channel axis."""
-        return self._axis
-
-    @property
-    def correction(self) -> float:
-        """Degrees of freedom taken off in the variance that normalizes."""
-        return self._correction
-
-    @property
-    def running_correction(self) -> float:
-        """Degrees of freedom taken off in the variance that enters ``running_var``."""
-        return self._running_correction
-
-    @property
-    def track_running_stats(self) -> bool:
-        """Whether there are running statistics."""
-        return self._track_running_stats
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of gamma, beta and the running statistics."""
-        return self._dtype
-
-    @property
-    def eps(self) -> float:
-        """What is added to the variance inside the square root."""
-        return self._eps
-
-    @eps.setter
-    def eps(self, value: float) -> None:
-        self._set("eps", value)
-
-    @property
-    def momentum(self) -> float | None:
-        """Weight of the batch's statistics in the running ones; None: cumulative average."""
-        return self._momentum
-
-    @momentum.setter
-    def momentum(self, value: float | None) -> None:
-        self._set("momentum", value)
-
-    @property
-    def activation(self) -> Activation | None:
-        """The activation, applied last, or None."""
-        return self._activation
-
-    @activation.setter
-    def activation(self, value: Activation | None) -> None:
-        self._set("activation", value)
-
-    @property
-    def negative_slope(self) -> float:
-        """Slope of "leaky_relu" below 0."""
-        return self._negative_slope
-
-    @negative_slope.setter
-    def negative_slope(self, value: float) -> None:
-        self._set("negative_slope", value)
-
-    @property
-    def virtual_batch_size(self) -> int | None:
-        """Samples whose statistics are taken at a time in training; None: all of a batch."""
-        return self._virtual_batch_size
-
-    @property
-    def on_nonfinite(self) -> OnNonfinite:
-        """What a training forward does where the batch's statistics are not finite."""
-        return self._on_nonfinite
-
-    @on_nonfinite.setter
-    def on_nonfinite(self, value: OnNonfinite) -> None:
-        self._set("on_nonfinite", value)
 
     @property
     def training(self) -> bool:
@@ -329,60 +314,6 @@ class LayerState:
     def batch_inv_std(self) -> Array:
         """``1 / sqrt(batch_var + eps)``, 0 where that sum is 0: a copy."""
         return self._of_batch(rows.INV_STD)
-
-    @property
-    def gamma(self) -> Array:
-        """Learned scale."""
-        return self._gamma  # type: ignore[return-value]
-
-    @gamma.setter
-    def gamma(self, value: ArrayLike) -> None:
-        self._assign("gamma", value)
-
-    @property
-    def beta(self) -> Array:
-        """Learned shift."""
-        return self._beta  # type: ignore[return-value]
-
-    @beta.setter
-    def beta(self, value: ArrayLike) -> None:
-        self._assign("beta", value)
-
-    @property
-    def slope(self) -> Array:
-        """Learned slope of "prelu" below 0."""
-        return self._slope  # type: ignore[return-value]
-
-    @slope.setter
-    def slope(self, value: ArrayLike) -> None:
-        self._assign("slope", value)
-
-    @property
-    def running_mean(self) -> Array:
-        """Mean per channel for inference."""
-        return self._running_mean  # type: ignore[return-value]
-
-    @running_mean.setter
-    def running_mean(self, value: ArrayLike) -> None:
-        self._assign("running_mean", value)
-
-    @property
-    def running_var(self) -> Array:
-        """Variance per channel for inference."""
-        return self._running_var  # type: ignore[return-value]
-
-    @running_var.setter
-    def running_var(self, value: ArrayLike) -> None:
-        self._assign("running_var", value)
-
-    def _assign(self, name: str, value: Any) -> None:
-        self._check_built(name)
-        if getattr(self, f"_{name}") is None:
-            raise ValueError(f"{name}: expected no value, as this layer was made without it")
-        check = _checks.variances if name == "running_var" else _checks.per_channel
-        found = check(name, value, self._num_features)
-        with self._lock, np.errstate(all="ignore"):
-            self._table[ARRAYS[name][0]] = found
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode (or inference mode, with False) and return the layer.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack, overload
+from typing import Any, Never, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,7 @@ from nbbn._checks import Activation, DType, Inferred
 from nbbn._engine import steps
 from nbbn._engine.known import Memory
 from nbbn._kernels import table as rows
+from nbbn.layer._state import Shown
 
 Array = NDArray[Any]
 
@@ -65,6 +66,11 @@ class FrozenBatchNorm:
         *("_negative_slope", "_num_features", "_table"),
     )
 
+    _num_features: int
+    _axis: int
+    _activation: Activation | None
+    _negative_slope: Any
+
     def __init__(
         self,
         center: ArrayLike,
@@ -80,7 +86,7 @@ class FrozenBatchNorm:
             raise ValueError(f"center: expected one value a channel, got shape {first.shape}")
         self._num_features = first.size
         self._axis = _checks.integer("axis", axis)
-        self._activation: Activation | None = steps.activation(activation)
+        self._activation = steps.activation(activation)
         count = first.size
         slope = steps.slope(self._activation, negative_slope, count)
         self._after = steps.epilogue(self._activation)
@@ -151,25 +157,10 @@ class FrozenBatchNorm:
         scale = steps.over_std(gammas.astype(np.float64), variances, epsilon)
         return cls(means, scale, betas, axis=axis, activation=activation, negative_slope=negative_slope)
 
-    @property
-    def num_features(self) -> int:
-        """Number of channels, C."""
-        return self._num_features
-
-    @property
-    def axis(self) -> int:
-        """The channel axis."""
-        return self._axis
-
-    @property
-    def activation(self) -> Activation | None:
-        """The activation, applied last, or None."""
-        return self._activation
-
-    @property
-    def negative_slope(self) -> Any:
-        """Slope of "leaky_relu" or "prelu" below 0: a number, or one a channel."""
-        return self._negative_slope
+    num_features = Shown[int, Never]("Number of channels, C.")
+    axis = Shown[int, Never]("The channel axis.")
+    activation = Shown[Activation | None, Never]("The activation, applied last, or None.")
+    negative_slope = Shown[Any, Never]('Slope of "leaky_relu" or "prelu" below 0: a number, or one a channel.')
 
     def _row(self, row: int) -> Array:
         values: Array = self._table[row]
