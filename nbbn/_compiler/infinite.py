@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.core import cgutils
 
 from nbbn._compiler import formats
@@ -67,11 +67,3 @@ def note_infinite(typingctx: Any, noted: Any, largest: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(noted, largest), codegen
-
-
-if config.DISABLE_JIT:
-    from nbbn._compiler.interpreted import (  # noqa: F401
-        note_infinite,
-        note_largest,
-        room_for_largest,
-    )

@@ -1,4 +1,7 @@
-"""What ``vectors``, ``memory`` and ``weights`` do, in plain Python for ``NUMBA_DISABLE_JIT``: arrays of 16 lanes."""
+"""What ``vectors``, ``memory``, ``weights`` and ``infinite`` do, in plain Python: arrays of 16 lanes.
+
+For ``NUMBA_DISABLE_JIT``: each function takes the place of the intrinsic of its name, where it is described.
+"""
 
 from __future__ import annotations
 
@@ -34,47 +37,38 @@ def _memory(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
 
 
 def smaller(a: int, b: int) -> int:
-    """The smaller of two integers."""
     return a if a < b else b
 
 
 def larger(a: int, b: int) -> int:
-    """The larger of two integers."""
     return a if a > b else b
 
 
 def has(value: Any) -> bool:
-    """Whether there is a value, and not None."""
     return value is not None
 
 
 def has_values(array: Any) -> bool:
-    """Whether an array is not empty; None is."""
     return array is not None and array.size > 0
 
 
 def plus(vector: Any, other: Any) -> Any:
-    """``vector + other``; ``vector`` where the other is None."""
     return vector if other is None else vector + other
 
 
 def outer_stride(stack: Any) -> int:
-    """How many values apart the matrices of a stack are; 0 of None."""
     return 0 if stack is None else int(stack.strides[0]) // int(stack.itemsize)
 
 
 def row_stride(stack: Any) -> int:
-    """How many values apart the rows of a stack are; 0 of None."""
     return 0 if stack is None else int(stack.strides[1]) // int(stack.itemsize)
 
 
 def has_spare_digits(array: NDArray[Any]) -> bool:
-    """Whether float64 holds values of ``array`` with digits to spare."""
     return bool(array.dtype != np.float64)
 
 
 def working_dtype(array: NDArray[Any]) -> Any:
-    """The dtype that values of ``array`` are computed with."""
     return np.float64 if array.dtype == np.float64 else np.float32
 
 
@@ -101,36 +95,30 @@ def _encode(dtype: np.dtype[Any], vector: NDArray[Any]) -> NDArray[Any]:
 
 
 def load(array: Any, index: int) -> Any:
-    """Sixteen values of ``array`` from ``index`` on; None of None."""
     if array is None:
         return None
     return _decode(_memory(array, index, LANES))
 
 
 def lanes(number: int) -> Any:
-    """Room for ``number`` float64 vectors."""
     return np.empty(number * LANES)
 
 
 def room_for_largest(noted: Any, array: Any) -> Any:
-    """Room for the largest sizes of values of ``array``: zeros; None without ``noted``."""
     return None if noted is None else np.zeros(LANES, working_dtype(array))
 
 
 def note_largest(largest: Any, x: NDArray[Any]) -> None:
-    """Keep the sizes of ``x`` that are greater than those there, NaN none; nothing without room."""
     if largest is not None:
         np.fmax(largest, np.abs(x), out=largest)
 
 
 def note_infinite(noted: Any, largest: Any) -> None:
-    """Write 1 to ``noted`` if one of the sizes is infinite; nothing to None."""
     if noted is not None and np.isinf(largest).any():
         noted[0] = 1
 
 
 def load_upto(array: Any, index: int, count: int) -> Any:
-    """Sixteen values from ``index`` on, or the first ``count`` of them and zeros; None of None."""
     if array is None:
         return None
     vector, n = np.zeros(LANES, working_dtype(array)), min(count, LANES)
@@ -139,26 +127,22 @@ def load_upto(array: Any, index: int, count: int) -> Any:
 
 
 def load_every(array: Any, index: int, stride: int, count: int) -> Any:
-    """`load_upto` of numbers (float64) that stand ``stride`` apart."""
     vector, n = np.zeros(LANES), min(count, LANES)
     vector[:n] = array.reshape(-1)[index : index + (n - 1) * stride + 1 : stride]
     return vector
 
 
 def at(rows: Any, row: int, k: int, count: int) -> Any:
-    """Values ``k`` to ``k + count`` of a row, at most sixteen, and zeros; None of rows of None."""
     return load_upto(rows.values, rows.at + row * rows.stride + k, count)
 
 
 def at_any(rows: Any, row: int, k: int, count: int) -> Any:
-    """`at`, and zeros of an array without values."""
     if rows.values is None or rows.values.size:
         return at(rows, row, k, count)
     return np.zeros(LANES, working_dtype(rows.values))
 
 
 def keep(rows: Any, row: int, k: int, count: int, value: NDArray[Any]) -> None:
-    """Write the first lanes to a row; nothing to rows of None."""
     if rows.values is not None:
         store_upto(rows.values, rows.at + row * rows.stride + k, count, value)
 
@@ -168,22 +152,18 @@ def prefetch(array: NDArray[Any], index: int) -> None:
 
 
 def store_first(array: NDArray[Any], index: int, count: int, value: NDArray[Any]) -> None:
-    """Write the first ``count`` lanes of ``value``."""
     _memory(array, index, count)[:] = _encode(array.dtype, value[:count])
 
 
 def store_upto(array: NDArray[Any], index: int, count: int, value: NDArray[Any]) -> None:
-    """Write sixteen lanes to ``index`` on, or the first ``count`` of them."""
     store_first(array, index, min(count, LANES), value)
 
 
 def put(array: NDArray[Any], index: int, value: NDArray[Any], streaming: int) -> None:
-    """Write the lanes of ``value`` to ``array`` from ``index`` on."""
     store_first(array, index, LANES, value)
 
 
 def to_line(array: NDArray[Any], index: int) -> int:
-    """How many elements to peel before streaming: none, as nothing is streamed."""
     return 0
 
 
@@ -192,22 +172,18 @@ def fence() -> None:
 
 
 def splat(scalar: Any) -> NDArray[Any]:
-    """A vector with ``scalar`` in every lane."""
     return np.full(LANES, scalar, np.asarray(scalar).dtype)
 
 
 def constant(vector: NDArray[Any], number: float) -> NDArray[Any]:
-    """A vector of the dtype of another one, with ``number`` in every lane."""
     return np.full(LANES, number, vector.dtype)
 
 
 def constant_of(vector: NDArray[Any], of_float32: float, of_float64: float) -> NDArray[Any]:
-    """`constant` with a number that depends on the dtype."""
     return constant(vector, of_float32 if vector.dtype == np.float32 else of_float64)
 
 
 def power_of_two(exponent: NDArray[Any]) -> NDArray[Any]:
-    """The powers of 2 with the last bits of ``exponent``."""
     bits: Any = np.uint32 if exponent.dtype == np.float32 else np.uint64
     shifted = exponent.view(bits) << bits(np.finfo(exponent.dtype).nmant)
     found: NDArray[Any] = shifted.view(exponent.dtype)
@@ -215,7 +191,6 @@ def power_of_two(exponent: NDArray[Any]) -> NDArray[Any]:
 
 
 def exponential_series(vector: NDArray[Any]) -> NDArray[Any]:
-    """The polynomial `SERIES`."""
     first, *rest = SERIES[vector.dtype.name]
     found = constant(vector, first)
     for number in rest:
@@ -224,46 +199,38 @@ def exponential_series(vector: NDArray[Any]) -> NDArray[Any]:
 
 
 def widen(vector: NDArray[Any]) -> NDArray[np.float64]:
-    """The lanes as float64."""
     return vector.astype(np.float64)
 
 
 def narrow(array: NDArray[Any], vector: NDArray[np.float64]) -> NDArray[Any]:
-    """The lanes, rounded to what ``array`` is computed with."""
     with np.errstate(all="ignore"):
         found: NDArray[Any] = vector.astype(working_dtype(array))
         return found
 
 
 def square_root(vector: NDArray[Any]) -> NDArray[Any]:
-    """The square roots of the lanes."""
     with np.errstate(all="ignore"):
         root: NDArray[Any] = np.sqrt(vector)
         return root
 
 
 def not_below(vector: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
-    """The lanes of ``vector``, those of ``limit`` where they are greater; NaN stays."""
     return np.where(vector < limit, limit, vector)
 
 
 def not_above(vector: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
-    """The lanes of ``vector``, those of ``limit`` where they are less; NaN stays."""
     return np.where(vector > limit, limit, vector)
 
 
 def where_below(test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """``a`` in the lanes where ``test < limit``, ``b`` in the others."""
     return np.where(test < limit, a, b)
 
 
 def where_at_most(test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """``a`` in the lanes where ``test <= limit``, ``b`` in the others."""
     return np.where(test <= limit, a, b)
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
-    """``a * b + c`` with one rounding."""
     if a.dtype == np.float64:
         found = np.array([_fma(*lanes) for lanes in zip(*np.atleast_1d(a, b, c), strict=True)])
         return found.reshape(a.shape)[()]
@@ -288,27 +255,22 @@ def _fma(a: Any, b: Any, c: Any) -> Any:
 
 
 def keep_first(vector: NDArray[Any], count: int) -> NDArray[Any]:
-    """The first ``count`` lanes, zeros behind them."""
     return np.where(np.arange(LANES) < count, vector, 0).astype(vector.dtype)
 
 
 def first_of(count: int, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """The first ``count`` lanes of ``a``, those of ``b`` behind them."""
     return np.where(np.arange(LANES) < count, a, b)
 
 
 def where_finite(test: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """``a`` in the lanes where ``test`` is finite, ``b`` in the others."""
     return np.where(np.isfinite(test), a, b)
 
 
 def any_greater(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    """Whether ``a > b`` in any lane."""
     return bool(np.any(a > b))
 
 
 def total(vector: NDArray[Any]) -> Any:
-    """The sum of the lanes, halves first."""
     value = vector
     while value.size > 1:
         half = value.size // 2
@@ -317,7 +279,6 @@ def total(vector: NDArray[Any]) -> Any:
 
 
 def weight_at(rows: Any, row: int, k: int, count: int) -> Any:
-    """The weights of up to sixteen values of a row, zeros behind them; None of rows of None."""
     if rows.values is None:
         return None
     vector, n = np.zeros(LANES, rows.values.dtype), min(count, LANES)
@@ -327,32 +288,26 @@ def weight_at(rows: Any, row: int, k: int, count: int) -> Any:
 
 
 def weight_of_row(rows: Any, row: int) -> Any:
-    """A vector with one weight in every lane, that of a row."""
     if rows.values is None:
         return None
     return np.full(LANES, rows.values[rows.at + row * rows.stride])
 
 
 def where_counted(weight: Any, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """``a`` in the lanes whose weight is not 0, ``b`` in the others; ``a`` without weights."""
     return a if weight is None else np.where(weight != 0, a, b)
 
 
 def all_count(weight: Any) -> bool:
-    """Whether no lane has weight 0; true without weights."""
     return weight is None or bool(np.all(weight != 0))
 
 
 def plus_weight(n: NDArray[Any], weight: Any, vector: NDArray[Any]) -> NDArray[Any]:
-    """``n``, and the weights of the lanes that are not NaN."""
     return n + np.where(np.isnan(vector), 0, 1 if weight is None else weight)
 
 
 def number_of(weight: Any, n: NDArray[Any]) -> NDArray[Any]:
-    """What `plus_weight` counted."""
     return widen(n)
 
 
 def times_weight(weight: Any, vector: NDArray[Any]) -> NDArray[Any]:
-    """``vector`` times the weights; a mask multiplies by 1."""
     return vector if weight is None or weight.dtype == np.uint8 else weight * vector

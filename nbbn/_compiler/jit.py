@@ -126,15 +126,10 @@ def _of_any_number(compiled: Any) -> Callable[..., Any]:
     if is_enabled():
         find = compiled.get_call_template
         compiled.get_call_template = lambda args, kws: find(
-            tuple(map(_unspelt, args)), {name: _unspelt(kind) for name, kind in kws.items()}
+            tuple(map(types.unliteral, args)), {name: types.unliteral(kind) for name, kind in kws.items()}
         )
     found: Callable[..., Any] = compiled
     return found
-
-
-def _unspelt(kind: types.Type) -> types.Type:
-    """Return a type without the constants in it."""
-    return types.unliteral(kind)
 
 
 # For functions that users' compiled code calls. What is not said here, numba takes from the function that
@@ -191,9 +186,7 @@ class Step:
         return self._ready[wanted]
 
 
-def step(function: Callable[..., Any]) -> Step:
-    """Make ``function``, annotated, a `Step`."""
-    return Step(function)
+step = Step  # the decorator
 
 
 def _compiled(function: Callable[..., Any], parallel: bool, signature: tuple[types.Type, ...]) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.core import cgutils
 
 from nbbn._compiler import formats
@@ -357,23 +357,3 @@ def fence(typingctx: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
-
-
-if config.DISABLE_JIT:
-    from nbbn._compiler.interpreted import (  # noqa: F401
-        at,
-        at_any,
-        fence,
-        keep,
-        lanes,
-        load,
-        load_every,
-        load_upto,
-        outer_stride,
-        prefetch,
-        put,
-        row_stride,
-        store_first,
-        store_upto,
-        to_line,
-    )

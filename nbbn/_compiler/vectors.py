@@ -20,8 +20,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from nbbn._compiler import formats
-from nbbn._compiler.interpreted import SERIES
+from nbbn._compiler import formats, interpreted
 
 LANES = 16
 
@@ -31,8 +30,11 @@ _INT32 = ir.IntType(32)
 
 
 def _intrinsic(function: Any) -> Any:
-    """Numba's ``intrinsic``, seen by a type checker as a plain function of its later arguments."""
-    return intrinsic(function)
+    """Numba's ``intrinsic``, seen by a type checker as a plain function of its later arguments.
+
+    Under ``NUMBA_DISABLE_JIT`` it is the twin of that name in `interpreted`.
+    """
+    return getattr(interpreted, function.__name__) if config.DISABLE_JIT else intrinsic(function)
 
 
 def cpu_name() -> str:
@@ -265,7 +267,7 @@ def exponential_series(typingctx: Any, vector: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind, name = args[0].type, f"llvm.fma.v{LANES}{_SUFFIX[vector.dtype]}"
         function = _declare(builder, name, kind, [kind] * 3)
-        numbers = SERIES[str(vector.dtype)]
+        numbers = interpreted.SERIES[str(vector.dtype)]
         found, *rest = (ir.Constant(kind, [number] * LANES) for number in numbers)
         for number in rest:
             found = builder.call(function, [found, args[0], number])
@@ -430,33 +432,3 @@ def total(typingctx: Any, vector: Any) -> Any:
         return builder.extract_element(value, _INT32(0))
 
     return vector.dtype(vector), codegen
-
-
-if config.DISABLE_JIT:
-    from nbbn._compiler.interpreted import (  # noqa: F401
-        any_greater,
-        constant,
-        constant_of,
-        exponential_series,
-        first_of,
-        fma,
-        has,
-        has_spare_digits,
-        has_values,
-        keep_first,
-        larger,
-        narrow,
-        not_above,
-        not_below,
-        plus,
-        power_of_two,
-        smaller,
-        splat,
-        square_root,
-        total,
-        where_at_most,
-        where_below,
-        where_finite,
-        widen,
-        working_dtype,
-    )

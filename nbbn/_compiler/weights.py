@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import config, types
+from numba import types
 from numba.extending import models, register_model
 
 from nbbn._compiler.memory import _pointer, load_vector_upto, place_in
@@ -149,15 +149,3 @@ def number_of(typingctx: Any, weight: Any, n: Any) -> Any:
 
 def _integers(vector: Any) -> Any:
     return ir.VectorType(ir.IntType(int(vector.dtype.bitwidth)), LANES)
-
-
-if config.DISABLE_JIT:
-    from nbbn._compiler.interpreted import (  # noqa: F401
-        all_count,
-        number_of,
-        plus_weight,
-        times_weight,
-        weight_at,
-        weight_of_row,
-        where_counted,
-    )

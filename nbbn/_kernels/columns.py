@@ -32,8 +32,10 @@ from nbbn._kernels.activations import LEARNED
 from nbbn._kernels.elementwise import (
     About,
     Backward,
-    Forms,
     Forward,
+    Fused,
+    GradientTarget,
+    Target,
     add_products_of_row,
     backward_of_row,
     coefficients_at,
@@ -163,15 +165,6 @@ class Sums(NamedTuple):
     mask: Any
     means: Any  # one a column
     parts: Any
-
-
-class Fused(NamedTuple):
-    """An activation on the way back: of none, an empty tuple and None."""
-
-    kind: Any
-    form: Any  # coefficients of the forward, one a column
-    residual: Any
-    kept: Any  # where to write what reaches the activation's argument
 
 
 @inlined
@@ -310,27 +303,6 @@ def add_up_tile(grad_y: Any, x: Any, to: Sums, fused: Fused, block: Block) -> No
             else:
                 sums = sum_strip(add_products_of_row, read, (row, stop), k, count, about, sums)
             keep_sums(sums, parts, first + k, count)
-
-
-class Target(NamedTuple):
-    """What is written, and with what."""
-
-    y: Any
-    residual: Any
-    form: Any  # coefficients, one a column
-    kind: Any  # of the activation
-    streaming: int
-    noted: Any  # whether x has an infinite value, or None
-
-
-class GradientTarget(NamedTuple):
-    """What a backward writes, and with what."""
-
-    grad_x: Any
-    mask: Any
-    forms: Forms
-    kind: Any  # of the activation
-    streaming: int
 
 
 @inlined

@@ -49,6 +49,36 @@ class Forms(NamedTuple):
     y: Any
 
 
+class Target(NamedTuple):
+    """What a forward writes, and with what."""
+
+    y: Any
+    residual: Any
+    form: Any  # coefficients, one a column; of runs, a column a channel
+    kind: Any  # of the activation
+    streaming: int
+    noted: Any  # whether x has an infinite value, or None
+
+
+class GradientTarget(NamedTuple):
+    """What a backward writes, and with what."""
+
+    grad_x: Any
+    mask: Any
+    forms: Forms
+    kind: Any  # of the activation
+    streaming: int
+
+
+class Fused(NamedTuple):
+    """An activation on the way back: of none, an empty tuple and None."""
+
+    kind: Any
+    form: Any  # coefficients of the forward, as in `Target`
+    residual: Any
+    kept: Any  # where to write what reaches the activation's argument
+
+
 class Coefficients(NamedTuple):
     """Of `forward`, as vectors."""
 

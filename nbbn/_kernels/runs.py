@@ -18,8 +18,10 @@ from nbbn._compiler.vectors import LANES, has, has_spare_digits, has_values, lar
 from nbbn._kernels.elementwise import (
     About,
     Backward,
-    Forms,
     Forward,
+    Fused,
+    GradientTarget,
+    Target,
     add_products,
     backward,
     coefficients_of,
@@ -98,17 +100,6 @@ def is_stack(array: Any, like: Any) -> bool:
     _, rows, row = like.shape
     right = row_stride(array) == row and outer_stride(array) == rows * row
     return not has(array) or right
-
-
-class Target(NamedTuple):
-    """What is written, and with what."""
-
-    y: Any
-    residual: Any
-    form: Any  # coefficients, a column a channel
-    kind: Any  # of the activation
-    streaming: int
-    noted: Any  # whether x has an infinite value, or None
 
 
 class Learned(NamedTuple):
@@ -273,31 +264,12 @@ def look_at_group(x: Any, learned: Learned, first: int, stop: int, part: int) ->
         parts[SQUARES, part, c] = m2
 
 
-class Fused(NamedTuple):
-    """An activation on the way back: of none, an empty tuple and None."""
-
-    kind: Any
-    form: Any  # coefficients of the forward
-    residual: Any
-    kept: Any  # where to write what reaches the activation's argument
-
-
 class Sums(NamedTuple):
     """What the sums of a backward are made with."""
 
     mask: Any
     table: Any
     parts: Any
-
-
-class GradientTarget(NamedTuple):
-    """What a backward writes, and with what."""
-
-    grad_x: Any
-    mask: Any
-    forms: Forms  # coefficients, a column a channel
-    kind: Any  # of the activation
-    streaming: int
 
 
 class Products(NamedTuple):

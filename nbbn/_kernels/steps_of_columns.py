@@ -32,11 +32,8 @@ from nbbn._compiler.jit import (
 )
 from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
 from nbbn._kernels.columns import (
-    Fused,
-    GradientTarget,
     Learned,
     Sums,
-    Target,
     add_up_tile,
     block_at,
     differentiate_tile,
@@ -44,7 +41,7 @@ from nbbn._kernels.columns import (
     look_at_tile,
     normalize_tile,
 )
-from nbbn._kernels.elementwise import Forms
+from nbbn._kernels.elementwise import Forms, Fused, GradientTarget, Target
 from nbbn._kernels.memory import ZERO
 
 

@@ -27,14 +27,11 @@ from nbbn._compiler.jit import (
 )
 from nbbn._compiler.vectors import larger, smaller
 from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
-from nbbn._kernels.elementwise import Forms
+from nbbn._kernels.elementwise import Forms, Fused, GradientTarget, Target
 from nbbn._kernels.memory import ONE, ZERO
 from nbbn._kernels.runs import (
-    Fused,
-    GradientTarget,
     Learned,
     Sums,
-    Target,
     add_up_group,
     differentiate_channel,
     differentiate_runs,
