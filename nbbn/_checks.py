@@ -199,7 +199,6 @@ def axis(value: Any, ndim: int) -> int:
 
 
 def channels(x: Array, index: int, expected: int) -> None:
-    """Check the size of the channel axis."""
     if x.shape[index] != expected:
         found = [axis for axis, size in enumerate(x.shape) if size == expected]
         last = found and found[-1] == x.ndim - 1
@@ -356,7 +355,6 @@ def real(name: str, value: Any, least: float | None = None) -> float:
 
 
 def integer(name: str, value: Any, bound: str = "") -> int:
-    """Return an integer."""
     if type(value) is int:
         return value
     if not isinstance(value, bool):
@@ -366,7 +364,6 @@ def integer(name: str, value: Any, bound: str = "") -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return a bool."""
     if value is True or value is False:
         return bool(value)
     if not isinstance(value, np.bool_):
@@ -375,7 +372,6 @@ def flag(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, accepted: tuple[str, ...]) -> str:
-    """Return one of the ``accepted`` words."""
     if type(value) is str and value in accepted:
         return value
     words = ", ".join(map(repr, accepted[:-1])) + f" or {accepted[-1]!r}"
@@ -384,7 +380,6 @@ def choice(name: str, value: Any, accepted: tuple[str, ...]) -> str:
 
 
 def positive_integer(name: str, value: Any) -> int:
-    """Return an integer of at least 1."""
     number = integer(name, value, " >= 1")
     if number < 1:
         raise ValueError(f"{name}: expected an integer >= 1, got {number}")

@@ -208,12 +208,8 @@ class Moments:
 
         Parameters
         ----------
-        x : array_like
-            As in `batch_moments`.
-        axis : int, default 1
-            The channel axis of ``x``.
-        mask : array_like of bool, optional
-            True where a value counts, as in `batch_moments`.
+        x, axis, mask
+            As of `batch_moments`.
 
         Returns
         -------

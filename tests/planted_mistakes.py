@@ -329,6 +329,7 @@ FILES = {
         "test_dask",
         ("blocks of another order are read as they are", "return block.copy() if isinstance(block, np.ndarray) and not block.flags.forc else block", "return block"),
         ("an empty block is no reason to stop", "    if not x.shape[axis]:\n        return None\n    with num_threads(1):\n        return batch_moments", "    with num_threads(1):\n        return batch_moments"),
+        ("what two fits make of an array has one name", "tokenize(function, x, *pairs, options)", "tokenize(function, x, options)", "test_standardizer_dask"),
     ),
     # --- other libraries' layers ---
     "interop/_layers.py": (
@@ -388,10 +389,6 @@ FILES = {
     "standardizer/_estimator.py": (
         "test_standardizer_sklearn",
         ("names in another order are the same", "if given is not None and known is not None and tuple(given) != known:\n        raise ValueError(f\"{name}: {_mismatch", "if given is not None and known is not None and {*given} != {*known}:\n        raise ValueError(f\"{name}: {_mismatch"),
-    ),
-    "standardizer/_lazy.py": (
-        "test_standardizer_dask",
-        ("what two fits make of an array has one name", "tokenize(*pairs, options)", "tokenize(x, options)"),
     ),
     "standardizer/standardizer.py": (
         "test_standardizer test_threads",

@@ -22,12 +22,10 @@ class Nbbn(Implementation):
     module = "nbbn"
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of nbbn and its compiler."""
         config = self.library.config()
         return {name: config[name] for name in ("nbbn", "numba", "llvmlite")}
 
     def layer(self, p: Any, **options: Any) -> Any:
-        """Return a layer in training."""
         activation = "relu" if p.case.has_residual else None
         options = {"activation": activation} | options
         layer = self.library.BatchNorm(len(p.gamma), eps=EPS, momentum=MOMENTUM, **options)
@@ -36,21 +34,17 @@ class Nbbn(Implementation):
         return layer
 
     def prepare_inference(self, p: Problem) -> Prepared:
-        """``layer(x)`` after ``layer.eval()``."""
         return Prepared(partial(self.layer(p).eval(), p.x, **p.options))
 
     def prepare_moments(self, p: Problem) -> Prepared:
-        """``batch_moments``."""
         call = partial(self.library.batch_moments, p.x)
         return Prepared(call, lambda moments: (moments.mean, moments.var()))
 
     def prepare_training(self, p: Problem) -> Prepared:
-        """``layer(x)``."""
         bn = self.layer(p)
         return Prepared(partial(bn, p.x), lambda y: (y, bn.running_mean, bn.running_var))
 
     def prepare_backward(self, p: Problem) -> Prepared:
-        """``batch_norm_backward`` on the batch's statistics."""
         arrays = (p.second, p.x, p.mean, p.inv_std, p.gamma)
         return Prepared(partial(self.library.batch_norm_backward, *arrays), tuple)
 
@@ -75,7 +69,6 @@ class Torch(Implementation):
     module = "torch"
 
     def load(self, threads: int) -> None:
-        """Import torch, and leave its recording of gradients for good."""
         super().load(threads)
         # For the whole process: entering it once a call would cost a small call a third.
         self.library.inference_mode().__enter__()
@@ -96,12 +89,10 @@ class Torch(Implementation):
         return Prepared(call, lambda y: (y.numpy(),))
 
     def prepare_moments(self, p: Problem) -> Prepared:
-        """``torch.var_mean``."""
         call = partial(self.library.var_mean, *self._tensors(p.x), axes_of(p.x), correction=0)
         return Prepared(call, lambda pair: (pair[1].numpy(), pair[0].numpy()))
 
     def prepare_training(self, p: Problem) -> Prepared:
-        """The function of inference with ``training=True``."""
         return Torch.prepare_inference(self, p, training=True)
 
     def prepare_backward(self, p: Problem) -> Prepared:
@@ -158,7 +149,6 @@ class OnnxRuntime(Implementation):
         )
 
     def prepare_inference(self, p: Problem) -> Prepared:
-        """``session.run``."""
         given = {"x": p.x} | p.options
         then = ("Add({v}, residual)", "Relu({v})") if p.case.has_residual else ()
         return Prepared(partial(self.session(p, given, ["y"], *then).run, None, given), tuple)
@@ -181,18 +171,15 @@ class ScikitLearn(Implementation):
     module = "sklearn"
 
     def load(self, threads: int) -> None:
-        """Import the library, and turn checks off that cost a pass over the data."""
         super().load(threads)
         self.library.set_config(assume_finite=True, skip_parameter_validation=True)
 
     def declines(self, case: Any) -> str | None:
-        """Return why it cannot do this case."""
         if len(case.shape) != 2 or case.has_residual:
             return "StandardScaler takes (N, C) only, and adds no residual"
         return super().declines(case)
 
     def new_scaler(self, **options: Any) -> Any:
-        """Return one that knows no data yet."""
         return importlib.import_module("sklearn.preprocessing").StandardScaler(**options)
 
     def folded(self, p: Any, **options: Any) -> Any:
@@ -205,11 +192,9 @@ class ScikitLearn(Implementation):
         return scaler
 
     def prepare_inference(self, p: Problem) -> Prepared:
-        """``transform``."""
         return Prepared(partial(self.folded(p).transform, p.x))
 
     def prepare_moments(self, p: Problem) -> Prepared:
-        """``fit``, which starts anew."""
         fit = self.new_scaler().fit
         return Prepared(partial(fit, p.x), lambda scaler: (scaler.mean_, scaler.var_))
 
@@ -225,7 +210,6 @@ class Limit(Implementation):
     module = "nbbn"
 
     def prepare_inference(self, problem: Problem) -> Prepared:
-        """Find the fastest way to move the memory."""
         base, loops = problem.case.base, importlib.import_module("nbbn._bench.yardsticks")
         x, y = stack(problem.x), stack(problem.x)
         second = stack(problem.second) if base == "backward" or problem.case.has_residual else None

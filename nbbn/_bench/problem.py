@@ -46,16 +46,13 @@ class Case:
 
     @property
     def has_residual(self) -> bool:
-        """Whether a second array is added."""
         return "residual" in self.operation
 
     @property
     def label(self) -> str:
-        """The case as text."""
         return f"{self.operation} {format_shape(self.shape)} {format_threads(self.threads)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, fit for JSON."""
         return asdict(self) | {"shape": list(self.shape)}
 
 
@@ -92,7 +89,6 @@ class Problem:
         return {"residual": self.second} if self.case.has_residual else {}
 
     def block(self, channels: slice) -> Problem:
-        """Return some channels, in float64."""
         arrays = {k: v for k, v in vars(self).items() if k != "case"}
         parts = {k: v[:, channels] if v.ndim > 1 else v[channels] for k, v in arrays.items()}
         return Problem(self.case, **{k: v.astype(np.float64) for k, v in parts.items()})
@@ -117,7 +113,6 @@ def make_problem(case: Case) -> Problem:
 
 
 def axes_of(x: Array) -> tuple[int, ...]:
-    """Return the axes that statistics are taken over."""
     return (0, *range(2, x.ndim))
 
 

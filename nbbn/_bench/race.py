@@ -39,12 +39,10 @@ class Outcome:
 
     @property
     def median(self) -> float:
-        """The median of the durations."""
         return statistics.median(self.durations)
 
     @property
     def minimum(self) -> float:
-        """The least of the durations."""
         return min(self.durations)
 
 
@@ -109,7 +107,6 @@ class Worker:
         raise WorkerDiedError(f"the worker ended with status {status}\n{last_words}".strip())
 
     def close(self) -> None:
-        """End the process."""
         try:
             self._process.communicate(timeout=10)
         except subprocess.TimeoutExpired:
@@ -138,7 +135,6 @@ class Race(AbstractContextManager["Race"]):
         self.close()
 
     def close(self) -> None:
-        """End all workers."""
         while self._workers:
             self._workers.popitem()[1].close()
 

@@ -56,7 +56,6 @@ class Worker:
         return found
 
     def load(self, threads: int) -> Answer:
-        """Import the library."""
         self.implementation.load(threads)
         actual = self.implementation.threads()
         if actual not in (None, threads):
@@ -79,7 +78,6 @@ class Worker:
         return {"loops": self.timer.loops, "note": prepared.note, "versions": versions}
 
     def measure(self) -> Answer:
-        """Time the call."""
         assert self.timer is not None
         return {"seconds": self.timer.measure()}
 
@@ -92,7 +90,6 @@ class Worker:
 
 
 def main(registry: str, name: str, threads: str) -> None:
-    """Serve requests until standard input ends."""
     # A library that prints must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

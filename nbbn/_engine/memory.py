@@ -115,7 +115,6 @@ _pool = Pool(_limit())
 
 
 def pool_limit() -> int:
-    """Return how many bytes may wait to be used again."""
     return _pool.limit
 
 

@@ -42,7 +42,6 @@ class Epilogue(NamedTuple):
 
     @property
     def read(self) -> tuple[Array, ...]:
-        """The arrays that are read besides x."""
         return () if self.residual is None else (self.residual,)
 
     def again(self) -> Epilogue:
@@ -56,7 +55,6 @@ NOTHING = Epilogue()
 
 
 def epilogue(activation: str | None, slope: Any = None, residual: Array | None = None) -> Epilogue:
-    """Return what follows the affine map."""
     return Epilogue(_KINDS[activation], slope, residual)
 
 
@@ -79,7 +77,6 @@ PLAIN = Fused()
 
 
 def activation(value: Any) -> _checks.Activation | None:
-    """Return the name of an activation, or None."""
     found: Any = None if value is None else _checks.choice("activation", value, _NAMES)
     return found  # type: ignore[no-any-return]
 

@@ -41,7 +41,6 @@ class _Team:
 
 
 def affinity() -> int:
-    """Return on how many CPUs the process may run."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -196,7 +195,6 @@ def enter_region() -> Claim | None:
 
 
 def leave_region(claim: Claim) -> None:
-    """Give back what `enter_region` took."""
     try:
         if internals.threads_of_caller() != claim.before:
             internals.set_threads_of_caller(claim.before)

@@ -246,7 +246,6 @@ def _fitting(
 
 
 def _copied(x: Array) -> Array:
-    """Return a copy of ``x`` that can be read."""
     announce.note("x of %s is copied: its strides are %s; see nbbn.explain", x.shape, x.strides)
     return x.copy(order="K")
 

@@ -52,12 +52,10 @@ class Header:
 
     @property
     def size(self) -> int:
-        """Number of values."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Number of bytes of the values."""
         return self.size * self.dtype.itemsize
 
 

@@ -70,7 +70,6 @@ def counter(value: Any) -> int:
 
 
 def save(path: str | os.PathLike[str], options: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write an .npz file, whole or not at all."""
     text = np.array(json.dumps(options))
     counter = np.array(state[_COUNTER], np.int64)
     save_arrays(path, {**state, _COUNTER: counter, _OPTIONS: text})
@@ -138,7 +137,6 @@ class StateFile:
         self._size = size
 
     def options(self) -> dict[str, Any]:
-        """Return the configuration."""
         text = self._read(_OPTIONS, lambda dtype, shape: dtype.kind == "U" and shape == ())
         found = json.loads(str(text))
         if not isinstance(found, dict):

@@ -43,7 +43,6 @@ def format_seconds(seconds: float) -> str:
 
 
 def describe_versions(versions: dict[str, str]) -> str:
-    """Return versions as text."""
     # OpenVINO's goes on with the build, after a hyphen.
     short = {name: version.partition("-")[0] for name, version in sorted(versions.items())}
     return ", ".join(f"{name} {version}" for name, version in short.items())

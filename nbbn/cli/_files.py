@@ -90,7 +90,6 @@ def write_figure(path: Path, figure: Any) -> None:
 
 
 def write_text(path: Path, text: str, option: str) -> None:
-    """Write text."""
     _write(path, option, lambda file: file.write(text.encode()))
 
 

@@ -35,7 +35,6 @@ class Dense:
         self.grad_bias: FloatArray = np.zeros_like(self.bias)
 
     def __call__(self, x: FloatArray) -> FloatArray:
-        """Return ``x @ weight + bias`` for ``x`` of shape (samples, inputs)."""
         self._x = x
         return x @ self.weight + self.bias
 
@@ -50,7 +49,6 @@ class ReLU:
     """The nonlinearity ``y = max(x, 0)``."""
 
     def __call__(self, x: FloatArray) -> FloatArray:
-        """Return ``max(x, 0)``, element by element."""
         self._positive = x > 0
         return np.maximum(x, 0)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,32 +89,39 @@ def merged_blocks(x: Any, index: int, of_block: Callable[..., Any], *pairs: Any)
     """
     import dask
     import dask.array as da
-    from dask.base import tokenize
 
-    dims = tuple(range(x.ndim))
-    found = da.blockwise(
-        functools.partial(of_block, axis=index),
-        dims,
-        x,
-        dims,
-        *pairs,
-        name=f"nbbn-moments-{tokenize(x, *pairs, index, of_block)}",
-        align_arrays=False,
-        dtype=object,
-        meta=np.empty((0,) * x.ndim, object),
-    )
     merged = da.reduction(
-        found,
+        by_block("moments", of_block, x, pairs, np.dtype(object), axis=index),
         _unchanged,
         _merge,
         name="nbbn-merge",
-        axis=tuple(k for k in dims if k != index),
+        axis=tuple(k for k in range(x.ndim) if k != index),
         concatenate=False,  # blocks are no arrays any more
         split_every=_AT_ONCE,  # not dask's setting, which would be one more thing bits depend on
         dtype=object,
         meta=np.empty(0, object),
     )
     return [piece for piece in dask.compute(*merged.to_delayed()) if piece is not None]
+
+
+def by_block(
+    name: str, function: Callable[..., Any], x: Any, pairs: Sequence[Any], dtype: np.dtype[Any], /, **options: Any
+) -> Any:
+    """Return a dask array of what ``function`` makes of each block of ``x`` and of others, given as `merged_blocks`."""
+    import dask.array as da
+    from dask.base import tokenize
+
+    dims = tuple(range(x.ndim))
+    return da.blockwise(
+        functools.partial(function, **options),
+        dims,
+        *(x, dims, *pairs),
+        name=f"nbbn-{name}-{tokenize(function, x, *pairs, options)}",
+        concatenate=True,
+        align_arrays=False,
+        dtype=dtype,
+        meta=np.empty((0,) * x.ndim, dtype),
+    )
 
 
 def dask_normalize(
@@ -187,7 +194,6 @@ def dask_normalize(
     """
     index = checked(x, axis)
     import dask.array as da
-    from dask.base import tokenize
 
     if np.isnan(x.shape[index]):
         raise ValueError(
@@ -201,24 +207,15 @@ def dask_normalize(
     nothing = None if added is None else np.empty(none.shape, added.dtype)
     y = normalize(none, mean, var, gamma, beta, axis=index, residual=nothing, **options)
     options["dtype"] = y.dtype
-    dims = tuple(range(x.ndim))
-    pairs: list[Any] = [x, dims]
+    pairs: list[Any] = []
     for name, vector in (("mean", mean), ("var", var), ("gamma", gamma), ("beta", beta)):
         if vector is None:
             pairs += [None, None]
         else:
             array = _checks.per_channel(name, vector, x.shape[index], scalar=True)
             pairs += [da.from_array(array, chunks=(x.chunks[index],)), (index,)]
-    pairs += [None, None] if added is None else [added, dims]
-    return da.blockwise(
-        functools.partial(_normalized_block, axis=index, **options),
-        dims,
-        *pairs,
-        name=f"nbbn-normalize-{tokenize(*pairs, index, options)}",
-        align_arrays=False,
-        dtype=y.dtype,
-        meta=np.empty((0,) * x.ndim, y.dtype),
-    )
+    pairs += [None, None] if added is None else [added, tuple(range(x.ndim))]
+    return by_block("normalize", _normalized_block, x, pairs, y.dtype, axis=index, **options)
 
 
 def _moments_of_block(x: Any, mask: Any = None, *, axis: int) -> Moments | None:

@@ -129,13 +129,7 @@ class SyncBatchNorm(BatchNorm):
     @overload
     def __call__(self, x: ArrayLike, **given: Unpack[Called]) -> Array: ...
     def __call__(
-        self,
-        x: ArrayLike,
-        *,
-        training: bool | None = None,
-        mask: ArrayLike | None = None,
-        residual: ArrayLike | None = None,
-        out: Array | None = None,
+        self, x: Any, *, training: bool | None = None, mask: Any = None, residual: Any = None, out: Any = None
     ) -> Array:
         """Normalize the worker's share of a batch; in training with the statistics of all of it.
 
@@ -200,7 +194,6 @@ class SyncBatchNorm(BatchNorm):
         return y
 
     def _statistics(self, total: Statistics) -> Array:
-        """Return the table of a training forward."""
         table = steps.new_table(self._num_features, self._table, self._after.slope)
         table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2] = total[1:]
         with np.errstate(all="ignore"):  # as the kernels: no warning

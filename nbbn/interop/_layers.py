@@ -46,7 +46,6 @@ def reading(argument: str, kind: str, source: Any) -> Iterator[None]:
 
 
 def instance(bn: Any) -> BatchNorm:
-    """Check that this is a layer of ours."""
     if not isinstance(bn, BatchNorm):
         raise TypeError(f"bn: expected a BatchNorm, got {type(bn).__name__}")
     return bn

@@ -218,7 +218,6 @@ def _walk(graph: Any, outer: ChainMap[str, Any]) -> Iterator[tuple[Any, ChainMap
 
 
 def _graphs_in(node: Any) -> Iterator[Any]:
-    """Yield the branches and bodies of a node."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g

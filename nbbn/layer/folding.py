@@ -100,10 +100,8 @@ def fold_conv(
     weight : array_like of float16, bfloat16, float32 or float64
         The kernel, of shape ``(out, in/groups, ...)``, or ``(in, out/groups, ...)`` where
         ``transposed``; of any number of spatial dimensions.
-    bias : array_like of such a dtype, shape (out,), or None
-        None: there is none, as if it were 0.
-    bn : BatchNorm or FrozenBatchNorm
-        Of ``out`` channels, with running statistics and without an activation.
+    bias, bn
+        As of `fold_linear`.
     transposed : bool, default False
         Whether the convolution is a transposed one.
     groups : int, default 1
@@ -118,22 +116,12 @@ def fold_conv(
 
     Raises
     ------
-    TypeError
-        For any other dtype or kind of layer.
-    RuntimeError
-        For a layer that is not built yet.
-    ValueError
-        For a wrong shape, a layer without running statistics or with an activation, and where a
-        result is beyond the range of the dtype.
+    TypeError, RuntimeError, ValueError
+        As `fold_linear`; ``ValueError`` also where ``groups`` do not divide the channels.
 
     See Also
     --------
-    fold_linear : with notes on rounding.
-
-    References
-    ----------
-    B. Jacob et al., "Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference", CVPR 2018, arXiv:1712.05877, section 3.2.
+    fold_linear : with notes on rounding, and the source.
 
     Examples
     --------

@@ -239,7 +239,6 @@ class FrozenBatchNorm:
         return given
 
     def _form(self, dtype: np.dtype[Any]) -> Array:
-        """Return the coefficients for what is computed with."""
         form = self._forms.get(dtype)
         if form is None:
             form = self._forms[dtype] = steps.coefficients(self._table, 0.0, dtype)

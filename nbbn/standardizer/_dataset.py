@@ -152,7 +152,6 @@ class Dense:
         self._look(axis)
 
     def _look(self, axis: Any) -> None:
-        """Check shape and axis."""
         shape = self.values.shape
         if len(shape) < 2:
             raise ValueError(
@@ -171,7 +170,6 @@ class Dense:
         """Check that a mean may be subtracted."""
 
     def has_samples(self, found: FeatureMoments) -> bool:
-        """Return whether there was a sample."""
         return 0 not in self.values.shape
 
     def check_fits(self, owner: Any, fitted: Fitted) -> None:
@@ -186,7 +184,6 @@ class Dense:
             )
 
     def weights(self, given: Any) -> Vector | None:
-        """Return a weight for each sample."""
         if given is None:
             return None
         number = self.values.shape[samples_axis(self.index)]
@@ -216,13 +213,11 @@ class Dense:
         return result_dtype(self.values.dtype)
 
     def moments(self, weights: Vector | None) -> FeatureMoments:
-        """Return the moments of each feature."""
         found = moments_of(self.values, self.index, weights)
         self.is_seen = weights is None  # of weight 0 there may be any
         return found
 
     def check_frames(self, library: str) -> None:
-        """Check that the result can be a data frame."""
         if not (self.values.ndim == 2 and self.index == 1):
             raise ValueError(
                 "X: expected two dimensions, the features last, for a data frame as set_output asked, "

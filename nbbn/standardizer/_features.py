@@ -71,7 +71,6 @@ class FeatureMoments(NamedTuple):
         return cls.of(tuple(part[0] for part in stacked))
 
     def merge(self, other: FeatureMoments) -> FeatureMoments:
-        """Return the moments of both data sets together."""
         return FeatureMoments.together((self, other))
 
     def means(self) -> Vector:
@@ -131,7 +130,6 @@ def moments_of(values: Array, index: int, weights: Vector | None = None) -> Feat
 
 
 def nothing(features: int) -> FeatureMoments:
-    """Return the moments of no values."""
     return FeatureMoments(*[np.zeros(features)] * 5)
 
 
@@ -167,7 +165,6 @@ def check_not_infinite(values: Array, index: int) -> None:
 
 
 def infinite(dtype: np.dtype[Any]) -> ValueError:
-    """Return the error for an infinite value."""
     return ValueError(
         f"X: expected finite values, or NaN where one is missing, got an infinite one (Input X contains "
         f"infinity or a value too large for {dtype!r}.)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -60,24 +59,11 @@ class Lazy(Dense):
     def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Any:
         """Return a dask array of what `Dense.mapped` makes of the blocks."""
         import dask.array as da
-        from dask.base import tokenize
 
-        x: Any = self.values
-        index, dtype = self.index, self._result
+        x, index, dtype = self.values, self.index, self._result
         rows = da.from_array(self._form(fitted, inverse), chunks=(-1, x.chunks[index]))
-        dims = tuple(range(x.ndim))
-        pairs: list[Any] = [x, dims, rows, (x.ndim, index)]
-        options: dict[str, Any] = {"index": index, "dtype": dtype}
-        return da.blockwise(
-            functools.partial(_mapped_block, **options),
-            dims,
-            *pairs,
-            name=f"nbbn-standardize-{tokenize(*pairs, options)}",
-            concatenate=True,
-            align_arrays=False,
-            dtype=dtype,
-            meta=np.empty((0,) * x.ndim, dtype),
-        )
+        pairs = rows, (x.ndim, index)
+        return dask_arrays.by_block("standardize", _mapped_block, x, pairs, dtype, index=index, dtype=dtype)
 
 
 def _moments_of_block(x: Any, weights: Any = None, *, axis: int) -> FeatureMoments | None:

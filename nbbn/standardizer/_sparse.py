@@ -13,7 +13,6 @@ from nbbn.standardizer._features import BLOCK, FeatureMoments, check_not_infinit
 
 
 def is_sparse(X: Any) -> bool:
-    """Whether it is a sparse matrix or array."""
     return hasattr(X, "nnz") and hasattr(X, "tocsr")
 
 

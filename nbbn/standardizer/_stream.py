@@ -48,7 +48,6 @@ class Block:
 
     @property
     def size(self) -> int:
-        """Number of values."""
         return math.prod(self.shape)
 
 
@@ -97,7 +96,6 @@ class _Buffers(threading.local):
         self.arrays = [np.empty(size, dtype) for dtype in dtypes]
 
     def take(self, block: Block) -> list[Array]:
-        """Return them in the shape of ``block``."""
         shape = block.shape[:2] if block.shape[2] == 1 else block.shape
         return [array[: block.size].reshape(shape) for array in self.arrays]
 

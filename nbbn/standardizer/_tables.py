@@ -120,11 +120,9 @@ class ParquetTable(_File):
         self._check_names()
 
     def candidates(self) -> list[str]:
-        """Return the columns of numbers."""
         return [field.name for field in self.schema if _is_numeric(field.type)]
 
     def batches(self, numeric: Sequence[str], alone: bool, advance: Advance) -> Iterator[Any]:
-        """Yield record batches."""
         columns = list(numeric) if alone else self.names
         rows, done = max(1, _VALUES // max(1, len(columns))), 0
         total = self._parquet.metadata.num_rows
@@ -293,11 +291,9 @@ class ArrayOutput:
         write_header(self._file, Header((self._rows, self._columns), False, self._dtype))
 
     def made(self, columns: list[Any]) -> Any:
-        """Return what to write of some rows."""
         return _matrix(columns).T.astype(self._dtype, order="C")
 
     def write(self, made: Any) -> None:
-        """Write it."""
         self._rows += len(made)
         self._file.write(made)
 
@@ -315,13 +311,11 @@ class ParquetOutput:
         self._writer: Any = None
 
     def made(self, columns: list[Any]) -> Any:
-        """Return what to write of some rows."""
         kinds = [field.type for field in self._schema]
         fitting = [column.cast(kind) for column, kind in zip(columns, kinds, strict=True)]
         return pa.Table.from_arrays(fitting, schema=self._schema)
 
     def write(self, made: Any) -> None:
-        """Write them."""
         if self._writer is None:
             self._writer = self._open(made)
         self._writer.write_table(made)
@@ -371,7 +365,6 @@ class CsvOutput:
         return text.getvalue()
 
     def write(self, made: Any) -> None:
-        """Write it."""
         self._file.write(made)
 
     @staticmethod

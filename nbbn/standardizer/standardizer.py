@@ -142,12 +142,8 @@ class Standardizer(_estimator.Estimator):
 
         Parameters
         ----------
-        X : array_like of real numbers
-            As for `fit`, with as many features as before. An empty one changes nothing.
-        y : None
-            Ignored.
-        sample_weight : array_like of real numbers, shape (n_samples,), or a number, optional
-            As for `fit`.
+        X, y, sample_weight
+            As for `fit`, with as many features as before. An empty ``X`` changes nothing.
 
         Returns
         -------
@@ -217,11 +213,7 @@ class Standardizer(_estimator.Estimator):
 
         Parameters
         ----------
-        X : array_like of real numbers
-            With the number of features of `fit`; any memory layout.
-        copy : bool, optional
-            As for `transform`.
-        out : ndarray, optional
+        X, copy, out
             As for `transform`.
 
         Returns
@@ -253,11 +245,7 @@ class Standardizer(_estimator.Estimator):
 
         Parameters
         ----------
-        X : array_like of real numbers
-            As for `fit`.
-        y : None
-            Ignored.
-        sample_weight : array_like of real numbers, shape (n_samples,), or a number, optional
+        X, y, sample_weight
             As for `fit`.
         out : ndarray, optional
             As for `transform`; may be ``X`` itself.
