@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
+Vector = NDArray[np.float64]  # of numbers a channel
 DType = TypeVar("DType", bound=np.generic)  # what comes out is what went in
 Activation = Literal["relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"]
 OnNonfinite = Literal["propagate", "raise", "skip"]

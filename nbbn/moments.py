@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from nbbn import _checks
+from nbbn._checks import Vector
 from nbbn._engine import masks, steps
 from nbbn._engine.known import met
 from nbbn._kernels import table as rows
 
-Vector = NDArray[np.float64]
 Parts = tuple[Any, Vector, Vector, Vector, Vector]  # count, mean and m2, both in two parts each
 
 _SMALLEST = 2.2250738585072014e-308  # of a count that is not 0

@@ -59,7 +59,7 @@ def normalized(path, axis, statistics=None, advance=nothing):
     """What is written for the file, as NumPy reads it."""
     target = path.with_name("normalized.npy")
     with _npy.opened(path) as source, _storage.replacing(target) as file:
-        written = _stream.output(source, file)
+        written = _npy.NpyOutput(file, _stream.normalized(source.header))
         if statistics is None:
             statistics = _stream.moments(source, axis, nothing)
         _stream.normalize(source, axis, statistics, written, advance)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from nbbn import _checks
+from nbbn._checks import Array
 from nbbn._engine import memory, threads
 from nbbn._engine.plan import PARALLEL_FROM, Plan, make_plan
 from nbbn._engine.views import View, apart, same_memory, view_of
 
-Array = NDArray[Any]
 Line = tuple[str, str]
 
 # operation -> how many arrays besides x are read, and how often

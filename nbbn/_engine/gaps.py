@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from nbbn._checks import Array
 from nbbn._engine import parts, steps
 from nbbn._engine.masks import Weights
 from nbbn._engine.plan import make_plan
 from nbbn._engine.views import read_in_place
 from nbbn._kernels import gaps, statistics
-
-Array = NDArray[Any]
 
 
 def moments_with_gaps(x: Array, index: int, weights: Weights | None) -> Array:

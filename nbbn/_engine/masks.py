@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbbn import _checks
-
-Array = NDArray[Any]
+from nbbn._checks import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,8 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from nbbn._checks import Array
 
 _SMALLEST = 1 << 20  # bytes: what is smaller, malloc uses again by itself
 _PAGE = 4096

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nbbn._checks import Array
 from nbbn._engine.views import View
 from nbbn._kernels import columns, runs
-
-Array = NDArray[Any]
 
 
 class Cut(NamedTuple):

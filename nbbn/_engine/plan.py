@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from numpy.typing import NDArray
-
+from nbbn._checks import Array
 from nbbn._engine import machine, threads
 from nbbn._engine.views import SMALL_INNER, View, same_memory
 from nbbn._kernels.runs import GROUP
-
-Array = NDArray[Any]
 
 # A parallel region pays from here on (values of one array). Measured on 2 threads, us, serial and
 # parallel: inference of (512, 64) 12 and 17, (2048, 64) 47 and 44; training of (8, 512, 8, 8) 162 and

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbbn import _checks
+from nbbn._checks import Array
 from nbbn._compiler.jit import Step
 from nbbn._engine import parts, threads
 from nbbn._engine.masks import Weights
@@ -20,7 +21,6 @@ from nbbn._kernels import steps_of_runs as runs
 from nbbn._kernels import table as rows
 from nbbn._kernels.activations import LEARNED, TABLE
 
-Array = NDArray[Any]
 Table = NDArray[np.float64]
 
 _KINDS = {name: (0.0,) * number for number, name in enumerate(TABLE)}

@@ -19,9 +19,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from nbbn import _checks
 from nbbn._compiler import announce, internals
 from nbbn._compiler.internals import most_threads, wanted_layer
 from nbbn._engine.machine import UNLIMITED, cpu_quota
+
+loaded_threading_layer = internals.loaded_layer
 
 MOST_TEAMS = 8  # calling threads alive that may own a team of OpenMP threads
 
@@ -117,10 +120,8 @@ def num_threads(n: int) -> Iterator[None]:
 
     Raises
     ------
-    TypeError
-        Where ``n`` is not an integer.
-    ValueError
-        Where ``n`` is out of range.
+    TypeError, ValueError
+        As `set_num_threads`.
 
     Examples
     --------
@@ -139,13 +140,10 @@ def num_threads(n: int) -> Iterator[None]:
 
 
 def _checked(n: Any) -> int:
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"n: expected an integer, got {type(n).__name__}")
-    value = n.__index__()
-    limit = most_threads()
+    value, limit = _checks.integer("n", n), most_threads()
     if not 1 <= value <= limit:
         raise ValueError(f"n: expected 1 to {limit} (numba's maximum), got {value}")
-    return int(value)
+    return value
 
 
 class Claim:
@@ -258,11 +256,6 @@ def threading_layer() -> str | None:
         _layer_problem = f"numba finds no threading layer for {wanted_layer()!r}"
         return None
     return loaded_threading_layer()
-
-
-def loaded_threading_layer() -> str | None:
-    """Return numba's threading layer, or None as long as none is loaded."""
-    return internals.loaded_layer()
 
 
 def _after_fork_in_child() -> None:

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nbbn._checks import overlap
+from nbbn._checks import Array, overlap
 from nbbn._compiler import announce
 from nbbn._engine.memory import empty_like
 
-Array = NDArray[Any]
 Strides = tuple[int, ...]
 
 # Below this many contiguous values a channel's run is only a partial vector: read as columns.

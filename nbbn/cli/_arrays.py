@@ -9,6 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
+from nbbn import _checks
 from nbbn._files import npy
 from nbbn.cli._errors import CommandError
 from nbbn.cli._files import TABLES, cannot_write, check_file
@@ -59,7 +62,7 @@ def reading(arguments: argparse.Namespace, to_table: bool = False) -> Iterator[n
         try:
             opened = npy.opened_member(path, _INPUT, key) if is_npz else npy.opened(path, _INPUT)
             source = stack.enter_context(opened)
-            _stream.check_dtype(source)
+            _checks.numbers(str(path), np.empty(0, source.header.dtype))
             _stream.view(source.header, axis)
         except OSError as error:
             raise CommandError(f"cannot read {path}: {error.strerror or error}") from None

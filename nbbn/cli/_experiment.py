@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from nbbn.cli._network import (
-    SGD,
-    FloatArray,
-    IntArray,
-    Network,
-    shuffled_batches,
-    softmax_cross_entropy,
-    train_one_epoch,
-)
+from nbbn.cli import _network as networks
+from nbbn.cli._network import FloatArray, IntArray, Network
 
 SIZES = (64, 100, 100, 100, 10)
 LEARNING_RATES = (0.01, 0.1, 1.0)
@@ -60,10 +54,7 @@ class Outcome:
     @property
     def epochs_to_goal(self) -> int | None:
         """The first epoch that ended with an accuracy of 95 % or more; None if none did."""
-        for epoch, accuracy in enumerate(self.accuracies):
-            if epoch > 0 and accuracy >= GOAL:
-                return epoch
-        return None
+        return next((epoch for epoch, accuracy in enumerate(self.accuracies) if epoch and accuracy >= GOAL), None)
 
 
 def load_digits() -> Digits:
@@ -78,12 +69,9 @@ def load_digits() -> Digits:
     return Digits(x[train], labels[train], x[test], labels[test])
 
 
-def settings() -> Iterator[Setting]:
-    """Yield everything that is to be compared."""
-    for learning_rate in LEARNING_RATES:
-        for batch_norm in (True, False):
-            for scaled in (False, True):
-                yield Setting(learning_rate, batch_norm, scaled)
+def settings() -> list[Setting]:
+    """Return everything that is to be compared."""
+    return [Setting(*each) for each in itertools.product(LEARNING_RATES, (True, False), (False, True))]
 
 
 def train(
@@ -95,14 +83,12 @@ def train(
     the images are the same for the same seed.
     """
     # A dependency of scikit-learn, so it is there where the digits are.
-    from threadpoolctl import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
-        threadpool_limits,
-    )
+    from threadpoolctl import threadpool_limits
 
     network = Network(SIZES, batch_norm=setting.batch_norm, seed=seed)
     if setting.scaled:
         network.scale_first_layer(SCALE)
-    optimizer = SGD(setting.learning_rate, MOMENTUM)
+    optimizer = networks.SGD(setting.learning_rate, MOMENTUM)
     shuffler = np.random.default_rng(seed)
     # A diverging network overflows; that is found below, by looking for it. The matrices are so
     # small that a second BLAS thread gains nothing, and on a busy machine waiting for it made the
@@ -110,8 +96,8 @@ def train(
     with np.errstate(all="ignore"), threadpool_limits(limits=1, user_api="blas"):
         accuracies = [_test(network, digits)]
         for _ in range(epochs):
-            batches = shuffled_batches(len(digits.x_train), BATCH_SIZE, shuffler)
-            loss = train_one_epoch(network, optimizer, digits.x_train, digits.y_train, batches)
+            batches = networks.shuffled_batches(len(digits.x_train), BATCH_SIZE, shuffler)
+            loss = networks.train_one_epoch(network, optimizer, digits.x_train, digits.y_train, batches)
             accuracy = _test(network, digits)
             after_epoch()
             if not np.isfinite(loss + accuracy):
@@ -147,7 +133,7 @@ def compile_layer(digits: Digits) -> None:
     """Run each thing that training does once, so that it is compiled before the clock starts."""
     network = Network(SIZES, batch_norm=True, seed=0)
     network.train()
-    _, gradient = softmax_cross_entropy(network(digits.x_train[:BATCH_SIZE]), digits.y_train[:BATCH_SIZE])
+    _, gradient = networks.softmax_cross_entropy(network(digits.x_train[:BATCH_SIZE]), digits.y_train[:BATCH_SIZE])
     network.backward(gradient)
     network.eval()
     network(digits.x_test)

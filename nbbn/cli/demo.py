@@ -89,7 +89,7 @@ def _train_all(digits: Digits, epochs: int, seed: int) -> dict[Setting, Outcome]
     with Progress(1, "Compiling") as progress:
         experiment.compile_layer(digits)
         progress.advance()
-    settings = list(experiment.settings())
+    settings = experiment.settings()
     outcomes = {}
     with Progress(len(settings) * epochs, "Training") as progress:
         for number, setting in enumerate(settings, start=1):

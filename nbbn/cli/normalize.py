@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
                 with (
                     tables.rows_of(arguments, file, names) if tables else _arrays.values_of(path, file, source.key)
                 ) as own:
-                    target = _stream.output(source, own)
+                    target = npy.NpyOutput(own, header)
                     found = _write(source, axis, given, target, arguments.save_stats is not None)
                 if found is not None and arguments.save_stats is not None:
                     _arrays.save_statistics(arguments.save_stats, found)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[np.float64]
+from nbbn._checks import Vector
+
 Matrix = NDArray[np.float64]
 Gather = Callable[[Vector], Matrix]
 

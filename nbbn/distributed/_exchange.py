@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nbbn._checks import Vector
 from nbbn.distributed._communicators import gather_of
 from nbbn.moments import _two_sum
-
-Vector = NDArray[np.float64]
 
 FORWARD, BACKWARD = 1, 2
 _NAMES = {FORWARD: "forward", BACKWARD: "backward"}

@@ -51,17 +51,12 @@ def dask_moments(x: Any, *, axis: int = 1, mask: Any = None) -> Moments:
 
     See Also
     --------
-    nbbn.batch_moments : of arrays in memory.
+    nbbn.batch_moments : of arrays in memory, and the sources.
 
     Notes
     -----
     The same bits for every scheduler and number of workers, as the blocks alone say what is merged
     with what: groups of at most 8 neighbours in their order, then groups of the results.
-
-    References
-    ----------
-    T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance: analysis
-    and recommendations", The American Statistician 37 (1983) 242-247.
 
     Examples
     --------
@@ -150,12 +145,8 @@ def dask_normalize(
         Of any chunks; their sizes may be unknown, but along the channel axis.
     mean, var : array_like of real numbers, shape (C,), or a number
         Statistics per channel, such as those of `dask_moments`.
-    gamma, beta : array_like of real numbers, shape (C,), or a number, optional
-        Scale (default 1) and shift (default 0) per channel.
-    eps : float, default 1e-5
-        Added to ``var`` inside the square root; finite, >= 0. Where that sum is 0, ``y`` is ``beta``.
-    axis : int, default 1
-        The channel axis; may be negative.
+    gamma, beta, eps, axis
+        As of `nbbn.normalize`.
     residual : array_like or dask.array.Array, optional
         Added before the activation; of the shape and dtype of the result. Where chunk sizes are
         unknown, it must be a dask array with the blocks of ``x``.
@@ -175,12 +166,7 @@ def dask_normalize(
 
     See Also
     --------
-    nbbn.normalize : the same for an array in memory.
-
-    References
-    ----------
-    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
-    Internal Covariate Shift", ICML 2015, algorithm 2.
+    nbbn.normalize : the same for an array in memory, and the source.
 
     Examples
     --------

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
-from nbbn._checks import Called, DType, Written
+from nbbn._checks import Array, Called, DType, Written
 from nbbn._engine import steps
 from nbbn._engine.known import Known
 from nbbn._engine.memory import empty_like
@@ -19,8 +19,6 @@ from nbbn._kernels import table as rows
 from nbbn.distributed._exchange import BACKWARD, FORWARD, Peers, Statistics, merged
 from nbbn.layer._forward import Call, Forward
 from nbbn.layer.batch_norm import BatchNorm
-
-Array = NDArray[Any]
 
 
 class SyncBatchNorm(BatchNorm):
@@ -133,6 +131,8 @@ class SyncBatchNorm(BatchNorm):
     ) -> Array:
         """Normalize the worker's share of a batch; in training with the statistics of all of it.
 
+        The class has an example, the guide programs on several workers.
+
         Parameters
         ----------
         x : array_like of float32, float64, float16 or bfloat16
@@ -152,10 +152,6 @@ class SyncBatchNorm(BatchNorm):
             together.
         RuntimeError
             Where another worker raised; the message names its rank. The layer is unchanged then.
-
-        Examples
-        --------
-        See the class, and the guide for programs on several workers.
         """
         given: Called = {"training": training, "mask": mask, "residual": residual, "out": out}
         mode = training if isinstance(training, (bool, np.bool_)) else self.training
@@ -231,10 +227,6 @@ class SyncBatchNorm(BatchNorm):
             As `nbbn.BatchNorm.backward`, and where another worker raised.
         TypeError, ValueError
             As `nbbn.BatchNorm.backward`.
-
-        Examples
-        --------
-        See the class, and the guide for programs on several workers.
         """
         last = getattr(self._here, "last", self._last)
         if last is None:
@@ -287,9 +279,7 @@ class SyncBatchNorm(BatchNorm):
         return self
 
     @classmethod
-    def load(  # type: ignore[override]
-        cls, path: str | os.PathLike[str], *, comm: Any
-    ) -> SyncBatchNorm:
+    def load(cls, path: str | os.PathLike[str], *, comm: Any) -> SyncBatchNorm:  # type: ignore[override]
         """Return the layer in a file that `save` wrote, of this class or of `nbbn.BatchNorm`.
 
         Parameters

@@ -8,12 +8,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from nbbn._checks import Array
 from nbbn._files import state as state_files
 from nbbn.layer.batch_norm import BatchNorm
-
-Array = NDArray[Any]
 
 COUNTER = "num_batches_tracked"
 _RUNNING = ("running_mean", "running_var")

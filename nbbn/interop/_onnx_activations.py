@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,18 @@ def readers_of(graph: Any, inside: bool = False) -> Readers:
     for node in graph.node:
         for name in node.input:
             found.setdefault(name, []).append(None if inside else node)
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                for name, nodes in readers_of(inner, True).items():
-                    found.setdefault(name, []).extend(nodes)
+        for inner in graphs_in(node):
+            for name, nodes in readers_of(inner, True).items():
+                found.setdefault(name, []).extend(nodes)
     return found
+
+
+def graphs_in(node: Any) -> Iterator[Any]:
+    """Yield the branches and bodies of a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _options(node: Any, numbers: Numbers, channels: int) -> dict[str, Any]:

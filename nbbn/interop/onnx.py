@@ -12,15 +12,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbbn import _checks
+from nbbn._checks import Array
 from nbbn._files import paths
 from nbbn.interop import _layers
 from nbbn.interop import _onnx_activations as onnx_activations
 from nbbn.layer.batch_norm import BatchNorm
-
-Array = NDArray[Any]
 
 _OPERATOR = "BatchNormalization"
 _DOMAINS = ("", "ai.onnx")
@@ -197,10 +195,6 @@ def _named(model: Any) -> dict[str, tuple[Any, ChainMap[str, Any], Any]]:
     return found
 
 
-def _called(node: Any) -> str:
-    return f"node {node.name or next(iter(node.output), '')!r}"
-
-
 def _walk(graph: Any, outer: ChainMap[str, Any]) -> Iterator[tuple[Any, ChainMap[str, Any], Any]]:
     """Yield the nodes of the graph and the graphs within, what names mean to each, and its graph.
 
@@ -213,15 +207,8 @@ def _walk(graph: Any, outer: ChainMap[str, Any]) -> Iterator[tuple[Any, ChainMap
     for node in graph.node:
         if node.op_type == _OPERATOR and node.domain in _DOMAINS:
             yield node, scope, graph
-        for inner in _graphs_in(node):
+        for inner in onnx_activations.graphs_in(node):
             yield from _walk(inner, scope)
-
-
-def _graphs_in(node: Any) -> Iterator[Any]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _layer(name: str, node: Any, scope: ChainMap[str, Any], graph: Any, source: _Source) -> BatchNorm:
@@ -230,7 +217,7 @@ def _layer(name: str, node: Any, scope: ChainMap[str, Any], graph: Any, source: 
             raise ValueError("expected a name or an output, got none")
         return _checked(node, scope, graph, source)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{_called(node)}: {error}") from error
+        raise ValueError(f"node {node.name or next(iter(node.output), '')!r}: {error}") from error
 
 
 def _checked(node: Any, scope: ChainMap[str, Any], graph: Any, source: _Source) -> BatchNorm:

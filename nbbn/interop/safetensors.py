@@ -8,14 +8,12 @@ import os
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
+from nbbn._checks import Array
 from nbbn._files import paths
 from nbbn._files import state as state_files
 from nbbn.interop import _layers
 from nbbn.layer.batch_norm import BatchNorm
-
-Array = NDArray[Any]
 
 _METADATA = "__metadata__"
 _OPTIONS = "nbbn.BatchNorm"

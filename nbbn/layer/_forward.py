@@ -6,14 +6,11 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from numpy.typing import NDArray
-
-from nbbn._checks import overlap
+from nbbn._checks import Array, overlap
 from nbbn._engine.known import Known
 from nbbn._engine.masks import Weights
 from nbbn._engine.steps import Epilogue
 
-Array = NDArray[Any]
 At = tuple[slice, ...]  # where in an array a part of it lies
 Token = bytes | None  # some of the values of an array; None where a result was written over them
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from nbbn import _checks
-from nbbn._checks import Activation, OnNonfinite
+from nbbn._checks import Activation, Array, OnNonfinite
 from nbbn._compiler.forks import new_lock
 from nbbn._engine import steps
 from nbbn._engine.known import Memory
@@ -21,8 +21,6 @@ from nbbn._kernels import table as rows
 from nbbn.layer import _words
 from nbbn.layer._forward import Forward, Snapshot
 from nbbn.moments import Moments, of_table
-
-Array = NDArray[Any]
 
 # The options, in the order in which files and `repr` have them; their defaults stand in the signature alone.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {

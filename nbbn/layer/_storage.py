@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbbn import _checks
+from nbbn._checks import Array
 from nbbn._files import state as state_files
 from nbbn._kernels import table as rows
 from nbbn.layer._state import ARRAYS, CHECKS, LayerState
-
-Array = NDArray[Any]
 
 _OF_BATCH = [rows.MEAN, rows.VAR, rows.INV_STD]  # what is shown of a training batch
 
@@ -150,8 +148,6 @@ class StoredLayer(LayerState):
 
         Examples
         --------
-        See `save`.
-
         >>> import nbbn, os, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = os.path.join(folder, "bn.npz")

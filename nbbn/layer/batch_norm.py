@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
-from nbbn._checks import Called, DType, Written
+from nbbn._checks import Array, Called, DType, Written
 from nbbn._engine import masks, steps
 from nbbn._engine.known import Known
 from nbbn._engine.memory import empty_like
@@ -18,8 +18,6 @@ from nbbn._kernels import table as rows
 from nbbn.layer._forward import At, Call, Forward, Snapshot, is_unchanged, token_of, without_gaps
 from nbbn.layer._storage import StoredLayer
 from nbbn.layer.frozen import FrozenBatchNorm
-
-Array = NDArray[Any]
 
 
 class BatchNorm(StoredLayer):

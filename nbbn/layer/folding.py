@@ -6,16 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from nbbn import _checks
+from nbbn._checks import Array, Vector
 from nbbn.layer.batch_norm import BatchNorm
 from nbbn.layer.frozen import FrozenBatchNorm
-
-Array = NDArray[Any]
-Vector = NDArray[np.float64]
-
-__all__ = ["fold_conv", "fold_linear"]
 
 _SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 _ACCEPTED = "float16, bfloat16, float32 or float64"

@@ -8,13 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
-from nbbn._checks import Activation, DType, Inferred
+from nbbn._checks import Activation, Array, DType, Inferred
 from nbbn._engine import steps
 from nbbn._engine.known import Memory
 from nbbn._kernels import table as rows
 from nbbn.layer._state import Shown
-
-Array = NDArray[Any]
 
 
 class FrozenBatchNorm:
@@ -204,10 +202,8 @@ class FrozenBatchNorm:
 
         Raises
         ------
-        TypeError
-            For any other dtype, and for masked arrays.
-        ValueError
-            For a wrong shape or ``out``. Nothing has been written then.
+        TypeError, ValueError
+            As `nbbn.BatchNorm`, for a wrong dtype, shape or ``out``. Nothing has been written then.
 
         Examples
         --------

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbbn import _checks
+from nbbn._checks import Array, Vector
 from nbbn._engine import steps
 from nbbn._engine.known import Memory, met_with_target
 from nbbn._engine.parts import blocks_to_write
@@ -26,9 +26,6 @@ from nbbn.standardizer._features import (
     result_dtype,
     widened,
 )
-
-Array = NDArray[Any]
-Vector = NDArray[np.float64]
 
 _FLOAT64 = np.dtype(np.float64)
 _FLOAT32 = np.dtype(np.float32)

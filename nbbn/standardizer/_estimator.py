@@ -155,7 +155,7 @@ class Estimator:
         >>> nbbn.Standardizer().set_fit_request(sample_weight=True)  # doctest: +SKIP
         Standardizer()
         """
-        return self._request("fit", sample_weight=sample_weight)
+        return self._request("fit", sample_weight)
 
     def set_partial_fit_request(self, *, sample_weight: Any) -> Self:
         """`set_fit_request` for ``partial_fit``.
@@ -176,7 +176,7 @@ class Estimator:
         >>> nbbn.Standardizer().set_partial_fit_request(sample_weight=True)  # doctest: +SKIP
         Standardizer()
         """
-        return self._request("partial_fit", sample_weight=sample_weight)
+        return self._request("partial_fit", sample_weight)
 
     def get_metadata_routing(self) -> Any:
         """Return scikit-learn's record of the metadata that ``fit`` and ``partial_fit`` ask for.
@@ -200,10 +200,9 @@ class Estimator:
             getattr(request, method).add_request(param="sample_weight", alias=None)
         return request
 
-    def _request(self, method: str, **chosen: Any) -> Self:
+    def _request(self, method: str, sample_weight: Any) -> Self:
         request = self.get_metadata_routing()
-        for name, alias in chosen.items():
-            getattr(request, method).add_request(param=name, alias=alias)
+        getattr(request, method).add_request(param="sample_weight", alias=sample_weight)
         vars(self)["_metadata_request"] = request  # scikit-learn's clone copies this name
         return self
 

@@ -12,17 +12,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbbn import _checks, moments
+from nbbn._checks import Array, Vector
 from nbbn._engine import masks
 from nbbn._engine.gaps import moments_with_gaps
 from nbbn._kernels import table as rows
 from nbbn.moments import Moments
 from nbbn.standardizer import _blocks
-
-Array = NDArray[Any]
-Vector = NDArray[np.float64]
 
 _EPS = float(np.finfo(np.float64).eps)
 # Values. Of a piece that is summed at once; of a block that is looked at, or widened, and stays in the cache; of the

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from nbbn import _checks
+from nbbn._checks import Array, Vector
 from nbbn._engine.threads import num_threads
 from nbbn.distributed import dask as dask_arrays
 from nbbn.standardizer import _blocks
-from nbbn.standardizer._dataset import Array, Dense, Fitted, Vector, apply_form
+from nbbn.standardizer._dataset import Dense, Fitted, apply_form
 from nbbn.standardizer._features import FeatureMoments, moments_of, widened
 
 

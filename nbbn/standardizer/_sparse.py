@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from nbbn import _checks
-from nbbn.standardizer._dataset import Array, Dense, Fitted, Vector
+from nbbn._checks import Array, Vector
+from nbbn.standardizer._dataset import Dense, Fitted
 from nbbn.standardizer._features import BLOCK, FeatureMoments, check_not_infinite, widened
 
 

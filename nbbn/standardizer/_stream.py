@@ -13,19 +13,18 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbbn import _checks
+from nbbn._checks import Array
 from nbbn._files import state as state_files
 from nbbn._files.npy import Header, NpyFile, NpyOutput
 from nbbn.standardizer._blocks import for_each
 from nbbn.standardizer._dataset import apply_form, form_of
 from nbbn.standardizer._features import FeatureMoments, moments_of, result_dtype, widened
 
-Array = NDArray[Any]
 Advance = Callable[[int], None]
 
 # Of a block, at most. Measured, both passes, seconds: (4194304, 64) float32 with 2**18, 2**20 and 2**22
@@ -49,11 +48,6 @@ class Block:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
-
-
-def check_dtype(source: NpyFile) -> None:
-    """Raise TypeError for values that cannot be read."""
-    _checks.numbers(source.path, np.empty(0, source.header.dtype))
 
 
 def view(header: Header, axis: int) -> tuple[int, int, int]:
@@ -176,11 +170,6 @@ def load(path: str | os.PathLike[str]) -> tuple[FeatureMoments, tuple[str, ...]]
         vectors |= {"count": np.ones(size), "m2": vectors["var"]}
     parts = (vectors.get(name, zeros) for name in _MEMBERS)
     return FeatureMoments.of(tuple(parts)), names
-
-
-def output(source: NpyFile, file: BinaryIO) -> NpyOutput:
-    """Make the .npy file of what `normalize` writes, as long as it will be, of an open file."""
-    return NpyOutput(file, normalized(source.header))
 
 
 def normalized(header: Header) -> Header:

@@ -11,16 +11,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyarrow import compute, csv
 
+from nbbn._checks import Array
 from nbbn._files import paths
 from nbbn._files.npy import Header, NpyFile, write_header
 from nbbn.standardizer._blocks import for_each
 from nbbn.standardizer._dataset import apply_form, form_of
 from nbbn.standardizer._features import FeatureMoments, moments_of
 
-Array = NDArray[Any]
 Advance = Callable[[int], None]
 
 _BLOCK = 1 << 22  # bytes of text that are read at once

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbbn import _checks
+from nbbn._checks import Array, Vector
 from nbbn._compiler.forks import new_lock
 from nbbn._engine.steps import NOTHING
 from nbbn.distributed.dask import is_dask
@@ -16,9 +16,6 @@ from nbbn.standardizer._dataset import Chunks, Dense, Fitted
 from nbbn.standardizer._features import FeatureMoments
 from nbbn.standardizer._lazy import Lazy
 from nbbn.standardizer._sparse import Sparse, is_sparse
-
-Array = NDArray[Any]
-Vector = NDArray[np.float64]
 
 
 class Standardizer(_estimator.Estimator):
