@@ -38,6 +38,7 @@ FILES = {
         ("x plus the center", "value = fma(x - c.center, c.scale, c.shift)\n    value = plus(value", "value = fma(x + c.center, c.scale, c.shift)\n    value = plus(value"),
         ("a gradient loses its last term", "fma(centred * c.inv_std, c.slope, c.rest))", "centred * c.inv_std * c.slope)", "test_exactness"),
         ("a mask over runs is not looked at in a backward", "return where_counted(weight_at(read.mask, row, k, count), found, grad * c.scale)", "return found"),
+        ("an infinite masked value enters the sums of a backward", "where_finite(deviation, grad_y, zero))", "grad_y)"),
         ("a residual is subtracted on the way back", "return plus(value, at_any(read.residual, row, k, count))", "return value - at_any(read.residual, row, k, count)"),
     ),
     "_kernels/loops.py": (
@@ -61,10 +62,6 @@ FILES = {
     "_kernels/table.py": (
         FORMULAS + "test_kernels test_functional test_layer",
         ("the gradients of gamma and beta change places", "OF_GAMMA = 6\nOF_BETA = 7", "OF_GAMMA = 7\nOF_BETA = 6"),
-    ),
-    "_kernels/weights.py": (
-        FORMULAS + "test_mask",
-        ("an infinite masked value enters the sums of a backward", "where_finite(deviation, grad_y, zero))", "grad_y)"),
     ),
     "_kernels/columns.py": (
         FORMULAS + "test_kernels test_moments test_exactness",
@@ -162,6 +159,7 @@ FILES = {
     "_engine/steps.py": (
         "test_functional test_nonfinite test_sync",
         ("an infinite mean makes its shift NaN", "rest[~np.isfinite(rest)] = 0.0", "pass"),
+        ("of runs of several samples, the first is summed", "outer * -(-inner // statistics.PIECE)", "-(-inner // statistics.PIECE)", "test_standardizer_gaps"),
         ("workers forget the correction of a backward", "(inv_std * sums[rows.SUM_PRODUCT]) / (count - correction)", "(inv_std * sums[rows.SUM_PRODUCT]) / count", "test_sync"),
         ("a parallel region is never left", "    finally:\n        threads.leave_region(claim)", "    finally:\n        step.last = claim", "test_threads test_explain"),
     ),
@@ -217,10 +215,6 @@ FILES = {
     "_engine/explain.py": (
         "test_explain",
         ("explain says out of what is written in place", 'return "x itself" if same_memory(out, x) else "out"', 'return "out"'),
-    ),
-    "_engine/gaps.py": (
-        "test_standardizer_gaps",
-        ("of runs of several samples, the first is summed", "outer * -(-inner // statistics.PIECE)", "-(-inner // statistics.PIECE)"),
     ),
     "_engine/config.py": (
         "test_machine test_observation",

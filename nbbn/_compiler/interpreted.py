@@ -1,4 +1,4 @@
-"""What ``vectors``, ``memory``, ``weights`` and ``infinite`` do, in plain Python: arrays of 16 lanes.
+"""What ``vectors``, ``memory`` and ``weights`` do, in plain Python: arrays of 16 lanes.
 
 For ``NUMBA_DISABLE_JIT``: each function takes the place of the intrinsic of its name, where it is described.
 """
@@ -36,12 +36,7 @@ def _memory(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
     return np.lib.stride_tricks.as_strided(array, (index + count,), (array.itemsize,))[index:]
 
 
-def smaller(a: int, b: int) -> int:
-    return a if a < b else b
-
-
-def larger(a: int, b: int) -> int:
-    return a if a > b else b
+smaller, larger = min, max
 
 
 def has(value: Any) -> bool:
@@ -95,9 +90,7 @@ def _encode(dtype: np.dtype[Any], vector: NDArray[Any]) -> NDArray[Any]:
 
 
 def load(array: Any, index: int) -> Any:
-    if array is None:
-        return None
-    return _decode(_memory(array, index, LANES))
+    return load_upto(array, index, LANES)
 
 
 def lanes(number: int) -> Any:

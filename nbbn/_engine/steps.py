@@ -15,6 +15,7 @@ from nbbn._engine.masks import Weights
 from nbbn._engine.memory import empty_like
 from nbbn._engine.plan import make_plan
 from nbbn._engine.views import Reading, View, read_in_place
+from nbbn._kernels import gaps, statistics
 from nbbn._kernels import steps_of_columns as columns
 from nbbn._kernels import steps_of_layers as layers
 from nbbn._kernels import steps_of_runs as runs
@@ -228,6 +229,27 @@ def look(view: View, x: Array, table: Table, freedom: float, eps: float, weights
         blocks = parts.blocks_to_sum(view.shape, width)
         run(columns.moments_of_columns, wanted, plan.parallel, *arguments, plan.ahead, blocks)
     return form
+
+
+def moments_with_gaps(x: Array, index: int, weights: Weights | None) -> Array:
+    """Return count, mean, what its rounding leaves, and m2 of the channels, (4, C): NaN is a value that is missing.
+
+    ``x`` is not empty.
+    """
+    view, (source,) = read_in_place(index, weights is not None, x)
+    plan, stack = make_plan(view, (source,)), view.of(source)
+    of_weights = None if weights is None else weights.in_order(source, index)
+    blocks: tuple[Array, ...] = ()
+    if view.runs:
+        outer, width, inner = view.shape
+        step, number = gaps.gaps_of_runs, outer * -(-inner // statistics.PIECE)
+    else:
+        width, numbers = parts.cut_for_sums(view, of_weights, stack)
+        step, number, blocks = gaps.gaps_of_columns, numbers.size, (parts.blocks_to_sum(view.shape, width),)
+    written, table = np.empty((4, number, width)), np.empty((4, view.channels))
+    wanted = variant_of(x, weights=of_weights)
+    run(step, wanted, plan.parallel, stack, of_weights, written, table, plan.ahead, *blocks)
+    return table
 
 
 def train(

@@ -54,8 +54,6 @@ def write_coefficients(form: Any, c: int, n: int, mean: Any, low: Any, std: Any,
 
 
 class Channels(NamedTuple):
-    """Some of the channels."""
-
     first: Any
     stop: Any
 

@@ -12,9 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbbn._compiler.infinite import note_infinite, room_for_largest
 from nbbn._compiler.jit import helper, inlined
-from nbbn._compiler.memory import at, fence, load_upto, outer_stride, prefetch, row_stride, store_upto
+from nbbn._compiler.memory import (
+    at,
+    fence,
+    load_upto,
+    note_infinite,
+    outer_stride,
+    prefetch,
+    room_for_largest,
+    row_stride,
+    store_upto,
+)
 from nbbn._compiler.vectors import (
     LANES,
     any_greater,

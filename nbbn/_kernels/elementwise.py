@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from nbbn._compiler.infinite import note_largest
 from nbbn._compiler.jit import inlined
-from nbbn._compiler.memory import at, at_any, keep, load_upto
-from nbbn._compiler.vectors import fma, plus, splat, widen
-from nbbn._compiler.weights import weight_at, weight_of_row, where_counted
+from nbbn._compiler.memory import at, at_any, keep, load_upto, note_largest
+from nbbn._compiler.vectors import fma, plus, splat, where_finite, widen
+from nbbn._compiler.weights import all_count, weight_at, weight_of_row, where_counted
 from nbbn._kernels.activations import LEARNED, Activation, activated, through_activation, through_slope
 from nbbn._kernels.table import CENTER, FORM_SLOPE, SCALE, SHIFT
-from nbbn._kernels.weights import harmless
 
 
 class Forward(NamedTuple):
@@ -119,7 +117,6 @@ def forward(read: Forward, row: int, k: int, count: int, c: Coefficients) -> Any
 
 @inlined
 def argument(read: Backward, row: int, k: int, count: int, x: Any, c: Coefficients) -> Any:
-    """Return the argument of the activation."""
     value = fma(x - c.center, c.scale, c.shift)
     return plus(value, at_any(read.residual, row, k, count))
 
@@ -187,6 +184,16 @@ def add_products(read: Backward, row: int, k: int, count: int, about: About, sum
 def add_products_of_row(read: Backward, row: int, k: int, count: int, about: About, sums: Any) -> Any:
     """`add_products` where the values of a row, of different channels, share their place in a mask."""
     return products(read, row, k, count, about, sums, weight_of_row(read.mask, row))
+
+
+@inlined
+def harmless(grad_y: Any, deviation: Any, weight: Any) -> tuple[Any, Any]:
+    """Return both, or zeros where a masked value is not finite: its output is no one's result."""
+    zero = splat(0.0)
+    if not all_count(weight):
+        grad_y = where_counted(weight, grad_y, where_finite(deviation, grad_y, zero))
+        deviation = where_counted(weight, deviation, where_finite(deviation, deviation, zero))
+    return grad_y, deviation
 
 
 @inlined

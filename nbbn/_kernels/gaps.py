@@ -151,7 +151,6 @@ def look_at_tile(x: Any, weights: Any, parts: Any, block: Block, ahead: int) -> 
 
 @helper
 def look_at_run(read: Samples, length: int, parts: Any, place: int) -> None:
-    """Take the moments of a run."""
     x, zero = read.x.values, splat(0.0)
     about = constant(at(read.x, ZERO, ZERO, length), 0.0)
     weight = weight_at(read.weights, ZERO, ZERO, length)

@@ -11,9 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbbn._compiler.infinite import note_infinite, room_for_largest
 from nbbn._compiler.jit import helper, inlined
-from nbbn._compiler.memory import fence, lanes, load, load_upto, outer_stride, prefetch, put, row_stride
+from nbbn._compiler.memory import (
+    fence,
+    lanes,
+    load,
+    load_upto,
+    note_infinite,
+    outer_stride,
+    prefetch,
+    put,
+    room_for_largest,
+    row_stride,
+)
 from nbbn._compiler.vectors import LANES, has, has_spare_digits, has_values, larger, smaller, splat, total
 from nbbn._kernels.elementwise import (
     About,
@@ -143,7 +153,6 @@ def normalize_runs(x: Any, to: Target, task: int) -> None:
 
 @helper
 def normalize_channel(x: Any, to: Target, c: int) -> None:
-    """Write y for one channel."""
     outer, _, inner = x.shape
     added = column_of(to.residual, ZERO, c, ZERO)
     read = Forward(column_of(x, ZERO, c, ZERO), added, to.kind, None)
@@ -170,7 +179,6 @@ def sums_in(room: Any, channel: int, like: Any) -> Any:
 
 @inlined
 def put_sums(room: Any, channel: int, sums: Any) -> None:
-    """Write the sums of a channel."""
     at = room_of(channel)
     put(room, at, sums[0], 0)
     put(room, at + LANES, sums[1], 0)
@@ -189,7 +197,6 @@ def is_far(x: Any) -> bool:
 
 @inlined
 def ask_for(array: Any, p: Part, row: int, c: int) -> None:
-    """Ask for a run."""
     there = rows_of(array, row, c, p.first)
     for k in range(0, p.length, LANES):
         prefetch(array, there.at + k)
@@ -301,7 +308,6 @@ def products_of_run(given: Products, p: Part, row: int, c: int) -> tuple[Backwar
 
 @inlined
 def keep_totals(sums: Any, parts: Any, part: int, c: int) -> None:
-    """Write the sums of a part of a channel."""
     parts[SUM_GRAD, part, c], parts[SUM_PRODUCT, part, c] = total(sums[0]), total(sums[1])
     if len(sums) == 3:
         parts[SUM_SLOPE, part, c] = total(sums[2])
@@ -325,7 +331,6 @@ def add_up_group(grad_y: Any, x: Any, to: Sums, fused: Fused, first: int, stop: 
 
 @helper
 def differentiate_channel(grad_y: Any, x: Any, to: GradientTarget, c: int) -> None:
-    """Write grad_x for one channel."""
     outer, _, inner = x.shape
     of_mask, none = Rows(to.mask, ZERO, inner), one_row(None, ZERO)
     grads, values = column_of(grad_y, ZERO, c, ZERO), column_of(x, ZERO, c, ZERO)

@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import at, load_every
 from nbbn._compiler.vectors import LANES, fma, has_spare_digits, keep_first, not_below, splat, where_finite, widen
-from nbbn._compiler.weights import weight_at, weight_of_row
+from nbbn._compiler.weights import times_weight, weight_at, weight_of_row, where_counted
 from nbbn._kernels.table import SQUARES, SUM
-from nbbn._kernels.weights import weighted
 
 PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the part in cache
 
@@ -33,6 +32,13 @@ class Samples(NamedTuple):
 
     x: Any
     weights: Any
+
+
+@inlined
+def weighted(deviation: Any, weight: Any) -> tuple[Any, Any]:
+    """Return weight times deviation, and the deviation; 0 where it has no weight (NaN, too)."""
+    counted = where_counted(weight, deviation, splat(0.0))
+    return times_weight(weight, counted), counted
 
 
 @inlined

@@ -1,4 +1,4 @@
-"""The compiled steps on channels that lie side by side: what Python calls, with loops to share out.
+"""The compiled steps on channels that lie side by side: those of `nbbn._kernels.steps_of_runs`, column by column.
 
 Narrow rows may be read several to a row, of ``width`` values: see `nbbn._kernels.columns`. What is given a column
 (coefficients, means, sums) says by its own width which.
@@ -9,27 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from nbbn._compiler.jit import (
-    Blocks,
-    Float,
-    Form,
-    IfFused,
-    IfFusedForm,
-    IfNoted,
-    IfResidual,
-    IfWeights,
-    Int,
-    Kind,
-    Numbers,
-    OutForm,
-    OutIfFused,
-    OutStack,
-    OutTable,
-    Parts,
-    Stack,
-    Table,
-    step,
-)
+from nbbn._compiler import jit
+from nbbn._compiler.jit import step
 from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
 from nbbn._kernels.columns import (
     Learned,
@@ -47,43 +28,39 @@ from nbbn._kernels.memory import ZERO
 
 @step
 def infer_columns(
-    x: Stack,
-    y: OutStack,
-    residual: IfResidual,
-    form: Form,
-    kind: Kind,
-    streaming: Int,
-    noted: IfNoted,
-    blocks: Blocks,
+    x: jit.Stack,
+    y: jit.OutStack,
+    residual: jit.IfResidual,
+    form: jit.Form,
+    kind: jit.Kind,
+    streaming: jit.Int,
+    noted: jit.IfNoted,
+    blocks: jit.Blocks,
 ) -> None:
-    """Write ``y = activation((x - center) * scale + shift + residual)``.
-
-    ``noted[0]`` becomes 1 if x has an infinite value.
-    Reads the inputs once, writes y once; y may be any of them. Parallel over tiles of columns of some rows.
-    """
+    """`infer_runs` of channels that lie side by side. Parallel over tiles of columns of some rows."""
     for task in prange(x.shape[0] * len(blocks)):
         normalize_tile(x, Target(y, residual, form, kind, streaming, noted), block_at(blocks, np.intp(task)))
 
 
 @step
 def moments_of_columns(
-    x: Stack,
-    weights: IfWeights,
-    numbers: Numbers,
-    parts: Parts,
-    table: OutTable,
-    form: OutForm,
-    freedom: Float,
-    eps: Float,
-    ahead: Int,
-    blocks: Blocks,
+    x: jit.Stack,
+    weights: jit.IfWeights,
+    numbers: jit.Numbers,
+    parts: jit.Parts,
+    table: jit.OutTable,
+    form: jit.OutForm,
+    freedom: jit.Float,
+    eps: jit.Float,
+    ahead: jit.Int,
+    blocks: jit.Blocks,
 ) -> None:
-    """Write the statistics of each channel to ``table``, which holds gamma and beta, and its coefficients to ``form``.
+    """`moments_of_runs` of channels that lie side by side.
 
-    ``freedom`` is ``n - correction``; ``numbers`` are how many values a column of each part has, or their
-    ``weights``, one a row; ``parts``, (3, number of parts, width), is written over.
+    ``numbers`` are how many values a column of each part has, or their ``weights``, one a row; ``parts``, (3, number of
+    parts, width), is written over.
 
-    Reads x once; ``ahead``, asks for rows ahead of time. Parallel over tiles of columns of parts of the rows.
+    ``ahead``, it asks for rows ahead of time. Parallel over tiles of columns of parts of the rows.
     """
     for task in prange(x.shape[0] * len(blocks)):
         look_at_tile(x, Learned(weights, numbers, parts, ahead), block_at(blocks, np.intp(task)))
@@ -93,33 +70,26 @@ def moments_of_columns(
 
 @step
 def gradient_sums_of_columns(
-    grad_y: Stack,
-    x: Stack,
-    mask: IfWeights,
-    residual: IfFused,
-    kept: OutIfFused,
-    of_y: IfFusedForm,
-    kind: Kind,
-    means: Table,
-    parts: Parts,
-    table: Table,
-    sums: OutTable,
-    form: OutForm,
-    count: Float,
-    freedom: Float,
-    blocks: Blocks,
+    grad_y: jit.Stack,
+    x: jit.Stack,
+    mask: jit.IfWeights,
+    residual: jit.IfFused,
+    kept: jit.OutIfFused,
+    of_y: jit.IfFusedForm,
+    kind: jit.Kind,
+    means: jit.Table,
+    parts: jit.Parts,
+    table: jit.Table,
+    sums: jit.OutTable,
+    form: jit.OutForm,
+    count: jit.Float,
+    freedom: jit.Float,
+    blocks: jit.Blocks,
 ) -> None:
-    """Write ``sum(g)`` and ``sum(g * (x - mean))`` of each channel to ``sums``, and that of a learned slope.
+    """`gradient_sums_of_runs` of channels that lie side by side; ``form`` is for `gradient_of_columns`.
 
-    ``g`` is ``grad_y``, or what reaches the argument of an activation, which is written to ``kept`` unless that is
-    empty; then ``of_y`` are the coefficients of the forward, and ``residual`` is empty where there was none.
-
-    And to ``form`` the coefficients of `gradient_of_columns`, of ``count`` values a channel, and the gradients with
-    respect to the parameters. ``means`` has one a column in its first row, ``of_y`` too; ``parts``, (2 or 3, number of
-    parts, width), holds zeros, and is written over.
-
-    Where ``mask`` is 0, one number a row, x may be NaN. Reads both arrays once. Parallel over tiles of
-    columns of parts of the rows.
+    ``means`` has one a column in its first row, ``of_y`` too; ``parts``, (2 or 3, number of parts, width), holds zeros,
+    and is written over; ``mask`` has one number a row. Parallel over tiles of columns of parts of the rows.
     """
     for task in prange(x.shape[0] * len(blocks)):
         fused = Fused(kind, of_y, residual, kept)
@@ -130,22 +100,17 @@ def gradient_sums_of_columns(
 
 @step
 def gradient_of_columns(
-    grad_y: Stack,
-    x: Stack,
-    grad_x: OutStack,
-    mask: IfWeights,
-    form: Form,
-    of_y: IfFusedForm,
-    kind: Kind,
-    streaming: Int,
-    blocks: Blocks,
+    grad_y: jit.Stack,
+    x: jit.Stack,
+    grad_x: jit.OutStack,
+    mask: jit.IfWeights,
+    form: jit.Form,
+    of_y: jit.IfFusedForm,
+    kind: jit.Kind,
+    streaming: jit.Int,
+    blocks: jit.Blocks,
 ) -> None:
-    """Write ``grad_x`` with the coefficients in ``form``; where ``mask`` is 0, ``g * gamma * inv_std``.
-
-    ``g`` is ``grad_y``, or what reaches the argument of an activation: ``of_y`` are the coefficients of the forward.
-    Reads both arrays once, writes grad_x once; grad_x may be either of them. Parallel over tiles of columns
-    of some rows.
-    """
+    """`gradient_of_runs` of channels that lie side by side. Parallel over tiles of columns of some rows."""
     for task in prange(x.shape[0] * len(blocks)):
         to = GradientTarget(grad_x, mask, Forms(form, of_y), kind, streaming)
         differentiate_tile(grad_y, x, to, block_at(blocks, np.intp(task)))

@@ -5,26 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from nbbn._compiler.jit import (
-    Float,
-    Form,
-    IfFused,
-    IfFusedForm,
-    IfNoted,
-    IfResidual,
-    IfWeights,
-    Int,
-    Kind,
-    Numbers,
-    OutForm,
-    OutIfFused,
-    OutStack,
-    OutTable,
-    Parts,
-    Stack,
-    Table,
-    step,
-)
+from nbbn._compiler import jit
+from nbbn._compiler.jit import step
 from nbbn._compiler.vectors import larger, smaller
 from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
 from nbbn._kernels.elementwise import Forms, Fused, GradientTarget, Target
@@ -44,7 +26,13 @@ from nbbn._kernels.statistics import PIECE, Layout
 
 @step
 def infer_runs(
-    x: Stack, y: OutStack, residual: IfResidual, form: Form, kind: Kind, streaming: Int, noted: IfNoted
+    x: jit.Stack,
+    y: jit.OutStack,
+    residual: jit.IfResidual,
+    form: jit.Form,
+    kind: jit.Kind,
+    streaming: jit.Int,
+    noted: jit.IfNoted,
 ) -> None:
     """Write ``y = activation((x - center) * scale + shift + residual)``.
 
@@ -60,15 +48,15 @@ def infer_runs(
 
 @step
 def moments_of_runs(
-    x: Stack,
-    weights: IfWeights,
-    numbers: Numbers,
-    parts: Parts,
-    table: OutTable,
-    form: OutForm,
-    freedom: Float,
-    eps: Float,
-    group: Int,
+    x: jit.Stack,
+    weights: jit.IfWeights,
+    numbers: jit.Numbers,
+    parts: jit.Parts,
+    table: jit.OutTable,
+    form: jit.OutForm,
+    freedom: jit.Float,
+    eps: jit.Float,
+    group: jit.Int,
 ) -> None:
     """Write the statistics of each channel to ``table``, which holds gamma and beta, and its coefficients to ``form``.
 
@@ -89,18 +77,18 @@ def moments_of_runs(
 
 @step
 def train_channels(
-    x: Stack,
-    y: OutStack,
-    residual: IfResidual,
-    weights: IfWeights,
-    numbers: Numbers,
-    parts: Parts,
-    table: OutTable,
-    form: OutForm,
-    kind: Kind,
-    freedom: Float,
-    eps: Float,
-    streaming: Int,
+    x: jit.Stack,
+    y: jit.OutStack,
+    residual: jit.IfResidual,
+    weights: jit.IfWeights,
+    numbers: jit.Numbers,
+    parts: jit.Parts,
+    table: jit.OutTable,
+    form: jit.OutForm,
+    kind: jit.Kind,
+    freedom: jit.Float,
+    eps: jit.Float,
+    streaming: jit.Int,
 ) -> None:
     """`moments_of_runs`, then `infer_runs`, of one channel after the other.
 
@@ -119,20 +107,20 @@ def train_channels(
 
 @step
 def gradient_sums_of_runs(
-    grad_y: Stack,
-    x: Stack,
-    mask: IfWeights,
-    residual: IfFused,
-    kept: OutIfFused,
-    of_y: IfFusedForm,
-    kind: Kind,
-    parts: Parts,
-    table: Table,
-    sums: OutTable,
-    form: OutForm,
-    count: Float,
-    freedom: Float,
-    group: Int,
+    grad_y: jit.Stack,
+    x: jit.Stack,
+    mask: jit.IfWeights,
+    residual: jit.IfFused,
+    kept: jit.OutIfFused,
+    of_y: jit.IfFusedForm,
+    kind: jit.Kind,
+    parts: jit.Parts,
+    table: jit.Table,
+    sums: jit.OutTable,
+    form: jit.OutForm,
+    count: jit.Float,
+    freedom: jit.Float,
+    group: jit.Int,
 ) -> None:
     """Write ``sum(g)`` and ``sum(g * (x - mean))`` of each channel to ``sums``, and that of a learned slope.
 
@@ -158,14 +146,14 @@ def gradient_sums_of_runs(
 
 @step
 def gradient_of_runs(
-    grad_y: Stack,
-    x: Stack,
-    grad_x: OutStack,
-    mask: IfWeights,
-    form: Form,
-    of_y: IfFusedForm,
-    kind: Kind,
-    streaming: Int,
+    grad_y: jit.Stack,
+    x: jit.Stack,
+    grad_x: jit.OutStack,
+    mask: jit.IfWeights,
+    form: jit.Form,
+    of_y: jit.IfFusedForm,
+    kind: jit.Kind,
+    streaming: jit.Int,
 ) -> None:
     """Write ``grad_x`` with the coefficients in ``form``; where ``mask`` is 0, ``g * gamma * inv_std``.
 
@@ -182,19 +170,19 @@ def gradient_of_runs(
 
 @step
 def differentiate_channels(
-    grad_y: Stack,
-    x: Stack,
-    grad_x: OutStack,
-    mask: IfWeights,
-    of_y: IfFusedForm,
-    kind: Kind,
-    parts: Parts,
-    table: Table,
-    sums: OutTable,
-    form: OutForm,
-    count: Float,
-    freedom: Float,
-    streaming: Int,
+    grad_y: jit.Stack,
+    x: jit.Stack,
+    grad_x: jit.OutStack,
+    mask: jit.IfWeights,
+    of_y: jit.IfFusedForm,
+    kind: jit.Kind,
+    parts: jit.Parts,
+    table: jit.Table,
+    sums: jit.OutTable,
+    form: jit.OutForm,
+    count: jit.Float,
+    freedom: jit.Float,
+    streaming: jit.Int,
 ) -> None:
     """`gradient_sums_of_runs`, then `gradient_of_runs`, of one channel after the other.
 

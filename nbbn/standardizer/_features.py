@@ -15,8 +15,7 @@ import numpy as np
 
 from nbbn import _checks, moments
 from nbbn._checks import Array, Vector
-from nbbn._engine import masks
-from nbbn._engine.gaps import moments_with_gaps
+from nbbn._engine import masks, steps
 from nbbn._kernels import table as rows
 from nbbn.moments import Moments
 from nbbn.standardizer import _blocks
@@ -199,7 +198,7 @@ def _whole(values: Array, index: int, weights: Vector | None) -> FeatureMoments 
 def _with_gaps(values: Array, index: int, weights: Vector | None) -> FeatureMoments:
     """Return the moments of values some of which may be missing, or infinite: then that is a ValueError."""
     given = masks.make(None, _shaped(weights, values), values.shape, index)
-    count, mean, low, m2 = moments_with_gaps(values, index, given)
+    count, mean, low, m2 = steps.moments_with_gaps(values, index, given)
     if not np.isfinite(m2).all():  # or sums overflow
         check_not_infinite(values, index)
     return FeatureMoments.of((count, mean, low, m2, np.zeros(mean.size)))
