@@ -289,10 +289,8 @@ class Moments:
 
         Raises
         ------
-        TypeError
-            Where ``correction`` is not a number.
-        ValueError
-            Where it is negative, or not less than ``count``.
+        TypeError, ValueError
+            Where ``correction`` is not a number, negative, or not less than ``count``.
 
         Examples
         --------

@@ -191,8 +191,7 @@ def moments(x3: Any, mean: Any, m2: Any) -> float:
 
     References
     ----------
-    T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance: analysis
-    and recommendations", The American Statistician 37 (1983) 242-247.
+    Chan, Golub, LeVeque (1983), see `nbbn.Moments`.
 
     Examples
     --------

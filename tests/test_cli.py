@@ -14,7 +14,7 @@ import pytest
 
 import nbbn
 from nbbn.cli import _build_parser, _progress, demo, info, main
-from nbbn.cli._errors import CommandError
+from nbbn.cli._files import CommandError
 from nbbn.cli._progress import Progress
 
 

@@ -95,8 +95,7 @@ def _lines(x: Array, op: str, index: int, out: Array | None) -> list[Line]:
     inputs = [source] * (1 + more)
     target, written = _target(source, x, index, out, inputs)
     view = view_of(index, False, *inputs, *([] if op == "moments" else [target]))
-    if view is None:
-        raise AssertionError(f"no view of {source.shape} with strides {source.strides}")
+    assert view is not None, f"no view of {source.shape} with strides {source.strides}"
     plan = make_plan(view, inputs, None if op == "moments" else target, passes)
     lines = [
         ("read", read),

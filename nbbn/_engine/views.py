@@ -238,8 +238,7 @@ def _fitting(
     if view is None:
         read = tuple(_copy_like(source, a) for a in read)
         view = view_of(index, weighted, source, target, *read)
-    if view is None:
-        raise AssertionError(f"no view of {source.shape} with strides {source.strides}")
+    assert view is not None, f"no view of {source.shape} with strides {source.strides}"
     return source, target, read, view
 
 

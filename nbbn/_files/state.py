@@ -177,7 +177,9 @@ class StateFile:
             name: self._read(
                 name,
                 lambda dtype, shape, name=name: (
-                    (dtype.kind == "U" if name == text else _is_number(dtype)) and dtype.isnative and len(shape) < 2
+                    (dtype.kind == "U" if name == text else dtype.kind in "fiu" and dtype.itemsize <= _FLOAT64_BYTES)
+                    and dtype.isnative
+                    and len(shape) < 2
                 ),
             )
             for name in (member.removesuffix(".npy") for member in members)
@@ -201,10 +203,6 @@ class StateFile:
             if len(payload) != dtype.itemsize * header.size:
                 raise ValueError(f"{name}: expected as many bytes as its header says")
         return np.frombuffer(payload, dtype).reshape(shape)
-
-
-def _is_number(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind in "fiu" and dtype.itemsize <= _FLOAT64_BYTES
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The command line: ``nbbn COMMAND ...``, the same as ``python -m nbbn COMMAND ...``.
 
 One file a command. Each has ``add_parser(commands)``, which declares its arguments, and
-``run(arguments)``, which does the work and raises :class:`~nbbn.cli._errors.CommandError` for bad
+``run(arguments)``, which does the work and raises :class:`~nbbn.cli._files.CommandError` for bad
 input. Exit statuses, signals and the form of error messages are decided here, once.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TextIO
 
 import nbbn
 from nbbn.cli import bench, demo, info, moments, normalize, warmup
-from nbbn.cli._errors import CommandError
+from nbbn.cli._files import CommandError
 
 __all__ = ["main"]
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from nbbn import _checks
 from nbbn._files import npy
-from nbbn.cli._errors import CommandError
-from nbbn.cli._files import TABLES, cannot_write, check_file
+from nbbn.cli._files import TABLES, CommandError, cannot_write, check_file
 from nbbn.cli._progress import Progress
 from nbbn.standardizer import _stream
 from nbbn.standardizer._features import FeatureMoments

@@ -1,4 +1,4 @@
-"""Files that commands write: checked before the work is done, there only once they are whole."""
+"""The error of bad input; and files that commands write: checked before the work is done, there once they are whole."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from typing import Any, BinaryIO
 
 from nbbn._files import paths
 from nbbn._files import state as state_files
-from nbbn.cli._errors import CommandError
 
 INSTALL = 'pip install ".[demo]" in a checkout of nbbn'
 _FORMATS = ("png", "svg", "pdf")
 ARRAYS, TABLES = (".npy", ".npz"), (".csv", ".tsv", ".parquet")
+
+
+class CommandError(Exception):
+    """Bad usage or bad input: one line for standard error, exit status 2."""
 
 
 def check_figure(path: Path) -> None:

@@ -30,7 +30,6 @@ class Progress:
         self.in_bytes = in_bytes
         self._stream = sys.stderr if stream is None else stream
         self._visible = self._stream is not None and self._stream.isatty()
-        self._started = time.monotonic()
         self._drawn_at = -math.inf
 
     def __enter__(self) -> Self:

@@ -12,8 +12,7 @@ from typing import Any, BinaryIO
 from nbbn._files import npy
 from nbbn._files import state as state_files
 from nbbn.cli import _arrays
-from nbbn.cli._errors import CommandError
-from nbbn.cli._files import ARRAYS, TABLES, cannot_write, check_file, tell
+from nbbn.cli._files import ARRAYS, TABLES, CommandError, cannot_write, check_file, tell
 from nbbn.cli._progress import Progress
 from nbbn.standardizer import _tables
 from nbbn.standardizer._features import FeatureMoments

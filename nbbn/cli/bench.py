@@ -17,7 +17,7 @@ from nbbn._bench.race import BASELINE, Outcome, Race, Result
 from nbbn._engine.threads import affinity as usable_cores
 from nbbn.cli import _files
 from nbbn.cli._bench_table import overview_lines
-from nbbn.cli._errors import CommandError
+from nbbn.cli._files import CommandError
 from nbbn.cli._progress import Progress
 
 BATCH = 32
@@ -79,8 +79,11 @@ def run(arguments: argparse.Namespace) -> None:
         _files.check_figure(arguments.plot)
     compiled, started = _count_compiled(), time.monotonic()
     rounds, seconds = _BRIEF if arguments.quick else _THOROUGH
-    with Race(IMPLEMENTATIONS, rounds=rounds, seconds=seconds) as race:
-        results = _run_all(race, list_cases(arguments.quick, usable_cores()))
+    cases, results = list_cases(arguments.quick, usable_cores()), []
+    with Race(IMPLEMENTATIONS, rounds=rounds, seconds=seconds) as race, Progress(len(cases), "Measuring") as progress:
+        for case in cases:
+            results.append(race.run(case))
+            progress.advance()
     print("\n".join(overview_lines(results, race.versions)))
     _print_duration(time.monotonic() - started, _count_compiled() - compiled)
     if arguments.json is not None:
@@ -105,15 +108,6 @@ def list_cases(quick: bool, cores: int) -> tuple[Case, ...]:
         # one value a channel has no variance to train with
         if shape != (1, 64) or operation in ("inference", "moments", FUSED)
     )
-
-
-def _run_all(race: Race, cases: Sequence[Case]) -> list[Result]:
-    results = []
-    with Progress(len(cases), "Measuring") as progress:
-        for case in cases:
-            results.append(race.run(case))
-            progress.advance()
-    return results
 
 
 def _as_json(results: Sequence[Result], race: Race) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from pathlib import Path
 from nbbn._files import npy
 from nbbn._files import state as state_files
 from nbbn.cli import _arrays
-from nbbn.cli._errors import CommandError
-from nbbn.cli._files import cannot_write, check_file, check_room, is_table, load_tables, tell
+from nbbn.cli._files import CommandError, cannot_write, check_file, check_room, is_table, load_tables, tell
 from nbbn.cli._progress import Progress
 from nbbn.standardizer import _stream
 from nbbn.standardizer._features import FeatureMoments

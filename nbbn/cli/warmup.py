@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import nbbn
 from nbbn._engine import warmup
-from nbbn.cli._errors import CommandError
+from nbbn.cli._files import CommandError
 from nbbn.cli._progress import Progress
 
 _DEFAULT = ["float32"]

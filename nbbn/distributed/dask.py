@@ -102,7 +102,7 @@ def merged_blocks(x: Any, index: int, of_block: Callable[..., Any], *pairs: Any)
 def by_block(
     name: str, function: Callable[..., Any], x: Any, pairs: Sequence[Any], dtype: np.dtype[Any], /, **options: Any
 ) -> Any:
-    """Return a dask array of what ``function`` makes of each block of ``x`` and of others, given as `merged_blocks`."""
+    """Return a dask array of what ``function`` makes of each block of ``x`` and of others: ``pairs``, as above."""
     import dask.array as da
     from dask.base import tokenize
 

@@ -282,6 +282,8 @@ class SyncBatchNorm(BatchNorm):
     def load(cls, path: str | os.PathLike[str], *, comm: Any) -> SyncBatchNorm:  # type: ignore[override]
         """Return the layer in a file that `save` wrote, of this class or of `nbbn.BatchNorm`.
 
+        In the guide, one worker loads, and broadcasts `state_dict`.
+
         Parameters
         ----------
         path : str or path-like
@@ -298,10 +300,6 @@ class SyncBatchNorm(BatchNorm):
         ------
         OSError, ValueError, TypeError
             As `nbbn.BatchNorm.load`, and for ``comm``.
-
-        Examples
-        --------
-        See the guide: one worker loads, and broadcasts `state_dict`.
         """
         saved = BatchNorm.load(path)
         layer = cls(comm=comm, **saved._options())

@@ -68,7 +68,7 @@ class Shown(property, Generic[Got, Given]):
         def shown(layer: Any) -> Any:
             return getattr(layer, slot)
 
-        shown.__doc__, shown.__annotations__["return"] = self._text, owner.__annotations__[slot]
+        shown.__doc__ = self._text
         super().__init__(shown, None if put is None else lambda layer, value: put(layer, name, value))
         super().__set_name__(owner, name)  # type: ignore[misc]
 
@@ -190,10 +190,8 @@ class LayerState:
 
         Raises
         ------
-        TypeError
-            Where ``num_features`` is not an integer.
-        ValueError
-            Where it is below 1, or another one than the layer has.
+        TypeError, ValueError
+            Where ``num_features`` is not an integer, below 1, or another one than the layer has.
 
         Examples
         --------
@@ -395,11 +393,15 @@ class LayerState:
         with self._lock:
             self._batch = table
             if accepted and self._running_mean is not None:
-                if self._collected is None:
-                    self._track(table, count)
-                else:
+                if self._collected is not None:
                     self._collected = self._collected.merge(of_table(count, table))
                     self._num_collected += 1
+                    return
+                momentum = self._momentum
+                if momentum is None:
+                    momentum = 1.0 / (self.num_batches_tracked + 1)
+                divisor = count - self._running_correction
+                steps.move_averages(self._table, table, divisor, momentum, self._counter)
 
     def _begin_collecting(self) -> None:
         """Collect moments from now on, and leave the running statistics alone; see `nbbn.calibrate`."""
@@ -438,10 +440,3 @@ class LayerState:
                 f"got mean {mean[channel]} and variance {var[channel]} in channel {channel}"
             )
         return False
-
-    def _track(self, table: Array, count: float) -> None:
-        momentum = self._momentum
-        if momentum is None:
-            momentum = 1.0 / (self.num_batches_tracked + 1)
-        divisor = count - self._running_correction
-        steps.move_averages(self._table, table, divisor, momentum, self._counter)

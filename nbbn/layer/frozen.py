@@ -64,11 +64,6 @@ class FrozenBatchNorm:
         *("_negative_slope", "_num_features", "_table"),
     )
 
-    _num_features: int
-    _axis: int
-    _activation: Activation | None
-    _negative_slope: Any
-
     def __init__(
         self,
         center: ArrayLike,
@@ -241,7 +236,7 @@ class FrozenBatchNorm:
         return form
 
     def __getstate__(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in _OPTIONS}
+        options = {name: getattr(self, name) for name in ("axis", "activation", "negative_slope")}
         numbers = {"center": self.center, "scale": self.scale, "shift": self.shift}
         own = getattr(self, "__dict__", {})  # of a subclass
         return {"options": options, "numbers": numbers, "attributes": own}
@@ -258,6 +253,3 @@ class FrozenBatchNorm:
         if self._activation in ("leaky_relu", "prelu") and not np.ndim(self._negative_slope):
             shown.append(f"negative_slope={self._negative_slope!r}")
         return f"FrozenBatchNorm({', '.join(shown)})"
-
-
-_OPTIONS = ("axis", "activation", "negative_slope")

@@ -37,7 +37,6 @@ class _File:
         self.path, self._file = str(path), file
         self._state = self._look()
         self.size = self._state[0]
-        self.names: list[str] = []
 
     def _look(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
@@ -48,7 +47,8 @@ class _File:
         if self._look() != self._state:
             raise TableError(f"{self.path}: it was changed while it was read")
 
-    def _check_names(self) -> None:
+    def _name(self, names: Iterable[str]) -> None:
+        self.names = list(names)
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
             raise TableError(f"{self.path}: expected a different name for each column, got {twice[0]!r} twice")
@@ -62,8 +62,7 @@ class CsvTable(_File):
         self._delimiter = delimiter
         with self._open({}) as reader:
             self._inferred = reader.schema
-        self.names = list(self._inferred.names)
-        self._check_names()
+        self._name(self._inferred.names)
 
     def _open(self, types: dict[str, Any], alone: Sequence[str] = ()) -> Any:
         self._file.seek(0)
@@ -115,8 +114,7 @@ class ParquetTable(_File):
         options = {"pre_buffer": False, "buffer_size": _BUFFER}
         self._parquet = parquet.ParquetFile(_unclosed(file), **options)
         self.schema = self._parquet.schema_arrow
-        self.names = list(self.schema.names)
-        self._check_names()
+        self._name(self.schema.names)
 
     def candidates(self) -> list[str]:
         return [field.name for field in self.schema if _is_numeric(field.type)]
