@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nbbn._compiler import cache, internals, jit, vectors
-from nbbn._engine import machine, memory, threads
+from nbbn._engine import memory, threads
 from nbbn._version import __version__
 
 
@@ -39,7 +39,7 @@ def config() -> dict[str, Any]:
     >>> nbbn.config()["nbbn"] == nbbn.__version__
     True
     """
-    directory, quota = cache.cache_directory(), machine.cpu_quota()
+    directory = cache.cache_directory()
     return {
         "nbbn": __version__,
         "python": platform.python_version(),
@@ -48,7 +48,7 @@ def config() -> dict[str, Any]:
         "num_threads": threads.get_num_threads(),
         "available_threads": threads.available_threads(),
         "affinity": threads.affinity(),
-        "cpu_quota": None if quota == machine.UNLIMITED else quota,
+        "cpu_quota": threads.quota(),
         "most_threads": internals.most_threads(),
         "threading_layer": threads.loaded_threading_layer(),
         "wanted_layer": internals.wanted_layer(),

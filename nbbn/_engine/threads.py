@@ -22,7 +22,7 @@ from typing import Any
 from nbbn import _checks
 from nbbn._compiler import announce, internals
 from nbbn._compiler.internals import most_threads, wanted_layer
-from nbbn._engine.machine import cpu_quota
+from nbbn._engine.machine import UNLIMITED, cpu_quota
 
 loaded_threading_layer = internals.loaded_layer
 
@@ -47,6 +47,12 @@ def affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def quota() -> float | None:
+    """Return the CPU quota of the process's control groups in cores, or None."""
+    found = cpu_quota()
+    return None if found == UNLIMITED else found
 
 
 def available_threads() -> int:

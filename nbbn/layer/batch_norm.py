@@ -411,22 +411,18 @@ class BatchNorm(StoredLayer):
         last = getattr(self._here, "last", self._last)
         if last is None:
             raise RuntimeError("backward: expected a forward before it, got none")
-        x = last.x
-        if not is_unchanged(x, last.token):
-            raise RuntimeError(
-                "backward: expected the input of the last forward unchanged, but it was overwritten in place"
-            )
+        x, residual = last.x, last.after.residual
+        for what, array, token in (("input", x, last.token), ("residual", residual, last.residual_token)):
+            if array is not None and not is_unchanged(array, token):
+                raise RuntimeError(
+                    f"backward: expected the {what} of the last forward unchanged, but it was overwritten in place"
+                )
         if last.known is not None and x.dtype == self._dtype:
             found = self._backward_known(last.known, last, grad_y, out)
             if found is not None:
                 return found
         gradient = _checks.gradient("grad_y", grad_y, x)
         target = None if out is None else _checks.out("out", out, x)
-        residual = last.after.residual
-        if residual is not None and not is_unchanged(residual, last.residual_token):
-            raise RuntimeError(
-                "backward: expected the residual of the last forward unchanged, but it was overwritten in place"
-            )
         backward = self._backward_parts if last.parts else self._backward
         grad_x = backward(last, gradient, target)
         return grad_x if out is None else out
