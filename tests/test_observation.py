@@ -11,7 +11,7 @@ import cases
 import numpy as np
 import pytest
 import reference
-from rooms import announce, needs_jit, plan, threads
+from rooms import announce, know_nothing, needs_jit, plan, threads
 
 import nbbn
 
@@ -46,6 +46,7 @@ def test_copies_that_cost(records):
 
 
 def test_large_calls_on_one_thread(records, monkeypatch):
+    know_nothing(monkeypatch)
     monkeypatch.setattr(plan, "PARALLEL_FROM", 1)
     monkeypatch.setattr(threads, "_unusable_after_fork", "of a reason")
     with nbbn.num_threads(2):

@@ -10,7 +10,6 @@ from nbbn import _checks
 from nbbn._checks import Array, Vector
 from nbbn._engine import steps
 from nbbn._engine.known import Memory, met_with_target
-from nbbn._engine.parts import blocks_to_write
 from nbbn._engine.views import Reading
 from nbbn._kernels import table as rows
 from nbbn._kernels.steps_of_columns import infer_columns
@@ -244,7 +243,7 @@ class Dense:
 class Chunks:
     """Small chunks of a stream of samples, kept until they are worth summing."""
 
-    __slots__ = ("_copy", "_form", "_noted", "_wide", "filled", "found", "rows")
+    __slots__ = ("_block", "_copy", "_form", "_noted", "_wide", "filled", "found", "rows")
 
     def __init__(self, like: Array) -> None:
         most = max(1, min(_CHUNKS, _KEPT // like.size))
@@ -256,6 +255,7 @@ class Chunks:
         self._noted = np.zeros(1, np.uint8)
         self._form = np.zeros((rows.FORM_ROWS, like.shape[1]), like.dtype)
         self._form[rows.SCALE] = 1.0
+        self._block = np.array([[0, 0, 0, 0, like.shape[1]]])  # all of a chunk, whatever its length: small as it is
 
     @staticmethod
     def are_made_of(X: Any, fitted: Fitted) -> bool:
@@ -278,8 +278,8 @@ class Chunks:
             if stop > len(self.rows):
                 return False
         place = self.rows[self.filled : stop]
-        blocks = blocks_to_write((1, *X.shape), X.shape[1])
-        self._copy(X[None], place[None], None, self._form, (), 0, self._noted, blocks)
+        self._block[0, 2] = len(X)
+        self._copy(X[None], place[None], None, self._form, (), 0, self._noted, self._block)
         if self._noted[0]:
             self._noted[0] = 0
             return False
