@@ -27,7 +27,6 @@ class Timer:
     def measure(self) -> float:
         """Return the seconds of one call, the release of its result included."""
         # The first calls after a pause wake threads and find the caches full of others' data and code.
-        # Measured on a call of 2.7 us: 5.2 us in the 2 ms after one such call, 4.6 after half as many as are timed.
         if self._seconds < LONG_CALL_SECONDS:
             self._run(1 + self.loops // 2)
         return self._run(self.loops)

@@ -104,7 +104,7 @@ def numbers_of_parts(outer: int, rows: int, row: int, width: int) -> Any:
 def blocks_of(rows: int, row: int, width: int, tile: int) -> Any:
     """Return the blocks that a matrix is cut into, what `block_at` reads of each: parts of the rows, tiles of columns.
 
-    Last comes what folding left over.
+    Last comes what folding left over, which there is only where there is one matrix.
     """
     fold, depth = width // row, max(PART_ROWS, PART // width)
     whole, tiles = rows // fold, (width + tile - 1) // tile

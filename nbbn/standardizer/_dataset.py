@@ -255,7 +255,7 @@ class Chunks:
         self._noted = np.zeros(1, np.uint8)
         self._form = np.zeros((rows.FORM_ROWS, like.shape[1]), like.dtype)
         self._form[rows.SCALE] = 1.0
-        self._block = np.array([[0, 0, 0, 0, like.shape[1]]])  # all of a chunk, whatever its length: small as it is
+        self._block = np.array([[0, 0, 0, 0, like.shape[1]]], np.int64)  # all of a chunk, whatever its length
 
     @staticmethod
     def are_made_of(X: Any, fitted: Fitted) -> bool:
