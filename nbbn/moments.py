@@ -477,15 +477,17 @@ def batch_moments(
     found = masks.make(mask, weights, values.shape, index)
     if values.size == 0 or (found is not None and found.total == 0.0):
         return Moments.empty(values.shape[index])
-    return of_table(*statistics_of(values, index, found))
+    count, table, _ = statistics_of(values, index, found)
+    return of_table(count, table)
 
 
-def statistics_of(values: Vector, index: int, weights: masks.Weights | None) -> tuple[float, Vector]:
-    """Return the count, which is not 0, and a table with the statistics of each channel."""
+def statistics_of(values: Vector, index: int, weights: masks.Weights | None) -> tuple[float, Vector, Vector]:
+    """Return the count, which is not 0, a table with the statistics of each channel, and coefficients from these."""
     table = steps.new_table(values.shape[index])
     known = met(values, index) if weights is None else None
     if known is None:
-        return steps.moments(values, index, table, weights), table
-    count = values.size / table.shape[1]
-    known.look(values, table, count)
-    return count, table
+        count, form = steps.moments(values, index, table, weights)
+    else:
+        count = values.size / table.shape[1]
+        form = known.look(values, table, count)
+    return count, table, form

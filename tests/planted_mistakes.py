@@ -354,13 +354,13 @@ FILES = {
     # --- data sets ---
     "standardizer/_features.py": (
         "test_standardizer test_standardizer_gaps",
-        ("what rounding leaves of a constant feature is scaled", "np.where(var <= each * var + (each * self.mean) ** 2, 1.0, var)", "np.where(var <= 0.0, 1.0, var)"),
+        ("what rounding leaves of a constant feature is scaled", "constant = var <= each * var + (each * self.mean) ** 2", "constant = var <= 0.0"),
         ("weights of a block are those of the first one", "weights[place]", "weights[: place.stop - place.start]"),
     ),
     "standardizer/_dataset.py": (
         "test_standardizer test_standardizer_gaps",
         ("the way back adds what rounding left twice", "-rest / scale", "rest / scale"),
-        ("a chunk of another dtype is kept as it is", "if X.dtype != self.rows.dtype:", "if False:"),
+        ("a chunk of another dtype is kept as it is", "if X.dtype != self._rows.dtype or size", "if size"),
     ),
     "standardizer/_blocks.py": (
         "test_standardizer_gaps test_stream",
@@ -386,7 +386,7 @@ FILES = {
     ),
     "standardizer/standardizer.py": (
         "test_standardizer test_threads",
-        ("partial_fit begins anew", "moments, names = earlier.moments.merge(moments), earlier.names or names", "names = earlier.names or names"),
+        ("partial_fit begins anew", "moments, names, form = earlier.moments.merge(moments), earlier.names or names, None", "names = earlier.names or names"),
         ("chunks of an earlier fit, of other features, are gone on with", "            if fresh:\n                self._chunks = None\n", ""),
     ),
     # --- commands and yardsticks ---

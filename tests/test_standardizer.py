@@ -209,6 +209,44 @@ def test_fit_begins_anew_and_partial_fit_goes_on():
     assert nbbn.Standardizer().fit(cases.values((5, 7))).fit(x).n_features_in_ == 3
 
 
+@pytest.mark.parametrize("options", [{}, {"with_mean": False}, {"with_std": False}, {"axis": 0}], ids=str)
+@pytest.mark.parametrize("case", ["as it is", "a constant feature", "far from one", "a gap", "weights"])
+@by_dtype
+def test_coefficients_found_with_the_statistics_are_those_of_the_statistics(dtype, case, options):
+    x = cases.values((7, 50) if "axis" in options else (50, 7), dtype, loc=3.0)
+    weights = cases.values(50, np.float64, seed=2) ** 2 if case == "weights" else None
+    feature = x if "axis" in options else x.T
+    if case == "a constant feature":
+        feature[2] = 0.1
+    if case == "far from one":
+        feature[2] *= 2.0**110
+    if case == "a gap":
+        feature[2, 5] = np.nan
+    scaler = nbbn.Standardizer(**options)
+    y = scaler.fit_transform(x, sample_weight=weights)
+    assert_as_of_statistics_alone(scaler, x, y)
+    scaler.partial_fit(2 * x + 1, sample_weight=weights)
+    assert_as_of_statistics_alone(scaler, x, scaler.transform(x))
+
+
+def assert_as_of_statistics_alone(scaler, x, y):
+    """A pickle holds no coefficients."""
+    again = pickle.loads(pickle.dumps(scaler))
+    assert_same_bits(again.transform(x), y)
+    assert_same_bits(again.inverse_transform(y), scaler.inverse_transform(y))
+    half = x.astype(np.float16 if np.abs(x).max() < 1e4 else np.float64)  # computed with another type, perhaps
+    assert_same_bits(again.transform(half), scaler.transform(half))
+
+
+def test_what_is_known_of_a_shape_is_of_its_axis():
+    x = cases.values((50, 50), np.float64)
+    scaler = nbbn.Standardizer()
+    for axis in (1, 0, 1):
+        scaler.set_params(axis=axis).fit(x)
+        scaler.transform(x)
+        assert_standardized(scaler.transform(x), x, axis)
+
+
 def test_an_empty_chunk_changes_nothing():
     x = cases.values((30, 3))
     scaler = nbbn.Standardizer().partial_fit(x[:0])

@@ -46,6 +46,7 @@ class Known:
             self._to_write = (parts.blocks_to_write(view.shape, self._width),)
         self._steps = _OF_RUNS if view.runs else _OF_COLUMNS
         self._calls: dict[Any, Callable[..., Any]] = {}
+        self._spread: tuple[Any, Any] = (None, None)  # coefficients that nobody changes, and the same a column
 
     def _call(self, which: int, activation: int = 0, noted: bool = False) -> Callable[..., Any]:
         """Return one of the compiled steps, for small arrays."""
@@ -87,7 +88,10 @@ class Known:
             return
         kind = after.kind
         if self._width != form.shape[1]:
-            form = parts.spread(form, self._view, self._width)
+            last = self._spread
+            if last[0] is not form:
+                last = self._spread = form, parts.spread(form, self._view, self._width)
+            form = last[1]
         call = self._call(_WRITE, len(kind), noted is not None)
         call(self._stack_of(x), self._stack_of(y), None, form, kind, 0, noted, *self._to_write)
 
@@ -107,12 +111,11 @@ class Known:
         self._call(_WRITE, len(kind))(values, target, None, wide, kind, 0, None, *self._to_write)
         return form
 
-    def look(self, x: Array, table: Array, count: float) -> None:
-        """Write the statistics of x, which has ``count`` values a channel, to ``table``."""
+    def look(self, x: Array, table: Array, count: float) -> Array:
+        """Write the statistics of x, which has ``count`` values a channel, to ``table``; return the coefficients."""
         if self._is_small:
-            self._look(self._stack_of(x), table, count, 0.0)
-        else:
-            steps.look(self._view, x, table, count, 0.0)
+            return self._look(self._stack_of(x), table, count, 0.0)
+        return steps.look(self._view, x, table, count, 0.0)
 
     def _look(self, values: Array, table: Array, freedom: float, eps: float) -> Array:
         form = np.empty((rows.FORM_ROWS, table.shape[1]), values.dtype)

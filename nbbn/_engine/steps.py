@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,21 +114,20 @@ def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
 
     The formulas, and the bits, of `nbbn._kernels.coefficients.write_coefficients`, without anything to compile.
     """
-    mean, form = table[rows.MEAN], np.empty((rows.FORM_ROWS, table.shape[1]), dtype)
-    center, scale, shift, slope = form
+    form = np.empty((rows.FORM_ROWS, table.shape[1]), dtype)
+    mean, is_pair = table[rows.MEAN], len(table) > rows.MEAN_LOW
     with np.errstate(all="ignore"):  # infinite or NaN, no warning
-        scale[:] = over_std(table[rows.GAMMA], table[rows.VAR], eps)
-        if len(table) > rows.MEAN_LOW:
-            low = table[rows.MEAN_LOW]
-            center[:] = mean + low
-            rest = (mean - center) + low
-        else:
-            center[:] = mean
-            rest = mean - center
-        if not np.isfinite(rest).all():  # of an infinite mean, or NaN
-            rest[~np.isfinite(rest)] = 0.0
-        shift[:] = table[rows.BETA] - rest * scale
-        slope[:] = table[rows.SLOPE]
+        root = np.sqrt(np.add(table[rows.VAR], eps, dtype=np.float64))
+        scale = table[rows.GAMMA] / root
+        center = (mean + table[rows.MEAN_LOW] if is_pair else mean).astype(dtype)
+        rest = mean - center
+        if is_pair:
+            rest += table[rows.MEAN_LOW]
+        if not math.isfinite(np.add.reduce(scale) + np.add.reduce(rest)):
+            scale[root == 0.0] = 0.0
+            rest[~np.isfinite(rest)] = 0.0  # of an infinite mean, or NaN
+        form[rows.CENTER], form[rows.SCALE], form[rows.FORM_SLOPE] = center, scale, table[rows.SLOPE]
+        form[rows.SHIFT] = table[rows.BETA] - rest * form[rows.SCALE]
     return form
 
 
@@ -206,13 +206,12 @@ def new_table(channels: int, parameters: Array | None = None, slope: Any = None)
 
 def moments(
     x: Array, index: int, table: Table, weights: Weights | None = None, correction: float = 0.0, eps: float = 0.0
-) -> float:
-    """Write the statistics of ``x`` to ``table``; return the count, which is not 0."""
+) -> tuple[float, Array]:
+    """Write the statistics of ``x`` to ``table``; return the count, which is not 0, and coefficients as of `look`."""
     view, (source,) = read_in_place(index, weights is not None, x)
     count = view.size / view.channels if weights is None else weights.total
     of_weights = None if weights is None else weights.in_order(source, index)
-    look(view, source, table, count - correction, eps, of_weights)
-    return count
+    return count, look(view, source, table, count - correction, eps, of_weights)
 
 
 def look(view: View, x: Array, table: Table, freedom: float, eps: float, weights: Array | None = None) -> Array:

@@ -21,6 +21,7 @@ from nbbn.standardizer._features import (
     check_not_infinite,
     infinite,
     is_read_as_it_is,
+    look,
     moments_of,
     result_dtype,
     widened,
@@ -38,7 +39,7 @@ _CHUNK, _KEPT, _CHUNKS, _TOGETHER = 1 << 12, (1 << 17) - 1, 128, 16
 class Fitted:
     """What fitting found. It never changes: a call that begins with it ends with it."""
 
-    __slots__ = ("_forms", "axis", "features", "known", "moments", "names", "with_mean", "with_std")
+    __slots__ = ("_form", "_forms", "axis", "features", "known", "moments", "names", "with_mean", "with_std")
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Fitted:
         with_std: bool,
         names: tuple[str, ...] | None,
         known: Memory | None = None,
+        form: Array | None = None,
     ) -> None:
         self.known = Memory() if known is None else known  # arrays of other statistics, too
         self.moments = moments
@@ -58,6 +60,7 @@ class Fitted:
         self.names = names
         # Made when first asked for; two threads that make one at a time make the same.
         self._forms: dict[tuple[bool, bool], Array | None] = {}
+        self._form = form  # what the moments make, each feature with its own
 
     def arrays(self) -> tuple[Any, ...]:
         """Return what a pickle holds: numbers, arrays and strings."""
@@ -69,13 +72,13 @@ class Fitted:
         options = self.axis, self.with_mean, self.with_std, self.names
         return Fitted(together, *options, self.known)
 
-    def variances(self) -> Vector:
-        """Return the variances, 1 for a constant feature, and for all where they are not wanted."""
-        return self.moments.divisors() if self.with_std else np.ones(self.features)
+    def _variances(self) -> tuple[Vector, bool]:
+        """Return the variances, 1 for a constant feature, and for all where they are not wanted; whether one is."""
+        return self.moments.variances_to_divide_by() if self.with_std else (np.ones(self.features), True)
 
     def divisors(self) -> Vector:
         """Return what each feature is divided by."""
-        found: Vector = np.sqrt(self.variances())
+        found: Vector = np.sqrt(self._variances()[0])
         return found
 
     def form(self, inverse: bool, dtype: np.dtype[Any]) -> Array | None:
@@ -85,11 +88,13 @@ class Fitted:
             return self._forms[key]
         except KeyError:
             pass
-        variances, form = self.variances(), None
-        if key[1] or not _is_wide(self.moments.means(), variances):
+        (variances, others), form = self._variances(), self._form
+        wanted = _FLOAT64 if key[1] else _FLOAT32
+        if not key[1] and _is_wide(self.moments.means(), variances):
+            form = None
+        elif form is None or form.dtype != wanted or inverse or others or not self.with_mean:
             make = self._inverse if inverse else self._forward
-            table = make(variances, key[1])
-            form = steps.coefficients(table, 0.0, _FLOAT64 if key[1] else _FLOAT32)
+            form = steps.coefficients(make(variances, key[1]), 0.0, wanted)
         self._forms[key] = form
         return form
 
@@ -145,6 +150,7 @@ class Dense:
         self.values = _checks.numbers("X", X)
         self.names = None if type(X) is np.ndarray else _estimator.feature_names(X)
         self.is_seen = False  # whether it is known that there is no infinite value
+        self.form: Array | None = None  # what `moments` found besides
         self._look(axis)
 
     def _look(self, axis: Any) -> None:
@@ -209,7 +215,7 @@ class Dense:
         return result_dtype(self.values.dtype)
 
     def moments(self, weights: Vector | None) -> FeatureMoments:
-        found = moments_of(self.values, self.index, weights)
+        found, self.form = look(self.values, self.index, weights)
         self.is_seen = weights is None  # of weight 0 there may be any
         return found
 
@@ -243,13 +249,13 @@ class Dense:
 class Chunks:
     """Small chunks of a stream of samples, kept until they are worth summing."""
 
-    __slots__ = ("_block", "_copy", "_form", "_noted", "_wide", "filled", "found", "rows")
+    __slots__ = ("_block", "_copy", "_form", "_most", "_noted", "_rows", "_wide", "filled", "found")
 
     def __init__(self, like: Array) -> None:
-        most = max(1, min(_CHUNKS, _KEPT // like.size))
-        self.rows = np.empty((most * like.shape[0], like.shape[1]), like.dtype)
+        self._most = max(1, min(_CHUNKS, _KEPT // like.size)) * len(like)  # samples
+        self._rows = np.empty((1, self._most, like.shape[1]), like.dtype)
         self.filled, self.found = 0, list[FeatureMoments]()
-        self._wide = self.rows if like.dtype == _FLOAT64 else np.empty(self.rows.shape)
+        self._wide = self._rows[0] if like.dtype == _FLOAT64 else np.empty(self._rows.shape[1:])
         # The step that writes (x - 0) * 1 + 0 copies, and notes whether x has an infinite value.
         self._copy = infer_columns.variant(steps.variant_of(like, noted=True))
         self._noted = np.zeros(1, np.uint8)
@@ -258,40 +264,36 @@ class Chunks:
         self._block = np.array([[0, 0, 0, 0, like.shape[1]]], np.int64)  # all of a chunk, whatever its length
 
     @staticmethod
-    def are_made_of(X: Any, fitted: Fitted) -> bool:
-        """Whether ``X`` is such a chunk: floats, with as many features as there were."""
-        if type(X) is not np.ndarray or X.ndim != 2 or X.dtype not in _checks.PLAIN_DTYPES:
+    def are_made_of(X: Any, features: int) -> bool:
+        """Whether ``X`` is such a chunk: floats of this number of features."""
+        if type(X) is not np.ndarray or X.dtype not in _checks.PLAIN_DTYPES:
             return False
-        flags = X.flags
-        if not (flags.c_contiguous and flags.aligned):
-            return False
-        return X.shape[1] == fitted.features and 0 < X.size <= _CHUNK
+        flags, shape = X.flags, X.shape
+        return flags.c_contiguous and flags.aligned and shape[1:] == (features,) and 0 < X.size <= _CHUNK
 
     def keep(self, X: Array) -> bool:
-        """Keep a chunk if it is of this kind, there is room, and nothing in it is infinite."""
-        stop = self.filled + len(X)
-        if X.dtype != self.rows.dtype:
-            return False
-        if stop > len(self.rows):
+        """Keep a chunk if it is of this dtype, there is room, and nothing in it is infinite."""
+        begin, size = self.filled, len(X)
+        if begin + size > self._most:
             self._sum()
-            stop = len(X)
-            if stop > len(self.rows):
-                return False
-        place = self.rows[self.filled : stop]
-        self._block[0, 2] = len(X)
-        self._copy(X[None], place[None], None, self._form, (), 0, self._noted, self._block)
+            begin = 0
+        if X.dtype != self._rows.dtype or size > self._most:
+            return False
+        self._block[0, 2] = size
+        place = self._rows[:, begin : begin + size]
+        self._copy(X[None], place, None, self._form, (), 0, self._noted, self._block)
         if self._noted[0]:
             self._noted[0] = 0
             return False
-        self.filled = stop
+        self.filled = begin + size
         return True
 
     def _sum(self) -> None:
         if self.filled:
             # As float64, sums are taken near the mean: a digit more where that is large.
-            wide = self._wide[: self.filled]
-            if wide.dtype != self.rows.dtype:
-                wide[...] = self.rows[: self.filled]
+            wide, given = self._wide[: self.filled], self._rows[0, : self.filled]
+            if wide.dtype != given.dtype:
+                wide[...] = given
             self.found.append(moments_of(wide, 1))
             self.filled = 0
         if len(self.found) == _TOGETHER:

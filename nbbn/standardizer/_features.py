@@ -23,7 +23,7 @@ from nbbn.standardizer import _blocks
 _EPS = float(np.finfo(np.float64).eps)
 # Values. Of a piece that is summed at once; of a block that is looked at, or widened, and stays in the cache; of the
 # first ones, which tell whether there are gaps: with one in a hundred, for certain.
-_PIECE, BLOCK, _FIRST = 1 << 23, 1 << 16, 1 << 10
+_PIECE, BLOCK, _FIRST, _FEW = 1 << 23, 1 << 16, 1 << 10, 1 << 13
 
 
 class FeatureMoments(NamedTuple):
@@ -58,13 +58,13 @@ class FeatureMoments(NamedTuple):
             return found[0]
         if len(found) == 2:
             return cls.of(moments.merged(found[0], found[1]))
-        stacked = [np.stack(vectors) for vectors in zip(*found, strict=True)]
-        while (number := len(stacked[0])) > 1:
+        stacked = np.concatenate([vector for one in found for vector in one]).reshape(len(found), len(cls._fields), -1)
+        stacked = stacked.swapaxes(0, 1)
+        while (number := stacked.shape[1]) > 1:
             pairs = number // 2 * 2
-            first, second = (cls(*(part[k:pairs:2] for part in stacked)) for k in (0, 1))
-            both = moments.merged(first, second)
-            stacked = [np.concatenate((a, b[pairs:])) for a, b in zip(both, stacked, strict=True)]
-        return cls.of(tuple(part[0] for part in stacked))
+            both = moments.merged(cls(*stacked[:, :pairs:2]), cls(*stacked[:, 1:pairs:2]))
+            stacked = np.concatenate((np.stack(both), stacked[:, pairs:]), axis=1)
+        return cls.of(tuple(stacked[:, 0]))
 
     def merge(self, other: FeatureMoments) -> FeatureMoments:
         return FeatureMoments.together((self, other))
@@ -79,15 +79,16 @@ class FeatureMoments(NamedTuple):
             found: Vector = self.m2 / self.counts
         return found
 
-    def divisors(self) -> Vector:
-        """Return what squares to what each feature is divided by: 1 for a constant one.
+    def variances_to_divide_by(self) -> tuple[Vector, bool]:
+        """Return the variances, 1 of a constant feature, and whether there is one.
 
         It counts as constant up to ``n eps var + (n eps mean)**2``: the bound of what rounding may leave of
         the variance of equal values (Chan, Golub and LeVeque 1983), and scikit-learn's.
         """
         with np.errstate(all="ignore"):
             var, each = self.m2 / self.counts, self.counts * _EPS
-            return np.where(var <= each * var + (each * self.mean) ** 2, 1.0, var)
+            constant = var <= each * var + (each * self.mean) ** 2
+        return (np.where(constant, 1.0, var), True) if constant.any() else (var, False)
 
     def samples(self) -> Any:
         """Return the counts: a number where all features have the same, an int where it is one."""
@@ -97,8 +98,20 @@ class FeatureMoments(NamedTuple):
         return self.counts.astype(np.int64) if whole else self.counts.copy()
 
 
+class Found(NamedTuple):
+    """The moments of features, and the coefficients that they make, where all values were summed at once."""
+
+    moments: FeatureMoments
+    form: Array | None = None
+
+
 def moments_of(values: Array, index: int, weights: Vector | None = None) -> FeatureMoments:
-    """Return the moments of each feature, whose axis is ``index``; ``weights`` are of the samples.
+    """Return the moments of each feature, whose axis is ``index``; ``weights`` are of the samples."""
+    return look(values, index, weights).moments
+
+
+def look(values: Array, index: int, weights: Vector | None) -> Found:
+    """Return what `moments_of` does, and coefficients.
 
     Integers are widened block by block. An infinite value is a ValueError.
     """
@@ -107,7 +120,7 @@ def moments_of(values: Array, index: int, weights: Vector | None = None) -> Feat
     has_gaps = as_it_is and _begins_with_gaps(values, index)
     if as_it_is and 0 < values.size <= _PIECE:
         one = None if has_gaps else _whole(values, index, weights)
-        return _with_gaps(values, index, weights) if one is None else one
+        return Found(_with_gaps(values, index, weights)) if one is None else one
     found: list[FeatureMoments] = []
     if not as_it_is:
 
@@ -119,10 +132,9 @@ def moments_of(values: Array, index: int, weights: Vector | None = None) -> Feat
     for place in _blocks.cut(shape, index, _PIECE) if as_it_is else ():
         part, of_part = values[place], _at(weights, place[axis])
         one = None if has_gaps else _whole(part, index, of_part)
-        if one is None:
-            one, has_gaps = _with_gaps(part, index, of_part), True
-        found.append(one)
-    return FeatureMoments.together(found) if found else nothing(shape[index])
+        has_gaps = one is None
+        found.append(_with_gaps(part, index, of_part) if one is None else one.moments)
+    return Found(FeatureMoments.together(found) if found else nothing(shape[index]))
 
 
 def nothing(features: int) -> FeatureMoments:
@@ -144,6 +156,7 @@ def widened(values: Array) -> Array:
     return values if is_read_as_it_is(values.dtype) else values.astype(dtype)
 
 
+@functools.lru_cache(maxsize=64)
 def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype of what is made of values: their own if it is of floats, float32 of bytes, else float64."""
     if dtype == np.uint8:
@@ -172,8 +185,8 @@ def _at(weights: Vector | None, place: slice) -> Vector | None:
 
 
 def _begins_with_gaps(values: Array, index: int) -> bool:
-    """Whether one of the first values is missing."""
-    if values.dtype not in _checks.PLAIN_DTYPES or not values.size:
+    """Whether one of the first values is missing; of a few values it takes as long to sum them."""
+    if values.size <= _FEW or values.dtype not in _checks.PLAIN_DTYPES:
         return False
     axis = _blocks.samples_axis(index)
     rows = max(1, _FIRST * values.shape[axis] // values.size)
@@ -181,28 +194,29 @@ def _begins_with_gaps(values: Array, index: int) -> bool:
     return math.isnan(np.maximum.reduce(first, axis=None))
 
 
-def _whole(values: Array, index: int, weights: Vector | None) -> FeatureMoments | None:
+def _whole(values: Array, index: int, weights: Vector | None) -> Found | None:
     """Return the moments of values that have no gaps; None where some have, or sums overflow."""
-    of_values = masks.make(None, _shaped(weights, values), values.shape, index)
+    of_values = None if weights is None else masks.make(None, _shaped(weights, values), values.shape, index)
     if not values.size or (of_values is not None and of_values.total == 0.0):
-        return nothing(values.shape[index])
-    count, table = moments.statistics_of(values, index, of_values)
+        return Found(nothing(values.shape[index]))
+    count, table, form = moments.statistics_of(values, index, of_values)
     if not math.isfinite(np.maximum.reduce(table[rows.M2])):
         return None
     others = np.zeros((2, table.shape[1]))
     others[0] = count
     table.flags.writeable = others.flags.writeable = False  # and so are their rows
-    return FeatureMoments(others[0], table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2], others[1])
+    found = FeatureMoments(others[0], table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2], others[1])
+    return Found(found, form)
 
 
 def _with_gaps(values: Array, index: int, weights: Vector | None) -> FeatureMoments:
     """Return the moments of values some of which may be missing, or infinite: then that is a ValueError."""
-    given = masks.make(None, _shaped(weights, values), values.shape, index)
+    given = None if weights is None else masks.make(None, _shaped(weights, values), values.shape, index)
     count, mean, low, m2 = steps.moments_with_gaps(values, index, given)
     if not np.isfinite(m2).all():  # or sums overflow
         check_not_infinite(values, index)
     return FeatureMoments.of((count, mean, low, m2, np.zeros(mean.size)))
 
 
-def _shaped(weights: Vector | None, values: Array) -> Array | None:
-    return None if weights is None else weights.reshape(-1, *(1,) * (values.ndim - 2))
+def _shaped(weights: Vector, values: Array) -> Array:
+    return weights.reshape(-1, *(1,) * (values.ndim - 2))

@@ -23,7 +23,7 @@ class Lazy(Dense):
         if X.dtype != object:
             _checks.numbers("X", X._meta)
         self.values = X if X.dtype != object else X.astype(np.float64)
-        self.names, self.is_seen = None, False
+        self.names, self.is_seen, self.form = None, False, None
         self._look(axis)
         if math.isnan(X.shape[self.index]):
             raise ValueError(

@@ -22,7 +22,7 @@ class Sparse(Dense):
 
     def __init__(self, X: Any, axis: Any) -> None:
         self.matrix = X if X.format in ("csr", "csc") else X.tocsr()
-        self.values, self.names, self.is_seen = X, None, False
+        self.values, self.names, self.is_seen, self.form = X, None, False, None
         self._look(axis)
         if self.index != 1:
             raise ValueError(f"axis: expected -1 for a sparse matrix, got {axis}")

@@ -368,10 +368,11 @@ class Standardizer(_estimator.Estimator):
     def _keep(self, X: Any) -> bool:
         """Keep a small chunk, to be summed with those after it; return whether nothing else is to do."""
         fitted, axis = self._fitted, self.axis
-        if fitted is None or not Chunks.are_made_of(X, fitted) or fitted.names is not None:
+        if fitted is None or fitted.names is not None or axis not in (-1, 1) or axis != fitted.axis:
             return False
-        same = self.with_mean is fitted.with_mean and self.with_std is fitted.with_std
-        if not same or axis not in (-1, 1) or axis != fitted.axis:
+        if self.with_mean is not fitted.with_mean or self.with_std is not fitted.with_std:
+            return False
+        if not Chunks.are_made_of(X, fitted.features):
             return False
         with self._lock:
             chunks = self._chunks
@@ -399,10 +400,12 @@ class Standardizer(_estimator.Estimator):
             if fresh:
                 self._chunks = None
             self._settle()
-            earlier = None if fresh else self._fitted
-            if earlier is not None:
-                moments, names = earlier.moments.merge(moments), earlier.names or names
-            fitted = Fitted(moments, given.axis, with_mean, with_std, names)
+            earlier, known, form = self._fitted, None, given.form
+            if earlier is not None and earlier.axis == given.axis:
+                known = earlier.known
+            if earlier is not None and not fresh:
+                moments, names, form = earlier.moments.merge(moments), earlier.names or names, None
+            fitted = Fitted(moments, given.axis, with_mean, with_std, names, known, form)
             self._fitted = fitted
         return fitted
 
