@@ -18,6 +18,7 @@ from nbbn._compiler import formats
 from nbbn._compiler.vectors import (
     _INT32,
     LANES,
+    _call,
     _declare,
     _first_lanes,
     _intrinsic,
@@ -385,9 +386,7 @@ def note_largest(typingctx: Any, largest: Any, x: Any) -> Any:
         return _nothing(largest, x)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        room, vector = builder.bitcast(args[0], args[1].type.as_pointer()), args[1].type
-        name = f"llvm.fabs.v{LANES}{formats.suffix(x.dtype)}"
-        size = builder.call(_declare(builder, name, vector, [vector]), [args[1]])
+        room, size = builder.bitcast(args[0], args[1].type.as_pointer()), _call(builder, "fabs", args[1])
         known = builder.load(room)
         is_greater = builder.fcmp_ordered(">", size, known)
         builder.store(builder.select(is_greater, size, known), room)

@@ -10,6 +10,7 @@ stores them. Under ``NUMBA_DISABLE_JIT`` the twins in ``interpreted`` stand in.
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any, ClassVar
 
@@ -25,7 +26,6 @@ from nbbn._compiler import formats, interpreted
 LANES = 16
 
 _LLVM_SCALAR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
-_SUFFIX = {types.float32: "f32", types.float64: "f64"}
 _INT32 = ir.IntType(32)
 
 
@@ -35,6 +35,17 @@ def _intrinsic(function: Any) -> Any:
     Under ``NUMBA_DISABLE_JIT`` it is the twin of that name in `interpreted`.
     """
     return getattr(interpreted, function.__name__) if config.DISABLE_JIT else intrinsic(function)
+
+
+def _lanewise(emit: Any) -> Any:
+    """An intrinsic of vectors (or scalars, and integers), given by what it emits: a value of the kind of the last."""
+
+    def typed(typingctx: Any, *kinds: Any) -> Any:
+        kinds = tuple(types.intp if isinstance(kind, types.Integer) else kind for kind in kinds)
+        last = [kind for kind in kinds if kind != types.intp][-1]
+        return last(*kinds), lambda context, builder, sig, args: emit(builder, *args)
+
+    return _intrinsic(functools.wraps(emit)(typed))
 
 
 def cpu_name() -> str:
@@ -127,6 +138,14 @@ def _first_lanes(builder: Any, count: Any) -> Any:
 
 def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _call(builder: Any, name: str, *values: Any) -> Any:
+    """What LLVM's function of this name makes of values of one kind, scalars or vectors."""
+    kind = values[0].type
+    lanes, scalar = (f"v{LANES}", kind.element) if isinstance(kind, ir.VectorType) else ("", kind)
+    suffix = "f64" if scalar == ir.DoubleType() else "f32"
+    return builder.call(_declare(builder, f"llvm.{name}.{lanes}{suffix}", kind, [kind] * len(values)), values)
 
 
 def _nothing(*arguments: types.Type) -> Any:
@@ -246,34 +265,23 @@ def _as_scalar(builder: Any, vector: Vector, number: Any) -> Any:
     return builder.fptrunc(number, _LLVM_SCALAR[vector.dtype])
 
 
-@_intrinsic
-def power_of_two(typingctx: Any, exponent: Any) -> Any:
+@_lanewise
+def power_of_two(builder: Any, exponent: Any) -> Any:
     """The powers of 2 with the last bits of ``exponent``: 0 makes 0, and as many ones as there are make infinity."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        size, digits = (32, 23) if exponent.dtype == types.float32 else (64, 52)
-        integers = ir.VectorType(ir.IntType(size), LANES)
-        bits = builder.bitcast(args[0], integers)
-        shifted = builder.shl(bits, ir.Constant(integers, [digits] * LANES))
-        return builder.bitcast(shifted, args[0].type)
-
-    return exponent(exponent), codegen
+    size, digits = (64, 52) if exponent.type.element == ir.DoubleType() else (32, 23)
+    integers = ir.VectorType(ir.IntType(size), LANES)
+    shifted = builder.shl(builder.bitcast(exponent, integers), ir.Constant(integers, [digits] * LANES))
+    return builder.bitcast(shifted, exponent.type)
 
 
-@_intrinsic
-def exponential_series(typingctx: Any, vector: Any) -> Any:
+@_lanewise
+def exponential_series(builder: Any, vector: Any) -> Any:
     """The polynomial `SERIES`, next to exp for lanes up to log(2) / 2 in size."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind, name = args[0].type, f"llvm.fma.v{LANES}{_SUFFIX[vector.dtype]}"
-        function = _declare(builder, name, kind, [kind] * 3)
-        numbers = interpreted.SERIES[str(vector.dtype)]
-        found, *rest = (ir.Constant(kind, [number] * LANES) for number in numbers)
-        for number in rest:
-            found = builder.call(function, [found, args[0], number])
-        return found
-
-    return vector(vector), codegen
+    numbers = interpreted.SERIES["float64" if vector.type.element == ir.DoubleType() else "float32"]
+    found, *rest = (ir.Constant(vector.type, [number] * LANES) for number in numbers)
+    for number in rest:
+        found = _call(builder, "fma", found, vector, number)
+    return found
 
 
 @_intrinsic
@@ -300,109 +308,60 @@ def narrow(typingctx: Any, array: Any, vector: Any) -> Any:
     return _vector_of(array)(array, FLOAT64X16), codegen
 
 
-@_intrinsic
-def square_root(typingctx: Any, vector: Any) -> Any:
+@_lanewise
+def square_root(builder: Any, vector: Any) -> Any:
     """The square roots of the lanes."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = args[0].type
-        name = f"llvm.sqrt.v{LANES}{_SUFFIX[vector.dtype]}"
-        return builder.call(_declare(builder, name, kind, [kind]), args)
-
-    return vector(vector), codegen
+    return _call(builder, "sqrt", vector)
 
 
-@_intrinsic
-def not_below(typingctx: Any, vector: Any, limit: Any) -> Any:
+@_lanewise
+def not_below(builder: Any, vector: Any, limit: Any) -> Any:
     """The lanes of ``vector``, those of ``limit`` where they are greater; NaN stays."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        below = builder.fcmp_ordered("<", *args)
-        return builder.select(below, args[1], args[0])
-
-    return vector(vector, vector), codegen
+    return builder.select(builder.fcmp_ordered("<", vector, limit), limit, vector)
 
 
-@_intrinsic
-def not_above(typingctx: Any, vector: Any, limit: Any) -> Any:
+@_lanewise
+def not_above(builder: Any, vector: Any, limit: Any) -> Any:
     """The lanes of ``vector``, those of ``limit`` where they are less; NaN stays."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        above = builder.fcmp_ordered(">", *args)
-        return builder.select(above, args[1], args[0])
-
-    return vector(vector, vector), codegen
+    return builder.select(builder.fcmp_ordered(">", vector, limit), limit, vector)
 
 
-@_intrinsic
-def where_below(typingctx: Any, test: Any, limit: Any, a: Any, b: Any) -> Any:
+@_lanewise
+def where_below(builder: Any, test: Any, limit: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes where ``test < limit``, ``b`` in the others, NaN among them."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        test, limit, a, b = args
-        return builder.select(builder.fcmp_ordered("<", test, limit), a, b)
-
-    return a(test, test, a, a), codegen
+    return builder.select(builder.fcmp_ordered("<", test, limit), a, b)
 
 
-@_intrinsic
-def where_at_most(typingctx: Any, test: Any, limit: Any, a: Any, b: Any) -> Any:
+@_lanewise
+def where_at_most(builder: Any, test: Any, limit: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes where ``test <= limit``, ``b`` in the others, NaN among them."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        test, limit, a, b = args
-        return builder.select(builder.fcmp_ordered("<=", test, limit), a, b)
-
-    return a(test, test, a, a), codegen
+    return builder.select(builder.fcmp_ordered("<=", test, limit), a, b)
 
 
-@_intrinsic
-def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+@_lanewise
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` with one rounding, of scalars or of vectors."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = args[0].type
-        if isinstance(a, Vector):
-            name = f"llvm.fma.v{LANES}{_SUFFIX[a.dtype]}"
-        else:
-            name = f"llvm.fma.{_SUFFIX[a]}"
-        return builder.call(_declare(builder, name, kind, [kind] * 3), args)
-
-    return a(a, a, a), codegen
+    return _call(builder, "fma", a, b, c)
 
 
-@_intrinsic
-def keep_first(typingctx: Any, vector: Any, count: Any) -> Any:
+@_lanewise
+def keep_first(builder: Any, vector: Any, count: Any) -> Any:
     """The first ``count`` lanes, zeros behind them."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        zeros = ir.Constant(args[0].type, [0.0] * LANES)
-        return builder.select(_first_lanes(builder, args[1]), args[0], zeros)
-
-    return vector(vector, types.intp), codegen
+    return builder.select(_first_lanes(builder, count), vector, ir.Constant(vector.type, [0.0] * LANES))
 
 
-@_intrinsic
-def first_of(typingctx: Any, count: Any, a: Any, b: Any) -> Any:
+@_lanewise
+def first_of(builder: Any, count: Any, a: Any, b: Any) -> Any:
     """The first ``count`` lanes of ``a``, those of ``b`` behind them."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(_first_lanes(builder, args[0]), args[1], args[2])
-
-    return a(types.intp, a, a), codegen
+    return builder.select(_first_lanes(builder, count), a, b)
 
 
-@_intrinsic
-def where_finite(typingctx: Any, test: Any, a: Any, b: Any) -> Any:
+@_lanewise
+def where_finite(builder: Any, test: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes where ``test`` is finite, ``b`` in the others."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        test, a, b = args
-        zeros = ir.Constant(test.type, [0.0] * LANES)
-        difference = builder.fsub(test, test)  # 0 for a finite value, NaN for the others
-        return builder.select(builder.fcmp_ordered("==", difference, zeros), a, b)
-
-    return a(test, a, a), codegen
+    difference = builder.fsub(test, test)  # 0 for a finite value, NaN for the others
+    is_finite = builder.fcmp_ordered("==", difference, ir.Constant(test.type, [0.0] * LANES))
+    return builder.select(is_finite, a, b)
 
 
 @_intrinsic
