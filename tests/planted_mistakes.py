@@ -104,8 +104,8 @@ FILES = {
     # --- the compiler's rooms ---
     "_compiler/vectors.py": (
         "test_simd test_fused test_nonfinite",
-        ("relu of NaN is 0", 'below = builder.fcmp_ordered("<", *args)', 'below = builder.fcmp_unordered("<", *args)', "test_fused test_nonfinite test_activations"),
-        ("a multiplication and an addition round twice", "return builder.call(_declare(builder, name, kind, [kind] * 3), args)\n\n    return a(a, a, a), codegen", "return builder.fadd(builder.fmul(args[0], args[1]), args[2])\n\n    return a(a, a, a), codegen", "test_environment"),
+        ("relu of NaN is 0", 'to.builder.fcmp_ordered("<", vector, limit)', 'to.builder.fcmp_unordered("<", vector, limit)', "test_fused test_nonfinite test_activations"),
+        ("a multiplication and an addition round twice", "return _call(to.builder, \"fma\", a, b, c)", "return to.builder.fadd(to.builder.fmul(a, b), c)", "test_environment"),
     ),
     "_compiler/memory.py": (
         "test_kernels test_moments",
@@ -113,7 +113,7 @@ FILES = {
     ),
     "_compiler/weights.py": (
         "test_mask",
-        ("weights do not weigh", "args[1] if weight in (BYTESX16, types.none) else builder.fmul(*args)", "args[1]"),
+        ("weights do not weigh", "vector if to.kinds[0] in (BYTESX16, types.none) else to.builder.fmul(weight, vector)", "vector"),
     ),
     "_compiler/formats.py": (
         "test_halves",

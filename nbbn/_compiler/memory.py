@@ -8,6 +8,7 @@ nothing. Under ``NUMBA_DISABLE_JIT`` the twins in ``interpreted`` stand in.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -18,129 +19,108 @@ from nbbn._compiler import formats
 from nbbn._compiler.vectors import (
     _INT32,
     LANES,
+    Emitting,
+    _any,
     _call,
     _declare,
     _first_lanes,
-    _intrinsic,
-    _nothing,
     _splat,
     _stored_vector,
     _vector_of,
+    intrinsic,
 )
 
 _LINE = 64  # bytes of a cache line
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """Address of element ``index`` of an array, or of `lanes`, as a pointer to a vector."""
-    if isinstance(array_type, types.CPointer):
-        data = array
-    else:
-        data = context.make_array(array_type)(context, builder, value=array).data
-    element = builder.gep(data, [index])
-    return builder.bitcast(element, _stored_vector(array_type.dtype).as_pointer())
-
-
-def _itemsize(dtype: types.Type) -> int:
+def _size(dtype: types.Type) -> int:
     return int(dtype.bitwidth) // 8
 
 
-@_intrinsic
-def lanes(typingctx: Any, number: Any) -> Any:
+def _made(to: Emitting, kind: Any, array: Any) -> Any:
+    """An array as numba holds it: its data, strides and number of items."""
+    return to.context.make_array(kind)(to.context, to.builder, value=array)
+
+
+def _pointer(to: Emitting, kind: Any, array: Any, index: Any) -> Any:
+    """Address of element ``index`` of an array, or of `lanes`, as a pointer to a vector."""
+    data = array if isinstance(kind, types.CPointer) else _made(to, kind, array).data
+    return to.builder.bitcast(to.builder.gep(data, [index]), _stored_vector(kind.dtype).as_pointer())
+
+
+def place_in(to: Emitting, rows: Any, row: Any, k: Any) -> tuple[Any, Any]:
+    """The array of `nbbn._kernels.memory.Rows`, and the index of value ``k`` of a row."""
+    array, first, stride = (to.builder.extract_value(rows, part) for part in range(3))
+    return array, to.builder.add(to.builder.add(first, to.builder.mul(row, stride)), k)
+
+
+# --- what is loaded ---
+
+
+@intrinsic(lambda number: types.CPointer(types.float64) if isinstance(number, types.IntegerLiteral) else None)
+def lanes(to: Emitting, number: Any) -> Any:
     """Room for a constant ``number`` of float64 vectors, as long as the function runs; of no certain content."""
-    if not isinstance(number, types.IntegerLiteral):
-        return None
-    size = number.literal_value * LANES
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return cgutils.alloca_once(builder, ir.DoubleType(), size=ir.Constant(_INT32, size))
-
-    return types.CPointer(types.float64)(number), codegen
+    size = to.kinds[0].literal_value * LANES
+    return cgutils.alloca_once(to.builder, ir.DoubleType(), size=ir.Constant(_INT32, size))
 
 
-def load_vector(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any = None) -> Any:
+def _load(to: Emitting, kind: Any, array: Any, index: Any, count: Any = None) -> Any:
     """Sixteen values as they are stored, or the first ``count`` of them and zeros."""
-    pointer = _pointer(context, builder, array_type, array, index)
-    dtype = array_type.dtype
+    pointer, dtype = _pointer(to, kind, array, index), kind.dtype
     if count is None:
-        return builder.load(pointer, align=_itemsize(dtype))
-    mask, vector = _first_lanes(builder, count), _stored_vector(dtype)
+        return to.builder.load(pointer, align=_size(dtype))
+    mask, vector = _first_lanes(to.builder, count), _stored_vector(dtype)
     name = f"llvm.masked.load.v{LANES}{formats.suffix(dtype)}.p0"
-    function = _declare(builder, name, vector, [pointer.type, _INT32, mask.type, vector])
+    function = _declare(to.builder, name, vector, [pointer.type, _INT32, mask.type, vector])
     zeros = ir.Constant(vector, [0] * LANES)
-    return builder.call(function, [pointer, _INT32(_itemsize(dtype)), mask, zeros])
+    return to.builder.call(function, [pointer, _INT32(_size(dtype)), mask, zeros])
 
 
-@_intrinsic
-def load(typingctx: Any, array: Any, index: Any) -> Any:
-    """Sixteen values of ``array`` from ``index`` on; None of None."""
-    if array == types.none:
-        return _nothing(array, types.intp)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        found = load_vector(context, builder, array, *args)
-        return formats.decode(builder, array.dtype, found)
-
-    return _vector_of(array)(array, types.intp), codegen
-
-
-def load_vector_upto(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any) -> Any:
+def load_vector_upto(to: Emitting, kind: Any, array: Any, index: Any, count: Any) -> Any:
     """Sixteen values as they are stored, or the first ``count`` of them and zeros if that is less."""
-    whole = builder.icmp_signed(">=", count, count.type(LANES))
-    with builder.if_else(whole) as (then, otherwise):
-        with then:
-            full = load_vector(context, builder, array_type, array, index)
-            of_full = builder.basic_block
-        with otherwise:
-            part = load_vector(context, builder, array_type, array, index, count)
-            of_part = builder.basic_block
-    found = builder.phi(full.type)
-    found.add_incoming(full, of_full)
-    found.add_incoming(part, of_part)
+    whole = to.builder.icmp_signed(">=", count, count.type(LANES))
+    return _either(to, whole, lambda: _load(to, kind, array, index), lambda: _load(to, kind, array, index, count))
+
+
+def _either(to: Emitting, test: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+    """One of two values, each made where the test asks for it."""
+    made = []
+    with to.builder.if_else(test) as branches:
+        for branch, make in zip(branches, (yes, no), strict=True):
+            with branch:
+                made.append((make(), to.builder.basic_block))
+    found = to.builder.phi(made[0][0].type)
+    for value, block in made:
+        found.add_incoming(value, block)
     return found
 
 
-@_intrinsic
-def load_upto(typingctx: Any, array: Any, index: Any, count: Any) -> Any:
+@intrinsic(lambda array, index: types.none if array == types.none else _vector_of(array))
+def load(to: Emitting, array: Any, index: Any) -> Any:
+    """Sixteen values of ``array`` from ``index`` on; None of None."""
+    return formats.decode(to.builder, to.kinds[0].dtype, _load(to, to.kinds[0], array, index))
+
+
+@intrinsic(lambda array, index, count: types.none if array == types.none else _vector_of(array))
+def load_upto(to: Emitting, array: Any, index: Any, count: Any) -> Any:
     """Sixteen values from ``index`` on, or the first ``count`` of them and zeros; None of None."""
-    if array == types.none:
-        return _nothing(array, types.intp, types.intp)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        found = load_vector_upto(context, builder, array, *args)
-        return formats.decode(builder, array.dtype, found)
-
-    return _vector_of(array)(array, types.intp, types.intp), codegen
+    found = load_vector_upto(to, to.kinds[0], array, index, count)
+    return formats.decode(to.builder, to.kinds[0].dtype, found)
 
 
-@_intrinsic
-def load_every(typingctx: Any, array: Any, index: Any, stride: Any, count: Any) -> Any:
+@intrinsic(lambda array, index, stride, count: _vector_of(array))
+def load_every(to: Emitting, array: Any, index: Any, stride: Any, count: Any) -> Any:
     """`load_upto` of numbers (float64) that stand ``stride`` apart."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        values, index, stride, count = args
-        close = builder.icmp_signed("==", stride, stride.type(1))
-        with builder.if_else(close) as (then, otherwise):
-            with then:
-                side_by_side = load_vector_upto(context, builder, array, values, index, count)
-                of_side_by_side = builder.basic_block
-            with otherwise:
-                apart = _gather(context, builder, array, values, index, stride, count)
-                of_apart = builder.basic_block
-        found = builder.phi(apart.type)
-        found.add_incoming(side_by_side, of_side_by_side)
-        found.add_incoming(apart, of_apart)
-        return found
-
-    return _vector_of(array)(array, types.intp, types.intp, types.intp), codegen
+    close, given = to.builder.icmp_signed("==", stride, stride.type(1)), (to, to.kinds[0], array, index)
+    return _either(to, close, lambda: load_vector_upto(*given, count), lambda: _gather(*given, stride, count))
 
 
-def _gather(context: Any, builder: Any, array_type: Any, array: Any, index: Any, stride: Any, count: Any) -> Any:
+def _gather(to: Emitting, kind: Any, array: Any, index: Any, stride: Any, count: Any) -> Any:
     """The values of a load from places that stand apart."""
-    data = context.make_array(array_type)(context, builder, value=array).data
-    vector, number = _stored_vector(array_type.dtype), index.type
+    builder, data = to.builder, _made(to, kind, array).data
+    vector, number = _stored_vector(kind.dtype), index.type
     lanes = ir.Constant(ir.VectorType(number, LANES), list(range(LANES)))
-    size = _splat(builder, number(_itemsize(array_type.dtype)))
+    size = _splat(builder, number(_size(kind.dtype)))
     places = builder.add(_splat(builder, index), builder.mul(lanes, _splat(builder, stride)))
     first = _splat(builder, builder.ptrtoint(data, number))
     addresses = builder.add(first, builder.mul(places, size))
@@ -150,266 +130,190 @@ def _gather(context: Any, builder: Any, array_type: Any, array: Any, index: Any,
     return builder.call(function, [pointers, _INT32(8), mask, ir.Constant(vector, [0] * LANES)])
 
 
-def place_in(builder: Any, rows: Any, row: Any, k: Any) -> tuple[Any, Any]:
-    """The array of `nbbn._kernels.memory.Rows`, and the index of value ``k`` of a row."""
-    array, first, stride = (builder.extract_value(rows, part) for part in range(3))
-    return array, builder.add(builder.add(first, builder.mul(row, stride)), k)
+def _of_rows(rows: Any, row: Any, k: Any, count: Any) -> Any:
+    return types.none if rows.types[0] == types.none else _vector_of(rows.types[0])
 
 
-@_intrinsic
-def at(typingctx: Any, rows: Any, row: Any, k: Any, count: Any) -> Any:
+@intrinsic(_of_rows)
+def at(to: Emitting, rows: Any, row: Any, k: Any, count: Any) -> Any:
     """Values ``k`` to ``k + count`` of a row, at most sixteen, and zeros; None of rows of None.
 
     ``rows`` are `nbbn._kernels.memory.Rows`.
     """
-    array_type = rows.types[0]
-    places = types.intp, types.intp, types.intp
-    if array_type == types.none:
-        return _nothing(rows, *places)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        array, index = place_in(builder, *args[:3])
-        found = load_vector_upto(context, builder, array_type, array, index, args[3])
-        return formats.decode(builder, array_type.dtype, found)
-
-    return _vector_of(array_type)(rows, *places), codegen
+    kind = to.kinds[0].types[0]
+    found = load_vector_upto(to, kind, *place_in(to, rows, row, k), count)
+    return formats.decode(to.builder, kind.dtype, found)
 
 
-@_intrinsic
-def at_any(typingctx: Any, rows: Any, row: Any, k: Any, count: Any) -> Any:
+@intrinsic(_of_rows)
+def at_any(to: Emitting, rows: Any, row: Any, k: Any, count: Any) -> Any:
     """`at`, and zeros of an array without values."""
-    array_type = rows.types[0]
-    places = types.intp, types.intp, types.intp
-    if array_type == types.none:
-        return _nothing(rows, *places)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        array, index = place_in(builder, *args[:3])
-        size = context.make_array(array_type)(context, builder, value=array).nitems
-        before, zeros = builder.basic_block, ir.Constant(_stored_vector(array_type.dtype), [0] * LANES)
-        with builder.if_then(builder.icmp_signed("!=", size, size.type(0))):
-            values = load_vector_upto(context, builder, array_type, array, index, args[3])
-            of_values = builder.basic_block
-        found = builder.phi(values.type)
-        found.add_incoming(zeros, before)
-        found.add_incoming(values, of_values)
-        return formats.decode(builder, array_type.dtype, found)
-
-    return _vector_of(array_type)(rows, *places), codegen
+    kind, builder = to.kinds[0].types[0], to.builder
+    array, index = place_in(to, rows, row, k)
+    size = _made(to, kind, array).nitems
+    before, zeros = builder.basic_block, ir.Constant(_stored_vector(kind.dtype), [0] * LANES)
+    with builder.if_then(builder.icmp_signed("!=", size, size.type(0))):
+        values = load_vector_upto(to, kind, array, index, count)
+        of_values = builder.basic_block
+    found = builder.phi(values.type)
+    found.add_incoming(zeros, before)
+    found.add_incoming(values, of_values)
+    return formats.decode(builder, kind.dtype, found)
 
 
-def _stride_of(array: Any, axis: int) -> Any:
-    """What an intrinsic returns that tells how far apart neighbours along an axis are; 0 of None."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        number = context.get_value_type(types.intp)
-        if array == types.none:
-            return number(0)
-        strides = context.make_array(array)(context, builder, value=args[0]).strides
-        return builder.sdiv(builder.extract_value(strides, axis), number(_itemsize(array.dtype)))
-
-    return types.intp(array), codegen
+def _stride(to: Emitting, array: Any, axis: int) -> Any:
+    kind, number = to.kinds[0], to.context.get_value_type(types.intp)
+    if kind == types.none:
+        return number(0)
+    return to.builder.sdiv(to.builder.extract_value(_made(to, kind, array).strides, axis), number(_size(kind.dtype)))
 
 
-@_intrinsic
-def outer_stride(typingctx: Any, stack: Any) -> Any:
+@intrinsic(types.intp)
+def outer_stride(to: Emitting, stack: Any) -> Any:
     """How many values apart the matrices of a stack are; 0 of None."""
-    return _stride_of(stack, 0)
+    return _stride(to, stack, 0)
 
 
-@_intrinsic
-def row_stride(typingctx: Any, stack: Any) -> Any:
+@intrinsic(types.intp)
+def row_stride(to: Emitting, stack: Any) -> Any:
     """How many values apart the rows of a stack are; 0 of None."""
-    return _stride_of(stack, 1)
+    return _stride(to, stack, 1)
 
 
-@_intrinsic
-def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+@intrinsic()
+def prefetch(to: Emitting, array: Any, index: Any) -> None:
     """Ask for the cache line of element ``index``, which may lie behind the end of the array."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = builder.bitcast(_pointer(context, builder, sig.args[0], *args), ir.IntType(8).as_pointer())
-        arguments = [pointer.type, _INT32, _INT32, _INT32]
-        function = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
-        builder.call(function, [pointer, _INT32(0), _INT32(2), _INT32(1)])  # read, second level, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), codegen
+    pointer = to.builder.bitcast(_pointer(to, to.kinds[0], array, index), ir.IntType(8).as_pointer())
+    arguments = [pointer.type, _INT32, _INT32, _INT32]
+    function = _declare(to.builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+    to.builder.call(function, [pointer, _INT32(0), _INT32(2), _INT32(1)])  # read, second level, data
 
 
-def _store(context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any) -> None:
-    pointer = _pointer(context, builder, array_type, array, index)
-    builder.store(value, pointer, align=_itemsize(array_type.dtype))
+# --- what is stored ---
 
 
-def _store_first(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any, value: Any) -> None:
-    pointer, dtype = _pointer(context, builder, array_type, array, index), array_type.dtype
-    mask, vector = _first_lanes(builder, count), _stored_vector(dtype)
+def _store(to: Emitting, kind: Any, array: Any, index: Any, value: Any) -> None:
+    to.builder.store(value, _pointer(to, kind, array, index), align=_size(kind.dtype))
+
+
+def _store_first(to: Emitting, kind: Any, array: Any, index: Any, count: Any, value: Any) -> None:
+    pointer, dtype = _pointer(to, kind, array, index), kind.dtype
+    mask, vector = _first_lanes(to.builder, count), _stored_vector(dtype)
     name = f"llvm.masked.store.v{LANES}{formats.suffix(dtype)}.p0"
-    arguments = [vector, pointer.type, _INT32, mask.type]
-    function = _declare(builder, name, ir.VoidType(), arguments)
-    builder.call(function, [value, pointer, _INT32(_itemsize(dtype)), mask])
+    function = _declare(to.builder, name, ir.VoidType(), [vector, pointer.type, _INT32, mask.type])
+    to.builder.call(function, [value, pointer, _INT32(_size(dtype)), mask])
 
 
-def _stream(context: Any, builder: Any, array_type: Any, array: Any, index: Any, value: Any) -> None:
-    pointer = _pointer(context, builder, array_type, array, index)
-    written = builder.store(value, pointer, align=_streamed_at_once(array_type.dtype))
-    written.set_metadata("nontemporal", builder.module.add_metadata([_INT32(1)]))
+def _stream(to: Emitting, kind: Any, array: Any, index: Any, value: Any) -> None:
+    written = to.builder.store(value, _pointer(to, kind, array, index), align=_streamed_at_once(kind.dtype))
+    written.set_metadata("nontemporal", to.builder.module.add_metadata([_INT32(1)]))
 
 
 def _streamed_at_once(dtype: types.Type) -> int:
     """Bytes of a streaming store, which must stand at a multiple of them."""
-    return min(_LINE, LANES * _itemsize(dtype))
+    return min(_LINE, LANES * _size(dtype))
 
 
-def _store_upto(context: Any, builder: Any, array_type: Any, array: Any, index: Any, count: Any, value: Any) -> None:
-    value = formats.encode(builder, array_type.dtype, value)
-    whole = builder.icmp_signed(">=", count, count.type(LANES))
-    with builder.if_else(whole) as (then, otherwise):
+def _store_upto(to: Emitting, kind: Any, array: Any, index: Any, count: Any, value: Any) -> None:
+    value = formats.encode(to.builder, kind.dtype, value)
+    whole = to.builder.icmp_signed(">=", count, count.type(LANES))
+    with to.builder.if_else(whole) as (then, otherwise):
         with then:
-            _store(context, builder, array_type, array, index, value)
+            _store(to, kind, array, index, value)
         with otherwise:
-            _store_first(context, builder, array_type, array, index, count, value)
+            _store_first(to, kind, array, index, count, value)
 
 
-@_intrinsic
-def store_first(typingctx: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
+@intrinsic()
+def store_first(to: Emitting, array: Any, index: Any, count: Any, value: Any) -> None:
     """Write the first ``count`` (at most sixteen) lanes of ``value``; touch nothing behind them."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = formats.encode(builder, array.dtype, args[3])
-        _store_first(context, builder, sig.args[0], args[0], args[1], args[2], value)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, _vector_of(array)), codegen
+    _store_first(to, to.kinds[0], array, index, count, formats.encode(to.builder, to.kinds[0].dtype, value))
 
 
-@_intrinsic
-def store_upto(typingctx: Any, array: Any, index: Any, count: Any, value: Any) -> Any:
+@intrinsic()
+def store_upto(to: Emitting, array: Any, index: Any, count: Any, value: Any) -> None:
     """Write sixteen lanes to ``index`` on, or the first ``count`` of them."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _store_upto(context, builder, sig.args[0], *args)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, _vector_of(array)), codegen
+    _store_upto(to, to.kinds[0], array, index, count, value)
 
 
-@_intrinsic
-def put(typingctx: Any, array: Any, index: Any, value: Any, streaming: Any) -> Any:
+@intrinsic()
+def put(to: Emitting, array: Any, index: Any, value: Any, streaming: Any) -> None:
     """Write the sixteen lanes of ``value`` to ``array`` from ``index`` on, past the cache if ``streaming``.
 
     Then element ``index`` must stand where `to_line` leads: at a multiple of 64 bytes, or of the vector's own
     size if that is less.
     """
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = formats.encode(builder, array.dtype, args[2])
-        past = builder.icmp_signed("!=", args[3], args[3].type(0))
-        with builder.if_else(past) as (then, otherwise):
-            with then:
-                _stream(context, builder, sig.args[0], args[0], args[1], value)
-            with otherwise:
-                _store(context, builder, sig.args[0], args[0], args[1], value)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, _vector_of(array), types.intp), codegen
+    kind = to.kinds[0]
+    value = formats.encode(to.builder, kind.dtype, value)
+    with to.builder.if_else(to.builder.icmp_signed("!=", streaming, streaming.type(0))) as (then, otherwise):
+        with then:
+            _stream(to, kind, array, index, value)
+        with otherwise:
+            _store(to, kind, array, index, value)
 
 
-@_intrinsic
-def keep(typingctx: Any, rows: Any, row: Any, k: Any, count: Any, value: Any) -> Any:
+@intrinsic()
+def keep(to: Emitting, rows: Any, row: Any, k: Any, count: Any, value: Any) -> None:
     """Write the first ``count`` lanes to value ``k`` of a row on; nothing to rows of None."""
-    array_type = rows.types[0]
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if array_type != types.none:
-            array, index = place_in(builder, *args[:3])
-            _store_upto(context, builder, array_type, array, index, args[3], args[4])
-        return context.get_dummy_value()
-
-    return types.void(rows, types.intp, types.intp, types.intp, value), codegen
+    kind = to.kinds[0].types[0]
+    if kind != types.none:
+        _store_upto(to, kind, *place_in(to, rows, row, k), count, value)
 
 
-@_intrinsic
-def to_line(typingctx: Any, array: Any, index: Any) -> Any:
+@intrinsic(types.intp)
+def to_line(to: Emitting, array: Any, index: Any) -> Any:
     """How many elements stand between element ``index`` and where `put` may stream."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig.args[0], args[0], args[1])
-        number = args[1].type
-        address = builder.ptrtoint(pointer, number)
-        unit = _streamed_at_once(array.dtype)
-        rest = builder.and_(builder.neg(address), number(unit - 1))
-        return builder.udiv(rest, number(_itemsize(array.dtype)))
-
-    return types.intp(array, types.intp), codegen
+    dtype, number = to.kinds[0].dtype, index.type
+    address = to.builder.ptrtoint(_pointer(to, to.kinds[0], array, index), number)
+    rest = to.builder.and_(to.builder.neg(address), number(_streamed_at_once(dtype) - 1))
+    return to.builder.udiv(rest, number(_size(dtype)))
 
 
-@_intrinsic
-def fence(typingctx: Any) -> Any:
+@intrinsic()
+def fence(to: Emitting) -> None:
     """Make what was streamed visible to other threads; after the last `put` of a task that streams."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if builder.module.triple.startswith(("x86_64", "i686")):
-            # x86 orders ordinary stores by itself, but not these.
-            builder.call(_declare(builder, "llvm.x86.sse.sfence", ir.VoidType(), []), [])
-        else:
-            builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    if to.builder.module.triple.startswith(("x86_64", "i686")):
+        # x86 orders ordinary stores by itself, but not these.
+        to.builder.call(_declare(to.builder, "llvm.x86.sse.sfence", ir.VoidType(), []), [])
+    else:
+        to.builder.fence("seq_cst")
 
 
 # --- whether values are infinite, noted where they are read; nothing where nobody asks ---
 
 
-@_intrinsic
-def room_for_largest(typingctx: Any, noted: Any, array: Any) -> Any:
+def _room(noted: Any, array: Any) -> Any:
+    return types.none if noted == types.none else types.CPointer(_vector_of(array).dtype)
+
+
+@intrinsic(_room)
+def room_for_largest(to: Emitting, noted: Any, array: Any) -> Any:
     """Room for the largest sizes of values of ``array``, as long as the function runs; None without ``noted``."""
-    if noted == types.none:
-        return _nothing(noted, array)
-    vector = _vector_of(array)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        zeros = ir.Constant(context.get_value_type(vector), [0.0] * LANES)
-        room = cgutils.alloca_once(builder, zeros.type)
-        builder.store(zeros, room)
-        return builder.bitcast(room, zeros.type.element.as_pointer())
-
-    return types.CPointer(vector.dtype)(noted, array), codegen
+    zeros = ir.Constant(to.context.get_value_type(_vector_of(to.kinds[1])), [0.0] * LANES)
+    room = cgutils.alloca_once(to.builder, zeros.type)
+    to.builder.store(zeros, room)
+    return to.builder.bitcast(room, zeros.type.element.as_pointer())
 
 
-@_intrinsic
-def note_largest(typingctx: Any, largest: Any, x: Any) -> Any:
+@intrinsic()
+def note_largest(to: Emitting, largest: Any, x: Any) -> None:
     """Keep the sizes of ``x`` that are greater than those there, NaN none; nothing without room."""
-    if largest == types.none:
-        return _nothing(largest, x)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        room, size = builder.bitcast(args[0], args[1].type.as_pointer()), _call(builder, "fabs", args[1])
-        known = builder.load(room)
-        is_greater = builder.fcmp_ordered(">", size, known)
-        builder.store(builder.select(is_greater, size, known), room)
-        return context.get_dummy_value()
-
-    return types.void(largest, x), codegen
+    if to.kinds[0] == types.none:
+        return
+    room, size = to.builder.bitcast(largest, x.type.as_pointer()), _call(to.builder, "fabs", x)
+    known = to.builder.load(room)
+    is_greater = to.builder.fcmp_ordered(">", size, known)
+    to.builder.store(to.builder.select(is_greater, size, known), room)
 
 
-@_intrinsic
-def note_infinite(typingctx: Any, noted: Any, largest: Any) -> Any:
+@intrinsic()
+def note_infinite(to: Emitting, noted: Any, largest: Any) -> None:
     """Write 1 to ``noted`` if one of the sizes is infinite; nothing to None."""
-    if noted == types.none:
-        return _nothing(noted, largest)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vector = ir.VectorType(args[1].type.pointee, LANES)
-        sizes = builder.load(builder.bitcast(args[1], vector.as_pointer()))
-        infinite = ir.Constant(vector, [float("inf")] * LANES)
-        found = builder.fcmp_ordered("==", sizes, infinite)
-        bits = builder.bitcast(found, ir.IntType(LANES))
-        with builder.if_then(builder.icmp_unsigned("!=", bits, bits.type(0)), likely=False):
-            data = context.make_array(noted)(context, builder, value=args[0]).data
-            builder.store(data.type.pointee(1), data)
-        return context.get_dummy_value()
-
-    return types.void(noted, largest), codegen
+    if to.kinds[0] == types.none:
+        return
+    vector = ir.VectorType(largest.type.pointee, LANES)
+    sizes = to.builder.load(to.builder.bitcast(largest, vector.as_pointer()))
+    found = to.builder.fcmp_ordered("==", sizes, ir.Constant(vector, [float("inf")] * LANES))
+    with to.builder.if_then(_any(to, found), likely=False):
+        data = _made(to, to.kinds[0], noted).data
+        to.builder.store(data.type.pointee(1), data)

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any, ClassVar
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, ClassVar, NamedTuple
 
 from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import intrinsic as numba_intrinsic
+from numba.extending import lower_builtin, models, register_model
 
 from nbbn._compiler import formats, interpreted
 
@@ -29,23 +32,47 @@ _LLVM_SCALAR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _INT32 = ir.IntType(32)
 
 
-def _intrinsic(function: Any) -> Any:
-    """Numba's ``intrinsic``, seen by a type checker as a plain function of its later arguments.
+class Emitting(NamedTuple):
+    """Where an intrinsic's instructions go, and the numba types of its arguments."""
 
-    Under ``NUMBA_DISABLE_JIT`` it is the twin of that name in `interpreted`.
+    context: Any
+    builder: Any
+    kinds: tuple[Any, ...]
+
+
+def intrinsic(result: Any = None) -> Callable[[Any], Any]:
+    """Numba's intrinsic, given by a function that emits its instructions: ``emit(to, *values)``, `Emitting` first.
+
+    ``result`` is the type of its value, or makes that of the types of the arguments; without it there is no value.
+    Where the type is None's, nothing is emitted. Under ``NUMBA_DISABLE_JIT`` it is the twin of its name in
+    `interpreted`.
     """
-    return getattr(interpreted, function.__name__) if config.DISABLE_JIT else intrinsic(function)
+
+    def decorate(emit: Any) -> Any:
+        if config.DISABLE_JIT:
+            return getattr(interpreted, emit.__name__)
+
+        @functools.wraps(emit)
+        def typed(typingctx: Any, *kinds: Any) -> Any:
+            found = result(*kinds) if isinstance(result, FunctionType) else result
+            if result is not None and found is None:  # another overload: numba asks again, with constants
+                return None
+
+            def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                value = None if found == types.none else emit(Emitting(context, builder, kinds), *args)
+                return context.get_dummy_value() if value is None else value
+
+            taken = (types.intp if isinstance(kind, types.Integer) else kind for kind in kinds)
+            return (types.void if found is None else found)(*taken), codegen
+
+        return numba_intrinsic(typed)
+
+    return decorate
 
 
-def _lanewise(emit: Any) -> Any:
-    """An intrinsic of vectors (or scalars, and integers), given by what it emits: a value of the kind of the last."""
-
-    def typed(typingctx: Any, *kinds: Any) -> Any:
-        kinds = tuple(types.intp if isinstance(kind, types.Integer) else kind for kind in kinds)
-        last = [kind for kind in kinds if kind != types.intp][-1]
-        return last(*kinds), lambda context, builder, sig, args: emit(builder, *args)
-
-    return _intrinsic(functools.wraps(emit)(typed))
+def _of_last(*kinds: Any) -> Any:
+    """The type of the last argument that is no integer."""
+    return [kind for kind in kinds if not isinstance(kind, types.Integer)][-1]
 
 
 def cpu_name() -> str:
@@ -148,246 +175,184 @@ def _call(builder: Any, name: str, *values: Any) -> Any:
     return builder.call(_declare(builder, f"llvm.{name}.{lanes}{suffix}", kind, [kind] * len(values)), values)
 
 
-def _nothing(*arguments: types.Type) -> Any:
-    """What an intrinsic returns that makes None of None."""
-    return types.none(*arguments), lambda context, builder, sig, args: context.get_dummy_value()
+def _constant(to: Emitting, truth: bool) -> Any:
+    return ir.Constant(ir.IntType(1), int(truth))
 
 
-@_intrinsic
-def working_dtype(typingctx: Any, array: Any) -> Any:
+def _any(to: Emitting, lanes: Any) -> Any:
+    """Whether one of the lanes, bits, is set."""
+    bits = to.builder.bitcast(lanes, ir.IntType(LANES))
+    return to.builder.icmp_unsigned("!=", bits, bits.type(0))
+
+
+@intrinsic(lambda array: types.DType(formats.computed(array.dtype)))
+def working_dtype(to: Emitting, array: Any) -> Any:
     """The dtype that values of ``array`` are computed with, for ``np.empty``."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.get_dummy_value()
 
-    return types.DType(formats.computed(array.dtype))(array), codegen
-
-
-def _least(compared: str) -> Any:
-    """What an intrinsic returns that chooses one of two integers."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(builder.icmp_signed(compared, *args), *args)
-
-    return types.intp(types.intp, types.intp), codegen
-
-
-@_intrinsic
-def smaller(typingctx: Any, a: Any, b: Any) -> Any:
+@intrinsic(types.intp)
+def smaller(to: Emitting, a: Any, b: Any) -> Any:
     """The smaller of two integers; numba's ``min`` compiles to more."""
-    return _least("<")
+    return to.builder.select(to.builder.icmp_signed("<", a, b), a, b)
 
 
-@_intrinsic
-def larger(typingctx: Any, a: Any, b: Any) -> Any:
+@intrinsic(types.intp)
+def larger(to: Emitting, a: Any, b: Any) -> Any:
     """The larger of two integers."""
-    return _least(">")
+    return to.builder.select(to.builder.icmp_signed(">", a, b), a, b)
 
 
-@_intrinsic
-def has(typingctx: Any, value: Any) -> Any:
+@intrinsic(types.boolean)
+def has(to: Emitting, value: Any) -> Any:
     """Whether there is a ``value``, and not None: a constant of the compiled variant."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return ir.Constant(ir.IntType(1), int(value != types.none))
-
-    return types.boolean(value), codegen
+    return _constant(to, to.kinds[0] != types.none)
 
 
-@_intrinsic
-def has_values(typingctx: Any, array: Any) -> Any:
+@intrinsic(types.boolean)
+def has_values(to: Emitting, array: Any) -> Any:
     """Whether an array is not empty; None is."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if array == types.none:
-            return ir.Constant(ir.IntType(1), 0)
-        size = context.make_array(array)(context, builder, value=args[0]).nitems
-        return builder.icmp_signed("!=", size, size.type(0))
-
-    return types.boolean(array), codegen
+    if to.kinds[0] == types.none:
+        return _constant(to, False)
+    size = to.context.make_array(to.kinds[0])(to.context, to.builder, value=array).nitems
+    return to.builder.icmp_signed("!=", size, size.type(0))
 
 
-@_intrinsic
-def plus(typingctx: Any, vector: Any, other: Any) -> Any:
+@intrinsic(lambda vector, other: vector)
+def plus(to: Emitting, vector: Any, other: Any) -> Any:
     """``vector + other``; ``vector`` where the other is None."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return args[0] if other == types.none else builder.fadd(*args)
-
-    return vector(vector, other), codegen
+    return vector if to.kinds[1] == types.none else to.builder.fadd(vector, other)
 
 
-@_intrinsic
-def has_spare_digits(typingctx: Any, array: Any) -> Any:
+@intrinsic(types.boolean)
+def has_spare_digits(to: Emitting, array: Any) -> Any:
     """Whether float64 holds values of ``array`` with digits to spare: a constant of the compiled variant."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return ir.Constant(ir.IntType(1), int(array.dtype != types.float64))
-
-    return types.boolean(array), codegen
+    return _constant(to, to.kinds[0].dtype != types.float64)
 
 
-@_intrinsic
-def splat(typingctx: Any, scalar: Any) -> Any:
+@intrinsic(lambda scalar: _VECTOR[scalar])
+def splat(to: Emitting, scalar: Any) -> Any:
     """A vector with ``scalar`` in every lane."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, args[0])
-
-    return _VECTOR[scalar](scalar), codegen
+    return _splat(to.builder, scalar)
 
 
-@_intrinsic
-def constant(typingctx: Any, vector: Any, number: Any) -> Any:
-    """A vector of the dtype of another one, with ``number`` in every lane."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, _as_scalar(builder, vector, args[1]))
-
-    return vector(vector, types.float64), codegen
+@intrinsic(lambda vector, number: vector)
+def constant(to: Emitting, vector: Any, number: Any) -> Any:
+    """A vector of the dtype of another one, with ``number``, float64, in every lane."""
+    if to.kinds[0] == FLOAT32X16:
+        number = to.builder.fptrunc(number, ir.FloatType())
+    return _splat(to.builder, number)
 
 
-@_intrinsic
-def constant_of(typingctx: Any, vector: Any, of_float32: Any, of_float64: Any) -> Any:
+@intrinsic(lambda vector, of_float32, of_float64: vector)
+def constant_of(to: Emitting, vector: Any, of_float32: Any, of_float64: Any) -> Any:
     """`constant` with a number that depends on the dtype."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        number = args[1] if vector.dtype == types.float32 else args[2]
-        return _splat(builder, _as_scalar(builder, vector, number))
-
-    return vector(vector, types.float64, types.float64), codegen
+    if to.kinds[0] == FLOAT32X16:
+        of_float64 = to.builder.fptrunc(of_float32, ir.FloatType())
+    return _splat(to.builder, of_float64)
 
 
-def _as_scalar(builder: Any, vector: Vector, number: Any) -> Any:
-    """A float64 rounded to the dtype of a vector."""
-    if vector.dtype == types.float64:
-        return number
-    return builder.fptrunc(number, _LLVM_SCALAR[vector.dtype])
-
-
-@_lanewise
-def power_of_two(builder: Any, exponent: Any) -> Any:
+@intrinsic(_of_last)
+def power_of_two(to: Emitting, exponent: Any) -> Any:
     """The powers of 2 with the last bits of ``exponent``: 0 makes 0, and as many ones as there are make infinity."""
-    size, digits = (64, 52) if exponent.type.element == ir.DoubleType() else (32, 23)
+    size, digits = (32, 23) if to.kinds[0] == FLOAT32X16 else (64, 52)
     integers = ir.VectorType(ir.IntType(size), LANES)
-    shifted = builder.shl(builder.bitcast(exponent, integers), ir.Constant(integers, [digits] * LANES))
-    return builder.bitcast(shifted, exponent.type)
+    bits = to.builder.bitcast(exponent, integers)
+    shifted = to.builder.shl(bits, ir.Constant(integers, [digits] * LANES))
+    return to.builder.bitcast(shifted, exponent.type)
 
 
-@_lanewise
-def exponential_series(builder: Any, vector: Any) -> Any:
+@intrinsic(_of_last)
+def exponential_series(to: Emitting, vector: Any) -> Any:
     """The polynomial `SERIES`, next to exp for lanes up to log(2) / 2 in size."""
-    numbers = interpreted.SERIES["float64" if vector.type.element == ir.DoubleType() else "float32"]
+    numbers = interpreted.SERIES[str(to.kinds[0].dtype)]
     found, *rest = (ir.Constant(vector.type, [number] * LANES) for number in numbers)
     for number in rest:
-        found = _call(builder, "fma", found, vector, number)
+        found = _call(to.builder, "fma", found, vector, number)
     return found
 
 
-@_intrinsic
-def widen(typingctx: Any, vector: Any) -> Any:
+@intrinsic(FLOAT64X16)
+def widen(to: Emitting, vector: Any) -> Any:
     """The lanes as float64 (exact)."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if vector.dtype == types.float64:
-            return args[0]
-        return builder.fpext(args[0], _llvm_vector(types.float64))
-
-    return FLOAT64X16(vector), codegen
+    return vector if to.kinds[0] == FLOAT64X16 else to.builder.fpext(vector, _llvm_vector(types.float64))
 
 
-@_intrinsic
-def narrow(typingctx: Any, array: Any, vector: Any) -> Any:
+@intrinsic(lambda array, vector: _vector_of(array))
+def narrow(to: Emitting, array: Any, vector: Any) -> Any:
     """The lanes of a float64 vector, rounded to what ``array`` is computed with."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if array.dtype == types.float64:
-            return args[1]
-        return builder.fptrunc(args[1], _llvm_vector(types.float32))
-
-    return _vector_of(array)(array, FLOAT64X16), codegen
+    is_double = to.kinds[0].dtype == types.float64
+    return vector if is_double else to.builder.fptrunc(vector, _llvm_vector(types.float32))
 
 
-@_lanewise
-def square_root(builder: Any, vector: Any) -> Any:
+@intrinsic(_of_last)
+def square_root(to: Emitting, vector: Any) -> Any:
     """The square roots of the lanes."""
-    return _call(builder, "sqrt", vector)
+    return _call(to.builder, "sqrt", vector)
 
 
-@_lanewise
-def not_below(builder: Any, vector: Any, limit: Any) -> Any:
+@intrinsic(_of_last)
+def not_below(to: Emitting, vector: Any, limit: Any) -> Any:
     """The lanes of ``vector``, those of ``limit`` where they are greater; NaN stays."""
-    return builder.select(builder.fcmp_ordered("<", vector, limit), limit, vector)
+    return to.builder.select(to.builder.fcmp_ordered("<", vector, limit), limit, vector)
 
 
-@_lanewise
-def not_above(builder: Any, vector: Any, limit: Any) -> Any:
+@intrinsic(_of_last)
+def not_above(to: Emitting, vector: Any, limit: Any) -> Any:
     """The lanes of ``vector``, those of ``limit`` where they are less; NaN stays."""
-    return builder.select(builder.fcmp_ordered(">", vector, limit), limit, vector)
+    return to.builder.select(to.builder.fcmp_ordered(">", vector, limit), limit, vector)
 
 
-@_lanewise
-def where_below(builder: Any, test: Any, limit: Any, a: Any, b: Any) -> Any:
+@intrinsic(_of_last)
+def where_below(to: Emitting, test: Any, limit: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes where ``test < limit``, ``b`` in the others, NaN among them."""
-    return builder.select(builder.fcmp_ordered("<", test, limit), a, b)
+    return to.builder.select(to.builder.fcmp_ordered("<", test, limit), a, b)
 
 
-@_lanewise
-def where_at_most(builder: Any, test: Any, limit: Any, a: Any, b: Any) -> Any:
+@intrinsic(_of_last)
+def where_at_most(to: Emitting, test: Any, limit: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes where ``test <= limit``, ``b`` in the others, NaN among them."""
-    return builder.select(builder.fcmp_ordered("<=", test, limit), a, b)
+    return to.builder.select(to.builder.fcmp_ordered("<=", test, limit), a, b)
 
 
-@_lanewise
-def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+@intrinsic(_of_last)
+def fma(to: Emitting, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` with one rounding, of scalars or of vectors."""
-    return _call(builder, "fma", a, b, c)
+    return _call(to.builder, "fma", a, b, c)
 
 
-@_lanewise
-def keep_first(builder: Any, vector: Any, count: Any) -> Any:
+@intrinsic(_of_last)
+def keep_first(to: Emitting, vector: Any, count: Any) -> Any:
     """The first ``count`` lanes, zeros behind them."""
-    return builder.select(_first_lanes(builder, count), vector, ir.Constant(vector.type, [0.0] * LANES))
+    return to.builder.select(_first_lanes(to.builder, count), vector, ir.Constant(vector.type, [0.0] * LANES))
 
 
-@_lanewise
-def first_of(builder: Any, count: Any, a: Any, b: Any) -> Any:
+@intrinsic(_of_last)
+def first_of(to: Emitting, count: Any, a: Any, b: Any) -> Any:
     """The first ``count`` lanes of ``a``, those of ``b`` behind them."""
-    return builder.select(_first_lanes(builder, count), a, b)
+    return to.builder.select(_first_lanes(to.builder, count), a, b)
 
 
-@_lanewise
-def where_finite(builder: Any, test: Any, a: Any, b: Any) -> Any:
+@intrinsic(_of_last)
+def where_finite(to: Emitting, test: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes where ``test`` is finite, ``b`` in the others."""
-    difference = builder.fsub(test, test)  # 0 for a finite value, NaN for the others
-    is_finite = builder.fcmp_ordered("==", difference, ir.Constant(test.type, [0.0] * LANES))
-    return builder.select(is_finite, a, b)
+    difference = to.builder.fsub(test, test)  # 0 for a finite value, NaN for the others
+    zeros = ir.Constant(test.type, [0.0] * LANES)
+    return to.builder.select(to.builder.fcmp_ordered("==", difference, zeros), a, b)
 
 
-@_intrinsic
-def any_greater(typingctx: Any, a: Any, b: Any) -> Any:
+@intrinsic(types.boolean)
+def any_greater(to: Emitting, a: Any, b: Any) -> Any:
     """Whether ``a > b`` in any lane (false where either is NaN)."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        greater = builder.fcmp_ordered(">", *args)
-        bits = builder.bitcast(greater, ir.IntType(LANES))
-        return builder.icmp_unsigned("!=", bits, bits.type(0))
-
-    return types.boolean(a, a), codegen
+    return _any(to, to.builder.fcmp_ordered(">", a, b))
 
 
-@_intrinsic
-def total(typingctx: Any, vector: Any) -> Any:
+@intrinsic(lambda vector: vector.dtype)
+def total(to: Emitting, vector: Any) -> Any:
     """The sum of the lanes, halves first: a fixed order."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = args[0]
-        half = LANES // 2
-        while half:
-            lanes = [(i + half) % LANES for i in range(LANES)]
-            shuffle = ir.Constant(ir.VectorType(_INT32, LANES), lanes)
-            value = builder.fadd(value, builder.shuffle_vector(value, value, shuffle))
-            half //= 2
-        return builder.extract_element(value, _INT32(0))
-
-    return vector.dtype(vector), codegen
+    half = LANES // 2
+    while half:
+        lanes = [(i + half) % LANES for i in range(LANES)]
+        shuffle = ir.Constant(ir.VectorType(_INT32, LANES), lanes)
+        vector = to.builder.fadd(vector, to.builder.shuffle_vector(vector, vector, shuffle))
+        half //= 2
+    return to.builder.extract_element(vector, _INT32(0))

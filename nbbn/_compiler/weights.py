@@ -15,9 +15,7 @@ from numba import types
 from numba.extending import models, register_model
 
 from nbbn._compiler.memory import _pointer, load_vector_upto, place_in
-from nbbn._compiler.vectors import FLOAT64X16, LANES, _intrinsic, _splat
-
-_I1 = ir.IntType(1)
+from nbbn._compiler.vectors import FLOAT64X16, LANES, Emitting, _splat, intrinsic
 
 
 class Bytes(types.Type):  # type: ignore[misc]
@@ -42,109 +40,68 @@ def _vector_of(weights: Any) -> types.Type:
     return BYTESX16 if weights.dtype == types.uint8 else FLOAT64X16
 
 
-def _counts(builder: Any, weight: Any) -> Any:
+def _counts(to: Emitting, weight: Any) -> Any:
     """The lanes whose weight is not 0."""
-    zeros = ir.Constant(weight.type, [0] * LANES)
-    if weight.type.element == ir.DoubleType():
-        return builder.fcmp_ordered("!=", weight, zeros)
-    return builder.icmp_unsigned("!=", weight, zeros)
+    compare = to.builder.fcmp_ordered if to.kinds[0] == FLOAT64X16 else to.builder.icmp_unsigned
+    return compare("!=", weight, ir.Constant(weight.type, [0] * LANES))
 
 
-@_intrinsic
-def weight_at(typingctx: Any, rows: Any, row: Any, k: Any, count: Any) -> Any:
+@intrinsic(lambda rows, row, k, count: _vector_of(rows.types[0]))
+def weight_at(to: Emitting, rows: Any, row: Any, k: Any, count: Any) -> Any:
     """The weights of up to sixteen values of a row, zeros behind them; None of rows of None, here and below."""
-    weights = rows.types[0]
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if weights == types.none:
-            return context.get_dummy_value()
-        array, index = place_in(builder, *args[:3])
-        return load_vector_upto(context, builder, weights, array, index, args[3])
-
-    return _vector_of(weights)(rows, types.intp, types.intp, types.intp), codegen
+    return load_vector_upto(to, to.kinds[0].types[0], *place_in(to, rows, row, k), count)
 
 
-@_intrinsic
-def weight_of_row(typingctx: Any, rows: Any, row: Any) -> Any:
+@intrinsic(lambda rows, row: _vector_of(rows.types[0]))
+def weight_of_row(to: Emitting, rows: Any, row: Any) -> Any:
     """A vector with one weight in every lane: what the values of a row have in common."""
-    weights = rows.types[0]
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if weights == types.none:
-            return context.get_dummy_value()
-        array, index = place_in(builder, args[0], args[1], args[1].type(0))
-        pointer = _pointer(context, builder, weights, array, index)
-        scalar = context.get_value_type(_vector_of(weights)).element
-        return _splat(builder, builder.load(builder.bitcast(pointer, scalar.as_pointer())))
-
-    return _vector_of(weights)(rows, types.intp), codegen
+    weights = to.kinds[0].types[0]
+    pointer = _pointer(to, weights, *place_in(to, rows, row, row.type(0)))
+    scalar = to.context.get_value_type(_vector_of(weights)).element
+    return _splat(to.builder, to.builder.load(to.builder.bitcast(pointer, scalar.as_pointer())))
 
 
-@_intrinsic
-def where_counted(typingctx: Any, weight: Any, a: Any, b: Any) -> Any:
+@intrinsic(lambda weight, a, b: a)
+def where_counted(to: Emitting, weight: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes whose weight is not 0, ``b`` in the others; ``a`` without weights."""
-    if weight == types.none:
-        return a(weight, a, a), lambda context, builder, sig, args: args[1]
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.select(_counts(builder, args[0]), args[1], args[2])
-
-    return a(weight, a, a), codegen
+    return a if to.kinds[0] == types.none else to.builder.select(_counts(to, weight), a, b)
 
 
-@_intrinsic
-def all_count(typingctx: Any, weight: Any) -> Any:
+@intrinsic(types.boolean)
+def all_count(to: Emitting, weight: Any) -> Any:
     """Whether no lane has weight 0; true without weights."""
-    if weight == types.none:
-        return types.boolean(weight), lambda context, builder, sig, args: ir.Constant(_I1, 1)
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        bits = builder.bitcast(_counts(builder, args[0]), ir.IntType(LANES))
-        return builder.icmp_unsigned("==", bits, ir.Constant(bits.type, -1))
-
-    return types.boolean(weight), codegen
+    if to.kinds[0] == types.none:
+        return ir.IntType(1)(1)
+    bits = to.builder.bitcast(_counts(to, weight), ir.IntType(LANES))
+    return to.builder.icmp_unsigned("==", bits, bits.type(-1))
 
 
-@_intrinsic
-def times_weight(typingctx: Any, weight: Any, vector: Any) -> Any:
+@intrinsic(lambda weight, vector: vector)
+def times_weight(to: Emitting, weight: Any, vector: Any) -> Any:
     """``vector`` times the weights; of a float64 vector that is 0 where they are. A mask, or None: 1."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return args[1] if weight in (BYTESX16, types.none) else builder.fmul(*args)
-
-    return vector(weight, vector), codegen
+    return vector if to.kinds[0] in (BYTESX16, types.none) else to.builder.fmul(weight, vector)
 
 
-@_intrinsic
-def plus_weight(typingctx: Any, n: Any, weight: Any, vector: Any) -> Any:
+@intrinsic(lambda n, weight, vector: vector if weight == types.none else FLOAT64X16)
+def plus_weight(to: Emitting, n: Any, weight: Any, vector: Any) -> Any:
     """``n``, and the weights of the lanes that are not NaN; without any, integers in its bits: see `number_of`."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        n, weights, value = args
-        there = builder.fcmp_ordered("ord", value, value)
-        if weight == types.none:
-            bits = _integers(vector)
-            found = builder.sub(builder.bitcast(n, bits), builder.sext(there, bits))
-            return builder.bitcast(found, n.type)
-        wide = context.get_value_type(FLOAT64X16)
-        n = n if n.type == wide else builder.fpext(n, wide)
-        zeros = ir.Constant(wide, [0.0] * LANES)
-        return builder.fadd(n, builder.select(there, weights, zeros))
-
-    return (vector if weight == types.none else FLOAT64X16)(n, weight, vector), codegen
+    there = to.builder.fcmp_ordered("ord", vector, vector)
+    if to.kinds[1] == types.none:
+        bits = _integers(to.kinds[2])
+        found = to.builder.sub(to.builder.bitcast(n, bits), to.builder.sext(there, bits))
+        return to.builder.bitcast(found, n.type)
+    if to.kinds[0] != FLOAT64X16:
+        n = to.builder.fpext(n, weight.type)
+    return to.builder.fadd(n, to.builder.select(there, weight, ir.Constant(weight.type, [0.0] * LANES)))
 
 
-@_intrinsic
-def number_of(typingctx: Any, weight: Any, n: Any) -> Any:
+@intrinsic(FLOAT64X16)
+def number_of(to: Emitting, weight: Any, n: Any) -> Any:
     """What `plus_weight` counted, as numbers."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if weight != types.none:
-            return args[1]
-        wide = context.get_value_type(FLOAT64X16)
-        return builder.sitofp(builder.bitcast(args[1], _integers(n)), wide)
-
-    return FLOAT64X16(weight, n), codegen
+    if to.kinds[0] != types.none:
+        return n
+    wide = to.context.get_value_type(FLOAT64X16)
+    return to.builder.sitofp(to.builder.bitcast(n, _integers(to.kinds[1])), wide)
 
 
 def _integers(vector: Any) -> Any:
