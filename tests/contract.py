@@ -1,6 +1,6 @@
 """The contract, line by line, and the tests that hold each line: file::test, without "test_".
 
-A line is here once it is true. `test_contract.py` looks whether the tests are there.
+A line is here once it is true. `test_house/test_contract.py` looks whether the tests are there.
 """
 
 TESTS = {

@@ -92,7 +92,7 @@ def run(tree, cache, marker, tests, seconds):
             os.killpg(process.pid, signal.SIGKILL)
     if process.returncode in (0, 5):  # all passed, or none was chosen
         return None, said
-    failed = re.search(r"^(?:FAILED|ERROR) tests/([^\s\[]+)", said, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(?:\w+/)?([^\s\[]+)", said, re.MULTILINE)
     return failed[1] if failed else "the import, or a crash", said
 
 

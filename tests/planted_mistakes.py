@@ -1,6 +1,9 @@
 """The mistakes that `tests.planted` plants: by file, with the tests that cover it."""
 
+from pathlib import Path
 from typing import NamedTuple
+
+TESTS = Path(__file__).resolve().parent
 
 # Without a compiler, each formula on small arrays: it takes seconds.
 FORMULAS = "test_combinations::test_every_formula_interpreted[float32-float32] "
@@ -437,8 +440,13 @@ def _mistakes():
     for file, (tests, *given) in FILES.items():
         for what, right, wrong, *own in given:
             names = (own[0] if own else tests).split()
-            paths = [f"tests/{name.replace('::', '.py::')}" for name in names]
-            yield Mistake(file, [p if "::" in p else f"{p}.py" for p in paths], what, right, wrong)
+            yield Mistake(file, list(map(_path, names)), what, right, wrong)
+
+
+def _path(name):
+    file, *test = name.split("::")
+    (path,) = TESTS.rglob(f"{file}.py")
+    return "::".join(("/".join(path.parts[-3:]), *test))
 
 
 MISTAKES = list(_mistakes())

@@ -15,6 +15,7 @@ import pytest
 import nbbn
 
 TESTS = Path(__file__).parent  # scripts import `rooms` from there
+ROOT = TESTS.parent
 
 # What scripts begin with. `digest` is of the results of a large input that is contiguous, of one with
 # channels last and gaps, and of a small one: every way to a parallel region, and few kernels to

@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import typed_program
 
-HERE = Path(__file__).parent
 SHORT = {
     "numpy.ndarray[tuple[Any, ...], numpy.dtype[numpy.floating[numpy._typing._nbit_base._32Bit]]]": "NDArray[float32]",
     "numpy.ndarray[tuple[Any, ...], numpy.dtype[numpy.float64]]": "NDArray[float64]",
@@ -20,7 +20,7 @@ def mypy(path):
     pytest.importorskip("mypy", reason="mypy is not installed")
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", path.name],
-        cwd=path.parent, env={"MYPYPATH": str(HERE.parent)}, capture_output=True, text=True, check=False,
+        cwd=path.parent, env={"MYPYPATH": str(processes.ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     said = {}
     for line in done.stdout.splitlines():

@@ -3,21 +3,21 @@
 import ast
 import functools
 import inspect
-from pathlib import Path
 
+import processes
 import pytest
 from contract import TESTS
 
 import nbbn
 from nbbn import distributed, interop
 
-HERE = Path(__file__).parent
 LINES = [(section, line) for section, lines in TESTS.items() for line in lines]
 
 
 @functools.cache
 def names_in(file):
-    tree = ast.parse((HERE / f"test_{file}.py").read_text(encoding="utf-8"))
+    (path,) = processes.TESTS.rglob(f"test_{file}.py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

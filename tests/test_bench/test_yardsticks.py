@@ -1,9 +1,9 @@
 """The loops that nbbn's speed is compared with compute what they say, over the whole array."""
 
 import importlib
-from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 
 from nbbn._bench import yardsticks
@@ -18,7 +18,7 @@ TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
 @pytest.fixture
 def loops(monkeypatch):
     """All loops: a copy and a fused one are in benchmarks/."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent))
+    monkeypatch.syspath_prepend(str(processes.ROOT))
     return importlib.import_module("benchmarks.harness.loops")
 
 

@@ -6,6 +6,7 @@ run has the formulas alone, interpreted: each is compiled into all the kernels.
 
 import functools
 import itertools
+from pathlib import Path
 from typing import NamedTuple
 
 import cases
@@ -320,6 +321,7 @@ def test_every_combination(shape, layout, dtype, params, activation, some):
 
 FORMULAS = """
 import sys
+sys.path.append(sys.argv.pop(1))
 from test_combinations import DTYPES, check_all, check_kinks
 
 dtype, params = sys.argv[1:]
@@ -335,4 +337,4 @@ for activation in DTYPES[dtype, params]:
 def test_every_formula_interpreted(dtype, params):
     if dtype == "bfloat16" and bfloat16 is None:
         pytest.skip("ml_dtypes is not installed: no bfloat16")
-    run(FORMULAS, dtype, params, env={"NUMBA_DISABLE_JIT": "1"})
+    run(FORMULAS, str(Path(__file__).parent), dtype, params, env={"NUMBA_DISABLE_JIT": "1"})

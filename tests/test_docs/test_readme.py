@@ -7,11 +7,10 @@ import os
 import re
 import subprocess
 import tomllib
-from pathlib import Path
 
 import pytest
+from processes import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 EXTRAS = {"demo": "demo", "test": "test"}  # README's command -> the extra that it installs

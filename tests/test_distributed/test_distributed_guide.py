@@ -4,7 +4,7 @@ import re
 
 import processes
 import pytest
-from test_readme import ROOT
+from processes import ROOT
 from test_sync_engines import mpiexec
 
 PAGE = (ROOT / "docs" / "distributed.md").read_text("utf-8")

@@ -10,7 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from test_readme import ROOT, code_blocks
+from processes import ROOT
+from test_readme import code_blocks
 
 pytestmark = [
     pytest.mark.long,

@@ -4,7 +4,8 @@ import doctest
 
 import numpy as np
 import pytest
-from test_readme import ROOT, code_blocks
+from processes import ROOT
+from test_readme import code_blocks
 
 import nbbn
 

@@ -10,10 +10,10 @@ import subprocess
 import sys
 import textwrap
 import zipfile
-from pathlib import Path
 
 import cases
 import numpy as np
+import processes
 import pytest
 from compare import assert_same_bits, layer, snapshot
 from interrupts import interrupted
@@ -479,7 +479,7 @@ def test_a_pickle_names_public_paths_only(name, protocol):
     assert globals_of(pickle.dumps(value, 5)) >= {public}
 
 
-DATA = Path(__file__).parent / "data"  # made before pickles named public paths only
+DATA = processes.TESTS / "data"  # made before pickles named public paths only
 
 
 def test_older_pickles_and_files_load():

@@ -4,18 +4,17 @@ import importlib
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from processes import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # benchmarks/ is no part of what is installed
 
-from benchmarks.harness.cases import Case, is_defined  # noqa: E402
-from benchmarks.harness.implementations import LIMITS  # noqa: E402
-from benchmarks.harness.race import Outcome, Race, Result  # noqa: E402
-from benchmarks.harness.recording import SETS, recorded_cases  # noqa: E402
-from benchmarks.harness.report import as_json, condensed, from_json  # noqa: E402
+from benchmarks.harness.cases import Case, is_defined
+from benchmarks.harness.implementations import LIMITS
+from benchmarks.harness.race import Outcome, Race, Result
+from benchmarks.harness.recording import SETS, recorded_cases
+from benchmarks.harness.report import as_json, condensed, from_json
 
 IMAGE = (32, 64, 56, 56)
 

@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import cases
 import numpy as np
+import processes
 import pytest
 import reference
 from compare import assert_same_bits, assert_within, eps_of
@@ -90,7 +90,7 @@ def test_scikit_learns_tests_of_the_standard_scaler(tmp_path):
     assert [name for name in names if "callback" not in name] == [], found.stdout[-5000:]
     assert counts["passed"] >= 250
     if find_spec("pandas") and find_spec("polars") and sklearn.__version__.startswith("1.9"):
-        readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+        readme = (processes.ROOT / "README.md").read_text(encoding="utf-8")
         of_all = counts["passed"] + counts["failed"]
         assert f"{counts['passed']} of the {of_all} tests" in readme, found.stdout[-5000:]
 
