@@ -331,7 +331,7 @@ Seconds in a process that has just started, medians over fresh processes, where 
 
 _COMPILES = """
 CPU seconds of a first call with an empty cache, over those of numba's own first parallel loop,
-`y[i, j] = x[i, j] * a[j] + b[j]`, in a process of its own.
+`y[i, j] = x[i, j] * a[j] + b[j]`, in a process of its own just before: medians of the ratios, and the least.
 """
 
 

@@ -2,6 +2,8 @@
 
 ``python -m benchmarks.startup [--json FILE]``: each figure is the median over fresh processes, the
 cases interleaved. The cold cache is an empty folder for each process; the warm one is filled before.
+Before each first call with a cold cache, a process compiles numba's own loop, the unit of its CPU seconds:
+a machine may run at half its speed a minute later.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ scaler, table = nbbn.Standardizer(), x.astype(np.float64)
 timed("fit_transform, float64", lambda: scaler.fit_transform(table))
 """
 
-# What numba takes to compile next to nothing: the unit of the CPU seconds of the others.
+# What numba takes to compile next to nothing.
 _LOOP = """
 import numba
 @numba.njit(parallel=True)
@@ -89,7 +91,7 @@ def cases() -> list[Case]:
         for code in (_INFERENCE, _FROZEN, _TRAINING):
             found += [_case(code, shape, cache) for shape in SHAPES]
         found.append(_case(_STANDARDIZER, (1000, 4), cache))
-    return [*found, _case(_LOOP, SHAPES[0], "cold")]
+    return found
 
 
 def _case(code: str, shape: tuple[int, ...], cache: str) -> Case:
@@ -115,8 +117,12 @@ def run(case: Case, folder: Path) -> dict[str, tuple[float, float]]:
 
 
 def measure(rounds: int, cold_rounds: int) -> list[dict[str, Any]]:
-    """Return a row for each operation of each case: its name, cache, and all times in seconds."""
-    times: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    """Return a row for each operation of each case: its name, cache, and all times in seconds.
+
+    Beside those of a cold cache stand the CPU seconds of the loop before each.
+    """
+    times: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
+    loop = _case(_LOOP, SHAPES[0], "cold")
     with tempfile.TemporaryDirectory() as temporary:
         warm = Path(temporary) / "warm"
         for case in cases():
@@ -128,14 +134,16 @@ def measure(rounds: int, cold_rounds: int) -> list[dict[str, Any]]:
                 if cold and number >= cold_rounds:
                     continue
                 with tempfile.TemporaryDirectory(dir=temporary) as empty:
+                    unit = run(loop, warm)["numba's loop"][1] if cold else 0.0
                     for operation, taken in run(case, Path(empty) if cold else warm).items():
-                        times.setdefault((operation, case.name, case.cache), []).append(taken)
+                        times.setdefault((operation, case.name, case.cache), []).append((*taken, unit))
     names = "operation", "case", "cache"
     return [
         {
             **dict(zip(names, key, strict=True)),
-            "seconds": [seconds for seconds, _ in taken],
-            "cpu": [cpu for _, cpu in taken],
+            "seconds": [seconds for seconds, _, _ in taken],
+            "cpu": [cpu for _, cpu, _ in taken],
+            **({"loop_cpu": [unit for _, _, unit in taken]} if key[2] == "cold" else {}),
         }
         for key, taken in times.items()
     ]
@@ -167,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times to FILE")
     parser.add_argument("--rounds", type=int, default=9, help="processes a case (default 9)")
-    parser.add_argument("--cold-rounds", type=int, default=3, help="of a cold cache (default 3)")
+    parser.add_argument("--cold-rounds", type=int, default=7, help="of a cold cache (default 7)")
     arguments = parser.parse_args()
     if min(arguments.rounds, arguments.cold_rounds) < 1:
         parser.error("expected at least 1 round")

@@ -350,14 +350,16 @@ def startup_table(startup: dict[str, Any]) -> list[str]:
 
 def compiling_table(startup: dict[str, Any]) -> list[str]:
     """Return what first calls compile with an empty cache, beside the targets."""
-    cpu = {(r["operation"], r["case"]): r["cpu"] for r in startup["rows"] if r["cache"] == "cold"}
+    cold = [r for r in startup["rows"] if r["cache"] == "cold"]
+    ratios = {(r["operation"], r["case"]): [c / u for c, u in zip(r["cpu"], r["loop_cpu"], strict=True)] for r in cold}
     for name in (_SMALL, _LARGE):
-        both = zip(cpu["training forward", name], cpu["backward", name], strict=True)
-        cpu["training forward and backward", name] = [sum(times) for times in both]
-    unit = statistics.median(cpu["numba's loop", _SMALL])
-    lines = header("", "to reach", "median", "holds")
+        both = zip(ratios["training forward", name], ratios["backward", name], strict=True)
+        ratios["training forward and backward", name] = [sum(pair) for pair in both]
+    lines = header("", "to reach", "median", "least", "holds")
     for (operation, name), bound in _COMPILING.items():
-        ratio = statistics.median(cpu[operation, name]) / unit
+        found = ratios[operation, name]
+        ratio = statistics.median(found)
         holds = "**yes**" if ratio <= bound else "no"
-        lines.append(row(f"{operation}, {name}", f"{bound:g}", f"{ratio:.2f}", holds))
-    return [*lines, "", f"Numba's loop takes {unit:.2f} CPU seconds."]
+        lines.append(row(f"{operation}, {name}", f"{bound:g}", f"{ratio:.2f}", f"{min(found):.2f}", holds))
+    unit = statistics.median(u for r in cold for u in r["loop_cpu"])
+    return [*lines, "", f"Numba's loop takes {unit:.2f} CPU seconds; it was compiled before each first call."]
