@@ -148,7 +148,7 @@ FILES = {
     "_compiler/jit.py": (
         "test_kernels test_nonfinite test_robustness",
         ("a handler may raise while something is compiled", "if threading.current_thread() is not threading.main_thread():", "if True:", "test_machine"),
-        ("a step is compiled by each thread that asks", "if wanted not in self._ready:", "if True:", "test_warmup test_threads test_cache"),
+        ("a step is compiled by each thread that asks", "if wanted not in self._ready:", "if True:", "test_robustness test_warmup"),
     ),
     "_compiler/announce.py": (
         "test_observation test_cache",

@@ -324,6 +324,36 @@ def test_a_misaligned_out_past_the_cache(monkeypatch):
         np.testing.assert_array_equal(got, wanted)
 
 
+@needs_jit
+def test_two_threads_that_ask_for_a_step_compile_it_once(monkeypatch):
+    compiled, asked, threads = [], threading.Event(), []
+
+    class Ready(dict):
+        def get(self, key):
+            if threads:
+                asked.set()
+            return super().get(key)
+
+    def compile_slowly(*_):
+        compiled.append(object())
+        if not threads:
+            threads.append(threading.Thread(target=step.variant, args=(wanted,)))
+            threads[0].start()
+            assert asked.wait(60)  # it found nothing that is ready, and waits for the lock
+        return compiled[-1]
+
+    def identity(x: jit.Float) -> None:
+        """What nobody compiles."""
+
+    monkeypatch.setattr(jit, "_compiled", compile_slowly)
+    monkeypatch.setattr(jit.internals, "entry_of", lambda made: made)
+    step, wanted = jit.Step(identity), jit.Variant()
+    step._ready = Ready()
+    first = step.variant(wanted)
+    threads[0].join(60)
+    assert [first] == compiled == step.made
+
+
 def test_calls_go_on_while_another_thread_compiles():
     """A dispatcher that is open to compile makes calls in other threads compile, too, or fail."""
     script = """
