@@ -401,8 +401,8 @@ class Standardizer(_estimator.Estimator):
                 self._chunks = None
             self._settle()
             earlier, known, form = self._fitted, None, given.form
-            if earlier is not None and earlier.axis == given.axis:
-                known = earlier.known
+            if earlier is not None and (earlier.axis, earlier.features) == (given.axis, moments.mean.size):
+                known = earlier.known  # of arrays of other features, their number has to be looked at
             if earlier is not None and not fresh:
                 moments, names, form = earlier.moments.merge(moments), earlier.names or names, None
             fitted = Fitted(moments, given.axis, with_mean, with_std, names, known, form)

@@ -415,6 +415,16 @@ def test_another_number_of_features(method):
     assert_same_statistics(scaler, nbbn.Standardizer().fit(X))
 
 
+@pytest.mark.parametrize("method", ["transform", "inverse_transform"])
+def test_a_number_of_features_that_was_right_before_the_last_fit(method):
+    scaler = nbbn.Standardizer().fit(X)
+    getattr(scaler, method)(X)
+    for features in (1, 2):
+        scaler.fit(X[:, :features])
+        with pytest.raises(ValueError, match=f"^X: expected {features} features along axis 1, got shape "):
+            getattr(scaler, method)(X)
+
+
 @pytest.mark.parametrize("method", ["fit", "fit_transform"])
 def test_no_samples(method):
     scaler = nbbn.Standardizer().fit(X)
