@@ -28,10 +28,9 @@ class Moments:
     .. math:: \bar x = \bar x_a + \delta\, n_b / n, \qquad
               M_2 = M_{2,a} + M_{2,b} + \delta^2 n_a n_b / n .
 
-    Mean and m2 are carried with about twice float64's digits inside, so merging in any order and
-    grouping agrees with the whole to a few units in the last place. ``a + b`` merges two values, and
-    ``sum`` a list of them (``sum([])`` is 0, as in Python). Finite means merge to a finite one; an m2
-    beyond float64 is inf.
+    Mean and m2 are carried with about twice float64's digits inside, so merging in any order and grouping agrees with
+    the whole to a few units in the last place. ``a + b`` merges two values, and ``sum`` a list of them (``sum([])`` is
+    0, as in Python). Finite means merge to a finite one; an m2 beyond float64 is inf.
 
     Parameters
     ----------
@@ -94,22 +93,12 @@ class Moments:
         squares = _vector("m2", m2)
         if means.shape != squares.shape:
             raise ValueError(f"m2: expected shape {means.shape}, that of mean, got {squares.shape}")
-        self._set(number, means, np.zeros_like(means), squares, np.zeros_like(means))
-
-    def _set(self, count: float, mean: Vector, mean_low: Vector, m2: Vector, m2_low: Vector) -> None:
-        for vector in (mean, mean_low, m2, m2_low):
-            vector.flags.writeable = False
-        put = object.__setattr__
-        put(self, "count", count)
-        put(self, "mean", mean)
-        put(self, "_mean_low", mean_low)
-        put(self, "m2", m2)
-        put(self, "_m2_low", m2_low)
+        self.__setstate__((number, means, np.zeros_like(means), squares, np.zeros_like(means)))
 
     @classmethod
-    def _restore(cls, count: float, mean: Vector, mean_low: Vector, m2: Vector, m2_low: Vector) -> Moments:
+    def _restore(cls, *parts: Any) -> Moments:
         value = object.__new__(cls)
-        value._set(count, mean, mean_low, m2, m2_low)
+        value.__setstate__(parts)
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -121,16 +110,22 @@ class Moments:
     def __getstate__(self) -> tuple[Any, ...]:
         return self.count, self.mean, self._mean_low, self.m2, self._m2_low
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._set(*state)
+    def __setstate__(self, parts: Parts) -> None:
+        count, mean, mean_low, m2, m2_low = parts
+        for vector in (mean, mean_low, m2, m2_low):
+            vector.flags.writeable = False
+        put = object.__setattr__
+        put(self, "count", count)
+        put(self, "mean", mean)
+        put(self, "_mean_low", mean_low)
+        put(self, "m2", m2)
+        put(self, "_m2_low", m2_low)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Moments):
             return NotImplemented
-        return self.count == other.count and all(
-            np.array_equal(getattr(self, name), getattr(other, name), equal_nan=True)
-            for name in ("mean", "_mean_low", "m2", "_m2_low")
-        )
+        pairs = zip(self.__getstate__(), other.__getstate__(), strict=True)
+        return all(np.array_equal(one, two, equal_nan=True) for one, two in pairs)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -184,8 +179,7 @@ class Moments:
         Raises
         ------
         TypeError, ValueError
-            As `batch_moments`; ``ValueError`` also where there is no batch, or where the numbers
-            of channels differ.
+            As `batch_moments`; ``ValueError`` also where there is no batch, or where the numbers of channels differ.
 
         Examples
         --------
@@ -267,9 +261,7 @@ class Moments:
         return Moments._restore(*merged(self.__getstate__(), other.__getstate__()))
 
     def __add__(self, other: object) -> Moments:
-        if not isinstance(other, Moments):
-            return NotImplemented
-        return self.merge(other)
+        return self.merge(other) if isinstance(other, Moments) else NotImplemented
 
     def __radd__(self, other: object) -> Moments:
         return self if type(other) is int and other == 0 else NotImplemented  # what sum begins with
@@ -329,9 +321,8 @@ class Moments:
         >>> nbbn.Moments(4, [2.0], [16.0]).std()
         array([2.])
         """
-        var = self.var(correction)
         with np.errstate(all="ignore"):
-            found: Vector = np.sqrt(var)
+            found: Vector = np.sqrt(self.var(correction))
         return found
 
 
