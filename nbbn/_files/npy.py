@@ -1,8 +1,7 @@
 """Arrays in .npy files: strict headers, and values read and written at any place.
 
-Not by memory maps. Mapping a file takes as much of the address space, which a process may have little
-of (``ulimit -v``); where a file shrinks meanwhile, a map ends the process; and a page fault costs more
-than copying the page.
+Not by memory maps. Mapping a file takes as much of the address space, which a process may have little of (``ulimit
+-v``); where a file shrinks meanwhile, a map ends the process; and a page fault costs more than copying the page.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -38,12 +36,7 @@ _MEMBER = 1 << 20  # bytes of a member that are copied at once
 _MOST_HEADER = 10_000  # bytes; numpy's own limit for a header it trusts
 
 
-class NpyError(ValueError):
-    """What is wrong with an .npy file, or became so while it was read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What an .npy file says of itself."""
 
     shape: tuple[int, ...]
@@ -80,73 +73,74 @@ def read_header(name: str, file: Any) -> Header:
     return Header(shape, found["order"] == "True", np.dtype(found["dtype"]))
 
 
-def _bytes(values: Array) -> memoryview:
-    memory: Any = values.reshape(-1).view(np.uint8)
-    return memoryview(memory)
+class _Values:
+    """The values of an open .npy file, for several threads at once."""
 
-
-class NpyFile:
-    """An .npy file that is open for reading, by several threads at once."""
-
-    def __init__(self, path: str | os.PathLike[str], file: BinaryIO, key: str = "arr_0") -> None:
-        self.path, self.key = str(path), key  # the key of it in an .npz file
-        self._file = file
-        self._state = self._look()
-        try:
-            self.header = read_header("header", file)
-        except Exception as error:
-            raise NpyError(f"{self.path}: expected an .npy file ({error})") from error
-        if self.header.dtype.hasobject:
-            raise NpyError(f"{self.path}: expected numbers, got Python objects")
-        self._start = file.tell()
-        expected = self._start + self.header.nbytes
-        if self._state[0] != expected:
-            raise NpyError(
-                f"{self.path}: expected a file of {expected} bytes for shape {self.header.shape}, got {self._state[0]}"
-            )
+    def __init__(self, file: BinaryIO, header: Header) -> None:
+        self._file, self.header, self._start = file, header, file.tell()
         self._seeking = threading.Lock()
 
-    def _look(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
+    def _move(self, first: int, values: Array, move: Callable[[memoryview, int], int]) -> None:
+        """Read or write contiguous ``values``, from number ``first`` on; the system may do a part at a time."""
+        of_bytes: Any = values.reshape(-1).view(np.uint8)
+        memory, place = memoryview(of_bytes), self._start + first * values.itemsize
+        while memory:
+            done = move(memory, place)
+            memory, place = memory[done:], place + done
+
+    def _advise(self, first: int, count: int, advice: str) -> None:
+        """Tell the system what these values are for."""
+        if hasattr(os, "posix_fadvise"):
+            size = self.header.dtype.itemsize
+            with contextlib.suppress(OSError):  # not every file system can
+                os.posix_fadvise(self._file.fileno(), self._start + first * size, count * size, getattr(os, advice))
+
+
+class NpyFile(_Values, paths.Source):
+    """An .npy file that is open for reading."""
+
+    def __init__(self, path: str | os.PathLike[str], file: BinaryIO, key: str = "arr_0") -> None:
+        paths.Source.__init__(self, path, file)
+        self.key = key  # of it in an .npz file
+        try:
+            header = read_header("header", file)
+        except Exception as error:
+            raise paths.FileError(f"{path}: expected an .npy file ({error})") from error
+        if header.dtype.hasobject:
+            raise paths.FileError(f"{path}: expected numbers, got Python objects")
+        _Values.__init__(self, file, header)
+        expected = self._start + header.nbytes
+        if self.size != expected:
+            raise paths.FileError(
+                f"{path}: expected a file of {expected} bytes for shape {header.shape}, got {self.size}"
+            )
 
     def read(self, first: int, values: Array) -> None:
         """Fill contiguous ``values`` with those of the file from number ``first`` on."""
-        memory = _bytes(values)
-        place = self._start + first * values.itemsize
-        while memory:
-            try:
-                done = self._read_at(memory, place)
-            except OSError as error:
-                raise NpyError(f"{self.path}: cannot be read: {error.strerror}") from error
-            if not done:
-                raise NpyError(f"{self.path}: it became shorter while it was read")
-            memory, place = memory[done:], place + done
+        self._move(first, values, self._read_at)
 
     def _read_at(self, memory: memoryview, place: int) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(self._file.fileno(), [memory], place)
-        with self._seeking:
-            self._file.seek(place)
-            return self._file.readinto(memory)  # type: ignore[attr-defined, no-any-return]
+        try:
+            if hasattr(os, "preadv"):
+                done: int = os.preadv(self._file.fileno(), [memory], place)
+            else:
+                with self._seeking:
+                    self._file.seek(place)
+                    done = self._file.readinto(memory)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise paths.FileError(f"{self.path}: cannot be read: {error.strerror}") from error
+        if not done:
+            raise paths.FileError(f"{self.path}: it became shorter while it was read")
+        return done
 
     def announce(self, first: int, count: int) -> None:
         """Tell the system that values are about to be read."""
-        if hasattr(os, "posix_fadvise"):
-            size = self.header.dtype.itemsize
-            place = self._start + first * size
-            with contextlib.suppress(OSError):  # not every file system can
-                os.posix_fadvise(self._file.fileno(), place, count * size, os.POSIX_FADV_WILLNEED)
-
-    def check_unchanged(self) -> None:
-        """Raise NpyError where the file was written to since it was opened."""
-        if self._look() != self._state:
-            raise NpyError(f"{self.path}: it was changed while it was read")
+        self._advise(first, count, "POSIX_FADV_WILLNEED")
 
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], name: str = "path") -> Iterator[NpyFile]:
-    """Open an .npy file; whatever is wrong with its header or its size is an NpyError."""
+    """Open an .npy file; whatever is wrong with its header or its size is a FileError."""
     with paths.opened(f"{name}: expected an .npy file", path, buffering=0) as file:
         yield NpyFile(path, file)
 
@@ -165,10 +159,10 @@ def opened_member(path: str | os.PathLike[str], name: str, key: str | None) -> I
                     with archive.open(f"{wanted}.npy") as member:
                         shutil.copyfileobj(member, whole, _MEMBER)
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-            raise NpyError(f"{path}: expected an .npz file ({error})") from error
+            raise paths.FileError(f"{path}: expected an .npz file ({error})") from error
         if wanted not in keys:
             listed = ", ".join(keys[:9]) or "no array"
-            raise NpyError(f"--key: expected one of the arrays in {path} ({listed}), got {key}")
+            raise paths.FileError(f"--key: expected one of the arrays in {path} ({listed}), got {key}")
         whole.seek(0)
         yield NpyFile(path, whole, str(wanted))
 
@@ -186,35 +180,19 @@ def write_header(file: BinaryIO, header: Header) -> None:
     npy.write_array_header_1_0(file, fields)
 
 
-class NpyOutput:
-    """The values of an .npy file that is being written, by several threads at once."""
+class NpyOutput(_Values):
+    """An .npy file that is being written."""
 
     def __init__(self, file: BinaryIO, header: Header) -> None:
-        self._file = file
-        self._itemsize = header.dtype.itemsize
         write_header(file, header)
         file.flush()
-        self._start = file.tell()
+        super().__init__(file, header)
         # A limit on the size of files is met here, not after an hour.
         file.truncate(self._start + header.nbytes)
-        self._seeking = threading.Lock()
 
     def write(self, first: int, values: Array) -> None:
         """Write contiguous ``values`` from number ``first`` on."""
-        memory = _bytes(values)
-        place = self._start + first * values.itemsize
-        while memory:
-            done = self._write_at(memory, place)
-            memory, place = memory[done:], place + done
-
-    def finish(self, first: int, count: int) -> None:
-        """Let the system begin to write these values to the disk: less is left for the end."""
-        if hasattr(os, "posix_fadvise"):
-            place = self._start + first * self._itemsize
-            length = count * self._itemsize
-            with contextlib.suppress(OSError):  # not every file system can
-                # Pages on their way to the disk are kept in memory.
-                os.posix_fadvise(self._file.fileno(), place, length, os.POSIX_FADV_DONTNEED)
+        self._move(first, values, self._write_at)
 
     def _write_at(self, memory: memoryview, place: int) -> int:
         if hasattr(os, "pwritev"):
@@ -224,3 +202,7 @@ class NpyOutput:
             done = self._file.write(memory)
             self._file.flush()
             return done
+
+    def finish(self, first: int, count: int) -> None:
+        """Let the system begin to write these values to the disk: less is left for the end."""
+        self._advise(first, count, "POSIX_FADV_DONTNEED")  # pages on their way to the disk are kept in memory

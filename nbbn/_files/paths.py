@@ -11,6 +11,28 @@ from typing import BinaryIO
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
+class FileError(ValueError):
+    """What is wrong with a file, or became so while it was read."""
+
+
+class Source:
+    """A file that is open for reading, and is not to be written to meanwhile."""
+
+    def __init__(self, path: str | os.PathLike[str], file: BinaryIO) -> None:
+        self.path, self._file = str(path), file
+        self._state = self._look()
+        self.size = self._state[0]
+
+    def _look(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def check_unchanged(self) -> None:
+        """Raise FileError where the file was written to since it was opened."""
+        if self._look() != self._state:
+            raise FileError(f"{self.path}: it was changed while it was read")
+
+
 def check_regular(expected: str, path: str | os.PathLike[str]) -> int | None:
     """Return the permissions of a regular file, None where nothing is there.
 

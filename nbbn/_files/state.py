@@ -22,7 +22,6 @@ Array = NDArray[Any]
 _COUNTER = "num_batches_tracked"
 _OPTIONS = "options"
 _MOST_OPTIONS = 1 << 16  # bytes
-_FLOAT64_BYTES = 8
 FEW_FEATURES = 1 << 20
 
 
@@ -70,9 +69,8 @@ def counter(value: Any) -> int:
 
 
 def save(path: str | os.PathLike[str], options: dict[str, Any], state: dict[str, Any]) -> None:
-    text = np.array(json.dumps(options))
-    counter = np.array(state[_COUNTER], np.int64)
-    save_arrays(path, {**state, _COUNTER: counter, _OPTIONS: text})
+    text, number = np.array(json.dumps(options)), np.array(state[_COUNTER], np.int64)
+    save_arrays(path, {**state, _COUNTER: number, _OPTIONS: text})
 
 
 def save_arrays(path: str | os.PathLike[str], arrays: dict[str, Any]) -> None:
@@ -117,12 +115,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
         if isinstance(error, OSError) and error.filename == str(temporary):
             error.filename = os.fspath(path)  # the one that was asked for
         raise
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):  # not every file system can
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -165,25 +159,14 @@ class StateFile:
 
     def vectors(self, required: tuple[str, ...], optional: tuple[str, ...], text: str) -> dict[str, Array]:
         """Return the members, vectors of numbers, or scalars, and one of ``text``, and nothing else."""
-        members = self._members()
-        needed = {f"{name}.npy" for name in required}
-        accepted = needed.union(f"{name}.npy" for name in (*optional, text))
-        unique = len(members) == len(set(members))
-        if not (unique and needed <= set(members) <= accepted):
-            names = ", ".join(member.removesuffix(".npy") for member in members)
-            others = ", ".join((*optional, text))
-            raise ValueError(f"expected the arrays {' and '.join(required)}, and no others than {others}, got {names}")
-        return {
-            name: self._read(
-                name,
-                lambda dtype, shape, name=name: (
-                    (dtype.kind == "U" if name == text else dtype.kind in "fiu" and dtype.itemsize <= _FLOAT64_BYTES)
-                    and dtype.isnative
-                    and len(shape) < 2
-                ),
+        names = [member.removesuffix(".npy") for member in self._members()]
+        others = (*optional, text)
+        if len({*names}) < len(names) or not {*required} <= {*names} <= {*required, *others}:
+            raise ValueError(
+                f"expected the arrays {' and '.join(required)}, and no others than {', '.join(others)}, "
+                f"got {', '.join(names)}"
             )
-            for name in (member.removesuffix(".npy") for member in members)
-        }
+        return {name: self._read(name, _is_text if name == text else _is_numeric) for name in names}
 
     def _members(self) -> list[str]:
         return sorted(member.filename for member in self._archive.infolist())
@@ -196,13 +179,20 @@ class StateFile:
             raise ValueError(f"{name}: expected at most {_MOST_OPTIONS} bytes")
         with self._archive.open(info) as member:
             header = read_header(name, member)
-            dtype, shape = header.dtype, header.shape
-            if header.fortran_order or not fits(dtype, shape):
-                raise ValueError(f"{name}: got dtype {dtype} and shape {shape}")
+            if header.fortran_order or not fits(header.dtype, header.shape):
+                raise ValueError(f"{name}: got dtype {header.dtype} and shape {header.shape}")
             payload = member.read()
-            if len(payload) != dtype.itemsize * header.size:
-                raise ValueError(f"{name}: expected as many bytes as its header says")
-        return np.frombuffer(payload, dtype).reshape(shape)
+        if len(payload) != header.nbytes:
+            raise ValueError(f"{name}: expected as many bytes as its header says")
+        return np.frombuffer(payload, header.dtype).reshape(header.shape)
+
+
+def _is_numeric(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    return dtype.kind in "fiu" and dtype.itemsize <= 8 and dtype.isnative and len(shape) < 2
+
+
+def _is_text(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    return dtype.kind == "U" and dtype.isnative and len(shape) < 2
 
 
 @contextlib.contextmanager

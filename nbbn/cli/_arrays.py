@@ -13,6 +13,7 @@ import numpy as np
 
 from nbbn import _checks
 from nbbn._files import npy
+from nbbn._files.paths import FileError
 from nbbn.cli._files import TABLES, CommandError, cannot_write, check_file
 from nbbn.cli._progress import Progress
 from nbbn.standardizer import _stream
@@ -70,7 +71,7 @@ def reading(arguments: argparse.Namespace, to_table: bool = False) -> Iterator[n
             raise CommandError(f"--{text}" if text.startswith("axis:") else text) from error
         try:
             yield source
-        except npy.NpyError as error:
+        except FileError as error:
             raise CommandError(str(error)) from error
         except ValueError as error:
             if not str(error).startswith("X: "):

@@ -12,6 +12,7 @@ from nbbn._engine import threads
 
 T = TypeVar("T")
 Place = tuple[slice, ...]
+Advance = Callable[[int], None]  # moves a bar on by so many bytes
 
 _MOST_THREADS = 8  # each has buffers; more than these wait for the memory anyway
 
@@ -31,34 +32,32 @@ def samples_axis(index: int) -> int:
 
 def for_each(blocks: Iterable[T], work: Callable[[T], Any], use: Callable[[T, Any], None]) -> None:
     """Call ``work`` for all blocks in several threads, and ``use`` with its results in order."""
-
-    def alone(block: T) -> Any:
-        with threads.num_threads(1):
-            return work(block)
-
     number = min(threads.get_num_threads(), _MOST_THREADS)
     if number == 1:
         for block in blocks:
             use(block, work(block))
         return
+
+    def alone(block: T) -> Any:
+        with threads.num_threads(1):
+            return work(block)
+
     waiting: deque[tuple[T, Future[Any]]] = deque()
+
+    def use_until(most: int) -> None:
+        while len(waiting) > most:
+            done, result = waiting.popleft()
+            use(done, result.result())
+
     with ThreadPoolExecutor(number) as pool:
         try:
             for block in blocks:
-                waiting.append((block, _submitted(pool, alone, block)))
-                if len(waiting) > 2 * number:
-                    done, result = waiting.popleft()
-                    use(done, result.result())
-            while waiting:
-                done, result = waiting.popleft()
-                use(done, result.result())
+                try:
+                    waiting.append((block, pool.submit(alone, block)))
+                except RuntimeError as error:  # no memory for the stack of a thread, or a limit on threads
+                    raise MemoryError(str(error)) from error
+                use_until(2 * number)
+            use_until(0)
         finally:  # also after Ctrl-C: nobody may write when this returns
             for _, result in waiting:
                 result.cancel()
-
-
-def _submitted(pool: ThreadPoolExecutor, work: Callable[[T], Any], block: T) -> Future[Any]:
-    try:
-        return pool.submit(work, block)
-    except RuntimeError as error:  # no memory for the stack of a thread, or a limit on threads
-        raise MemoryError(str(error)) from error

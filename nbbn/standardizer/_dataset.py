@@ -1,7 +1,10 @@
-"""What a data set taught (`Fitted`), and a data set as it is looked at (`Dense`)."""
+"""What a data set taught (`Fitted`), and data sets as they are looked at: in memory, sparse, of dask."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -10,67 +13,41 @@ from nbbn import _checks
 from nbbn._checks import Array, Vector
 from nbbn._engine import steps
 from nbbn._engine.known import Memory, met_with_target
+from nbbn._engine.threads import num_threads
 from nbbn._engine.views import Reading
 from nbbn._kernels import table as rows
-from nbbn._kernels.steps_of_columns import infer_columns
-from nbbn.standardizer import _estimator
+from nbbn.distributed import dask as dask_arrays
+from nbbn.standardizer import _estimator, _features
 from nbbn.standardizer._blocks import Place, cut, for_each, samples_axis
-from nbbn.standardizer._features import (
-    BLOCK,
-    FeatureMoments,
-    check_not_infinite,
-    infinite,
-    is_read_as_it_is,
-    look,
-    moments_of,
-    result_dtype,
-    widened,
-)
+from nbbn.standardizer._features import BLOCK, FeatureMoments
 
 _FLOAT64 = np.dtype(np.float64)
 _FLOAT32 = np.dtype(np.float32)
 # Beyond, float32 holds 1 / std with fewer digits or as infinity, and differences as infinity.
 _WIDE = 2.0**100
-# Values of a chunk that is kept, of all that are (fewer than threads are started for), and their number: partial_fit
-# of (8, 4) float64 takes 3 us instead of 105. And how many of their moments are merged at once.
-_CHUNK, _KEPT, _CHUNKS, _TOGETHER = 1 << 12, (1 << 17) - 1, 128, 16
 
 
+@dataclass(slots=True, eq=False)
 class Fitted:
     """What fitting found. It never changes: a call that begins with it ends with it."""
 
-    __slots__ = ("_form", "_forms", "axis", "features", "known", "moments", "names", "with_mean", "with_std")
+    moments: FeatureMoments
+    axis: int = -1
+    with_mean: bool = True
+    with_std: bool = True
+    names: tuple[str, ...] | None = None
+    known: Memory = field(default_factory=Memory)  # arrays of other statistics, too
+    own_form: Array | None = None  # what the moments make, each feature with its own
+    # Made when first asked for; two threads that make one at a time make the same.
+    _forms: dict[tuple[bool, bool], Array] = field(default_factory=dict, init=False)
 
-    def __init__(
-        self,
-        moments: FeatureMoments,
-        axis: int,
-        with_mean: bool,
-        with_std: bool,
-        names: tuple[str, ...] | None,
-        known: Memory | None = None,
-        form: Array | None = None,
-    ) -> None:
-        self.known = Memory() if known is None else known  # arrays of other statistics, too
-        self.moments = moments
-        self.features = moments.mean.size
-        self.axis = axis
-        self.with_mean = with_mean
-        self.with_std = with_std
-        self.names = names
-        # Made when first asked for; two threads that make one at a time make the same.
-        self._forms: dict[tuple[bool, bool], Array | None] = {}
-        self._form = form  # what the moments make, each feature with its own
-
-    def arrays(self) -> tuple[Any, ...]:
-        """Return what a pickle holds: numbers, arrays and strings."""
-        return tuple(self.moments), self.axis, self.with_mean, self.with_std, self.names
+    @property
+    def features(self) -> int:
+        return self.moments.mean.size
 
     def merged(self, moments: FeatureMoments) -> Fitted:
         """Return what was found with more data."""
-        together = self.moments.merge(moments)
-        options = self.axis, self.with_mean, self.with_std, self.names
-        return Fitted(together, *options, self.known)
+        return replace(self, moments=self.moments.merge(moments), own_form=None)
 
     def _variances(self) -> tuple[Vector, bool]:
         """Return the variances, 1 for a constant feature, and for all where they are not wanted; whether one is."""
@@ -81,50 +58,39 @@ class Fitted:
         found: Vector = np.sqrt(self._variances()[0])
         return found
 
-    def form(self, inverse: bool, dtype: np.dtype[Any]) -> Array | None:
-        """Return the coefficients to compute with in ``dtype``; None where float32 has not the range."""
+    def form(self, inverse: bool, dtype: np.dtype[Any]) -> Array:
+        """Return the coefficients to compute with in ``dtype``, or in float64 where float32 has not the range."""
         key = inverse, dtype == _FLOAT64
-        try:
+        if key in self._forms:
             return self._forms[key]
-        except KeyError:
-            pass
-        (variances, others), form = self._variances(), self._form
         wanted = _FLOAT64 if key[1] else _FLOAT32
-        if not key[1] and _is_wide(self.moments.means(), variances):
-            form = None
-        elif form is None or form.dtype != wanted or inverse or others or not self.with_mean:
-            make = self._inverse if inverse else self._forward
-            form = steps.coefficients(make(variances, key[1]), 0.0, wanted)
+        (variances, others), own = self._variances(), self.own_form
+        if wanted is _FLOAT32 and _is_wide(self.moments.means(), variances):
+            form = self.form(inverse, _FLOAT64)
+        elif own is None or own.dtype != wanted or inverse or others or not self.with_mean:
+            form = steps.coefficients(self._table(inverse, variances, wanted), 0.0, wanted)
+        else:
+            form = own
         self._forms[key] = form
         return form
 
-    def usable_form(self, inverse: bool, dtype: np.dtype[Any]) -> Array:
-        """Return the coefficients, in float64 where float32 has not the range."""
-        form = self.form(inverse, dtype)
-        if form is None:
-            form = self.form(inverse, _FLOAT64)
-            assert form is not None
-        return form
-
-    def _forward(self, variances: Vector, _: bool) -> Array:
+    def _table(self, inverse: bool, variances: Vector, dtype: np.dtype[Any]) -> Array:
+        """Return the statistics, and gamma and beta, whose map this is."""
         table = np.zeros((rows.PAIR_ROWS, self.features))
-        table[rows.VAR], table[rows.GAMMA] = variances, 1.0
-        if self.with_mean:
-            table[rows.MEAN], table[rows.MEAN_LOW] = self.moments.means(), self.moments.mean_low
-        return table
-
-    def _inverse(self, variances: Vector, double: bool) -> Array:
-        table = np.zeros((rows.PAIR_ROWS, self.features))
+        mean, low = self.moments.means(), self.moments.mean_low
+        if not inverse:
+            table[rows.VAR], table[rows.GAMMA] = variances, 1.0
+            if self.with_mean:
+                table[rows.MEAN], table[rows.MEAN_LOW] = mean, low
+            return table
         table[rows.VAR] = 1.0
         table[rows.GAMMA] = scale = np.sqrt(variances)
         if self.with_mean:
             # y * scale + mean = (y + rest / scale) * scale + rounded: the large term is exact.
-            mean, low = self.moments.means(), self.moments.mean_low
             with np.errstate(all="ignore"):  # as the kernels: infinite or NaN, no warning
-                rounded = mean if double else mean.astype(np.float32).astype(np.float64)
+                table[rows.BETA] = rounded = mean.astype(dtype).astype(np.float64)
                 rest = (mean - rounded) + low
                 table[rows.MEAN] = np.where(np.isfinite(rest), -rest / scale, 0.0)
-            table[rows.BETA] = rounded
         return table
 
 
@@ -138,6 +104,42 @@ def _is_wide(mean: Vector, variances: Vector) -> bool:
     return bool((outside & np.isfinite(variances) & np.isfinite(mean)).any())
 
 
+def apply_form(values: Array, index: int, form: Array, dtype: np.dtype[Any], out: Array | None) -> Array:
+    """Return the values that `Fitted.form` makes of others, computed in its dtype.
+
+    An infinite value is a ValueError, once all are written.
+    """
+    if not values.size:
+        return np.empty_like(values, dtype) if out is None else out
+    if not _features.is_read_as_it_is(values.dtype):
+        y = np.empty_like(values, dtype, subok=False) if out is None else out
+
+        def work(place: Place) -> None:
+            apply_form(_features.widened(values[place]), index, form, dtype, y[place])
+
+        for_each(cut(values.shape, index, BLOCK), work, lambda _, __: None)
+        return y
+    noted = np.zeros(1, np.uint8)
+    known, y = met_with_target(values, index, out, form.dtype == values.dtype == dtype)
+    if known is not None:
+        known.infer(values, y, form, steps.NOTHING, noted)
+    else:
+        if form.dtype == steps.computed_dtype(values):
+            reading = Reading(index, values, (), out, dtype)
+        else:
+            reading = Reading(index, values.astype(np.float64))
+        steps.write(reading.view, reading.source, reading.target, form, noted=noted)
+        y = reading.result()
+    if y.dtype != dtype:
+        with np.errstate(all="ignore"):
+            y = y.astype(dtype)
+        if out is not None:
+            out[...] = y
+    if noted[0]:
+        raise _features.infinite(values.dtype)
+    return y if out is None else out
+
+
 class Dense:
     """An array in memory, as fitting and transforming look at it.
 
@@ -145,12 +147,14 @@ class Dense:
     """
 
     values: Any
+    names: tuple[str, ...] | None = None
+    is_seen = False  # whether it is known that there is no infinite value
+    form: Array | None = None  # what `moments` found besides
 
     def __init__(self, X: Any, axis: Any) -> None:
         self.values = _checks.numbers("X", X)
-        self.names = None if type(X) is np.ndarray else _estimator.feature_names(X)
-        self.is_seen = False  # whether it is known that there is no infinite value
-        self.form: Array | None = None  # what `moments` found besides
+        if type(X) is not np.ndarray:
+            self.names = _estimator.feature_names(X)
         self._look(axis)
 
     def _look(self, axis: Any) -> None:
@@ -167,6 +171,11 @@ class Dense:
                 f"X: expected at least one feature, got shape {shape} (Found array with 0 feature(s) "
                 f"(shape={shape}) while a minimum of 1 is required.)"
             )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the result."""
+        return _features.result_dtype(self.values.dtype)
 
     def check_mean(self, with_mean: bool) -> None:
         """Check that a mean may be subtracted."""
@@ -205,17 +214,13 @@ class Dense:
     def target(self, out: Any, copy: bool) -> Array | None:
         """Return ``out`` as an array to write to, or X itself where that may be and is to be written to."""
         if out is not None:
-            return _checks.out("out", out, self.values, self._result)
+            return _checks.out("out", out, self.values, self.dtype)
         values = self.values
-        in_place = not copy and values.dtype == self._result and values.flags.writeable
+        in_place = not copy and values.dtype == self.dtype and values.flags.writeable
         return values if in_place else None
 
-    @property
-    def _result(self) -> np.dtype[Any]:
-        return result_dtype(self.values.dtype)
-
     def moments(self, weights: Vector | None) -> FeatureMoments:
-        found, self.form = look(self.values, self.index, weights)
+        found, self.form = _features.look(self.values, self.index, weights)
         self.is_seen = weights is None  # of weight 0 there may be any
         return found
 
@@ -228,112 +233,155 @@ class Dense:
 
     def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Any:
         """Return the standardized values, or those that they were made of, in ``out`` if given."""
-        values, form, dtype = self.values, self._form(fitted, inverse), self._result
+        values, form = self.values, fitted.form(inverse, self.dtype)
         if out is not None and not self.is_seen:
-            check_not_infinite(values, self.index)
-        if is_read_as_it_is(values.dtype):
-            y = apply_form(values, self.index, form, dtype, out)
-        else:
-            y = np.empty_like(values, dtype, subok=False) if out is None else out
-
-            def work(place: Place) -> None:
-                apply_form(widened(values[place]), self.index, form, dtype, y[place])
-
-            for_each(cut(values.shape, self.index, BLOCK), work, lambda _, __: None)
-        return y
-
-    def _form(self, fitted: Fitted, inverse: bool) -> Array:
-        return fitted.usable_form(inverse, self._result)
+            _features.check_not_infinite(values, self.index)
+        return apply_form(values, self.index, form, self.dtype, out)
 
 
-class Chunks:
-    """Small chunks of a stream of samples, kept until they are worth summing."""
+class Sparse(Dense):
+    """A matrix in CSR or CSC form, of which what is not stored is 0; other forms become CSR."""
 
-    __slots__ = ("_block", "_copy", "_form", "_most", "_noted", "_rows", "_wide", "filled", "found")
+    def __init__(self, X: Any, axis: Any) -> None:
+        self.matrix = X if X.format in ("csr", "csc") else X.tocsr()
+        self.values = X
+        self._look(axis)
+        if self.index != 1:
+            raise ValueError(f"axis: expected -1 for a sparse matrix, got {axis}")
+        self._stored = _features.widened(_checks.numbers("X", self.matrix.data))
 
-    def __init__(self, like: Array) -> None:
-        self._most = max(1, min(_CHUNKS, _KEPT // like.size)) * len(like)  # samples
-        self._rows = np.empty((1, self._most, like.shape[1]), like.dtype)
-        self.filled, self.found = 0, list[FeatureMoments]()
-        self._wide = self._rows[0] if like.dtype == _FLOAT64 else np.empty(self._rows.shape[1:])
-        # The step that writes (x - 0) * 1 + 0 copies, and notes whether x has an infinite value.
-        self._copy = infer_columns.variant(steps.variant_of(like, noted=True))
-        self._noted = np.zeros(1, np.uint8)
-        self._form = np.zeros((rows.FORM_ROWS, like.shape[1]), like.dtype)
-        self._form[rows.SCALE] = 1.0
-        self._block = np.array([[0, 0, 0, 0, like.shape[1]]], np.int64)  # all of a chunk, whatever its length
+    def check_mean(self, with_mean: bool) -> None:
+        if with_mean:
+            raise ValueError(
+                "with_mean: expected False for a sparse matrix, whose zeros would not stay zeros, got True "
+                "(Cannot center sparse matrices; X.toarray() makes a dense array of it)"
+            )
+
+    def moments(self, weights: Vector | None) -> FeatureMoments:
+        """Return the moments of each feature, zeros included."""
+        try:
+            sums = import_module("sklearn.utils.sparsefuncs")
+        except ImportError as error:
+            raise ImportError(
+                "X: expected scikit-learn to be installed for a sparse matrix, which it sums (pip install "
+                f"scikit-learn), got {error}"
+            ) from error
+        # As float64: of float32 it would round means, variances and counts to float32.
+        matrix = self._with(self._stored.astype(np.float64, copy=False), self.matrix, copy=False)
+        if not matrix.shape[0]:
+            return FeatureMoments.nothing(matrix.shape[1])
+        with np.errstate(all="ignore"):
+            mean, var, count = sums.mean_variance_axis(matrix, axis=0, weights=weights, return_sum_weights=True)
+            some, m2 = count > 0.0, var * count
+        if not np.isfinite(mean[some] + m2[some]).all():
+            _features.check_not_infinite(self._stored[:, None], 1)
+        self.is_seen = True
+        low = np.zeros(some.size)
+        mean, m2 = np.where(some, mean, 0.0), np.where(some, m2, 0.0)
+        return FeatureMoments.of((np.maximum(count, 0.0), mean, low, m2, low))
+
+    def target(self, out: Any, copy: bool) -> Array | None:
+        """Return the stored values, where they may be and are to be written to."""
+        if out is not None:
+            raise ValueError(
+                f"out: expected None for a sparse matrix, got {type(out).__name__} (copy=False works in place)"
+            )
+        stored = self._stored
+        in_place = not copy and stored is self.values.data and self.matrix.format == "csr"
+        return stored if in_place and stored.flags.writeable else None
+
+    def check_frames(self, library: str) -> None:
+        raise ValueError(
+            f"X: expected a dense array for a data frame of {library}, as set_output asked, got a sparse matrix "
+            f"({library.capitalize()} output does not support sparse data)"
+        )
+
+    def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Any:
+        """Return the matrix in CSR form with its stored values divided, or multiplied."""
+        if not self.is_seen:
+            _features.check_not_infinite(self._stored[:, None], 1)
+        matrix = self.matrix
+        if out is None:
+            matrix = self._with(self._stored, matrix, copy=matrix.format == "csr").tocsr()
+        if fitted.with_std:
+            scale = fitted.divisors()
+            factors = scale if inverse else 1.0 / scale
+            for start in range(0, matrix.data.size, BLOCK):
+                part = matrix.data[start : start + BLOCK]
+                those = factors.take(matrix.indices[start : start + BLOCK], mode="clip")
+                with np.errstate(all="ignore"):  # infinite, as of dense arrays
+                    np.multiply(part, those, out=part, casting="same_kind")
+        return self.values if out is not None else matrix
 
     @staticmethod
-    def are_made_of(X: Any, features: int) -> bool:
-        """Whether ``X`` is such a chunk: floats of this number of features."""
-        if type(X) is not np.ndarray or X.dtype not in _checks.PLAIN_DTYPES:
-            return False
-        flags, shape = X.flags, X.shape
-        return flags.c_contiguous and flags.aligned and shape[1:] == (features,) and 0 < X.size <= _CHUNK
-
-    def keep(self, X: Array) -> bool:
-        """Keep a chunk if it is of this dtype, there is room, and nothing in it is infinite."""
-        begin, size = self.filled, len(X)
-        if begin + size > self._most:
-            self._sum()
-            begin = 0
-        if X.dtype != self._rows.dtype or size > self._most:
-            return False
-        self._block[0, 2] = size
-        place = self._rows[:, begin : begin + size]
-        self._copy(X[None], place, None, self._form, (), 0, self._noted, self._block)
-        if self._noted[0]:
-            self._noted[0] = 0
-            return False
-        self.filled = begin + size
-        return True
-
-    def _sum(self) -> None:
-        if self.filled:
-            # As float64, sums are taken near the mean: a digit more where that is large.
-            wide, given = self._wide[: self.filled], self._rows[0, : self.filled]
-            if wide.dtype != given.dtype:
-                wide[...] = given
-            self.found.append(moments_of(wide, 1))
-            self.filled = 0
-        if len(self.found) == _TOGETHER:
-            self.found = [FeatureMoments.together(self.found)]
-
-    def take(self) -> FeatureMoments | None:
-        """Return the moments of what was kept, and forget it."""
-        self._sum()
-        found, self.found = self.found, []
-        return FeatureMoments.together(found) if found else None
+    def _with(stored: Array, like: Any, copy: bool) -> Any:
+        """Return a matrix of these stored values at the places of another's."""
+        return type(like)((stored, like.indices, like.indptr), shape=like.shape, copy=copy)
 
 
-def form_of(moments: FeatureMoments, dtype: np.dtype[Any]) -> Array:
-    """Return the coefficients that standardize features with these moments."""
-    return Fitted(moments, -1, True, True, None).usable_form(False, dtype)
+class Lazy(Dense):
+    """Blocks of a dask array, of any chunks; the number of samples may be unknown."""
 
+    def __init__(self, X: Any, axis: Any) -> None:
+        self.values = X if X.dtype != object else X.astype(np.float64)
+        _checks.numbers("X", self.values._meta)
+        self._look(axis)
+        if math.isnan(X.shape[self.index]):
+            raise ValueError(
+                f"X: expected known chunk sizes along axis {self.index}, that of the features, got "
+                f"{X.chunks[self.index]} (compute_chunk_sizes finds them)"
+            )
 
-def apply_form(values: Array, index: int, form: Array, dtype: np.dtype[Any], out: Array | None) -> Array:
-    """Return the values that `Fitted.form` makes of others, computed in its dtype.
+    def has_samples(self, found: FeatureMoments) -> bool:
+        """Return whether there was a sample: a shape does not always tell."""
+        shape = self.values.shape
+        return 0 not in shape and bool(found.counts.any() or not np.isnan(shape).any())
 
-    An infinite value is a ValueError, once all are written.
-    """
-    if not values.size:
-        return np.empty_like(values, dtype) if out is None else out
-    noted = np.zeros(1, np.uint8)
-    known, y = met_with_target(values, index, out, form.dtype == values.dtype == dtype)
-    if known is not None:
-        known.infer(values, y, form, steps.NOTHING, noted)
-    else:
-        if form.dtype == steps.computed_dtype(values):
-            reading = Reading(index, values, (), out, dtype)
-        else:
-            reading = Reading(index, values.astype(np.float64))
-        steps.write(reading.view, reading.source, reading.target, form, noted=noted)
-        y = reading.result()
-    if y.dtype != dtype:
-        with np.errstate(all="ignore"):
-            y = y.astype(dtype)
+    def target(self, out: Any, copy: bool) -> Array | None:
         if out is not None:
-            out[...] = y
-    if noted[0]:
-        raise infinite(values.dtype)
-    return y if out is None else out
+            raise ValueError(f"out: expected None for a dask array, got {type(out).__name__}")
+        return None
+
+    def check_frames(self, library: str) -> None:
+        raise ValueError("X: expected an array in memory for a data frame as set_output asked, got a dask array")
+
+    def moments(self, weights: Vector | None) -> FeatureMoments:
+        """Return the moments of each feature, with the scheduler that dask is set to."""
+        pairs: list[Any] = []
+        if weights is not None:
+            import dask.array as da
+
+            axis = samples_axis(self.index)
+            pairs = [da.from_array(weights, chunks=(self.values.chunks[axis],)), (axis,)]
+        found = dask_arrays.merged_blocks(self.values, self.index, _moments_of_block, *pairs)
+        return FeatureMoments.joined(found)
+
+    def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Any:
+        """Return a dask array of what `Dense.mapped` makes of the blocks."""
+        import dask.array as da
+
+        x, index, dtype = self.values, self.index, self.dtype
+        pairs = da.from_array(fitted.form(inverse, dtype), chunks=(-1, x.chunks[index])), (x.ndim, index)
+        return dask_arrays.by_block("standardize", _mapped_block, x, pairs, dtype, index=index, dtype=dtype)
+
+
+def _moments_of_block(x: Any, weights: Any = None, *, axis: int) -> FeatureMoments | None:
+    if not x.shape[axis]:
+        return None
+    with num_threads(1):
+        return _features.moments_of(dask_arrays.in_one_order(x), axis, weights)
+
+
+def _mapped_block(values: Array, form: Array, *, index: int, dtype: np.dtype[Any]) -> Array:
+    with num_threads(1):
+        return apply_form(values, index, np.ascontiguousarray(form), dtype, None)
+
+
+def as_dataset(X: Any, axis: Any) -> Dense:
+    """Return ``X``, in memory, sparse or of dask, as fitting and transforming look at it."""
+    if type(X) is np.ndarray:
+        return Dense(X, axis)
+    if dask_arrays.is_dask(X):
+        return Lazy(X, axis)
+    is_sparse = hasattr(X, "nnz") and hasattr(X, "tocsr")
+    return Sparse(X, axis) if is_sparse else Dense(X, axis)

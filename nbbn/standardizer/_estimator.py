@@ -223,8 +223,7 @@ class Estimator:
 
 def _parameters(kind: type[Estimator]) -> dict[str, Any]:
     """Return the defaults of the parameters by name."""
-    given = inspect.signature(kind).parameters.values()
-    return {each.name: each.default for each in given}
+    return {each.name: each.default for each in inspect.signature(kind).parameters.values()}
 
 
 def feature_names(X: Any) -> tuple[str, ...] | None:
@@ -282,9 +281,11 @@ def names_out(given: Sequence[str] | None, known: tuple[str, ...] | None, count:
     return np.asarray(numbered, dtype=object)
 
 
-def as_frame(library: str, y: NDArray[Any], X: Any, names: NDArray[Any]) -> Any:
-    """Return ``y``, two-dimensional with the features last, as a data frame of pandas or polars."""
-    module = import_module(library)
+def as_frame(library: str | None, y: Any, X: Any, known: tuple[str, ...] | None) -> Any:
+    """Return ``y``, two-dimensional with the features last, as a data frame of pandas or polars if one is wanted."""
+    if library is None:
+        return y
+    module, names = import_module(library), names_out(None, known, y.shape[1])
     if library == "polars":
         return module.DataFrame(y, schema=list(names), orient="row")
     index = getattr(X, "index", None) if hasattr(X, "columns") else None

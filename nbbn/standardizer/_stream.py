@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,9 @@ from nbbn import _checks
 from nbbn._checks import Array
 from nbbn._files import state as state_files
 from nbbn._files.npy import Header, NpyFile, NpyOutput
-from nbbn.standardizer._blocks import for_each
-from nbbn.standardizer._dataset import apply_form, form_of
-from nbbn.standardizer._features import FeatureMoments, moments_of, result_dtype, widened
-
-Advance = Callable[[int], None]
+from nbbn.standardizer._blocks import Advance, for_each
+from nbbn.standardizer._dataset import Fitted, apply_form
+from nbbn.standardizer._features import FeatureMoments, moments_of, result_dtype
 
 # Of a block, at most. Measured, both passes, seconds: (4194304, 64) float32 with 2**18, 2**20 and 2**22
 # values 0.63, 0.48 and 0.47; (64, 4194304), along the last axis, with 2**18 and 2**20 values 4.4 and 2.5.
@@ -48,6 +46,11 @@ class Block:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    def runs_of(self, values: Array) -> Iterator[tuple[int, Array]]:
+        """Yield for each run of the block's values where it begins in the file, and the values."""
+        for number, run in enumerate(values.reshape(self.runs, -1)):
+            yield self.first + number * self.step, run
 
 
 def view(header: Header, axis: int) -> tuple[int, int, int]:
@@ -78,54 +81,37 @@ def blocks(outer: int, channels: int, inner: int) -> Iterator[Block]:
         yield Block(begin, 1 if together else shape[0], row, channel, shape)
 
 
-def _largest(sizes: tuple[int, int, int]) -> int:
-    """Return how many values the largest block has: the first."""
-    return next(blocks(*sizes)).size
-
-
 class _Buffers(threading.local):
     """Memory of one thread for the values of a block, and for what is made of them."""
 
-    def __init__(self, size: int, *dtypes: np.dtype[Any]) -> None:
-        self.arrays = [np.empty(size, dtype) for dtype in dtypes]
+    def __init__(self, sizes: tuple[int, int, int], *dtypes: np.dtype[Any]) -> None:
+        largest = next(blocks(*sizes)).size  # of the first one
+        self.arrays = [np.empty(largest, dtype) for dtype in dtypes]
 
     def take(self, block: Block) -> list[Array]:
         shape = block.shape[:2] if block.shape[2] == 1 else block.shape
         return [array[: block.size].reshape(shape) for array in self.arrays]
 
 
-def _read(source: NpyFile, block: Block, values: Array) -> None:
-    for number, run in enumerate(values.reshape(block.runs, -1)):
-        source.read(block.first + number * block.step, run)
-
-
-def _write(target: NpyOutput, block: Block, values: Array) -> None:
-    for number, run in enumerate(values.reshape(block.runs, -1)):
-        target.write(block.first + number * block.step, run)
-    if block.runs == 1:
-        target.finish(block.first, block.size)
-
-
 def moments(source: NpyFile, axis: int, advance: Advance) -> FeatureMoments:
     """Return the moments of a file, which is not empty; ``advance`` gets numbers of bytes."""
     sizes = view(source.header, axis)
-    dtype = source.header.dtype
-    buffers = _Buffers(_largest(sizes), dtype)
+    buffers = _Buffers(sizes, source.header.dtype)
     found: dict[int, list[FeatureMoments]] = {}  # by first channel
 
     def work(block: Block) -> FeatureMoments:
         (values,) = buffers.take(block)
-        _read(source, block, values)
+        for place, run in block.runs_of(values):
+            source.read(place, run)
         return moments_of(values, 1)
 
     def use(block: Block, result: FeatureMoments) -> None:
         found.setdefault(block.channel, []).append(result)
-        advance(block.size * dtype.itemsize)
+        advance(block.size * source.header.dtype.itemsize)
 
     for_each(_announced(source, sizes), work, use)
     source.check_unchanged()
-    groups = [FeatureMoments.together(found[channel]) for channel in sorted(found)]
-    return FeatureMoments.joined(groups)
+    return FeatureMoments.joined([FeatureMoments.together(found[channel]) for channel in sorted(found)])
 
 
 def _announced(source: NpyFile, sizes: tuple[int, int, int]) -> Iterator[Block]:
@@ -138,9 +124,9 @@ def _announced(source: NpyFile, sizes: tuple[int, int, int]) -> Iterator[Block]:
 
 def save(path: str | os.PathLike[str], found: FeatureMoments, names: Sequence[str] = ()) -> None:
     """Write moments to an .npz file, and the names of the features if they have some; `load` returns them."""
-    same = found.counts.size and (found.counts == found.counts[0]).all()
+    counts = found.counts
     arrays: dict[str, Any] = dict(zip(_MEMBERS, found, strict=True))
-    arrays |= {"count": np.array(found.counts[0]) if same else found.counts, "var": found.variances()}
+    arrays |= {"count": counts[0] if (counts == counts[0]).all() else counts, "var": found.variances()}
     if names:
         arrays["names"] = np.array(list(names), np.str_)
     state_files.save_arrays(path, arrays)
@@ -151,8 +137,7 @@ def load(path: str | os.PathLike[str]) -> tuple[FeatureMoments, tuple[str, ...]]
     with state_files.opened(path, "--save-stats") as file:
         members = file.vectors(("mean", "var"), _MEMBERS, "names")
         names = tuple(members.pop("names", np.array([], np.str_)).tolist())
-        size = members["mean"].size
-        count = members.setdefault("count", np.array(1.0))
+        size, count = members["mean"].size, members.setdefault("count", np.array(1.0))
         if count.ndim == 0:
             members["count"] = np.full(size, count)
         vectors = {name: np.array(member, np.float64) for name, member in members.items()}
@@ -165,32 +150,34 @@ def load(path: str | os.PathLike[str]) -> tuple[FeatureMoments, tuple[str, ...]]
             raise ValueError("var: expected no values below 0")
         if names and len(names) != size:
             raise ValueError(f"names: expected {size}, one a feature, got {len(names)}")
-    zeros = np.zeros(size)
     if "m2" not in vectors:  # then the count says nothing that is needed
         vectors |= {"count": np.ones(size), "m2": vectors["var"]}
-    parts = (vectors.get(name, zeros) for name in _MEMBERS)
-    return FeatureMoments.of(tuple(parts)), names
+    return FeatureMoments.of(tuple(vectors.get(name, np.zeros(size)) for name in _MEMBERS)), names
 
 
 def normalized(header: Header) -> Header:
     """Return the header of what is made of a file."""
-    return Header(header.shape, header.fortran_order, result_dtype(header.dtype))
+    return header._replace(dtype=result_dtype(header.dtype))
 
 
 def normalize(source: NpyFile, axis: int, found: FeatureMoments, target: NpyOutput, advance: Advance) -> None:
     """Write the normalized values of a file, which is not empty; ``advance`` as in `moments`."""
-    sizes = view(source.header, axis)
-    dtype, kind = source.header.dtype, normalized(source.header).dtype
-    form = form_of(found, kind)
-    buffers = _Buffers(_largest(sizes), dtype, kind)
+    sizes, dtype = view(source.header, axis), target.header.dtype
+    form = Fitted(found).form(False, dtype)
+    buffers = _Buffers(sizes, source.header.dtype, dtype)
 
     def work(block: Block) -> None:
         values, result = buffers.take(block)
-        _read(source, block, values)
+        for place, run in block.runs_of(values):
+            source.read(place, run)
         last = block.channel + block.shape[1]
         own = form if block.shape[1] == sizes[1] else form[:, block.channel : last].copy()
-        apply_form(widened(values), 1, own, kind, result)
-        _write(target, block, result)
+        apply_form(values, 1, own, dtype, result)
+        for place, run in block.runs_of(result):
+            target.write(place, run)
+        if block.runs == 1:
+            target.finish(block.first, block.size)
 
-    for_each(_announced(source, sizes), work, lambda block, _: advance(block.size * dtype.itemsize))
+    itemsize = source.header.dtype.itemsize
+    for_each(_announced(source, sizes), work, lambda block, _: advance(block.size * itemsize))
     source.check_unchanged()

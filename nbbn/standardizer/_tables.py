@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,11 +16,9 @@ from pyarrow import compute, csv
 from nbbn._checks import Array
 from nbbn._files import paths
 from nbbn._files.npy import Header, NpyFile, write_header
-from nbbn.standardizer._blocks import for_each
-from nbbn.standardizer._dataset import apply_form, form_of
+from nbbn.standardizer._blocks import Advance, for_each
+from nbbn.standardizer._dataset import Fitted, apply_form
 from nbbn.standardizer._features import FeatureMoments, moments_of
-
-Advance = Callable[[int], None]
 
 _BLOCK = 1 << 22  # bytes of text that are read at once
 _VALUES = 1 << 21  # values of a batch of Parquet's
@@ -28,41 +26,24 @@ _BUFFER = 1 << 16  # bytes of a column of it that are read at once
 _FLOAT64 = np.dtype(np.float64)
 
 
-class TableError(ValueError):
-    """What is wrong with a table, or became so while it was read."""
+class _Table(paths.Source):
+    """A file whose columns have names and types."""
 
-
-class _File:
-    def __init__(self, path: str | os.PathLike[str], file: BinaryIO) -> None:
-        self.path, self._file = str(path), file
-        self._state = self._look()
-        self.size = self._state[0]
-
-    def _look(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
-
-    def check_unchanged(self) -> None:
-        """Raise TableError where the file was written to since it was opened."""
-        if self._look() != self._state:
-            raise TableError(f"{self.path}: it was changed while it was read")
-
-    def _name(self, names: Iterable[str]) -> None:
-        self.names = list(names)
+    def _take(self, schema: Any) -> None:
+        self.schema, self.names = schema, list(schema.names)
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
-            raise TableError(f"{self.path}: expected a different name for each column, got {twice[0]!r} twice")
+            raise paths.FileError(f"{self.path}: expected a different name for each column, got {twice[0]!r} twice")
 
 
-class CsvTable(_File):
+class CsvTable(_Table):
     """Text, a row a line, names in the first one. Cells of columns that are not numeric stay bytes."""
 
     def __init__(self, path: str | os.PathLike[str], file: BinaryIO, delimiter: str) -> None:
         super().__init__(path, file)
         self._delimiter = delimiter
         with self._open({}) as reader:
-            self._inferred = reader.schema
-        self._name(self._inferred.names)
+            self._take(reader.schema)  # of the first block
 
     def _open(self, types: dict[str, Any], alone: Sequence[str] = ()) -> Any:
         self._file.seek(0)
@@ -75,7 +56,7 @@ class CsvTable(_File):
 
     def candidates(self) -> list[str]:
         """Return the columns that look numeric, or empty, in the first block."""
-        return [f.name for f in self._inferred if _is_numeric(f.type) or pa.types.is_null(f.type)]
+        return [f.name for f in self.schema if _is_numeric(f.type) or pa.types.is_null(f.type)]
 
     def batches(self, numeric: Sequence[str], alone: bool, advance: Advance) -> Iterator[Any]:
         """Yield record batches; a cell that is no number is a `NotNumericError`."""
@@ -95,7 +76,7 @@ class CsvTable(_File):
             raise NotNumericError(self.path, self.names[int(column[1])], str(error)) from error
 
 
-class NotNumericError(TableError):
+class NotNumericError(paths.FileError):
     """A cell of a column is no number."""
 
     def __init__(self, path: str, name: str, reason: str) -> None:
@@ -103,7 +84,7 @@ class NotNumericError(TableError):
         self.name = name
 
 
-class ParquetTable(_File):
+class ParquetTable(_Table):
     """Columns with types. Integers, floats and decimals are numeric."""
 
     def __init__(self, path: str | os.PathLike[str], file: BinaryIO) -> None:
@@ -111,10 +92,8 @@ class ParquetTable(_File):
 
         super().__init__(path, file)
         # By default it keeps in memory what it has read.
-        options = {"pre_buffer": False, "buffer_size": _BUFFER}
-        self._parquet = parquet.ParquetFile(_unclosed(file), **options)
-        self.schema = self._parquet.schema_arrow
-        self._name(self.schema.names)
+        self._parquet = parquet.ParquetFile(_unclosed(file), pre_buffer=False, buffer_size=_BUFFER)
+        self._take(self._parquet.schema_arrow)
 
     def candidates(self) -> list[str]:
         return [field.name for field in self.schema if _is_numeric(field.type)]
@@ -124,8 +103,7 @@ class ParquetTable(_File):
         rows, done = max(1, _VALUES // max(1, len(columns))), 0
         total = self._parquet.metadata.num_rows
         for group in range(self._parquet.num_row_groups):
-            options = {"batch_size": rows, "columns": columns, "row_groups": [group]}
-            for batch in self._parquet.iter_batches(**options):
+            for batch in self._parquet.iter_batches(rows, [group], columns):
                 yield batch
                 before, done = done, done + batch.num_rows
                 advance(self.size * done // total - self.size * before // total)
@@ -143,7 +121,7 @@ def _is_numeric(kind: Any) -> bool:
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike[str], name: str, suffix: str, delimiter: str) -> Iterator[Any]:
-    """Open a table; what is wrong with it, now or later, is a TableError."""
+    """Open a table; what is wrong with it, now or later, is a FileError."""
     with paths.opened(f"{name}: expected a {suffix} file", path) as file:
         try:
             if suffix == ".parquet":
@@ -152,7 +130,7 @@ def opened(path: str | os.PathLike[str], name: str, suffix: str, delimiter: str)
                 yield CsvTable(path, file, delimiter)
         except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter: of names
             line = " ".join(str(error).split())
-            raise TableError(f"{path}: expected a {suffix} file ({line})") from error
+            raise paths.FileError(f"{path}: expected a {suffix} file ({line})") from error
 
 
 def moments(table: Any, wanted: Sequence[str] | None, advance: Advance) -> tuple[FeatureMoments, list[str]]:
@@ -168,7 +146,7 @@ def moments(table: Any, wanted: Sequence[str] | None, advance: Advance) -> tuple
             continue
         table.check_unchanged()
         if found is None:
-            raise TableError(f"{table.path}: expected at least one row, got none")
+            raise paths.FileError(f"{table.path}: expected at least one row, got none")
         if wanted is not None or found.counts.all():
             return found, names
         # Without a single value a column may be of anything: its cells stay as they are.
@@ -179,7 +157,7 @@ def moments(table: Any, wanted: Sequence[str] | None, advance: Advance) -> tuple
             return found, names
     alone = isinstance(table, CsvTable) and len(table.names) == 1
     text = f"{', '.join(table.names[:9])}{' (--delimiter says what separates cells)' if alone else ''}"
-    raise TableError(f"{table.path}: expected a column of numbers, got {text}")
+    raise paths.FileError(f"{table.path}: expected a column of numbers, got {text}")
 
 
 def _moments(batches: Iterable[Any], names: Sequence[str]) -> FeatureMoments | None:
@@ -217,7 +195,7 @@ def _result_type(kind: Any) -> Any:
 
 def schema_of(array: NpyFile, names: Sequence[str]) -> Any:
     """Return the names and types of the columns of an array; without names, those that scikit-learn gives."""
-    kind = pa.float64() if array.header.dtype.itemsize == 8 else pa.float32()
+    kind = pa.float64() if array.header.dtype == _FLOAT64 else pa.float32()
     names = names or [f"x{number}" for number in range(array.header.shape[1])]
     return pa.schema((name, kind) for name in names)
 
@@ -235,10 +213,10 @@ def write_array(array: NpyFile, output: Any, advance: Advance) -> None:
             for column, row in enumerate(values):
                 array.read(column * rows + first, row)
         else:
-            some = np.empty((count, columns), dtype)
-            array.read(first * columns, some)
-            values = some.T
-        plain = values.astype(_FLOAT64 if dtype.itemsize == 8 else np.float32, order="C")
+            values = np.empty((count, columns), dtype)
+            array.read(first * columns, values)
+            values = values.T
+        plain = values.astype(_FLOAT64 if dtype == _FLOAT64 else np.float32, order="C")
         return output.made([pa.array(row, from_pandas=True) for row in plain])
 
     def use(first: int, made: Any) -> None:
@@ -251,19 +229,16 @@ def write_array(array: NpyFile, output: Any, advance: Advance) -> None:
 def normalize(table: Any, found: FeatureMoments, names: Sequence[str], output: Any, advance: Advance) -> int:
     """Write the table with its numeric columns, ``names``, standardized to ``output``; return the rows."""
     rows = 0
-    form = form_of(found, _FLOAT64)
+    form = Fitted(found).form(False, _FLOAT64)
 
     def work(batch: Any) -> Any:
         matrix = _matrix([batch[name] for name in names])
         apply_form(matrix, 0, form, _FLOAT64, matrix)
         arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
         for name, values in zip(names, matrix, strict=True):
-            kind = _result_type(arrays[name].type)
-            missing = None
-            if arrays[name].null_count:
-                missing = arrays[name].is_null().to_numpy(zero_copy_only=False)
-            values = values.astype(kind.to_pandas_dtype(), copy=False)
-            arrays[name] = pa.array(values, kind, mask=missing)
+            column, kind = arrays[name], _result_type(arrays[name].type)
+            missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+            arrays[name] = pa.array(values.astype(kind.to_pandas_dtype(), copy=False), kind, mask=missing)
         return output.made([arrays[name] for name in table.names])
 
     def use(batch: Any, made: Any) -> None:
@@ -276,23 +251,37 @@ def normalize(table: Any, found: FeatureMoments, names: Sequence[str], output: A
     return rows
 
 
-class ArrayOutput:
-    """An .npy file that is being written, of columns that are all numbers."""
+class _Output:
+    """A file that is being written: what any thread made of some columns, in order."""
 
     def __init__(self, file: BinaryIO, schema: Any) -> None:
-        self._file, self._columns, self._rows = file, len(schema), 0
+        self._file, self._schema = file, schema
+
+    def write(self, made: Any) -> None:
+        self._file.write(made)
+
+    def close(self) -> None:
+        """All is written."""
+
+
+class ArrayOutput(_Output):
+    """An .npy file, of columns that are all numbers."""
+
+    def __init__(self, file: BinaryIO, schema: Any) -> None:
+        super().__init__(file, schema)
         self._dtype = np.result_type(*(field.type.to_pandas_dtype() for field in schema))
+        self._rows = 0
         self._begin()
 
     def _begin(self) -> None:
-        write_header(self._file, Header((self._rows, self._columns), False, self._dtype))
+        write_header(self._file, Header((self._rows, len(self._schema)), False, self._dtype))
 
     def made(self, columns: list[Any]) -> Any:
         return _matrix(columns).T.astype(self._dtype, order="C")
 
     def write(self, made: Any) -> None:
         self._rows += len(made)
-        self._file.write(made)
+        super().write(made)
 
     def close(self) -> None:
         """Tell how many rows there are."""
@@ -300,16 +289,13 @@ class ArrayOutput:
         self._begin()
 
 
-class ParquetOutput:
-    """A Parquet file that is being written."""
+class ParquetOutput(_Output):
+    """A Parquet file."""
 
-    def __init__(self, file: BinaryIO, schema: Any) -> None:
-        self._file, self._schema = file, schema
-        self._writer: Any = None
+    _writer: Any = None
 
     def made(self, columns: list[Any]) -> Any:
-        kinds = [field.type for field in self._schema]
-        fitting = [column.cast(kind) for column, kind in zip(columns, kinds, strict=True)]
+        fitting = [column.cast(field.type) for column, field in zip(columns, self._schema, strict=True)]
         return pa.Table.from_arrays(fitting, schema=self._schema)
 
     def write(self, made: Any) -> None:
@@ -335,11 +321,12 @@ class ParquetOutput:
         (self._writer or self._open(self._schema.empty_table())).close()
 
 
-class CsvOutput:
-    """A CSV file that is being written, with quotes around what needs them."""
+class CsvOutput(_Output):
+    """A CSV file, with quotes around what needs them."""
 
     def __init__(self, file: BinaryIO, schema: Any, delimiter: str) -> None:
-        self._file, self._names, self._delimiter = file, list(schema.names), delimiter
+        super().__init__(file, schema)
+        self._delimiter, self._names = delimiter, list(schema.names)
         # A line without anything is no row to who reads it.
         self._missing = '""' if len(self._names) == 1 else ""
         self._structural = f'[{re.escape(delimiter)}"\r\n]'
@@ -357,20 +344,15 @@ class CsvOutput:
         if self._missing or any(map(self._has_structure, columns)):
             return self._quoted(columns)
         fitting, text = [self._as_text(column) for column in columns], pa.BufferOutputStream()
-        table = pa.Table.from_arrays(fitting, names=self._names)
-        csv.write_csv(table, text, self._options)
+        csv.write_csv(pa.Table.from_arrays(fitting, names=self._names), text, self._options)
         return text.getvalue()
-
-    def write(self, made: Any) -> None:
-        self._file.write(made)
 
     @staticmethod
     def _as_text(column: Any) -> Any:
         """Return bytes as text of whatever encoding."""
         if not pa.types.is_binary(column.type):
             return column
-        options = compute.CastOptions(pa.string(), allow_invalid_utf8=True)
-        return compute.cast(column, options=options)
+        return compute.cast(column, options=compute.CastOptions(pa.string(), allow_invalid_utf8=True))
 
     def _has_structure(self, column: Any) -> bool:
         """Whether there may be a cell that needs quotes."""
@@ -380,25 +362,20 @@ class CsvOutput:
 
     def _quoted(self, columns: list[Any]) -> Any:
         binary, cells = pa.binary(), []
+        quote, nothing, end, parts = (pa.scalar(mark, binary) for mark in (b'"', b"", b"\n", self._delimiter.encode()))
+        join = compute.binary_join_element_wise
         for column in columns:
-            text = column if _is_text(column.type) else column.cast(pa.string())
-            text = text.cast(binary)
             if _is_text(column.type):
-                inside = compute.replace_substring(text, b'"', b'""')
-                quote = pa.scalar(b'"', binary)
-                quoted = compute.binary_join_element_wise(quote, inside, quote, pa.scalar(b"", binary))
-                needed = compute.match_substring_regex(text, self._structural)
-                text = compute.if_else(needed, quoted, text)
+                text = column.cast(binary)
+                quoted = join(quote, compute.replace_substring(text, b'"', b'""'), quote, nothing)
+                text = compute.if_else(compute.match_substring_regex(text, self._structural), quoted, text)
+            else:
+                text = column.cast(pa.string()).cast(binary)
             cells.append(text)
-        parts = pa.scalar(self._delimiter.encode(), binary)
-        missing = {"null_handling": "replace", "null_replacement": self._missing.encode()}
-        lines = compute.binary_join_element_wise(*cells, parts, **missing)
-        lines = compute.binary_join_element_wise(lines, pa.scalar(b"", binary), pa.scalar(b"\n", binary))
+        lines = join(*cells, parts, null_handling="replace", null_replacement=self._missing.encode())
+        lines = join(lines, nothing, end)  # what stands last stands between the others
         _, offsets, text = lines.buffers()
         return memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]]
-
-    def close(self) -> None:
-        """All is written."""
 
 
 def _is_text(kind: Any) -> bool:

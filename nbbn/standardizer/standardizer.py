@@ -9,13 +9,11 @@ import numpy as np
 from nbbn import _checks
 from nbbn._checks import Array, Vector
 from nbbn._compiler.forks import new_lock
+from nbbn._engine.known import Memory
 from nbbn._engine.steps import NOTHING
-from nbbn.distributed.dask import is_dask
 from nbbn.standardizer import _estimator
-from nbbn.standardizer._dataset import Chunks, Dense, Fitted
-from nbbn.standardizer._features import FeatureMoments
-from nbbn.standardizer._lazy import Lazy
-from nbbn.standardizer._sparse import Sparse, is_sparse
+from nbbn.standardizer._dataset import Dense, Fitted, as_dataset
+from nbbn.standardizer._features import Chunks, FeatureMoments
 
 
 class Standardizer(_estimator.Estimator):
@@ -23,9 +21,8 @@ class Standardizer(_estimator.Estimator):
 
     .. math:: y = (x - \bar x) / s, \qquad s^2 = \frac1n \sum_i (x_i - \bar x)^2
 
-    `fit` computes the statistics of a data set, `partial_fit` adds a chunk of data, and `transform`
-    applies the statistics. Use it like scikit-learn's ``StandardScaler``, also in pipelines;
-    scikit-learn is not needed.
+    `fit` computes the statistics of a data set, `partial_fit` adds a chunk of data, and `transform` applies the
+    statistics. Use it like scikit-learn's ``StandardScaler``, also in pipelines; scikit-learn is not needed.
 
     Parameters
     ----------
@@ -42,8 +39,7 @@ class Standardizer(_estimator.Estimator):
     Attributes
     ----------
     mean_ : ndarray of float64, shape (F,), or None
-        Mean of each feature; NaN where it had no value; None where neither mean nor standard deviation
-        is wanted.
+        Mean of each feature; NaN where it had no value; None where neither mean nor standard deviation is wanted.
     var_ : ndarray of float64, shape (F,), or None
         Variance of the population, ``m2 / n``; NaN and None as of ``mean_``, and None without ``with_std``.
     scale_ : ndarray of float64, shape (F,), or None
@@ -269,7 +265,7 @@ class Standardizer(_estimator.Estimator):
         fitted = self._learn(given, True, sample_weight)
         assert fitted is not None  # X is not empty
         found = given.mapped(fitted, False, target)
-        return self._leaving(found if out is None else out, X, fitted, library)
+        return _estimator.as_frame(library, found if out is None else out, X, fitted.names)
 
     def get_feature_names_out(self, input_features: Any = None) -> Array:
         """Return the names of the features of the result, the same as in ``X``.
@@ -337,10 +333,10 @@ class Standardizer(_estimator.Estimator):
         return np.asarray(names, dtype=object)
 
     def __repr__(self) -> str:
-        fitted, waiting = self._fitted, self._chunks
+        fitted = self._settled()
         if fitted is None:
             return super().__repr__()
-        samples = fitted.moments.counts.max() + (0 if waiting is None else waiting.filled)
+        samples = fitted.moments.counts.max()
         return f"{super().__repr__()}, fitted: {fitted.features} features, {samples:.15g} samples"
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -372,7 +368,7 @@ class Standardizer(_estimator.Estimator):
             return False
         if self.with_mean is not fitted.with_mean or self.with_std is not fitted.with_std:
             return False
-        if not Chunks.are_made_of(X, fitted.features):
+        if not Chunks.are_made_of(X, fitted.moments.mean.shape):
             return False
         with self._lock:
             chunks = self._chunks
@@ -400,9 +396,11 @@ class Standardizer(_estimator.Estimator):
             if fresh:
                 self._chunks = None
             self._settle()
-            earlier, known, form = self._fitted, None, given.form
-            if earlier is not None and (earlier.axis, earlier.features) == (given.axis, moments.mean.size):
-                known = earlier.known  # of arrays of other features, their number has to be looked at
+            earlier, form = self._fitted, given.form
+            if earlier is None or earlier.axis != given.axis or earlier.features != moments.mean.size:
+                known = Memory()
+            else:
+                known = earlier.known
             if earlier is not None and not fresh:
                 moments, names, form = earlier.moments.merge(moments), earlier.names or names, None
             fitted = Fitted(moments, given.axis, with_mean, with_std, names, known, form)
@@ -412,25 +410,24 @@ class Standardizer(_estimator.Estimator):
     def _apply(self, X: Any, copy: Any, out: Any, inverse: bool) -> Any:
         """Apply the map of `transform`, or its inverse, with the statistics of this moment."""
         fitted = self._known()
-        if out is None and (self.copy if copy is None else copy) is True and fitted.names is None:
-            known = fitted.known.of(X)
-            form = None if known is None else fitted.form(inverse, X.dtype)
-            if known is not None and form is not None and (inverse or self._frames() is None):
-                y = known.target(X, None)
-                if y is not None:
-                    noted = np.zeros(1, np.uint8)
-                    known.infer(X, y, form, NOTHING, noted)
-                    if not noted[0]:
-                        return y
+        copy = self.copy if copy is None else copy
+        known = fitted.known.of(X) if out is None and copy is True and fitted.names is None else None
+        if known is not None and (inverse or self._frames() is None):
+            form, y = fitted.form(inverse, X.dtype), known.target(X, None)
+            if y is not None and form.dtype == X.dtype:
+                noted = np.zeros(1, np.uint8)
+                known.infer(X, y, form, NOTHING, noted)
+                if not noted[0]:
+                    return y
         given = as_dataset(X, fitted.axis)
         given.check_mean(fitted.with_mean)
         given.check_fits(self, fitted)
-        target = given.target(out, _checks.flag("copy", self.copy if copy is None else copy))
+        target = given.target(out, _checks.flag("copy", copy))
         library = None if inverse else self._library(given)
         found = given.mapped(fitted, inverse, target)
         if type(X) is np.ndarray:
             fitted.known.learn(X, given.index)
-        return self._leaving(found if out is None else out, X, fitted, library)
+        return _estimator.as_frame(library, found if out is None else out, X, fitted.names)
 
     def _library(self, given: Dense) -> str | None:
         """Return the name of the library of the data frames that `set_output` asked for, or None."""
@@ -439,31 +436,16 @@ class Standardizer(_estimator.Estimator):
             given.check_frames(library)
         return library
 
-    @staticmethod
-    def _leaving(y: Any, X: Any, fitted: Fitted, library: str | None) -> Any:
-        if library is None:
-            return y
-        names = _estimator.names_out(None, fitted.names, fitted.features)
-        return _estimator.as_frame(library, y, X, names)
-
     def __getstate__(self) -> dict[str, Any]:
-        fitted, hidden = self._settled(), ("_fitted", "_chunks", "_lock")
+        hidden = "_fitted", "_chunks", "_lock"
         own = {name: value for name, value in vars(self).items() if name not in hidden}
-        return {"attributes": own, "fitted": fitted and fitted.arrays()}
+        fitted = self._settled()
+        # Numbers, arrays and strings alone.
+        found = fitted and (tuple(fitted.moments), fitted.axis, fitted.with_mean, fitted.with_std, fitted.names)
+        return {"attributes": own, "fitted": found}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        Standardizer.__init__(self)  # older pickles hold fewer parameters
+        vars(self).update(state["attributes"])
         fitted = state["fitted"]
         self._fitted = fitted and Fitted(FeatureMoments.of(fitted[0]), *fitted[1:])
-        self.copy = True  # which older pickles do not hold
-        self._chunks = None
-        self._lock = new_lock(self)
-        vars(self).update(state["attributes"])
-
-
-def as_dataset(X: Any, axis: Any) -> Dense:
-    """Return ``X``, in memory, sparse or of dask, as fitting and transforming look at it."""
-    if type(X) is np.ndarray:
-        return Dense(X, axis)
-    if is_dask(X):
-        return Lazy(X, axis)
-    return Sparse(X, axis) if is_sparse(X) else Dense(X, axis)

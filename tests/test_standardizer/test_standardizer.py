@@ -591,6 +591,9 @@ def test_repr_tells_whether_it_was_fitted():
     assert "186 samples" in repr(scaler.partial_fit(x[:8]))
     x[0, 0] = np.nan
     assert "364 samples" in repr(scaler.partial_fit(x))
+    for _ in range(1000):  # more than are kept
+        scaler.partial_fit(x[1:3])
+    assert "2364 samples" in repr(scaler)
     huge = nbbn.Standardizer().fit(x[:3, 1:], sample_weight=4115226)
     assert "12345678 samples" in repr(huge)
 
