@@ -88,12 +88,13 @@ class _Values:
             done = move(memory, place)
             memory, place = memory[done:], place + done
 
-    def _advise(self, first: int, count: int, advice: str) -> None:
-        """Tell the system what these values are for."""
+    def advise(self, first: int, count: int, advice: str) -> None:
+        """Tell the system what becomes of these values: see `os.posix_fadvise`."""
         if hasattr(os, "posix_fadvise"):
             size = self.header.dtype.itemsize
+            place, length = self._start + first * size, count * size
             with contextlib.suppress(OSError):  # not every file system can
-                os.posix_fadvise(self._file.fileno(), self._start + first * size, count * size, getattr(os, advice))
+                os.posix_fadvise(self._file.fileno(), place, length, getattr(os, f"POSIX_FADV_{advice}"))
 
 
 class NpyFile(_Values, paths.Source):
@@ -132,10 +133,6 @@ class NpyFile(_Values, paths.Source):
         if not done:
             raise paths.FileError(f"{self.path}: it became shorter while it was read")
         return done
-
-    def announce(self, first: int, count: int) -> None:
-        """Tell the system that values are about to be read."""
-        self._advise(first, count, "POSIX_FADV_WILLNEED")
 
 
 @contextlib.contextmanager
@@ -202,7 +199,3 @@ class NpyOutput(_Values):
             done = self._file.write(memory)
             self._file.flush()
             return done
-
-    def finish(self, first: int, count: int) -> None:
-        """Let the system begin to write these values to the disk: less is left for the end."""
-        self._advise(first, count, "POSIX_FADV_DONTNEED")  # pages on their way to the disk are kept in memory

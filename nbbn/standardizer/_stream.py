@@ -118,7 +118,7 @@ def _announced(source: NpyFile, sizes: tuple[int, int, int]) -> Iterator[Block]:
     """Yield the blocks, each when it is about to be read."""
     for block in blocks(*sizes):
         if block.runs == 1:
-            source.announce(block.first, block.size)
+            source.advise(block.first, block.size, "WILLNEED")
         yield block
 
 
@@ -176,7 +176,8 @@ def normalize(source: NpyFile, axis: int, found: FeatureMoments, target: NpyOutp
         for place, run in block.runs_of(result):
             target.write(place, run)
         if block.runs == 1:
-            target.finish(block.first, block.size)
+            # Now the system begins to write them to the disk: less is left for the end. Until then they are kept.
+            target.advise(block.first, block.size, "DONTNEED")
 
     itemsize = source.header.dtype.itemsize
     for_each(_announced(source, sizes), work, lambda block, _: advance(block.size * itemsize))
