@@ -16,8 +16,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import nbbn
-from nbbn.cli._experiment import BATCH_SIZE, MOMENTUM, SIZES, Digits, load_digits
-from nbbn.cli._network import SGD, Network, shuffled_batches, softmax_cross_entropy
+from nbbn.cli._experiment import (
+    BATCH_SIZE,
+    MOMENTUM,
+    SGD,
+    SIZES,
+    Digits,
+    Network,
+    load_digits,
+    shuffled_batches,
+    softmax_cross_entropy,
+)
 
 EPOCHS = 10
 LEARNING_RATE = 0.1

@@ -38,8 +38,8 @@ def run_of(record: dict[str, Any]) -> Run:
 
 def median(result: Result | None, name: str) -> float | None:
     """Return the median time of an implementation, if it was timed."""
-    outcome = result.outcomes.get(name) if result is not None else None
-    return outcome.median if outcome is not None and outcome.status == "timed" else None
+    outcome = result.timed.get(name) if result is not None else None
+    return outcome.median if outcome is not None else None
 
 
 def peer_tables(results: Iterable[Result], *, limit: bool = True, level: str = "##") -> list[str]:
@@ -123,7 +123,7 @@ def failures(run: Run) -> list[str]:
 
 def noise(run: Run) -> str:
     """Return how many medians were disturbed."""
-    timed = [o for r in run.results for o in r.outcomes.values() if o.status == "timed"]
+    timed = [o for r in run.results for o in r.timed.values()]
     noisy = sum(o.median > NOISY_RATIO * o.minimum for o in timed)
     return f"{noisy} of {len(timed)} medians are over {NOISY_RATIO} times their minimum."
 

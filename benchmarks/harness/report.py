@@ -95,8 +95,7 @@ def condensed(record: dict[str, Any]) -> dict[str, Any]:
 
 def _outcome_fields(outcome: Outcome) -> dict[str, Any]:
     if outcome.status != "timed":
-        # The last line: a whole traceback would carry this machine's paths.
-        return {"status": outcome.status, "reason": outcome.reason.splitlines()[-1]}
+        return {"status": outcome.status, "reason": outcome.cause}
     found = {
         "status": outcome.status,
         "median": outcome.median,
@@ -115,7 +114,7 @@ def _operations(results: Sequence[Result]) -> list[str]:
 def _timed(results: Sequence[Result]) -> list[str]:
     """Return the implementations that were timed at least once."""
     names = dict.fromkeys(name for result in results for name in result.outcomes)
-    return [n for n in names if any(r.ratio_to(n, n) is not None for r in results)]
+    return [n for n in names if any(n in r.timed for r in results)]
 
 
 def _is_yardstick(name: str) -> bool:
@@ -224,7 +223,7 @@ def _not_ahead(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
 
 
 def _noise(results: Sequence[Result]) -> list[str]:
-    timed = [o for r in results for o in r.outcomes.values() if o.status == "timed"]
+    timed = [o for r in results for o in r.timed.values()]
     noisy = [o for o in timed if o.median > NOISY_RATIO * o.minimum]
     if not noisy:
         return []

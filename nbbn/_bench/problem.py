@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,9 +51,6 @@ class Case:
     @property
     def label(self) -> str:
         return f"{self.operation} {format_shape(self.shape)} {format_threads(self.threads)}"
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"shape": list(self.shape)}
 
 
 def format_shape(shape: Shape) -> str:

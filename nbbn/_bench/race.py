@@ -45,6 +45,11 @@ class Outcome:
     def minimum(self) -> float:
         return min(self.durations)
 
+    @property
+    def cause(self) -> str:
+        """The last line of the reason: a whole traceback would carry this machine's paths."""
+        return self.reason.strip().rpartition("\n")[2]
+
 
 @dataclass
 class Result:
@@ -53,11 +58,17 @@ class Result:
     case: Any
     outcomes: dict[str, Outcome]
 
+    @property
+    def timed(self) -> dict[str, Outcome]:
+        """The outcomes of those that were timed."""
+        return {name: outcome for name, outcome in self.outcomes.items() if outcome.status == "timed"}
+
     def ratio_to(self, name: str, reference: str, statistic: str = "median") -> float | None:
         """Return the time of ``name`` over that of ``reference``, or None where one has none."""
-        pair = [self.outcomes.get(each) for each in (name, reference)]
-        times = [getattr(o, statistic) for o in pair if o is not None and o.status == "timed"]
-        return float(times[0] / times[1]) if len(times) == 2 else None
+        timed = self.timed
+        if name not in timed or reference not in timed:
+            return None
+        return float(getattr(timed[name], statistic) / getattr(timed[reference], statistic))
 
     def ratio(self, peer: str, statistic: str = "median") -> float | None:
         """Return the time of ``peer`` over that of nbbn: above 1, nbbn is faster."""
@@ -146,49 +157,38 @@ class Race(AbstractContextManager["Race"]):
         result = Result(case, {name: Outcome() for name in self.implementations})
         for name, outcome in result.outcomes.items():
             known = self.known.get(name)
-            reason = known and (known.missing() or known.declines(case))
-            _note(outcome, {"skipped": reason} if reason else {})
-        new = [name for name in _timed(result) if name not in self._workers]
+            if reason := known and (known.missing() or known.declines(case)):
+                outcome.status, outcome.reason = "skipped", reason
+        new = [name for name in result.timed if name not in self._workers]
         # all at a time: loading takes seconds
         self._workers |= {name: Worker(self.registry, name, self._threads) for name in new}
-        for name in _timed(result):
-            outcome, answer = result.outcomes[name], self._ask(name, "prepare", case=case.to_dict())
-            _note(outcome, answer)
-            outcome.loops, outcome.note = answer.get("loops", 1), answer.get("note", "")
-            self.versions |= answer.get("versions", {})
+        for name, outcome in result.timed.items():
+            answer = self._ask(name, "prepare", case=vars(case))
+            self.versions |= answer.pop("versions", {})
+            vars(outcome).update(answer)
         self._run_rounds(result)
-        for name in _timed(result):
+        for name in result.timed:
             self._ask(name, "release")
         return result
 
     def _run_rounds(self, result: Result) -> None:
         start = time.monotonic()
         for number in range(self.rounds):
-            racers = _timed(result)
+            racers = list(result.timed.items())
             is_late = number >= MIN_ROUNDS and time.monotonic() - start > self.seconds
             if not racers or is_late:
                 return
             # Whoever always ran after the same neighbour would always find the same caches.
             first = number % len(racers)
-            for name in racers[first:] + racers[:first]:
+            for name, outcome in racers[first:] + racers[:first]:
                 answer = self._ask(name, "measure")
-                _note(result.outcomes[name], answer)
-                if "seconds" in answer:
-                    result.outcomes[name].durations.append(answer["seconds"])
+                outcome.durations += answer.pop("durations", [])
+                vars(outcome).update(answer)
 
     def _ask(self, name: str, do: str, **arguments: Any) -> dict[str, Any]:
+        """Return the answer of a worker: fields of the outcome."""
         try:
             return self._workers[name].ask(do, **arguments)
         except WorkerDiedError as error:
             del self._workers[name]
-            return {"failed": str(error)}
-
-
-def _note(outcome: Outcome, answer: dict[str, Any]) -> None:
-    for status in ("skipped", "failed"):
-        if status in answer:
-            outcome.status, outcome.reason = status, answer[status]
-
-
-def _timed(result: Result) -> list[str]:
-    return [name for name, outcome in result.outcomes.items() if outcome.status == "timed"]
+            return {"status": "failed", "reason": str(error)}

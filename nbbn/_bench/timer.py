@@ -20,9 +20,15 @@ class Timer:
     """The call of the case at hand, and how often a measurement repeats it."""
 
     def __init__(self, call: Call) -> None:
-        self.call = call
-        self.loops = 1
-        self._seconds = self._calibrate()
+        self.call, self.loops = call, 1
+        seconds = self._run(1)
+        # One call may have been held up by another process, all of them hardly.
+        for _ in range(CALIBRATION_CALLS if seconds < LONG_CALL_SECONDS else 0):
+            seconds = min(seconds, self._run(1))
+        if seconds < SHORT_CALL_SECONDS:
+            seconds = self._run(max(1, round(SHORT_CALL_SECONDS / seconds)))
+            self.loops = max(1, round(LOOP_SECONDS / seconds))
+        self._seconds = seconds  # about, of a call
 
     def measure(self) -> float:
         """Return the seconds of one call, the release of its result included."""
@@ -37,17 +43,6 @@ class Timer:
         for _ in repetitions:
             call()
         return (time.perf_counter_ns() - start) * 1e-9 / loops
-
-    def _calibrate(self) -> float:
-        """Set ``loops``; return about how long a call takes."""
-        seconds = self._run(1)
-        # One call may have been held up by another process, all of them hardly.
-        for _ in range(CALIBRATION_CALLS if seconds < LONG_CALL_SECONDS else 0):
-            seconds = min(seconds, self._run(1))
-        if seconds < SHORT_CALL_SECONDS:
-            seconds = self._run(max(1, round(SHORT_CALL_SECONDS / seconds)))
-            self.loops = max(1, round(LOOP_SECONDS / seconds))
-        return seconds
 
 
 def fastest(calls: dict[str, Call]) -> str:

@@ -15,7 +15,7 @@ import time
 import traceback
 from typing import Any
 
-from nbbn._bench.base import Implementation
+from nbbn._bench.libraries import Implementation
 from nbbn._bench.problem import WrongResultError
 from nbbn._bench.timer import Timer
 
@@ -34,7 +34,7 @@ def settle() -> None:
 
 
 class Worker:
-    """Answers the requests ``prepare``, ``measure`` and ``release`` for one implementation."""
+    """Answers the requests ``prepare``, ``measure`` and ``release`` with fields of the implementation's outcome."""
 
     def __init__(self, implementation: Implementation) -> None:
         self.implementation = implementation
@@ -45,12 +45,12 @@ class Worker:
         try:
             found: Answer = getattr(self, do)(**arguments)
         except NotImplementedError as error:
-            found = {"skipped": str(error)}
+            found = {"status": "skipped", "reason": str(error)}
         except WrongResultError as error:
-            found = {"failed": f"wrong result: {error}"}
+            found = {"status": "failed", "reason": f"wrong result: {error}"}
         except Exception:
-            found = {"failed": traceback.format_exc().rstrip()}
-        if "failed" in found or "skipped" in found:
+            found = {"status": "failed", "reason": traceback.format_exc().rstrip()}
+        if "status" in found:
             self.release()
         settle()
         return found
@@ -59,7 +59,7 @@ class Worker:
         self.implementation.load(threads)
         actual = self.implementation.threads()
         if actual not in (None, threads):
-            return {"failed": f"uses {actual} threads where {threads} were asked for"}
+            return {"status": "failed", "reason": f"uses {actual} threads where {threads} were asked for"}
         # The libraries stay: collecting them again for each case took longer than many a race.
         gc.collect()
         gc.freeze()
@@ -74,12 +74,11 @@ class Worker:
         self.timer = Timer(prepared.call)
         gc.collect()
         gc.disable()
-        versions = self.implementation.versions()
-        return {"loops": self.timer.loops, "note": prepared.note, "versions": versions}
+        return {"loops": self.timer.loops, "note": prepared.note, "versions": self.implementation.versions()}
 
     def measure(self) -> Answer:
         assert self.timer is not None
-        return {"seconds": self.timer.measure()}
+        return {"durations": [self.timer.measure()]}
 
     def release(self) -> Answer:
         """Forget the case and its arrays."""

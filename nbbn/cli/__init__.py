@@ -1,8 +1,8 @@
 """The command line: ``nbbn COMMAND ...``, the same as ``python -m nbbn COMMAND ...``.
 
-One file a command. Each has ``add_parser(commands)``, which declares its arguments, and
-``run(arguments)``, which does the work and raises :class:`~nbbn.cli._files.CommandError` for bad
-input. Exit statuses, signals and the form of error messages are decided here, once.
+One file a command, of which each has texts for its help, ``add_arguments(parser)`` if it takes some, and
+``run(arguments)``, which does the work and raises :class:`~nbbn.cli._files.CommandError` for bad input. Exit statuses,
+signals and the form of error messages are decided here, once.
 """
 
 from __future__ import annotations
@@ -63,7 +63,11 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nbbn {nbbn.__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for command in (demo, normalize, moments, bench, info, warmup):
-        command.add_parser(commands)
+        name, example = command.__name__.rpartition(".")[2], f"example: {command.EXAMPLE}"
+        one = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION, epilog=example)
+        one.set_defaults(run=command.run)
+        if hasattr(command, "add_arguments"):
+            command.add_arguments(one)
     return parser
 
 
@@ -103,16 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell("nbbn: interrupted")
         return INTERRUPTED
     except _Terminated as end:
-        return 128 + end.number
+        return 128 + int(end.args[0])
     return OK
 
 
 class _Terminated(BaseException):
-    """A signal that ends the process, as an exception: half-written files go, as after Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """The number of a signal that ends the process, as an exception: half-written files go, as after Ctrl-C."""
 
 
 @contextlib.contextmanager
@@ -122,9 +122,8 @@ def _unwinding() -> Iterator[None]:
     Not on those that are ignored, as SIGHUP is under nohup, and not where a program that calls `main` has
     a handler of its own.
     """
-    found = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        found = []
+    is_main = threading.current_thread() is threading.main_thread()
+    found = [getattr(signal, name) for name in _ENDING if is_main and hasattr(signal, name)]
     ours = [number for number in found if signal.getsignal(number) is signal.SIG_DFL]
     ended = -math.inf
 

@@ -6,7 +6,7 @@ Readable in black and white: each library has its grey and its hatch, and its na
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 # Without pyplot: no window system is looked for, and no state is left behind.
 from matplotlib.axes import Axes
@@ -25,7 +25,6 @@ _STYLES: dict[str, dict[str, Any]] = {
     "openvino": {"facecolor": "white", "hatch": "xxxx"},
     "sklearn": {"facecolor": "white", "hatch": "----"},
 }
-_OTHER = {"facecolor": "white"}
 
 # In units of a bar's height, and inches.
 _GAP = 0.9
@@ -34,7 +33,19 @@ _BAR_INCHES = 0.155
 _PANEL_INCHES = 0.55
 _WIDTH_INCHES = 11.0
 
-_Bars = list[tuple[str, float]]
+_TICKS = (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class _Group(NamedTuple):
+    """The bars of one race."""
+
+    label: str
+    bars: list[tuple[str, float]]
+
+    @property
+    def rows(self) -> int:
+        # A label of several lines needs a group of their height.
+        return max(len(self.bars), 1 + self.label.count("\n"))
 
 
 def make_figure(results: Sequence[Result]) -> Figure:
@@ -49,69 +60,59 @@ def make_figure(results: Sequence[Result]) -> Figure:
     if not panels:
         raise ValueError(f"nothing to draw: no race timed {BASELINE} and its limit")
     pairs = [panels[i : i + 2] for i in range(0, len(panels), 2)]
-    heights = [max(_height(groups) for _, groups in pair) for pair in pairs]
+    heights = [max(sum(group.rows + _GAP for group in groups) for _, groups in pair) for pair in pairs]
     inches = [_BAR_INCHES * (height + _HEAD) + _PANEL_INCHES for height in heights]
     figure = Figure(figsize=(_WIDTH_INCHES, sum(inches) + 0.3), layout="constrained")
     grid = figure.add_gridspec(len(pairs), 2, height_ratios=inches)
     for row, pair in enumerate(pairs):
         for column, (operation, groups) in enumerate(pair):
             axes = figure.add_subplot(grid[row, column if len(panels) > 1 else slice(None)])
-            _draw(axes, operation, groups, heights[row])
+            axes.set_title(f"{operation}: times the limit", fontsize=10, loc="left")
+            axes.set_ylim(heights[row] - _GAP / 2, -_HEAD)
+            _draw(axes, groups)
     return figure
 
 
-def _panels(results: Sequence[Result]) -> list[tuple[str, list[tuple[str, _Bars]]]]:
-    """Return for each operation its groups: a label, and the bars of one race."""
+def _panels(results: Sequence[Result]) -> list[tuple[str, list[_Group]]]:
+    """Return for each operation its groups."""
     threads = {result.case.threads for result in results}
-    panels: dict[str, list[tuple[str, _Bars]]] = {}
+    panels: dict[str, list[_Group]] = {}
     for result in results:
-        ratios = ((name, result.ratio_to_limit(name)) for name in LIBRARIES)
-        bars = [(name, ratio) for name, ratio in ratios if ratio is not None]
-        if not any(name == BASELINE for name, _ in bars):
-            continue
-        case = result.case
-        count = format_threads(case.threads) if len(threads) > 1 else ""
-        storage = case.storage.replace(" ", "\n") if case.storage else ""
-        label = "\n".join(filter(None, (format_shape(case.shape), count, storage)))
-        panels.setdefault(case.operation, []).append((label, bars))
+        case, ratios = result.case, {name: result.ratio_to_limit(name) for name in LIBRARIES}
+        bars = [(name, ratio) for name, ratio in ratios.items() if ratio is not None]
+        if ratios[BASELINE] is not None:
+            count = format_threads(case.threads) if len(threads) > 1 else ""
+            label = "\n".join(filter(None, (format_shape(case.shape), count, case.storage.replace(" ", "\n"))))
+            panels.setdefault(case.operation, []).append(_Group(label, bars))
     return list(panels.items())
 
 
-def _height(groups: Sequence[tuple[str, _Bars]]) -> float:
-    # A label of several lines needs a group of their height.
-    return sum(max(len(bars), 1 + label.count("\n")) + _GAP for label, bars in groups)
-
-
-def _draw(axes: Axes, operation: str, groups: Sequence[tuple[str, _Bars]], height: float) -> None:
-    ratios = [ratio for _, bars in groups for _, ratio in bars]
+def _draw(axes: Axes, groups: Sequence[_Group]) -> None:
+    ratios = [ratio for group in groups for _, ratio in group.bars]
     least, most = min(0.5, 0.8 * min(ratios)), max(2.0, max(ratios))
     axes.set_xscale("log")
     # The longest bar leaves room for its name.
     axes.set_xlim(least, most * (most / least) ** 0.45)
-    axes.set_ylim(height - _GAP / 2, -_HEAD)
-    axes.set_title(f"{operation}: times the limit", fontsize=10, loc="left")
-    ticks, labels, y = [], [], 0.0
-    for label, bars in groups:
-        rows = max(len(bars), 1 + label.count("\n"))
-        ticks.append(y + (rows - 1) / 2)
-        labels.append(label)
-        for i, (name, ratio) in enumerate(bars):
-            _draw_bar(axes, y + i + (rows - len(bars)) / 2, name, ratio, least)
-        y += rows + _GAP
+    places, y = [], 0.0
+    for group in groups:
+        places.append(y + (group.rows - 1) / 2)
+        for i, (name, ratio) in enumerate(group.bars):
+            _draw_bar(axes, y + i + (group.rows - len(group.bars)) / 2, name, ratio, least)
+        y += group.rows + _GAP
     # White beneath the dashes: a line that is seen on black bars, too.
     axes.axvline(1.0, color="white", linewidth=1.8, zorder=3)
     axes.axvline(1.0, color="black", linewidth=1.2, linestyle=(0, (4, 2)), zorder=3)
     axes.annotate("limit", (1.0, -_HEAD), xytext=(3, 0), textcoords="offset points", fontsize=7, va="top")
-    axes.set_yticks(ticks, labels, fontsize=8)
+    axes.set_yticks(places, [group.label for group in groups], fontsize=8)
     axes.tick_params(axis="y", length=0)
-    _label_ratios(axes, least, most)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    ticks = [tick for tick in _TICKS if least <= tick <= most]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+    axes.set_xticks([], minor=True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
 
 
 def _draw_bar(axes: Axes, y: float, name: str, ratio: float, left: float) -> None:
-    style = _STYLES.get(name, _OTHER)
-    axes.barh(y, ratio - left, left=left, height=0.82, edgecolor="black", linewidth=0.6, **style)
+    axes.barh(y, ratio - left, left=left, height=0.82, edgecolor="black", linewidth=0.6, **_STYLES[name])
     axes.annotate(
         f"{name} {format_ratio(ratio)}",
         # Behind the limit line where the bar ends before it.
@@ -122,10 +123,3 @@ def _draw_bar(axes: Axes, y: float, name: str, ratio: float, left: float) -> Non
         va="center",
         fontweight="bold" if name == BASELINE else "normal",
     )
-
-
-def _label_ratios(axes: Axes, least: float, most: float) -> None:
-    known = (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-    ticks = [tick for tick in known if least <= tick <= most]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
-    axes.set_xticks([], minor=True)

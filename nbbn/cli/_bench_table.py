@@ -52,23 +52,23 @@ def overview_lines(results: Sequence[Result], versions: dict[str, str]) -> list[
     """Return a table for each operation, thread count and storage, and what it says."""
     peers = timed_peers(results)
     config = nbbn.config()
-    machine = f"{config['cpu']}, {config['simd_bits']} bits; Python {config['python']}"
-    libraries = {name: version for name, version in versions.items() if name != "limit"}
-    lines = [*_wrap(f"{machine}, {describe_versions(libraries)}"), ""]
-    groups: dict[tuple[str, int, str], list[Result]] = {}
+    libraries = describe_versions({name: version for name, version in versions.items() if name != "limit"})
+    machine = f"{config['cpu']}, {config['simd_bits']} bits; Python {config['python']}, {libraries}"
+    groups: dict[str, list[Result]] = {}
     for result in results:
         case = result.case
-        groups.setdefault((case.operation, case.threads, case.storage), []).append(result)
-    for (operation, threads, storage), group in groups.items():
-        title = ", ".join(filter(None, (operation, format_threads(threads), storage)))
+        title = ", ".join(filter(None, (case.operation, format_threads(case.threads), case.storage)))
+        groups.setdefault(title, []).append(result)
+    lines = [*_wrap(machine), ""]
+    for title, group in groups.items():
         lines += [title, *_table(group, peers), ""]
-    lines += _wrap(_EXPLANATION)
-    return [*lines, "", *_behind(results, peers), *_noise(results), *_troubles(results)]
+    lines += [*_wrap(_EXPLANATION), ""]
+    return [*lines, *_behind(results, peers), *_noise(results), *_troubles(results)]
 
 
 def timed_peers(results: Iterable[Result]) -> list[str]:
     """Return the libraries that were timed at least once, in the order of `LIBRARIES`."""
-    found = {name for r in results for name, o in r.outcomes.items() if o.status == "timed"}
+    found = {name for result in results for name in result.timed}
     return [name for name in LIBRARIES if name in found and name != BASELINE]
 
 
@@ -80,26 +80,18 @@ def behind(result: Result, peers: Iterable[str]) -> list[tuple[str, float]]:
 
 
 def _table(group: Sequence[Result], peers: Sequence[str]) -> list[str]:
-    columns = [peer for peer in peers if any(r.ratio_to(peer, peer) is not None for r in group)]
-    rows = [["shape", BASELINE, "of limit", *columns]]
+    columns = [peer for peer in peers if any(peer in result.timed for result in group)]
+    rows = [["shape", BASELINE, "of limit", *(f"{peer}  " for peer in columns)]]
     for result in group:
-        outcome = result.outcomes.get(BASELINE)
-        timed = outcome is not None and outcome.status == "timed"
-        time = format_seconds(outcome.median) if outcome is not None and timed else "failed"
+        timed = result.timed.get(BASELINE)
+        time = format_seconds(timed.median) if timed else "failed"
         limit = format_ratio(result.ratio_to_limit(BASELINE))
         ratios = [result.ratio(peer) for peer in columns]
         # A space where there is no mark, so that the digits stay in line.
         marked = [format_ratio(r) + (" <" if r is not None and r < 1 else "  ") for r in ratios]
         rows.append([format_shape(result.case.shape), time, limit, *marked])
-    rows[0][3:] = [f"{peer}  " for peer in columns]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]).rstrip() for row in rows]
 
 
 def _behind(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
@@ -118,7 +110,7 @@ def _behind(results: Sequence[Result], peers: Sequence[str]) -> list[str]:
 
 
 def _noise(results: Sequence[Result]) -> list[str]:
-    timed = [o for r in results for o in r.outcomes.values() if o.status == "timed"]
+    timed = [outcome for result in results for outcome in result.timed.values()]
     noisy = sum(o.median > NOISY_RATIO * o.minimum for o in timed)
     # On a quiet machine one in a hundred was seen.
     if 20 * noisy <= len(timed):
@@ -131,15 +123,14 @@ def _noise(results: Sequence[Result]) -> list[str]:
 
 def _troubles(results: Sequence[Result]) -> list[str]:
     """Return what failed, and which libraries are not there."""
-    found: dict[str, None] = {}
+    found = []
     for result in results:
         for name, outcome in result.outcomes.items():
-            reason = outcome.reason.strip().rpartition("\n")[2]
             if outcome.status == "failed":
-                found[f"{name} failed ({result.case.label}): {reason}"] = None
-            elif outcome.status == "skipped" and reason.endswith("not installed"):
-                found[f"{name} left out: {reason}"] = None
-    return [line for text in found for line in _wrap(text)]
+                found.append(f"{name} failed ({result.case.label}): {outcome.cause}")
+            elif outcome.status == "skipped" and outcome.cause.endswith("not installed"):
+                found.append(f"{name} left out: {outcome.cause}")
+    return [line for text in dict.fromkeys(found) for line in _wrap(text)]
 
 
 def _wrap(text: str, indent: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""The error of bad input; and files that commands write: checked before the work is done, there once they are whole."""
+"""Files of commands: errors of one line; what is written is checked before the work, and there once it is whole."""
 
 from __future__ import annotations
 
@@ -7,63 +7,64 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nbbn._files import paths
+from nbbn._files import npy, paths
 from nbbn._files import state as state_files
+from nbbn.standardizer import _stream
+from nbbn.standardizer._features import FeatureMoments
 
 INSTALL = 'pip install ".[demo]" in a checkout of nbbn'
-_FORMATS = ("png", "svg", "pdf")
-ARRAYS, TABLES = (".npy", ".npz"), (".csv", ".tsv", ".parquet")
+ARRAYS, TABLES, FIGURES = (".npy", ".npz"), (".csv", ".tsv", ".parquet"), (".png", ".svg", ".pdf")
+
+Statistics = tuple[FeatureMoments, Sequence[str]]
+"""Moments, and the names of their features, if they have some."""
 
 
 class CommandError(Exception):
     """Bad usage or bad input: one line for standard error, exit status 2."""
 
 
-def check_figure(path: Path) -> None:
-    """Make sure, before the work is done, that there can be a drawing, and that it can be written."""
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise missing("matplotlib", error) from None
-    if _format(path) not in _FORMATS:
-        suffixes = ", ".join("." + name for name in _FORMATS)
-        raise CommandError(f"--plot: the suffix must be one of {suffixes}, got {path.name!r}")
-    check_file(path, "--plot")
-
-
-def missing(package: str, error: ImportError) -> CommandError:
-    """Return the error that says what is to be installed."""
-    reason = str(error).partition("\n")[0]
-    return CommandError(f"{package} is needed ({reason}); {INSTALL}")
+def suffix_of(path: Path, name: str, accepted: Sequence[str]) -> str:
+    """Return the suffix of a file, one of those accepted; ``name`` is what it was given by, here and below."""
+    suffix = path.suffix.lower()
+    if suffix not in accepted:
+        raise CommandError(f"{name}: the suffix must be one of {', '.join(accepted)}, got {path.name!r}")
+    return suffix
 
 
 def is_table(path: Path, name: str) -> bool:
-    """Return whether a file is a table and no array, by its suffix; ``name`` is what it was given by."""
-    suffix = path.suffix.lower()
-    if suffix not in (*ARRAYS, *TABLES):
-        suffixes = ", ".join((*ARRAYS, *TABLES))
-        raise CommandError(f"{name}: the suffix must be one of {suffixes}, got {path.name!r}")
-    return suffix in TABLES
+    """Return whether a file is a table and no array."""
+    return suffix_of(path, name, (*ARRAYS, *TABLES)) in TABLES
 
 
-def load_tables(path: Path, name: str) -> Any:
-    """Return the module for tables, which needs pyarrow."""
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Make a CommandError of what is wrong with an input; other errors are mistakes in the code."""
     try:
-        from nbbn.cli import _tables
-    except ImportError as error:
-        text = f'{name}: {path.suffix} needs pyarrow: pip install ".[tables]" in a checkout of nbbn ({error})'
+        yield
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+    except MemoryError as error:
+        raise CommandError(f"{path}: not enough memory for its channels or for threads ({error})") from error
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        if text.startswith("X: "):  # what Standardizer calls it, with advice for who has an array
+            text = f"{path}: {text[3:].partition(' (')[0]}"
+        elif text.startswith("axis: "):
+            text = f"--{text}"
+        elif not text.startswith((f"{path}: ", "IN: ", "--key: ")):
+            raise
         raise CommandError(text) from error
-    return _tables
 
 
-def check_file(path: Path, option: str) -> None:
-    """Make sure that a file can be made in the folder; ``option`` is what it was given by."""
+def check_file(path: Path, name: str, *others: Path, size: int = 0) -> None:
+    """Make sure that a file can be made in the folder, has room there, and is none of others."""
     try:
-        paths.check_regular(f"{option}: expected a file", path)
+        paths.check_regular(f"{name}: expected a file", path)
         temporary = state_files.beside(path)
         try:  # an interrupt leaves no file, and nothing that is not closed
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -72,49 +73,86 @@ def check_file(path: Path, option: str) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+        free = shutil.disk_usage(path.resolve().parent).free
     except ValueError as error:
         raise CommandError(str(error)) from None
     except IsADirectoryError:
-        raise CommandError(f"{option}: {path} is a folder, expected a file") from None
+        raise CommandError(f"{name}: {path} is a folder, expected a file") from None
     except OSError as error:
-        raise cannot_write(path, option, error) from None
-
-
-def check_room(path: Path, option: str, size: int) -> None:
-    """Make sure that a file system has room, before hours are spent on filling it."""
-    free = shutil.disk_usage(path.resolve().parent).free
+        raise _cannot_write(path, name, error) from None
     if free < size:
-        raise CommandError(f"{option}: {path} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free")
+        raise CommandError(f"{name}: {path} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free")
+    for other in others:
+        if path.resolve() == other.resolve():
+            raise CommandError(f"{name}: expected a file of its own, got {path}")
+
+
+@contextlib.contextmanager
+def writing(path: Path, name: str) -> Iterator[BinaryIO]:
+    """Open a file that is made, or replaced, once it is whole."""
+    try:
+        with state_files.replacing(path) as file:
+            yield file
+    except OSError as error:
+        raise _cannot_write(path, name, error) from None
+
+
+def _cannot_write(path: Path, name: str, error: OSError) -> CommandError:
+    return CommandError(f"{name}: cannot write {path}: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def values_of(path: Path, file: BinaryIO, key: str = "arr_0") -> Iterator[BinaryIO]:
+    """Give a file to write to: this one, or for .npz another, of an .npy file that is packed into it."""
+    if path.suffix.lower() != ".npz":
+        yield file
+    else:
+        with tempfile.TemporaryFile() as own:
+            yield own
+            npy.pack(file, key, own)
+
+
+def load_statistics(path: Path) -> Statistics:
+    """Return statistics that were saved."""
+    try:
+        return _stream.load(path)
+    except OSError as error:
+        raise CommandError(f"--stats: cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise CommandError(str(error).replace("path:", "--stats:", 1)) from error
+
+
+def save_statistics(path: Path, statistics: Statistics) -> None:
+    """Write an .npz file, whole or not at all."""
+    try:
+        _stream.save(path, *statistics)
+    except OSError as error:
+        raise _cannot_write(path, "--save-stats", error) from None
+
+
+def check_figure(path: Path) -> None:
+    """Make sure, before the work is done, that there can be a drawing, and that it can be written."""
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise missing("matplotlib", error) from None
+    suffix_of(path, "--plot", FIGURES)
+    check_file(path, "--plot")
 
 
 def write_figure(path: Path, figure: Any) -> None:
     """Write a matplotlib figure, in the format that the suffix names."""
-    _write(path, "--plot", lambda file: figure.savefig(file, format=_format(path), dpi=150))
+    with writing(path, "--plot") as file:
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
 
 
-def write_text(path: Path, text: str, option: str) -> None:
-    _write(path, option, lambda file: file.write(text.encode()))
-
-
-def _write(path: Path, option: str, fill: Callable[[BinaryIO], Any]) -> None:
-    """Make the file, or replace it, once it is whole."""
-    try:
-        with state_files.replacing(path) as file:
-            fill(file)
-    except OSError as error:
-        raise cannot_write(path, option, error) from None
+def missing(package: str, error: ImportError) -> CommandError:
+    """Return the error that says what is to be installed."""
+    reason = str(error).partition("\n")[0]
+    return CommandError(f"{package} is needed ({reason}); {INSTALL}")
 
 
 def tell(line: str) -> None:
     """Print a line for who sits at a terminal."""
     if sys.stderr is not None and sys.stderr.isatty():
         print(line, file=sys.stderr)
-
-
-def _format(path: Path) -> str:
-    return path.suffix.removeprefix(".").lower()
-
-
-def cannot_write(path: Path, option: str, error: OSError) -> CommandError:
-    """Return the error that says that a file cannot be written, and why."""
-    return CommandError(f"{option}: cannot write {path}: {error.strerror or error}")

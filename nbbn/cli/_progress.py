@@ -6,7 +6,6 @@ import math
 import shutil
 import sys
 import time
-from types import TracebackType
 from typing import Self, TextIO
 
 _SECONDS_BETWEEN_DRAWINGS = 0.1
@@ -14,20 +13,11 @@ _BAR_WIDTH = 30
 
 
 class Progress:
-    """A bar on one line of a terminal, with the time left; nothing where there is no terminal.
-
-    Examples
-    --------
-    >>> with Progress(3, "Counting") as progress:  # doctest: +SKIP
-    ...     for _ in range(3):
-    ...         progress.advance()
-    """
+    """A bar on one line of a terminal, with the time left, to use in a ``with``; nothing where there is no terminal."""
 
     def __init__(self, total: int, label: str, *, in_bytes: bool = False, stream: TextIO | None = None) -> None:
-        self.total = total
+        self.total, self.label, self.in_bytes = total, label, in_bytes
         self.done = 0
-        self.label = label
-        self.in_bytes = in_bytes
         self._stream = sys.stderr if stream is None else stream
         self._visible = self._stream is not None and self._stream.isatty()
         self._drawn_at = -math.inf
@@ -37,9 +27,7 @@ class Progress:
         self._draw()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Wipe the bar, also after an error, so that what follows starts on a clean line."""
         if self._visible:
             self._write("\r" + " " * self._columns() + "\r")
@@ -51,11 +39,10 @@ class Progress:
             self._draw()
 
     def _draw(self) -> None:
-        if not self._visible:
-            return
-        columns = self._columns()
-        self._write("\r" + self._line()[:columns].ljust(columns))
-        self._drawn_at = time.monotonic()
+        if self._visible:
+            columns = self._columns()
+            self._write("\r" + self._line()[:columns].ljust(columns))
+            self._drawn_at = time.monotonic()
 
     def _write(self, text: str) -> None:
         try:

@@ -20,21 +20,16 @@ from nbbn.cli._bench_table import overview_lines
 from nbbn.cli._files import CommandError
 from nbbn.cli._progress import Progress
 
-BATCH = 32
-RESNET50_IMAGES: tuple[Shape, ...] = (
-    (64, 112, 112),
-    (64, 56, 56),
-    (256, 56, 56),
-    (128, 56, 56),
-    (128, 28, 28),
-    (512, 28, 28),
-    (256, 28, 28),
-    (256, 14, 14),
-    (1024, 14, 14),
-    (512, 14, 14),
-    (512, 7, 7),
-    (2048, 7, 7),
+HELP = "measure nbbn on this machine, beside other libraries and the limit of the memory"
+DESCRIPTION = (
+    "Time nbbn in float32, beside NumPy, torch, onnxruntime and scikit-learn, as far as they are installed, and loops "
+    "that only move memory."
 )
+EXAMPLE = f"nbbn bench --quick --plot bars.png (--plot needs matplotlib: {_files.INSTALL})"
+
+BATCH = 32
+_CHANNELS = {112: (64,), 56: (64, 256, 128), 28: (128, 512, 256), 14: (256, 1024, 512), 7: (512, 2048)}  # by height
+RESNET50_IMAGES: tuple[Shape, ...] = tuple((c, size, size) for size, counts in _CHANNELS.items() for c in counts)
 """(channels, height, width) of every distinct batch normalization in ResNet-50, in order."""
 
 FEATURES: tuple[Shape, ...] = ((1, 64), (32, 256), (128, 256), (1024, 1024), (65536, 256), (1_000_000, 32))
@@ -51,32 +46,23 @@ _THOROUGH = (15, 1.5)
 _BRIEF = (7, 0.5)
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command and its arguments."""
-    parser = commands.add_parser(
-        "bench",
-        help="measure nbbn on this machine, beside other libraries and the limit of the memory",
-        description=(
-            "Time nbbn in float32, beside NumPy, torch, onnxruntime and scikit-learn, as far as they are "
-            "installed, and loops that only move memory."
-        ),
-        epilog=f"example: nbbn bench --quick --plot bars.png (--plot needs matplotlib: {_files.INSTALL})",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw bars beside the limit, as .png, .svg or .pdf")
     parser.add_argument(
         "--quick", action="store_true", help="fewer shapes and rounds, one thread count: 1 to 3 minutes"
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print the tables and write what was asked for."""
+    record, drawing = arguments.json, arguments.plot
     # Before the work: a mistyped path should not cost minutes.
-    if arguments.json is not None:
-        _files.check_file(arguments.json, "--json")
-    if arguments.plot is not None:
-        _files.check_figure(arguments.plot)
+    if record is not None:
+        _files.check_file(record, "--json")
+    if drawing is not None:
+        _files.check_figure(drawing)
     compiled, started = _count_compiled(), time.monotonic()
     rounds, seconds = _BRIEF if arguments.quick else _THOROUGH
     cases, results = list_cases(arguments.quick, usable_cores()), []
@@ -86,13 +72,18 @@ def run(arguments: argparse.Namespace) -> None:
             progress.advance()
     print("\n".join(overview_lines(results, race.versions)))
     _print_duration(time.monotonic() - started, _count_compiled() - compiled)
-    if arguments.json is not None:
-        text = json.dumps(_as_json(results, race), indent=1) + "\n"
-        _files.write_text(arguments.json, text, "--json")
-        print(f"All numbers are in {arguments.json}")
-    if arguments.plot is not None:
-        _write_plot(arguments.plot, results)
-    _fail_with(results)
+    if record is not None:
+        with _files.writing(record, "--json") as file:
+            file.write(f"{json.dumps(_as_json(results, race), indent=1)}\n".encode())
+        print(f"All numbers are in {record}")
+    if drawing is not None:
+        _write_plot(drawing, results)
+        print(f"The bars are in {drawing}")
+    # A result of nbbn that is wrong, or missing, must not look like success.
+    for result in results:
+        outcome = result.outcomes.get(BASELINE)
+        if outcome is not None and outcome.status == "failed":
+            raise CommandError(f"{BASELINE} failed in {result.case.label}: {outcome.cause}")
 
 
 def list_cases(quick: bool, cores: int) -> tuple[Case, ...]:
@@ -119,7 +110,7 @@ def _as_json(results: Sequence[Result], race: Race) -> dict[str, Any]:
         "versions": dict(sorted(race.versions.items())),
         "settings": {"rounds": race.rounds, "seconds": race.seconds},
         "results": [
-            result.case.to_dict() | {"implementation": name} | _as_dict(outcome)
+            vars(result.case) | {"implementation": name} | _as_dict(outcome)
             for result in results
             for name, outcome in result.outcomes.items()
         ],
@@ -128,8 +119,7 @@ def _as_json(results: Sequence[Result], race: Race) -> dict[str, Any]:
 
 def _as_dict(outcome: Outcome) -> dict[str, Any]:
     if outcome.status != "timed":
-        # The last line: a whole traceback would carry this machine's paths.
-        return {"status": outcome.status, "reason": outcome.reason.splitlines()[-1]}
+        return {"status": outcome.status, "reason": outcome.cause}
     return vars(outcome) | {"median": outcome.median, "minimum": outcome.minimum}
 
 
@@ -160,13 +150,3 @@ def _write_plot(path: Path, results: list[Result]) -> None:
     except ValueError as error:
         raise CommandError(f"--plot: {error}") from None
     _files.write_figure(path, figure)
-    print(f"The bars are in {path}")
-
-
-def _fail_with(results: list[Result]) -> None:
-    """A result of nbbn that is wrong, or missing, must not look like success."""
-    for result in results:
-        outcome = result.outcomes.get(BASELINE)
-        if outcome is not None and outcome.status == "failed":
-            reason = outcome.reason.strip().rpartition("\n")[2]
-            raise CommandError(f"{BASELINE} failed in {result.case.label}: {reason}")

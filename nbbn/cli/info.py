@@ -8,16 +8,9 @@ import nbbn
 from nbbn._compiler import jit
 from nbbn._engine import threads
 
-
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command and its arguments."""
-    parser = commands.add_parser(
-        "info",
-        help="print versions, threads and cache folder",
-        description="Print versions, threading layer, threads, SIMD width and cache folder, for a bug report.",
-        epilog="example: nbbn info",
-    )
-    parser.set_defaults(run=run)
+HELP = "print versions, threads and cache folder"
+DESCRIPTION = "Print versions, threading layer, threads, SIMD width and cache folder, for a bug report."
+EXAMPLE = "nbbn info"
 
 
 def run(arguments: argparse.Namespace) -> None:

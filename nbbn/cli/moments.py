@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nbbn.cli import _arrays
-from nbbn.cli._files import is_table, load_tables
-from nbbn.standardizer._features import FeatureMoments
+from nbbn.cli._files import Statistics, check_file, save_statistics
+from nbbn.cli._inputs import add_input, opened
+
+HELP = "print count, mean and variance of each channel or column of a file"
+DESCRIPTION = (
+    "Print a line for each channel of an array, or each numeric column of a table: its number or name, the count of "
+    "its values, their mean and their population variance, with all digits. Missing values (NaN, empty cells) are "
+    "left out. The file may be larger than memory."
+)
+EXAMPLE = "nbbn moments people.csv --json"
 
 _WIDTH = 24  # of the longest float64 that repr writes
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command and its arguments."""
-    parser = commands.add_parser(
-        "moments",
-        help="print count, mean and variance of each channel or column of a file",
-        description=(
-            "Print a line for each channel of an array, or each numeric column of a table: its number or name, "
-            "the count of its values, their mean and their population variance, with all digits. Missing values "
-            "(NaN, empty cells) are left out. The file may be larger than memory."
-        ),
-        epilog="example: nbbn moments people.csv --json",
-    )
-    _arrays.add_input(parser)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_input(parser)
     parser.add_argument(
         "--save-stats",
         type=Path,
@@ -35,29 +31,27 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="write the statistics to a file instead, for nbbn normalize --stats",
     )
     parser.add_argument("--json", action="store_true", help="print JSON: a list with an object for each channel")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the table, or save the statistics."""
-    names: Sequence[str] = ()
-    if is_table(arguments.input, "IN"):
-        found, names = load_tables(arguments.input, "IN").moments(arguments)
-    else:
-        with _arrays.reading(arguments) as source:
-            _arrays.check_statistics_file(arguments.save_stats, arguments.input)
-            found = _arrays.moments(source, arguments.axis, "statistics")
-    if arguments.save_stats is not None:
-        _arrays.save_statistics(arguments.save_stats, found, names)
+    saved = arguments.save_stats
+    with opened(arguments) as source:
+        if saved is not None:
+            check_file(saved, "--save-stats", arguments.input)
+        found = source.moments("statistics")
+    if saved is not None:
+        save_statistics(saved, found)
     elif arguments.json:
-        print(json.dumps(_rows(found, names), indent=1))
+        print(json.dumps(_rows(found), indent=1))
     else:
-        _print(found, names)
+        _print(_rows(found), "column" if found[1] else "channel")
 
 
-def _rows(found: FeatureMoments, names: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(found: Statistics) -> list[dict[str, Any]]:
     """Return a dictionary a channel; what is not known is None."""
-    columns = found.counts.tolist(), found.means().tolist(), found.variances().tolist()
+    features, names = found
+    columns = features.counts.tolist(), features.means().tolist(), features.variances().tolist()
     return [
         {
             "channel": names[number] if names else number,
@@ -69,14 +63,10 @@ def _rows(found: FeatureMoments, names: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _print(found: FeatureMoments, names: Sequence[str]) -> None:
+def _print(rows: list[dict[str, Any]], label: str) -> None:
     """Print a table whose columns line up, of which other programs can split the lines."""
-    rows = _rows(found, names)
-    label = "column" if names else "channel"
-    first = max(len(label), *(len(str(row["channel"])) for row in rows))
-    second = max(len("count"), *(len(str(row["count"])) for row in rows))
-    print(f"{label:>{first}} {'count':>{second}} {'mean':>{_WIDTH}} {'var':>{_WIDTH}}")
-    for row in rows:
-        mean, var = ("nan" if row[name] is None else repr(row[name]) for name in ("mean", "var"))
-        count = f"{row['count']:>{second}}"
-        print(f"{row['channel']:>{first}} {count} {mean:>{_WIDTH}} {var:>{_WIDTH}}")
+    lines = [[label, "count", "mean", "var"]]
+    lines += [["nan" if value is None else str(value) for value in row.values()] for row in rows]
+    widths = [max(len(line[k]) for line in lines) for k in (0, 1)] + [_WIDTH, _WIDTH]
+    for line in lines:
+        print(" ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))

@@ -11,20 +11,16 @@ from nbbn._engine import warmup
 from nbbn.cli._files import CommandError
 from nbbn.cli._progress import Progress
 
-_DEFAULT = ["float32"]
+HELP = "compile beforehand, and keep the result on disk"
+DESCRIPTION = (
+    "Compile the code for arrays of the given types and keep it on disk, so that later processes on the same type of "
+    "processor need not compile."
+)
+EXAMPLE = "nbbn warmup --training --activation relu"
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command and its arguments."""
-    parser = commands.add_parser(
-        "warmup",
-        help="compile beforehand, and keep the result on disk",
-        description=(
-            "Compile the code for arrays of the given types and keep it on disk, so that later processes on "
-            "the same type of processor need not compile."
-        ),
-        epilog="example: nbbn warmup --training --activation relu",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     parser.add_argument(
         "--dtype",
         action="append",
@@ -44,7 +40,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ),
     )
     parser.add_argument("--training", action="store_true", help="compile for training, statistics and gradients, too")
-    parser.set_defaults(run=run)
 
 
 def _words(texts: Iterable[str]) -> list[str]:
@@ -53,7 +48,7 @@ def _words(texts: Iterable[str]) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> None:
     """Compile, and print how much and where it is kept."""
-    names = _words(arguments.dtype or _DEFAULT)
+    names = _words(arguments.dtype or ["float32"])
     activations = [None if name == "none" else name for name in _words(arguments.activation or ())]
     try:
         wanted = warmup.variants(names, arguments.training, activations)

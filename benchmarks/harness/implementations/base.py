@@ -19,8 +19,8 @@ from benchmarks.harness.problem import (
     check_outputs,
     make_problem,
 )
-from nbbn._bench import base
-from nbbn._bench.base import Prepared
+from nbbn._bench import libraries
+from nbbn._bench.libraries import Prepared
 
 Outputs = dict[str, Array]
 
@@ -32,7 +32,7 @@ class UnsupportedError(NotImplementedError):
     """The implementation cannot do this case; the message says why."""
 
 
-class Implementation(base.Implementation, ABC):
+class Implementation(libraries.Implementation, ABC):
     """Something that can be measured: a method ``prepare_OPERATION`` for each that it has.
 
     A fused operation is prepared by the method of its base, where ``has_fused`` says that it heeds
