@@ -18,37 +18,28 @@ Activation = Literal["relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish"
 OnNonfinite = Literal["propagate", "raise", "skip"]
 
 
-class Written(TypedDict, total=False):
-    """For type checkers: where a result goes."""
-
+# For type checkers: options of calls.
+class Written(TypedDict, total=False):  # where a result goes
     out: Array | None
 
 
-class Inferred(Written, total=False):
-    """... and what is added on the way."""
-
+class Inferred(Written, total=False):  # what is added on the way
     residual: ArrayLike | None
 
 
-class Called(Inferred, total=False):
-    """... with a mode, and a mask for training."""
-
+class Called(Inferred, total=False):  # a layer
     training: bool | None
     mask: ArrayLike | None
 
 
-class Normalized(Inferred, total=False):
-    """... with the options of `nbbn.normalize`."""
-
+class Normalized(Inferred, total=False):  # `nbbn.normalize`
     eps: float
     axis: int
     activation: Activation | None
     negative_slope: float
 
 
-class Trained(Normalized, total=False):
-    """... with those of `nbbn.batch_norm`."""
-
+class Trained(Normalized, total=False):  # `nbbn.batch_norm`
     training: bool
     mask: ArrayLike | None
     momentum: float
@@ -56,9 +47,7 @@ class Trained(Normalized, total=False):
     running_correction: float
 
 
-class Differentiated(Written, total=False):
-    """Options of `nbbn.batch_norm_backward`."""
-
+class Differentiated(Written, total=False):  # `nbbn.batch_norm_backward`
     axis: int
     training: bool
     mask: ArrayLike | None

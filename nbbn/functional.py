@@ -8,16 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from nbbn import _checks
-from nbbn._checks import Activation, Differentiated, DType, Normalized, Trained
+from nbbn._checks import Activation, Array, Differentiated, DType, Normalized, Trained
 from nbbn._engine import masks, steps
 from nbbn._engine.known import met_with_target
 from nbbn._engine.steps import Epilogue
 from nbbn._kernels import table as rows
-
-Array = NDArray[Any]
-
-__all__ = ["batch_norm", "batch_norm_backward", "normalize"]
-
 
 Vector = ArrayLike | None
 
@@ -132,7 +127,7 @@ def normalize(
     epsilon = _checks.real("eps", eps, 0.0)
     target = None if out is None else _checks.out("out", out, values, kind)
     y = _infer(values, index, table, epsilon, target, after, kind)
-    return y if out is None else _same(out)
+    return y if out is None else out
 
 
 @overload
@@ -187,10 +182,6 @@ def batch_norm(
         Whether to use the statistics of the batch.
     momentum : float, default 0.1
         Weight of the batch's statistics in the running ones; finite.
-    eps : float, default 1e-5
-        Added to the variance inside the square root; finite, >= 0. Where that sum is 0, ``y`` is ``beta``.
-    axis : int, default 1
-        The channel axis; may be negative.
     correction : float, default 0
         Degrees of freedom taken off in the variance that normalizes: biased by default.
     running_correction : float, default 1
@@ -200,14 +191,8 @@ def batch_norm(
         True where a value enters the batch's statistics, as in `batch_moments`. Every output is computed.
         Where all are masked, the running statistics are used (mean 0 and variance 1 in place of None) and
         nothing is updated.
-    residual : array_like, optional
-        Added before the activation, in the same pass; of the shape and dtype of the result.
-    activation : {"relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"}, optional
-        Applied last, in the same pass; see `nbbn.BatchNorm`.
-    negative_slope : float or, of "prelu", array_like of shape (C,), default 0.01
-        Slope of "leaky_relu" and "prelu" below 0; a number is finite.
-    out : ndarray, optional
-        Where to write, of the shape and dtype of ``x``; may be ``x`` itself.
+    eps, axis, residual, activation, negative_slope, out
+        As of `normalize`.
 
     Returns
     -------
@@ -229,8 +214,7 @@ def batch_norm(
 
     References
     ----------
-    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
-    Internal Covariate Shift", ICML 2015, algorithms 1 and 2.
+    S. Ioffe, C. Szegedy, as of `normalize`, algorithms 1 and 2.
 
     Examples
     --------
@@ -257,29 +241,31 @@ def batch_norm(
     weights = masks.of_mask(mask, values.shape, index)
     after = _after(activation, negative_slope, residual, values, index)
     target = None if out is None else _checks.out("out", out, values)
+    given = None  # statistics that stand in for the batch's
     if not _checks.flag("training", training):
-        for name, given in (("running_mean", running_mean), ("running_var", running_var)):
-            if given is None:
+        for name, value in (("running_mean", running_mean), ("running_var", running_var)):
+            if value is None:
                 raise ValueError(f"{name}: expected an array for inference, got None")
         mean = _checks.per_channel("running_mean", running_mean, channels)
-        var = _checks.variances("running_var", running_var, channels)
-        table = steps.given_table(mean, var, gammas, betas, after.slope)
+        given = mean, _checks.variances("running_var", running_var, channels)
+    else:
+        means = _checks.running("running_mean", running_mean, channels)
+        variances = _checks.running("running_var", running_var, channels)
+        _checks.apart("running_mean", means, {"running_var": variances, "out": target})
+        _checks.apart("running_var", variances, {"out": target})
+        if variances is not None:
+            _checks.not_negative("running_var", variances)
+        if values.size == 0:
+            return np.empty_like(values) if out is None else out
+        if weights is not None and weights.total == 0.0:
+            given = (
+                np.zeros(channels) if means is None else means,
+                np.ones(channels) if variances is None else variances,
+            )
+    if given is not None:
+        table = steps.given_table(*given, gammas, betas, after.slope)
         y = _infer(values, index, table, epsilon, target, after)
-        return y if out is None else _same(out)
-    means = _checks.running("running_mean", running_mean, channels)
-    variances = _checks.running("running_var", running_var, channels)
-    _checks.apart("running_mean", means, {"running_var": variances, "out": target})
-    _checks.apart("running_var", variances, {"out": target})
-    if variances is not None:
-        _checks.not_negative("running_var", variances)
-    if values.size == 0:
-        return np.empty_like(values) if out is None else _same(out)
-    if weights is not None and weights.total == 0.0:
-        mean = np.zeros(channels) if means is None else means
-        var = np.ones(channels) if variances is None else variances
-        table = steps.given_table(mean, var, gammas, betas, after.slope)
-        y = _infer(values, index, table, epsilon, target, after)
-        return y if out is None else _same(out)
+        return y if out is None else out
     count = values.size // channels if weights is None else weights.total
     _checks.enough_values(count, taken, running_taken, "x" if weights is None else "mask")
     table = _batch_table(channels, gammas, betas, after.slope)
@@ -289,7 +275,7 @@ def batch_norm(
     else:
         known.train(values, y, table, count - taken, epsilon, after)
     _update_running(means, variances, table, count - running_taken, weight)
-    return y if out is None else _same(out)
+    return y if out is None else out
 
 
 @overload
@@ -367,8 +353,7 @@ def batch_norm_backward(
 
     References
     ----------
-    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
-    Internal Covariate Shift", ICML 2015, section 3.
+    S. Ioffe, C. Szegedy, as of `normalize`, section 3.
 
     Examples
     --------
@@ -414,7 +399,7 @@ def batch_norm_backward(
     else:
         counts = float(count), count - taken
         grad_gamma, grad_beta = known.differentiate(gradient, values, grad_x, table, *counts, steps.PLAIN)
-    return (grad_x if out is None else _same(out)), grad_gamma, grad_beta
+    return (grad_x if out is None else out), grad_gamma, grad_beta
 
 
 def _infer(
@@ -447,11 +432,9 @@ def _batch_table(channels: int, gamma: Array | None, beta: Array | None = None, 
 def _update_running(mean: Array | None, var: Array | None, table: Array, divisor: float, momentum: float) -> None:
     """Apply ``running = (1 - momentum) * running + momentum * batch`` in place, in float64."""
     with np.errstate(all="ignore"):
-        if mean is not None:
-            mean[...] = (1.0 - momentum) * mean.astype(np.float64) + momentum * table[rows.MEAN]
-        if var is not None:
-            batch = table[rows.M2] / divisor
-            var[...] = (1.0 - momentum) * var.astype(np.float64) + momentum * batch
+        for running, batch in ((mean, table[rows.MEAN]), (var, table[rows.M2] / divisor)):
+            if running is not None:
+                running[...] = (1.0 - momentum) * running.astype(np.float64) + momentum * batch
 
 
 def _optional(name: str, value: Any, channels: int, scalar: bool = False) -> Array | None:
@@ -465,9 +448,3 @@ def _after(
     slope = steps.slope(name, negative_slope, x.shape[index])
     added = None if residual is None else _checks.gradient("residual", residual, x, dtype)
     return steps.epilogue(name, slope, added)
-
-
-def _same(out: Any) -> Array:
-    """Return what was given as ``out``, a subclass or a tensor too."""
-    given: Array = out
-    return given

@@ -6,10 +6,13 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+from nbbn import _checks
 from nbbn._checks import Array, overlap
 from nbbn._engine.known import Known
-from nbbn._engine.masks import Weights
+from nbbn._engine.masks import Weights, of_mask
+from nbbn._engine.memory import empty_like
 from nbbn._engine.steps import Epilogue
+from nbbn._engine.views import apart
 
 At = tuple[slice, ...]  # where in an array a part of it lies
 Token = bytes | None  # some of the values of an array; None where a result was written over them
@@ -52,7 +55,18 @@ class Call(NamedTuple):
     axis: int
     out: Array | None
     after: Epilogue
-    weights: Weights | None
+    weights: Weights | None = None
+
+    @classmethod
+    def checked(cls, layer: Any, x: Any, residual: Any, out: Any, mask: Any = None) -> Call:
+        """Return what a layer, or a frozen one, was called with; an error says what does not fit."""
+        values = _checks.array("x", x, _checks.HALVES)
+        index = _checks.axis(layer._axis, values.ndim)
+        _checks.channels(values, index, layer._num_features)
+        weights, after = of_mask(mask, values.shape, index), layer._after
+        if residual is not None:
+            after = after._replace(residual=_checks.gradient("residual", residual, values).view())
+        return cls(values, index, None if out is None else _checks.out("out", out, values), after, weights)
 
     def forward(self, training: bool, table: Array, eps: float, total: float = 0.0) -> Forward:
         """Return what backward will need; before anything is written."""
@@ -90,6 +104,11 @@ class Call(NamedTuple):
         if len(found) > 1 and self.part(found[-1]).total() <= too_few:
             found[-2:] = [(*before, slice(begins[-2], number))]
         return found
+
+
+def to_write(out: Array | None, x: Array, *read: Array) -> Array:
+    """Return where parts are written one after the other: ``out``, or a new array where others are read there."""
+    return out if out is not None and all(apart(out, array) for array in (x, *read)) else empty_like(x)
 
 
 def without_gaps(out: Any, *read: Array) -> Array | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, get_args
@@ -51,31 +52,32 @@ ARRAYS = {
 
 _SLOPE = 0.25  # at first, as in PyTorch
 
-
 Got = TypeVar("Got")
 Given = TypeVar("Given")
 
 
 class Shown(property, Generic[Got, Given]):
-    """What stands in the slot of its name, to look at; ``put`` checks what is assigned, and keeps it."""
+    """What stands in the slot of its name, or what ``get`` returns; ``put`` checks what is assigned, and keeps it."""
 
-    def __init__(self, text: str, put: Callable[[Any, str, Any], None] | None = None) -> None:
-        self._text, self._put = text, put
+    def __init__(
+        self, text: str, put: Callable[[Any, str, Any], None] | None = None, get: Callable[[Any], Any] | None = None
+    ) -> None:
+        self._text, self._put, self._get = text, put, get
 
     def __set_name__(self, owner: type, name: str) -> None:
-        slot, put = f"_{name}", self._put
-
-        def shown(layer: Any) -> Any:
-            return getattr(layer, slot)
-
-        shown.__doc__ = self._text
-        super().__init__(shown, None if put is None else lambda layer, value: put(layer, name, value))
+        get, put = self._get or operator.attrgetter(f"_{name}"), self._put
+        given = None if put is None else lambda layer, value: put(layer, name, value)
+        super().__init__(get, given, doc=self._text)
         super().__set_name__(owner, name)  # type: ignore[misc]
 
     if TYPE_CHECKING:
 
         def __get__(self, layer: Any, owner: Any = None) -> Got: ...  # type: ignore[override]
         def __set__(self, layer: Any, value: Given) -> None: ...
+
+
+def _of_batch(row: int) -> Callable[[Any], Any]:
+    return lambda layer: None if layer._batch is None else layer._batch[row].copy()
 
 
 class LayerState:
@@ -85,7 +87,7 @@ class LayerState:
     __slots__ = (
         *(f"_{name}" for name in (*CHECKS, *ARRAYS)),
         *("_after", "_batch", "_collected", "_counter", "_here", "_known", "_last"),
-        *("_last_snapshot", "_lock", "_num_collected", "_table", "_too_few", "_training"),
+        *("_last_snapshot", "_lock", "_table", "_too_few", "_training"),
         *("__weakref__", "grad_beta", "grad_gamma", "grad_residual", "grad_slope"),
     )
 
@@ -93,6 +95,8 @@ class LayerState:
     _axis: int
     _eps: float
     _momentum: float | None
+    _scale: bool
+    _center: bool
     _correction: float
     _running_correction: float
     _track_running_stats: bool
@@ -101,11 +105,8 @@ class LayerState:
     _virtual_batch_size: int | None
     _on_nonfinite: OnNonfinite
     _dtype: np.dtype[Any]
-    _gamma: Array | None
-    _beta: Array | None
     _slope: Array | None
     _running_mean: Array | None
-    _running_var: Array | None
     _after: Epilogue
     # As the properties below, declared as the arrays that they are where they are used; None where absent.
     grad_gamma: Array  #: Gradient of gamma, set by `backward`; None before, and without a gamma.
@@ -158,8 +159,7 @@ class LayerState:
         most = max(self._correction, self._running_correction)
         self._too_few = max(1.0, most) if most > 0.0 else 0.0  # values a channel, to train with
         self._lock = new_lock(self)
-        self._collected: Moments | None = None  # inside `nbbn.calibrate`
-        self._num_collected = 0  # batches
+        self._collected: tuple[Moments, int] | None = None  # inside `nbbn.calibrate`: of so many batches
 
     def _set_table(self, channels: int, table: Array | None = None) -> None:
         # One table, so that inference takes a snapshot of all of it with one copy.
@@ -217,8 +217,10 @@ class LayerState:
                 "before its first input (call it, or bn.build(C))"
             )
 
-    def _set_gradients(self, gamma: Any, beta: Any, slope: Any = None, residual: Any = None) -> None:
-        self.grad_gamma, self.grad_beta = gamma, beta
+    def _set_gradients(self, gamma: Any, beta: Any, slope: Any = None, *, residual: Any = None) -> None:
+        """Keep the gradients of the parameters that there are, and of the residual."""
+        self.grad_gamma = gamma if self._scale else None  # type: ignore[assignment]
+        self.grad_beta = beta if self._center else None  # type: ignore[assignment]
         self.grad_slope, self.grad_residual = slope, residual
 
     def _assign(self, name: str, value: Any) -> None:
@@ -235,6 +237,12 @@ class LayerState:
         if self._num_features and self._learns_slope != (self._slope is not None):
             self._slope = self._table[rows.SLOPE] if self._learns_slope else None
         self._after = self._epilogue()
+
+    def _set_mode(self, name: str, value: Any) -> None:
+        self._training = _checks.flag(name, value)
+
+    def _count(self, name: str, value: Any) -> None:
+        self._counter[0] = state_files.counter(value)
 
     @property
     def _learns_slope(self) -> bool:
@@ -270,46 +278,20 @@ class LayerState:
     running_mean = Shown[Array, ArrayLike]("Mean per channel for inference.", _assign)
     running_var = Shown[Array, ArrayLike]("Variance per channel for inference.", _assign)
 
-    @property
-    def num_features(self) -> int:
-        """Number of channels, C; None as long as the layer is not built."""
-        return self._num_features or None  # type: ignore[return-value]
-
-    @property
-    def training(self) -> bool:
-        """The mode: True to train, False to infer."""
-        return self._training
-
-    @training.setter
-    def training(self, value: bool) -> None:
-        self._training = _checks.flag("training", value)
-
-    @property
-    def num_batches_tracked(self) -> int:
-        """Number of training batches that entered the running statistics."""
-        return int(self._counter[0])
-
-    @num_batches_tracked.setter
-    def num_batches_tracked(self, value: int) -> None:
-        self._counter[0] = state_files.counter(value)
-
-    def _of_batch(self, row: int) -> Array:
-        return None if self._batch is None else self._batch[row].copy()  # type: ignore[return-value]
-
-    @property
-    def batch_mean(self) -> Array:
-        """Mean per channel of the last training batch: a copy."""
-        return self._of_batch(rows.MEAN)
-
-    @property
-    def batch_var(self) -> Array:
-        """Variance per channel that normalized the last training batch: a copy."""
-        return self._of_batch(rows.VAR)
-
-    @property
-    def batch_inv_std(self) -> Array:
-        """``1 / sqrt(batch_var + eps)``, 0 where that sum is 0: a copy."""
-        return self._of_batch(rows.INV_STD)
+    num_features = Shown[int, Never](
+        "Number of channels, C; None as long as the layer is not built.", get=lambda layer: layer._num_features or None
+    )
+    training = Shown[bool, bool]("The mode: True to train, False to infer.", _set_mode)
+    num_batches_tracked = Shown[int, int](
+        "Number of training batches that entered the running statistics.", _count, lambda layer: int(layer._counter[0])
+    )
+    batch_mean = Shown[Array, Never]("Mean per channel of the last training batch: a copy.", get=_of_batch(rows.MEAN))
+    batch_var = Shown[Array, Never](
+        "Variance per channel that normalized the last training batch: a copy.", get=_of_batch(rows.VAR)
+    )
+    batch_inv_std = Shown[Array, Never](
+        "``1 / sqrt(batch_var + eps)``, 0 where that sum is 0: a copy.", get=_of_batch(rows.INV_STD)
+    )
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode (or inference mode, with False) and return the layer.
@@ -394,8 +376,8 @@ class LayerState:
             self._batch = table
             if accepted and self._running_mean is not None:
                 if self._collected is not None:
-                    self._collected = self._collected.merge(of_table(count, table))
-                    self._num_collected += 1
+                    moments, batches = self._collected
+                    self._collected = moments.merge(of_table(count, table)), batches + 1
                     return
                 momentum = self._momentum
                 if momentum is None:
@@ -409,21 +391,16 @@ class LayerState:
         with self._lock:
             if self._collected is not None:
                 raise ValueError(f"layers: expected none twice at a time, got {self!r} again")
-            self._collected, self._num_collected = Moments.empty(self._num_features), 0
+            self._collected = Moments.empty(self._num_features), 0
 
-    def _end_collecting(self) -> tuple[Moments, int]:
-        """Return the moments of all the data since `_begin_collecting`, and the number of batches."""
-        with self._lock:
-            found, number = self._collected, self._num_collected
-            self._collected, self._num_collected = None, 0
-        return found or Moments.empty(self._num_features), number
-
-    def _set_population(self, moments: Moments, batches: int) -> None:
-        """Make these the running statistics."""
-        var = moments.var(self._running_correction)
+    def _end_collecting(self, keep: bool) -> None:
+        """Stop; to ``keep`` what was collected, make statistics of all the data the running ones, if there was any."""
         with self._lock, np.errstate(all="ignore"):
-            self._table[rows.MEAN], self._table[rows.VAR] = moments.mean, var
-            self._counter[0] = batches
+            found, self._collected = self._collected, None
+            if keep and found is not None and found[0].count:
+                moments, batches = found
+                self._table[rows.MEAN], self._table[rows.VAR] = moments.mean, moments.var(self._running_correction)
+                self._counter[0] = batches
 
     def _accepts(self, table: Array, count: float) -> bool:
         """Whether the statistics are finite, also as running ones; with "raise" they must be."""

@@ -9,15 +9,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
 from nbbn._checks import Array, Called, DType, Written
-from nbbn._engine import masks, steps
+from nbbn._engine import steps
 from nbbn._engine.known import Known
 from nbbn._engine.memory import empty_like
 from nbbn._engine.steps import Fused, Gradients
-from nbbn._engine.views import apart
 from nbbn._kernels import table as rows
-from nbbn.layer._forward import At, Call, Forward, Snapshot, is_unchanged, token_of, without_gaps
+from nbbn.layer._forward import At, Call, Forward, Snapshot, is_unchanged, to_write, token_of, without_gaps
 from nbbn.layer._storage import StoredLayer
 from nbbn.layer.frozen import FrozenBatchNorm
+
+Backward = tuple[Array, list[Array], Array | None]  # the gradients of x, of the parameters, of a residual
 
 
 class BatchNorm(StoredLayer):
@@ -203,39 +204,28 @@ class BatchNorm(StoredLayer):
             found = self._call_known(known, x, training, out)
             if found is not None:
                 return found
-        values = _checks.array("x", x, _checks.HALVES)
-        index = _checks.axis(self._axis, values.ndim)
         if not self._num_features:
-            given = {"training": training, "mask": mask, "residual": residual, "out": out}
-            return self._call_first(values, index, given)
-        _checks.channels(values, index, self._num_features)
-        weights = None if mask is None else masks.of_mask(mask, values.shape, index)
+            return self._call_first(x, {"training": training, "mask": mask, "residual": residual, "out": out})
+        call = Call.checked(self, x, residual, out, mask)
         mode = self._training if training is None else _checks.flag("training", training)
-        after = self._after
-        if residual is not None:
-            added = _checks.gradient("residual", residual, values)
-            after = after._replace(residual=added.view())
-        target = None if out is None else _checks.out("out", out, values)
-        call = Call(values, index, target, after, weights)
-        if mode or self._running_mean is None:
-            y = self._train(call, mode)
-        else:
-            y = self._infer(call)
-        self._known.learn(x, index)
+        y = self._train(call, mode) if mode or self._running_mean is None else self._infer(call)
+        self._known.learn(x, call.axis)
         return y if out is None else out  # a subclass or a tensor too
 
-    def _call_first(self, x: Array, index: int, given: dict[str, Any]) -> Array:
+    def _call_first(self, x: Any, given: dict[str, Any]) -> Array:
         """Forward of a layer that is built by it, if it does not raise."""
+        values = _checks.array("x", x, _checks.HALVES)
+        channels = values.shape[_checks.axis(self._axis, values.ndim)]
         with self._lock:
             if not self._num_features:  # no other thread was faster
-                trial = BatchNorm(**{**self._options(), "num_features": x.shape[index]})
+                trial = BatchNorm(**{**self._options(), "num_features": channels})
                 trial.training = self.training
-                y = trial(x, **given)
+                y = trial(values, **given)
                 self._counter[0], self._batch = trial._counter[0], trial._batch
-                self._set_table(x.shape[index], trial._table)
+                self._set_table(channels, trial._table)
                 self._keep(trial._here.last)
                 return y
-        return self(x, **given)
+        return self(values, **given)
 
     def _call_known(self, known: Known, x: Array, training: Any, out: Any) -> Array | None:
         """Forward of an array like one before; None where that takes a closer look."""
@@ -250,11 +240,9 @@ class BatchNorm(StoredLayer):
             self._keep(Forward(x.view(), False, now.table, now.eps, token, after))
             return y
         count, eps = x.size // self._num_features, self._eps
-        if count <= self._too_few or self._on_nonfinite != "propagate":
+        if count <= self._too_few or self._on_nonfinite != "propagate" or self._virtual_batch_size is not None:
             return None
-        if self._virtual_batch_size is not None:
-            return None
-        table = steps.new_table(self._num_features, self._table, self._after.slope)
+        table = self._new_table()
         form = known.train(x, y, table, count - self._correction, eps, after)
         parts = table, eps, token, after, None, None, count, known, (), form
         self._learn(Forward(x.view(), True, *parts), count, mode)
@@ -283,26 +271,26 @@ class BatchNorm(StoredLayer):
         self._keep(last)
         return y
 
+    def _new_table(self) -> Array:
+        """Return a table for the statistics of a batch, with the layer's parameters in it."""
+        return steps.new_table(self._num_features, self._table, self._after.slope)
+
     def _train(self, call: Call, mode: bool) -> Array:
-        x, weights = call.x, call.weights
-        table = steps.new_table(self._num_features, self._table, self._after.slope)
+        x, table, eps = call.x, self._new_table(), self._eps
         if x.size == 0:
-            self._keep(call.forward(True, table, self._eps))
+            self._keep(call.forward(True, table, eps))
             return np.empty_like(x) if call.out is None else call.out
-        if weights is not None and weights.total == 0.0:
+        if call.total() == 0.0:  # all of it is masked
             return self._infer(call)
         if mode and self._virtual_batch_size is not None:
-            parts = call.cut(self._virtual_batch_size, self._too_few)
-            if len(parts) > 1:
-                return self._train_parts(call, parts)
+            places = call.cut(self._virtual_batch_size, self._too_few)
+            if len(places) > 1:
+                return self._train_parts(call, places)
         count = self._checked_total(call)
-        if call.out is not None and self._on_nonfinite == "raise":
-            steps.moments(x, call.axis, table, weights)
-            self._accepts(table, count)
-        eps = self._eps
+        if call.out is not None:
+            self._look_before(call, table, count)
         last = call.forward(True, table, eps, count)
-        options = eps, self._correction, call.out, call.after, weights
-        y = steps.train(x, call.axis, table, *options)
+        y = steps.train(x, call.axis, table, eps, self._correction, call.out, call.after, call.weights)
         self._learn(last, count, mode)
         return y
 
@@ -311,31 +299,31 @@ class BatchNorm(StoredLayer):
         _checks.enough_values(count, self._correction, self._running_correction, name)
         return count
 
+    def _look_before(self, call: Call, table: Array, count: float) -> None:
+        """Raise, where the layer is to, before anything is written over ``out``."""
+        if self._on_nonfinite == "raise":
+            steps.moments(call.x, call.axis, table, call.weights)
+            self._accepts(table, count)
+
     def _train_parts(self, call: Call, places: list[At]) -> Array:
         """Train with one ghost batch after the other: nothing is kept before all of them are right."""
-        out, read = call.out, (call.x, *call.after.read)
-        direct = out is not None and all(apart(out, array) for array in read)
-        y = empty_like(call.x) if out is None or not direct else out
+        out, eps = call.out, self._eps
+        y = to_write(out, call.x, *call.after.read)
         parts = [call._replace(out=y).part(at) for at in places]
         counts = [self._checked_total(part) if part.total() else 0.0 for part in parts]
-        eps = self._eps
-        tables = [steps.new_table(self._num_features, self._table, self._after.slope) for _ in parts]
+        tables = [self._new_table() for _ in parts]
         every = list(zip(places, parts, tables, counts, strict=True))
-        learned = [each for each in every if each[3]]
-        if out is not None and self._on_nonfinite == "raise":
+        learned = [each for each in every if each[-1]]
+        if out is not None:
             for _, part, table, count in learned:
-                steps.moments(part.x, part.axis, table, part.weights)
-                self._accepts(table, count)
+                self._look_before(part, table, count)
         last = call.forward(True, tables[-1], eps)
         for at, part, table, _ in learned:
             to = without_gaps(part.out, part.x, *part.after.read)
-            given = table, eps, self._correction, to, part.after, part.weights
-            found = steps.train(part.x, part.axis, *given)
+            found = steps.train(part.x, part.axis, table, eps, self._correction, to, part.after, part.weights)
             if to is None:
                 y[at] = found
-        accepted = self._on_nonfinite == "propagate" or all(
-            self._accepts(table, count) for _, _, table, count in learned
-        )
+        accepted = self._on_nonfinite == "propagate" or all(self._accepts(*each[-2:]) for each in learned)
         kept = []
         for at, part, table, count in every:
             if count:
@@ -348,7 +336,7 @@ class BatchNorm(StoredLayer):
             after = part.after.again()
             kept.append((at, Forward(part.x, bool(count), *used, None, after, None, part.weights, count)))
         self._keep(last._replace(parts=tuple(kept)))
-        if out is not None and not direct:
+        if out is not None and out is not y:
             out[...] = y
         return y
 
@@ -424,11 +412,11 @@ class BatchNorm(StoredLayer):
         gradient = _checks.gradient("grad_y", grad_y, x)
         target = None if out is None else _checks.out("out", out, x)
         backward = self._backward_parts if last.parts else self._backward
-        grad_x = backward(last, gradient, target)
+        grad_x, parameters, of_residual = backward(last, gradient, target)
+        self._set_gradients(*parameters, residual=of_residual)
         return grad_x if out is None else out
 
-    def _backward(self, last: Forward, gradient: Array, target: Array | None) -> Array:
-        """Return grad_x, and set the other gradients."""
+    def _backward(self, last: Forward, gradient: Array, target: Array | None) -> Backward:
         if not last.training:
             last = last._replace(table=steps.completed(last.table, last.eps))
         of_residual = None
@@ -438,43 +426,26 @@ class BatchNorm(StoredLayer):
             of_residual = gradient if shared else gradient.copy()
         grads = self._differentiate(last, gradient, target)
         found = steps.parameter_gradients(last.table, grads.sums, self._dtype)
-        self._keep_gradients(found, grads.residual if of_residual is None else of_residual)
-        return grads.x
+        return grads.x, found, grads.residual if of_residual is None else of_residual
 
-    def _keep_gradients(self, found: Any, residual: Array | None) -> None:
-        """Set the gradients of the parameters that there are, and of the residual."""
-        gamma, beta, *slope = found
-        self._set_gradients(
-            None if self._gamma is None else gamma,
-            None if self._beta is None else beta,
-            slope[0] if slope else None,
-            residual,
-        )
-
-    def _backward_parts(self, last: Forward, gradient: Array, out: Array | None) -> Array:
+    def _backward_parts(self, last: Forward, gradient: Array, out: Array | None) -> Backward:
         """`_backward` of one ghost batch after the other; gradients of parameters are added up."""
         x, after = last.x, last.after
-        others = (x, gradient, *after.read)
-        direct = out is not None and all(apart(out, other) for other in others)
-        grad_x = empty_like(x) if out is None or not direct else out
+        grad_x = to_write(out, x, gradient, *after.read)
         shared = out is None and not after.kind
         grad_residual = None if not after.has_residual else gradient if shared else empty_like(x)
-        sums: dict[str, Any] = {}
+        sums: list[Array] = []
         for at, part in last.parts:
             to = without_gaps(grad_x[at], gradient[at], part.x)
-            found = self._backward(part, gradient[at], to)
+            found, parameters, of_residual = self._backward(part, gradient[at], to)
             if to is None:
                 grad_x[at] = found
-            for name in ("grad_gamma", "grad_beta", "grad_slope"):
-                value = getattr(self, name)
-                sums[name] = value if name not in sums or value is None else sums[name] + value
             if grad_residual is not None and not shared:
-                grad_residual[at] = self.grad_residual
-        gamma, beta, slope = sums.values()
-        self._set_gradients(gamma, beta, slope, grad_residual)
-        if out is not None and not direct:
+                grad_residual[at] = of_residual
+            sums = [a + b for a, b in zip(sums, parameters, strict=True)] if sums else parameters
+        if out is not None and out is not grad_x:
             out[...] = grad_x
-        return grad_x
+        return grad_x, sums, grad_residual
 
     def _backward_known(self, known: Known, last: Forward, grad_y: Any, out: Any) -> Array | None:
         """Backward of a small array; None where that takes a closer look."""
@@ -485,7 +456,7 @@ class BatchNorm(StoredLayer):
             return None
         counts, fused = (last.total, last.total - self._correction), self._fused(last)
         found = known.differentiate(grad_y, last.x, grad_x, last.table, *counts, fused)
-        self._keep_gradients(found, None)
+        self._set_gradients(*found)
         return grad_x
 
     def _fused(self, last: Forward) -> Fused:
@@ -532,14 +503,7 @@ class BatchNorm(StoredLayer):
         if self._running_mean is None:
             raise ValueError("freeze: expected a layer with running statistics, got one without")
         with self._lock:
-            table = self._table.copy()
-        return FrozenBatchNorm.from_stats(
-            table[rows.MEAN],
-            table[rows.VAR],
-            table[rows.GAMMA],
-            table[rows.BETA],
-            self._eps,
-            axis=self._axis,
-            activation=self._activation,
-            negative_slope=table[rows.SLOPE] if self._learns_slope else self._negative_slope,
-        )
+            mean, var, gamma, beta, slope = self._table[[rows.MEAN, rows.VAR, rows.GAMMA, rows.BETA, rows.SLOPE]]
+        below = slope if self._learns_slope else self._negative_slope
+        options: Any = {"axis": self._axis, "activation": self._activation, "negative_slope": below}
+        return FrozenBatchNorm.from_stats(mean, var, gamma, beta, self._eps, **options)

@@ -74,16 +74,13 @@ def calibrate(*layers: BatchNorm) -> Iterator[None]:
         if not layer.track_running_stats:
             raise ValueError(f"layers: expected layers with running statistics, got {layer!r}")
     begun: list[BatchNorm] = []
+    is_clean = False
     try:
         for layer in {id(layer): layer for layer in layers}.values():
             layer._begin_collecting()
             begun.append(layer)
         yield
-    except BaseException:
+        is_clean = True
+    finally:
         for layer in begun:
-            layer._end_collecting()
-        raise
-    found = [(layer, *layer._end_collecting()) for layer in begun]
-    for layer, moments, batches in found:
-        if moments.count:
-            layer._set_population(moments, batches)
+            layer._end_collecting(keep=is_clean)

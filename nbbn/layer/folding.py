@@ -72,7 +72,7 @@ def fold_linear(weight: ArrayLike, bias: ArrayLike | None, bn: BatchNorm | Froze
     >>> nbbn.fold_linear(np.array([[2.0, 4.0]]), None, bn)
     (array([[3., 6.]]), array([-1.]))
     """
-    weights = _floats("weight", weight)
+    weights = _checks.array("weight", weight, _ACCEPTED)
     if weights.ndim != 2:
         raise ValueError(f"weight: expected shape (out, in), got {weights.shape}")
     return _fold(weights, bias, bn, (weights.shape[0], 1))
@@ -129,7 +129,7 @@ def fold_conv(
     (array([[[  0.,  10.,  20.]],
            [[300., 400., 500.]]]), array([ 10., 200.]))
     """
-    weights = _floats("weight", weight)
+    weights = _checks.array("weight", weight, _ACCEPTED)
     separate = _checks.positive_integer("groups", groups)
     across = _checks.flag("transposed", transposed)
     if weights.ndim < 2:
@@ -153,7 +153,7 @@ def _fold(weight: Array, bias: Any, bn: Any, along: tuple[int, ...]) -> tuple[Ar
     channels = math.prod(along)
     if scale.shape != (channels,):
         raise ValueError(f"bn: expected {channels} channels, the outputs of weight, got {scale.size}")
-    before = np.zeros(channels) if bias is None else _floats("bias", bias).astype(np.float64)
+    before = np.zeros(channels) if bias is None else _checks.array("bias", bias, _ACCEPTED).astype(np.float64)
     if before.shape != (channels,):
         raise ValueError(f"bias: expected shape {(channels,)}, one value an output channel, got {before.shape}")
     with np.errstate(all="ignore"):  # NaN and Inf, no warning
@@ -162,24 +162,20 @@ def _fold(weight: Array, bias: Any, bn: Any, along: tuple[int, ...]) -> tuple[Ar
     return _rounded("weight", folded, weight.dtype), _rounded("bias", offset, weight.dtype)
 
 
-def _inference_form(bn: Any) -> tuple[Vector, Vector, Vector]:
+def _inference_form(bn: Any) -> list[Vector]:
     """Return center, scale and shift of a layer, in float64."""
     if getattr(bn, "activation", None) is not None:
         raise ValueError(
             f"bn: expected a layer without an activation, as a linear layer has none, got {bn.activation!r}"
         )
-    if not isinstance(bn, BatchNorm):
-        if not all(hasattr(bn, name) for name in ("center", "scale", "shift")):
-            raise TypeError(f"bn: expected a BatchNorm or FrozenBatchNorm, got {type(bn).__name__}")
-        return _vector(bn.center), _vector(bn.scale), _vector(bn.shift)
-    bn._check_built("bn")
-    if not bn.track_running_stats:
-        raise ValueError("bn: expected a layer with running statistics, got track_running_stats=False")
-    return _inference_form(bn.freeze())
-
-
-def _vector(values: Any) -> Vector:
-    return np.array(values, np.float64)
+    if isinstance(bn, BatchNorm):
+        bn._check_built("bn")
+        if not bn.track_running_stats:
+            raise ValueError("bn: expected a layer with running statistics, got track_running_stats=False")
+        bn = bn.freeze()
+    if not all(hasattr(bn, name) for name in ("center", "scale", "shift")):
+        raise TypeError(f"bn: expected a BatchNorm or FrozenBatchNorm, got {type(bn).__name__}")
+    return [np.array(values, np.float64) for values in (bn.center, bn.scale, bn.shift)]
 
 
 def _rounded(name: str, exact: Array, dtype: np.dtype[Any]) -> Array:
@@ -207,19 +203,3 @@ def _to_odd(exact: Array) -> Array:
     even = near.view(np.uint32) & 1 == 0
     towards = np.where(exact > near, np.float32(np.inf), np.float32(-np.inf))
     return np.where(inexact & even, np.nextafter(near, towards), near)
-
-
-def _floats(name: str, value: Any) -> Array:
-    """Return ``value`` as an ndarray of a dtype that weights may have."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected a plain array of {_ACCEPTED}, got a masked array")
-    try:
-        found: Array = np.asarray(value)
-    except Exception as error:
-        raise TypeError(
-            f"{name}: expected an array of {_ACCEPTED} in the CPU's memory, got {type(value).__name__} ({error})"
-        ) from error
-    if found.dtype.name not in _SMALLEST_NORMAL or not found.dtype.isnative:
-        foreign = "" if found.dtype.isnative else " in foreign byte order"
-        raise TypeError(f"{name}: expected dtype {_ACCEPTED}, got {found.dtype.name}{foreign}")
-    return found

@@ -12,6 +12,7 @@ from nbbn._checks import Activation, Array, DType, Inferred
 from nbbn._engine import steps
 from nbbn._engine.known import Memory
 from nbbn._kernels import table as rows
+from nbbn.layer._forward import Call
 from nbbn.layer._state import Shown
 
 
@@ -60,8 +61,8 @@ class FrozenBatchNorm:
 
     __module__ = "nbbn"  # where users find it, and pickles
     __slots__ = (  # so that a misspelt attribute is an error
-        *("__weakref__", "_activation", "_after", "_axis", "_forms", "_known"),
-        *("_negative_slope", "_num_features", "_table"),
+        *("__weakref__", "_activation", "_after", "_axis", "_center", "_forms", "_known"),
+        *("_negative_slope", "_num_features", "_scale", "_shift", "_table"),
     )
 
     def __init__(
@@ -74,25 +75,19 @@ class FrozenBatchNorm:
         activation: Activation | None = None,
         negative_slope: ArrayLike = 0.01,
     ) -> None:
-        first = _checks.reals("center", center)
-        if first.ndim != 1 or first.size == 0:
-            raise ValueError(f"center: expected one value a channel, got shape {first.shape}")
-        self._num_features = first.size
+        centers = _vector("center", center)
+        count = centers.size
+        scales, shifts = _checks.per_channel("scale", scale, count), _checks.per_channel("shift", shift, count)
+        self._num_features = count
         self._axis = _checks.integer("axis", axis)
         self._activation = steps.activation(activation)
-        count = first.size
         slope = steps.slope(self._activation, negative_slope, count)
         self._after = steps.epilogue(self._activation)
         # As a table of statistics with variance 1: scale / sqrt(1 + 0) is scale.
-        self._table = steps.given_table(
-            _checks.per_channel("center", first, count),
-            np.ones(count),
-            _checks.per_channel("scale", scale, count),
-            _checks.per_channel("shift", shift, count),
-            slope,
-        )
-        self._table.flags.writeable = False
-        self._negative_slope = self._row(rows.SLOPE) if np.ndim(slope) else slope
+        table = self._table = steps.given_table(centers, np.ones(count), scales, shifts, slope)
+        table.flags.writeable = False
+        self._center, self._scale, self._shift = table[rows.MEAN], table[rows.GAMMA], table[rows.BETA]
+        self._negative_slope = table[rows.SLOPE] if np.ndim(slope) else slope
         # Coefficients by what is computed with: made when first asked for; two threads make the same.
         self._forms: dict[np.dtype[Any], Array] = {}
         self._known = Memory()
@@ -139,9 +134,7 @@ class FrozenBatchNorm:
         >>> nbbn.FrozenBatchNorm.from_stats(np.zeros(1), np.array([4.0]), eps=0.0).scale
         array([0.5])
         """
-        means = _checks.reals("mean", mean)
-        if means.ndim != 1 or means.size == 0:
-            raise ValueError(f"mean: expected one value a channel, got shape {means.shape}")
+        means = _vector("mean", mean)
         count = means.size
         variances = _checks.variances("var", var, count).astype(np.float64)
         gammas = np.ones(count) if gamma is None else _checks.per_channel("gamma", gamma, count)
@@ -150,29 +143,13 @@ class FrozenBatchNorm:
         scale = steps.over_std(gammas.astype(np.float64), variances, epsilon)
         return cls(means, scale, betas, axis=axis, activation=activation, negative_slope=negative_slope)
 
+    center = Shown[Array, Never]("What is subtracted from each channel.")
+    scale = Shown[Array, Never]("What each channel is then multiplied by.")
+    shift = Shown[Array, Never]("What is then added to each channel.")
     num_features = Shown[int, Never]("Number of channels, C.")
     axis = Shown[int, Never]("The channel axis.")
     activation = Shown[Activation | None, Never]("The activation, applied last, or None.")
     negative_slope = Shown[Any, Never]('Slope of "leaky_relu" or "prelu" below 0: a number, or one a channel.')
-
-    def _row(self, row: int) -> Array:
-        values: Array = self._table[row]
-        return values
-
-    @property
-    def center(self) -> Array:
-        """What is subtracted from each channel."""
-        return self._row(rows.MEAN)
-
-    @property
-    def scale(self) -> Array:
-        """What each channel is then multiplied by."""
-        return self._row(rows.GAMMA)
-
-    @property
-    def shift(self) -> Array:
-        """What is then added to each channel."""
-        return self._row(rows.BETA)
 
     @overload
     def __call__(self, x: NDArray[DType], **given: Unpack[Inferred]) -> NDArray[DType]: ...
@@ -183,12 +160,8 @@ class FrozenBatchNorm:
 
         Parameters
         ----------
-        x : array_like of float32, float64, float16 or bfloat16
-            With C entries along the channel axis; any memory layout.
-        residual : array_like, optional
-            Added before the activation, in the same pass; of the shape and dtype of ``x``.
-        out : ndarray, optional
-            Where to write, of the shape and dtype of ``x``; may be ``x`` or ``residual`` itself.
+        x, residual, out
+            As of a call of `nbbn.BatchNorm`.
 
         Returns
         -------
@@ -216,18 +189,10 @@ class FrozenBatchNorm:
             if y is not None:
                 known.infer(x, y, self._form(x.dtype), self._after)
                 return y
-        values = _checks.array("x", x, _checks.HALVES)
-        index = _checks.axis(self._axis, values.ndim)
-        _checks.channels(values, index, self._num_features)
-        after = self._after
-        if residual is not None:
-            after = after._replace(residual=_checks.gradient("residual", residual, values))
-        target = None if out is None else _checks.out("out", out, values)
-        form = self._form(steps.computed_dtype(values))
-        found = steps.infer(values, index, form, target, after)
-        self._known.learn(x, index)
-        given: Array = found if out is None else out
-        return given
+        call = Call.checked(self, x, residual, out)
+        found = steps.infer(call.x, call.axis, self._form(steps.computed_dtype(call.x)), call.out, call.after)
+        self._known.learn(x, call.axis)
+        return found if out is None else out
 
     def _form(self, dtype: np.dtype[Any]) -> Array:
         form = self._forms.get(dtype)
@@ -253,3 +218,11 @@ class FrozenBatchNorm:
         if self._activation in ("leaky_relu", "prelu") and not np.ndim(self._negative_slope):
             shown.append(f"negative_slope={self._negative_slope!r}")
         return f"FrozenBatchNorm({', '.join(shown)})"
+
+
+def _vector(name: str, value: Any) -> Array:
+    """Return real numbers, one a channel: it says how many channels there are."""
+    found = _checks.reals(name, value)
+    if found.ndim != 1 or found.size == 0:
+        raise ValueError(f"{name}: expected one value a channel, got shape {found.shape}")
+    return _checks.per_channel(name, found, found.size)
