@@ -15,29 +15,10 @@ from nbbn.moments import Moments, batch_moments
 from nbbn.standardizer import Standardizer
 
 __all__ = [
-    "BatchNorm",
-    "FrozenBatchNorm",
-    "Moments",
-    "Standardizer",
-    "__version__",
-    "batch_moments",
-    "batch_norm",
-    "batch_norm_backward",
-    "calibrate",
-    "config",
-    "distributed",
-    "explain",
-    "fold_conv",
-    "fold_linear",
-    "get_num_threads",
-    "interop",
-    "nopython",
-    "normalize",
-    "num_threads",
-    "set_num_threads",
-    "show_config",
-    "warmup",
-]
+    "BatchNorm", "FrozenBatchNorm", "Moments", "Standardizer", "__version__", "batch_moments", "batch_norm",
+    "batch_norm_backward", "calibrate", "config", "distributed", "explain", "fold_conv", "fold_linear",
+    "get_num_threads", "interop", "nopython", "normalize", "num_threads", "set_num_threads", "show_config", "warmup",
+]  # fmt: skip
 
 
 def __dir__() -> list[str]:

@@ -103,10 +103,8 @@ def array(name: str, value: Any, accepted: str = FLOATS) -> Array:
 def counted(name: str, value: Any) -> Array:
     """Return data to take statistics of; integers and booleans, but for bytes, as float64."""
     found: Array = value if type(value) is np.ndarray else _as_ndarray(name, value, _COUNTED)
-    if found.dtype.kind in "biu" and found.dtype != np.uint8:
-        return found.astype(_FLOAT64)
-    if found.dtype == np.uint8:
-        return found
+    if found.dtype.kind in "biu":
+        return found if found.dtype == np.uint8 else found.astype(_FLOAT64)
     return array(name, found, _COUNTED)
 
 

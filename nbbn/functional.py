@@ -33,20 +33,10 @@ def normalize(
     *, dtype: DTypeLike | None = None, **options: Unpack[Normalized],
 ) -> Array: ...  # fmt: skip
 def normalize(
-    x: ArrayLike,
-    mean: ArrayLike,
-    var: ArrayLike,
-    gamma: ArrayLike | None = None,
-    beta: ArrayLike | None = None,
-    *,
-    eps: float = 1e-5,
-    axis: int = 1,
-    residual: ArrayLike | None = None,
-    activation: Activation | None = None,
-    negative_slope: ArrayLike = 0.01,
-    dtype: DTypeLike | None = None,
-    out: Array | None = None,
-) -> Array:
+    x: ArrayLike, mean: ArrayLike, var: ArrayLike, gamma: Vector = None, beta: Vector = None,
+    *, eps: float = 1e-5, axis: int = 1, residual: ArrayLike | None = None, activation: Activation | None = None,
+    negative_slope: ArrayLike = 0.01, dtype: DTypeLike | None = None, out: Array | None = None,
+) -> Array:  # fmt: skip
     r"""Standardize with given statistics, then scale and shift: the inference step.
 
     .. math:: y = \frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \varepsilon}}\,\gamma + \beta
@@ -141,24 +131,12 @@ def batch_norm(
     **options: Unpack[Trained],
 ) -> Array: ...  # fmt: skip
 def batch_norm(
-    x: ArrayLike,
-    running_mean: ArrayLike | None,
-    running_var: ArrayLike | None,
-    gamma: ArrayLike | None = None,
-    beta: ArrayLike | None = None,
-    *,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    axis: int = 1,
-    correction: float = 0,
-    running_correction: float = 1,
-    mask: ArrayLike | None = None,
-    residual: ArrayLike | None = None,
-    activation: Activation | None = None,
-    negative_slope: ArrayLike = 0.01,
+    x: ArrayLike, running_mean: Vector, running_var: Vector, gamma: Vector = None, beta: Vector = None,
+    *, training: bool = False, momentum: float = 0.1, eps: float = 1e-5, axis: int = 1,
+    correction: float = 0, running_correction: float = 1, mask: ArrayLike | None = None,
+    residual: ArrayLike | None = None, activation: Activation | None = None, negative_slope: ArrayLike = 0.01,
     out: Array | None = None,
-) -> Array:
+) -> Array:  # fmt: skip
     r"""Batch normalization, for training or for inference.
 
     In training, with the mean and variance of the batch itself (per channel, over all other axes):
@@ -289,18 +267,10 @@ def batch_norm_backward(
     **options: Unpack[Differentiated],
 ) -> tuple[Array, Array, Array]: ...  # fmt: skip
 def batch_norm_backward(
-    grad_y: ArrayLike,
-    x: ArrayLike,
-    mean: ArrayLike,
-    inv_std: ArrayLike,
-    gamma: ArrayLike | None = None,
-    *,
-    axis: int = 1,
-    training: bool = True,
-    mask: ArrayLike | None = None,
-    correction: float = 0,
+    grad_y: ArrayLike, x: ArrayLike, mean: ArrayLike, inv_std: ArrayLike, gamma: Vector = None,
+    *, axis: int = 1, training: bool = True, mask: ArrayLike | None = None, correction: float = 0,
     out: Array | None = None,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array]:  # fmt: skip
     r"""Gradients of batch normalization with respect to x, gamma and beta.
 
     With :math:`\hat x = (x - \mathrm{mean})\,\mathrm{inv\_std}` and sums over the ``n`` values of a
@@ -403,13 +373,7 @@ def batch_norm_backward(
 
 
 def _infer(
-    x: Array,
-    index: int,
-    table: Array,
-    eps: float,
-    out: Array | None,
-    after: Epilogue,
-    dtype: np.dtype[Any] | None = None,
+    x: Array, index: int, table: Array, eps: float, out: Array | None, after: Epilogue, dtype: Any = None
 ) -> Array:
     form = steps.coefficients(table, eps, steps.computed_dtype(x))
     known, y = met_with_target(x, index, out, after.residual is None and dtype in (None, x.dtype))

@@ -50,7 +50,8 @@ ARRAYS = {
     "running_var": (rows.VAR, "track_running_stats"),
 }
 
-_SLOPE = 0.25  # at first, as in PyTorch
+# What stands in the table's rows at first: of mean, var, gamma, beta and, as in PyTorch, slope.
+_INITIAL = np.array([[0.0], [1.0], [1.0], [0.0], [0.25]])
 
 Got = TypeVar("Got")
 Given = TypeVar("Given")
@@ -164,9 +165,7 @@ class LayerState:
     def _set_table(self, channels: int, table: Array | None = None) -> None:
         # One table, so that inference takes a snapshot of all of it with one copy.
         if table is None:
-            table = np.zeros((rows.LAYER_ROWS, channels), self._dtype)
-            table[rows.VAR] = table[rows.GAMMA] = 1.0
-            table[rows.SLOPE] = _SLOPE
+            table = np.full((rows.LAYER_ROWS, channels), _INITIAL, self._dtype)
         self._table = table
         for name, (row, option) in ARRAYS.items():
             exists = channels and getattr(self, f"_{option}")
@@ -349,8 +348,7 @@ class LayerState:
         array([0.], dtype=float32)
         """
         with self._lock:
-            self._table[rows.MEAN] = 0.0
-            self._table[rows.VAR] = 1.0
+            self._table[: rows.GAMMA] = _INITIAL[: rows.GAMMA]
             self._counter[0] = 0
 
     def reset_parameters(self) -> None:
@@ -366,9 +364,7 @@ class LayerState:
         array([1.], dtype=float32)
         """
         self.reset_running_stats()
-        self._table[rows.GAMMA] = 1.0
-        self._table[rows.BETA] = 0.0
-        self._table[rows.SLOPE] = _SLOPE
+        self._table[rows.GAMMA :] = _INITIAL[rows.GAMMA :]
 
     def _move(self, table: Array, count: float, accepted: bool) -> None:
         """Keep the statistics of ``count`` values a channel; if ``accepted``, move the running ones, too."""

@@ -117,9 +117,9 @@ class StoredLayer(LayerState):
         >>> import nbbn, os, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = os.path.join(folder, "bn.npz")
-        ...     nbbn.BatchNorm(3, axis=-1).save(path)
+        ...     nbbn.BatchNorm(3, axis=-1).eval().save(path)
         ...     nbbn.BatchNorm.load(path)
-        BatchNorm(3, axis=-1, training)
+        BatchNorm(3, axis=-1, inference)
         """
         state_files.save(path, {**self._options(), "training": self.training}, self.state_dict())
 
@@ -148,12 +148,7 @@ class StoredLayer(LayerState):
 
         Examples
         --------
-        >>> import nbbn, os, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = os.path.join(folder, "bn.npz")
-        ...     nbbn.BatchNorm(2).eval().save(path)
-        ...     nbbn.BatchNorm.load(path).training
-        False
+        As of `save`.
         """
         with state_files.opened(path) as file:
             options = file.options()

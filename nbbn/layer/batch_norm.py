@@ -242,7 +242,7 @@ class BatchNorm(StoredLayer):
         count, eps = x.size // self._num_features, self._eps
         if count <= self._too_few or self._on_nonfinite != "propagate" or self._virtual_batch_size is not None:
             return None
-        table = self._new_table()
+        table = steps.new_table(self._num_features, self._table, self._after.slope)
         form = known.train(x, y, table, count - self._correction, eps, after)
         parts = table, eps, token, after, None, None, count, known, (), form
         self._learn(Forward(x.view(), True, *parts), count, mode)
@@ -271,12 +271,9 @@ class BatchNorm(StoredLayer):
         self._keep(last)
         return y
 
-    def _new_table(self) -> Array:
-        """Return a table for the statistics of a batch, with the layer's parameters in it."""
-        return steps.new_table(self._num_features, self._table, self._after.slope)
-
     def _train(self, call: Call, mode: bool) -> Array:
-        x, table, eps = call.x, self._new_table(), self._eps
+        x, eps = call.x, self._eps
+        table = steps.new_table(self._num_features, self._table, self._after.slope)
         if x.size == 0:
             self._keep(call.forward(True, table, eps))
             return np.empty_like(x) if call.out is None else call.out
@@ -311,7 +308,7 @@ class BatchNorm(StoredLayer):
         y = to_write(out, call.x, *call.after.read)
         parts = [call._replace(out=y).part(at) for at in places]
         counts = [self._checked_total(part) if part.total() else 0.0 for part in parts]
-        tables = [self._new_table() for _ in parts]
+        tables = [steps.new_table(self._num_features, self._table, self._after.slope) for _ in parts]
         every = list(zip(places, parts, tables, counts, strict=True))
         learned = [each for each in every if each[-1]]
         if out is not None:

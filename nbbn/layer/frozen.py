@@ -30,12 +30,8 @@ class FrozenBatchNorm:
     ----------
     center, scale, shift : array_like of real numbers, shape (C,)
         Copied.
-    axis : int, default 1
-        The channel axis of the input; may be negative.
-    activation : {"relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"}, optional
-        Applied last, in the same pass; see `nbbn.BatchNorm`.
-    negative_slope : float or, of "prelu", array_like of shape (C,), default 0.01
-        Slope of "leaky_relu" and "prelu" below 0; a number is finite.
+    axis, activation, negative_slope
+        As of `nbbn.normalize`.
 
     Attributes
     ----------
