@@ -194,11 +194,6 @@ def channels(x: Array, index: int, expected: int) -> None:
         raise ValueError(f"x: expected {expected} channels along axis {index}, got shape {x.shape}{advice}")
 
 
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    own = shape[::-1]
-    return all(size in (1, wanted) for size, wanted in zip(own, to[::-1], strict=False))
-
-
 def per_position(name: str, value: Any, shape: tuple[int, ...], index: int, accepted: str) -> Array:
     """Return what is given for each place in x, whatever the channel: of x's axes without the channel's.
 
@@ -210,7 +205,8 @@ def per_position(name: str, value: Any, shape: tuple[int, ...], index: int, acce
     own = found.shape
     if found.ndim == len(shape) and own[index] == 1:
         own = own[:index] + own[index + 1 :]
-    if len(own) <= len(others) and _broadcasts(own, others):
+    from_the_last = zip(own[::-1], others[::-1], strict=False)
+    if len(own) <= len(others) and all(size in (1, wanted) for size, wanted in from_the_last):
         return found.reshape((1,) * (len(others) - len(own)) + own)
     raise ValueError(
         f"{name}: expected a shape that broadcasts to {others}, the axes of x other than the channel "
@@ -329,8 +325,7 @@ def real(name: str, value: Any, least: float | None = None) -> float:
     if plain and -_LARGEST <= value <= _LARGEST and (least is None or value >= least):
         return float(value)
     bound = "" if least is None else f" >= {least:g}"
-    complex_number = isinstance(value, (complex, np.complexfloating))
-    other = isinstance(value, (bool, np.bool_, str, bytes)) or complex_number
+    other = isinstance(value, (bool, np.bool_, str, bytes, complex, np.complexfloating))
     if other or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a finite number{bound}, got {type(value).__name__}")
     try:
@@ -352,9 +347,7 @@ def integer(name: str, value: Any, bound: str = "") -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    if value is True or value is False:
-        return bool(value)
-    if not isinstance(value, np.bool_):
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return bool(value)
 

@@ -80,10 +80,9 @@ def normalize(
 
     Notes
     -----
-    ``x`` is read once and the result written once. A value has the same bits wherever it stands,
-    for every memory layout, batch size and number of threads:
-    ``y = fma(x - center, scale, shift)`` with ``center`` the mean rounded to the dtype of ``x``.
-    In float32 the result is within 8 eps (\|gamma x_hat\| + \|beta\|) of exact arithmetic.
+    ``x`` is read once and the result written once. A value has the same bits wherever it stands, for every memory
+    layout, batch size and number of threads: ``y = fma(x - center, scale, shift)`` with ``center`` the mean rounded to
+    the dtype of ``x``. In float32 the result is within 8 eps (\|gamma x_hat\| + \|beta\|) of exact arithmetic.
 
     References
     ----------
@@ -152,8 +151,7 @@ def batch_norm(
     x : array_like of float32, float64, float16 or bfloat16
         Of any number of dimensions from 1 up and any memory layout; its size along ``axis`` is C.
     running_mean, running_var : ndarray of float32 or float64, shape (C,), or None
-        In training updated in place; either may be None there. Read in inference, when any real
-        numbers are taken.
+        In training updated in place; either may be None there. Read in inference, when any real numbers are taken.
     gamma, beta : array_like of real numbers, shape (C,), optional
         Scale (default 1) and shift (default 0) per channel.
     training : bool, default False
@@ -166,9 +164,8 @@ def batch_norm(
         Degrees of freedom taken off in the variance that enters ``running_var``: unbiased by
         default, as in PyTorch; 0 is Keras's and ONNX's convention.
     mask : array_like of bool, optional
-        True where a value enters the batch's statistics, as in `batch_moments`. Every output is computed.
-        Where all are masked, the running statistics are used (mean 0 and variance 1 in place of None) and
-        nothing is updated.
+        True where a value enters the batch's statistics, as in `batch_moments`. Every output is computed. Where all are
+        masked, the running statistics are used (mean 0 and variance 1 in place of None) and nothing is updated.
     eps, axis, residual, activation, negative_slope, out
         As of `normalize`.
 
@@ -179,11 +176,9 @@ def batch_norm(
 
     Raises
     ------
-    TypeError
-        For any other dtype, and for masked arrays.
-    ValueError
-        For a wrong shape, axis, option or ``out``; in training also where there are too few values
-        per channel for the corrections; and for a negative variance. Nothing has been written or updated then.
+    TypeError, ValueError
+        As `normalize`; ``ValueError`` in training also where there are too few values per channel for the
+        corrections. Nothing has been written or updated then.
 
     Notes
     -----
@@ -252,7 +247,11 @@ def batch_norm(
         y = steps.train(values, index, table, epsilon, taken, target, after, weights)
     else:
         known.train(values, y, table, count - taken, epsilon, after)
-    _update_running(means, variances, table, count - running_taken, weight)
+    with np.errstate(all="ignore"):
+        batch_var = table[rows.M2] / (count - running_taken)
+        for running, of_batch in ((means, table[rows.MEAN]), (variances, batch_var)):
+            if running is not None:
+                running[...] = (1.0 - weight) * running.astype(np.float64) + weight * of_batch
     return y if out is None else out
 
 
@@ -273,9 +272,8 @@ def batch_norm_backward(
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     r"""Gradients of batch normalization with respect to x, gamma and beta.
 
-    With :math:`\hat x = (x - \mathrm{mean})\,\mathrm{inv\_std}` and sums over the ``n`` values of a
-    channel, :math:`g_\beta = \sum \mathrm{grad}_y`,
-    :math:`g_\gamma = \sum \mathrm{grad}_y\,\hat x`, and in training
+    With :math:`\hat x = (x - \mathrm{mean})\,\mathrm{inv\_std}` and sums over the ``n`` values of a channel,
+    :math:`g_\beta = \sum \mathrm{grad}_y`, :math:`g_\gamma = \sum \mathrm{grad}_y\,\hat x`, and in training
 
     .. math:: \mathrm{grad}_x = \gamma\,\mathrm{inv\_std}\left(\mathrm{grad}_y
               - \frac{g_\beta}{n} - \frac{\hat x\,g_\gamma}{n - \mathrm{correction}}\right),
@@ -293,16 +291,12 @@ def batch_norm_backward(
         What the forward normalized with; ``inv_std = 1 / sqrt(var + eps)``.
     gamma : array_like of real numbers, shape (C,), optional
         The scale of the forward, default 1.
-    axis : int, default 1
-        The channel axis; may be negative.
     training : bool, default True
         Whether mean and inv_std are functions of ``x`` (batch statistics) or given (running ones).
-    mask : array_like of bool, optional
-        That of the forward, as in `batch_moments`: ``n`` is the number of values that count, while
+    axis, mask, correction
+        Those of the forward, as of `batch_norm`. ``n`` is the number of values that a mask counts, while
         :math:`g_\beta` and :math:`g_\gamma` are sums over all outputs, masked ones too. Only where a masked
         value is NaN or infinite, its ``grad_y`` enters no sum.
-    correction : float, default 0
-        That of the forward.
     out : ndarray, optional
         Where to write grad_x; may be ``grad_y`` or ``x``.
 
@@ -316,10 +310,8 @@ def batch_norm_backward(
 
     Raises
     ------
-    TypeError
-        For any other dtype, and for masked arrays.
-    ValueError
-        For a wrong shape, axis, option or ``out``. Nothing has been written then.
+    TypeError, ValueError
+        As `batch_norm`. Nothing has been written then.
 
     References
     ----------
@@ -391,14 +383,6 @@ def _batch_table(channels: int, gamma: Array | None, beta: Array | None = None, 
     if beta is not None:
         table[rows.BETA] = beta
     return table
-
-
-def _update_running(mean: Array | None, var: Array | None, table: Array, divisor: float, momentum: float) -> None:
-    """Apply ``running = (1 - momentum) * running + momentum * batch`` in place, in float64."""
-    with np.errstate(all="ignore"):
-        for running, batch in ((mean, table[rows.MEAN]), (var, table[rows.M2] / divisor)):
-            if running is not None:
-                running[...] = (1.0 - momentum) * running.astype(np.float64) + momentum * batch
 
 
 def _optional(name: str, value: Any, channels: int, scalar: bool = False) -> Array | None:

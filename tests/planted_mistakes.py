@@ -288,7 +288,7 @@ FILES = {
     # --- functions and moments ---
     "functional.py": (
         "test_functional test_errors",
-        ("a running variance has the correction of the batch", "(var, table[rows.M2] / divisor)", "(var, table[rows.VAR])"),
+        ("a running variance has the correction of the batch", "batch_var = table[rows.M2] / (count - running_taken)", "batch_var = table[rows.VAR]"),
         ("a running variance may be the memory of out", '_checks.apart("running_var", variances, {"out": target})', "pass"),
     ),
     "moments.py": (

@@ -124,24 +124,12 @@ class LayerState:
             return [name for name in super().__dir__() if name not in _words.ATTRIBUTES]
 
     def __init__(
-        self,
-        num_features: int | None = None,
-        *,
-        axis: int = 1,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        scale: bool = True,
-        center: bool = True,
-        track_running_stats: bool = True,
-        correction: float = 0,
-        running_correction: float = 1,
-        activation: Activation | None = None,
-        negative_slope: float = 0.01,
-        virtual_batch_size: int | None = None,
-        on_nonfinite: OnNonfinite = "propagate",
-        dtype: DTypeLike = np.float32,
-        **others: Never,
-    ) -> None:
+        self, num_features: int | None = None, *, axis: int = 1, eps: float = 1e-5, momentum: float | None = 0.1,
+        scale: bool = True, center: bool = True, track_running_stats: bool = True,
+        correction: float = 0, running_correction: float = 1,
+        activation: Activation | None = None, negative_slope: float = 0.01, virtual_batch_size: int | None = None,
+        on_nonfinite: OnNonfinite = "propagate", dtype: DTypeLike = np.float32, **others: Never,
+    ) -> None:  # fmt: skip
         given = locals()
         for name in others:
             raise TypeError(f"{name}: {_words.unknown(name, _words.OPTIONS, CHECKS)}")

@@ -29,10 +29,9 @@ class BatchNorm(StoredLayer):
     A residual may be added and an activation applied in the same pass over memory:
     ``y = activation(batch_norm(x) + residual)``.
 
-    Training mode uses the mean and variance of the batch, per channel over all other axes, and moves
-    the running statistics towards them:
-    ``running = (1 - momentum) * running + momentum * batch``.
-    Inference mode (``bn.eval()``) uses the running statistics and changes nothing.
+    Training mode uses the mean and variance of the batch, per channel over all other axes, and moves the running
+    statistics towards them: ``running = (1 - momentum) * running + momentum * batch``. Inference mode (``bn.eval()``)
+    uses the running statistics and changes nothing.
 
     Parameters
     ----------
@@ -54,8 +53,7 @@ class BatchNorm(StoredLayer):
     correction : float, default 0
         Degrees of freedom taken off in the variance that normalizes.
     running_correction : float, default 1
-        Degrees of freedom taken off in the variance that enters ``running_var`` (PyTorch 1; Keras
-        and ONNX 0).
+        Degrees of freedom taken off in the variance that enters ``running_var`` (PyTorch 1; Keras and ONNX 0).
     activation : {"relu", "relu6", "leaky_relu", "hard_swish", "silu", "mish", "prelu"}, optional
         Applied last. relu: ``max(v, 0)``; relu6: ``min(max(v, 0), 6)``; leaky_relu: ``v``, below 0
         ``v * negative_slope``; hard_swish: ``v * min(max(v + 3, 0), 6) / 6``; silu: ``v * sigmoid(v)``; mish:
@@ -63,17 +61,15 @@ class BatchNorm(StoredLayer):
     negative_slope : float, default 0.01
         Slope of "leaky_relu" below 0; finite. "prelu" does not use it.
     virtual_batch_size : int, optional
-        In training, cut each batch along the first axis that is not the channel's into parts of so many
-        samples ("ghost batches"), and take each one's own statistics: with the bits of calls with one part
-        after the other, also of the running statistics and of `backward`. A last part that is too small to
-        train with joins the one before.
+        In training, cut each batch along the first axis that is not the channel's into parts of so many samples ("ghost
+        batches"), and take each one's own statistics: with the bits of calls with one part after the other, also of the
+        running statistics and of `backward`. A last part that is too small to train with joins the one before.
     on_nonfinite : {"propagate", "raise", "skip"}, default "propagate"
-        What a training forward does where mean or variance of a channel are not finite: because of
-        NaN or Inf in the batch, or because they overflow the dtype of the running statistics.
-        "propagate": as IEEE arithmetic does, into the channel's running statistics for good.
-        "raise": FloatingPointError; the layer and ``out`` are unchanged. "skip": the batch is
-        normalized, the running statistics of all channels and the counter stay as they are. Of ghost batches,
-        all are looked at before any is kept.
+        What a training forward does where mean or variance of a channel are not finite: because of NaN or Inf in the
+        batch, or because they overflow the dtype of the running statistics. "propagate": as IEEE arithmetic does, into
+        the channel's running statistics for good. "raise": FloatingPointError; the layer and ``out`` are unchanged.
+        "skip": the batch is normalized, the running statistics of all channels and the counter stay as they are. Of
+        ghost batches, all are looked at before any is kept.
     dtype : dtype, default float32
         Of gamma, beta and the running statistics: float32 or float64.
 
@@ -110,8 +106,7 @@ class BatchNorm(StoredLayer):
     memory layout, position and batch size. Several threads may call one layer in inference while
     another one trains it: each call sees running statistics of one moment.
 
-    The layer holds a reference to the last input (of each thread), for `backward`; pickles and copies
-    leave it out.
+    The layer holds a reference to the last input (of each thread), for `backward`; pickles and copies leave it out.
 
     References
     ----------
@@ -121,9 +116,8 @@ class BatchNorm(StoredLayer):
 
     Examples
     --------
-    The activations 2, 0, 2, 4 of one unit become beta, beta - sqrt(2) gamma, beta,
-    beta + sqrt(2) gamma; and the same when the weights before them change so that they are 200, 0,
-    200, 400:
+    The activations 2, 0, 2, 4 of one unit become beta, beta - sqrt(2) gamma, beta, beta + sqrt(2) gamma; and the same
+    when the weights before them change so that they are 200, 0, 200, 400:
 
     >>> import numpy as np, nbbn
     >>> bn = nbbn.BatchNorm(1, eps=0.0, dtype=np.float64)
@@ -153,11 +147,10 @@ class BatchNorm(StoredLayer):
         training : bool, optional
             The mode of this call; by default ``self.training``.
         mask : array_like of bool, optional
-            True where a value enters the batch's statistics, in all channels: with as many dimensions as
-            ``x``, of its shape with size 1 along the channel axis; with fewer, of its shape without the
-            channel axis; either may be broadcast. What is masked may be NaN. Every output is computed.
-            Where all are masked, the running statistics are used (or mean 0 and variance 1) and nothing
-            changes.
+            True where a value enters the batch's statistics, in all channels: with as many dimensions as ``x``, of its
+            shape with size 1 along the channel axis; with fewer, of its shape without the channel axis; either may be
+            broadcast. What is masked may be NaN. Every output is computed. Where all are masked, the running statistics
+            are used (or mean 0 and variance 1) and nothing changes.
         residual : array_like, optional
             Added before the activation, in the same pass; of the shape and dtype of ``x``.
         out : ndarray, optional
@@ -177,9 +170,8 @@ class BatchNorm(StoredLayer):
             For a wrong shape or ``out``, or too few values per channel to train with. The layer and
             ``out`` are unchanged then.
         FloatingPointError
-            With ``on_nonfinite="raise"``, in training, where the batch's statistics are not finite.
-            The layer and ``out`` are unchanged then, too; for that, a call with ``out`` reads ``x``
-            once more.
+            With ``on_nonfinite="raise"``, in training, where the batch's statistics are not finite. The layer and
+            ``out`` are unchanged then, too; for that, a call with ``out`` reads ``x`` once more.
 
         Examples
         --------
@@ -353,12 +345,11 @@ class BatchNorm(StoredLayer):
     def backward(self, grad_y: Any, *, out: Any = None) -> Array:
         """Return the gradient of the last forward with respect to its input.
 
-        That is the last one of the calling thread, or of any thread where this one made none.
-        Sets ``grad_gamma``, ``grad_beta`` and ``grad_slope`` (None where there is no such parameter), and
-        ``grad_residual`` where the forward had a residual (``grad_y`` itself where there is no
-        activation); does not accumulate. After a training forward the gradient goes through the batch's
-        statistics, where a mask let a value into them; after an inference forward
-        ``grad_x = grad_y * gamma * inv_std``.
+        That is the last one of the calling thread, or of any thread where this one made none. Sets ``grad_gamma``,
+        ``grad_beta`` and ``grad_slope`` (None where there is no such parameter), and ``grad_residual`` where the
+        forward had a residual (``grad_y`` itself where there is no activation); does not accumulate. After a training
+        forward the gradient goes through the batch's statistics, where a mask let a value into them; after an inference
+        forward ``grad_x = grad_y * gamma * inv_std``.
 
         Parameters
         ----------
@@ -446,9 +437,7 @@ class BatchNorm(StoredLayer):
 
     def _backward_known(self, known: Known, last: Forward, grad_y: Any, out: Any) -> Array | None:
         """Backward of a small array; None where that takes a closer look."""
-        if not known.is_like(grad_y, False):
-            return None
-        grad_x = known.target(grad_y, out, last.x)
+        grad_x = known.target(grad_y, out, last.x) if known.is_like(grad_y, False) else None
         if grad_x is None:
             return None
         counts, fused = (last.total, last.total - self._correction), self._fused(last)

@@ -79,13 +79,9 @@ def fold_linear(weight: ArrayLike, bias: ArrayLike | None, bn: BatchNorm | Froze
 
 
 def fold_conv(
-    weight: ArrayLike,
-    bias: ArrayLike | None,
-    bn: BatchNorm | FrozenBatchNorm,
-    *,
-    transposed: bool = False,
-    groups: int = 1,
-) -> tuple[Array, Array]:
+    weight: ArrayLike, bias: ArrayLike | None, bn: BatchNorm | FrozenBatchNorm,
+    *, transposed: bool = False, groups: int = 1,
+) -> tuple[Array, Array]:  # fmt: skip
     r"""Return weight and bias of a convolution that includes the batch normalization after it.
 
     For ``y = bn(conv(x))`` in inference; the equations are those of `fold_linear`, with ``o`` the output
@@ -105,10 +101,8 @@ def fold_conv(
 
     Returns
     -------
-    weight : ndarray
-        A new array in the shape and dtype of ``weight``.
-    bias : ndarray, shape (out,)
-        A new array in the dtype of ``weight``.
+    weight, bias
+        As of `fold_linear`, the weight in the shape that was given.
 
     Raises
     ------

@@ -62,15 +62,9 @@ class FrozenBatchNorm:
     )
 
     def __init__(
-        self,
-        center: ArrayLike,
-        scale: ArrayLike,
-        shift: ArrayLike,
-        *,
-        axis: int = 1,
-        activation: Activation | None = None,
-        negative_slope: ArrayLike = 0.01,
-    ) -> None:
+        self, center: ArrayLike, scale: ArrayLike, shift: ArrayLike,
+        *, axis: int = 1, activation: Activation | None = None, negative_slope: ArrayLike = 0.01,
+    ) -> None:  # fmt: skip
         centers = _vector("center", center)
         count = centers.size
         scales, shifts = _checks.per_channel("scale", scale, count), _checks.per_channel("shift", shift, count)
@@ -90,17 +84,10 @@ class FrozenBatchNorm:
 
     @classmethod
     def from_stats(
-        cls,
-        mean: ArrayLike,
-        var: ArrayLike,
-        gamma: ArrayLike | None = None,
-        beta: ArrayLike | None = None,
+        cls, mean: ArrayLike, var: ArrayLike, gamma: ArrayLike | None = None, beta: ArrayLike | None = None,
         eps: float = 1e-5,
-        *,
-        axis: int = 1,
-        activation: Activation | None = None,
-        negative_slope: ArrayLike = 0.01,
-    ) -> FrozenBatchNorm:
+        *, axis: int = 1, activation: Activation | None = None, negative_slope: ArrayLike = 0.01,
+    ) -> FrozenBatchNorm:  # fmt: skip
         """Return a frozen layer with these statistics and parameters.
 
         Parameters
