@@ -187,7 +187,7 @@ def batch_norm(
 
     References
     ----------
-    S. Ioffe, C. Szegedy, as of `normalize`, algorithms 1 and 2.
+    S. Ioffe, C. Szegedy, ICML 2015, as in `normalize`: algorithms 1 and 2.
 
     Examples
     --------
@@ -315,7 +315,7 @@ def batch_norm_backward(
 
     References
     ----------
-    S. Ioffe, C. Szegedy, as of `normalize`, section 3.
+    S. Ioffe, C. Szegedy, ICML 2015, as in `normalize`: section 3.
 
     Examples
     --------

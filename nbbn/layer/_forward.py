@@ -70,13 +70,9 @@ class Call(NamedTuple):
 
     def forward(self, training: bool, table: Array, eps: float, total: float = 0.0) -> Forward:
         """Return what backward will need; before anything is written."""
-        after, x, of_residual = self.after, self.x, None
-        token = token_of(x, self.out)
-        if after.residual is not None:
-            if after.kind:
-                of_residual = token_of(after.residual, self.out)
-            after = after.again()
-        return Forward(x.view(), training, table, eps, token, after, of_residual, self.weights, total)
+        x, after = self.x, self.after.again()
+        of_residual = None if after.residual is None else token_of(after.residual, self.out)
+        return Forward(x.view(), training, table, eps, token_of(x, self.out), after, of_residual, self.weights, total)
 
     def total(self) -> float:
         """Return how many values a channel enter the statistics."""

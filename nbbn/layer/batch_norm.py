@@ -147,10 +147,9 @@ class BatchNorm(StoredLayer):
         training : bool, optional
             The mode of this call; by default ``self.training``.
         mask : array_like of bool, optional
-            True where a value enters the batch's statistics, in all channels: with as many dimensions as ``x``, of its
-            shape with size 1 along the channel axis; with fewer, of its shape without the channel axis; either may be
-            broadcast. What is masked may be NaN. Every output is computed. Where all are masked, the running statistics
-            are used (or mean 0 and variance 1) and nothing changes.
+            True where a value enters the batch's statistics, in all channels, as in `nbbn.batch_moments`. What is
+            masked may be NaN. Every output is computed. Where all are masked, the running statistics are used (or mean
+            0 and variance 1) and nothing changes.
         residual : array_like, optional
             Added before the activation, in the same pass; of the shape and dtype of ``x``.
         out : ndarray, optional
@@ -456,9 +455,8 @@ class BatchNorm(StoredLayer):
 
     def _differentiate(self, last: Forward, grad_y: Array, out: Array | None) -> Gradients:
         """Return the gradients of the last forward, that of x in ``out`` or a new array."""
-        index = self._axis % last.x.ndim
         rest = last.table, self._correction, last.training, out, last.weights, self._fused(last)
-        return steps.differentiate(grad_y, last.x, index, *rest)
+        return steps.differentiate(grad_y, last.x, self._axis % last.x.ndim, *rest)
 
     def freeze(self) -> FrozenBatchNorm:
         """Return a read-only snapshot of the layer, for inference.

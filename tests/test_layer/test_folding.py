@@ -290,7 +290,7 @@ def test_other_types_are_refused(fold):
             fold(weight, wrong, bn)
     with pytest.raises(TypeError, match=r"weight: expected a plain array .* masked"):
         fold(np.ma.masked_array(weight), None, bn)
-    with pytest.raises(TypeError, match=r"bias: expected an array of .* got list"):
+    with pytest.raises(TypeError, match=r"bias: expected an array of .* got builtins\.list"):
         fold(weight, [[1.0], [1.0, 2.0]], bn)
 
 
