@@ -92,14 +92,8 @@ class FrozenBatchNorm:
 
         Parameters
         ----------
-        mean, var : array_like of real numbers, shape (C,)
-            Statistics per channel.
-        gamma, beta : array_like of real numbers, shape (C,), optional
-            Scale (default 1) and shift (default 0) per channel.
-        eps : float, default 1e-5
-            Added to ``var`` inside the square root; finite, >= 0.
-        axis, activation, negative_slope
-            As of the class.
+        mean, var, gamma, beta, eps, axis, activation, negative_slope
+            As of `nbbn.normalize`, but statistics and parameters are of shape (C,), never numbers.
 
         Returns
         -------
