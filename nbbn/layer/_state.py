@@ -153,7 +153,8 @@ class LayerState:
     def _set_table(self, channels: int, table: Array | None = None) -> None:
         # One table, so that inference takes a snapshot of all of it with one copy.
         if table is None:
-            table = np.full((rows.LAYER_ROWS, channels), _INITIAL, self._dtype)
+            table = np.empty((rows.LAYER_ROWS, channels), self._dtype)
+            table[...] = _INITIAL
         self._table = table
         for name, (row, option) in ARRAYS.items():
             exists = channels and getattr(self, f"_{option}")

@@ -487,7 +487,7 @@ class BatchNorm(StoredLayer):
         if self._running_mean is None:
             raise ValueError("freeze: expected a layer with running statistics, got one without")
         with self._lock:
-            mean, var, gamma, beta, slope = self._table[[rows.MEAN, rows.VAR, rows.GAMMA, rows.BETA, rows.SLOPE]]
+            mean, var, gamma, beta, slope = self._table.copy()  # in the order of its rows
         below = slope if self._learns_slope else self._negative_slope
         options: Any = {"axis": self._axis, "activation": self._activation, "negative_slope": below}
         return FrozenBatchNorm.from_stats(mean, var, gamma, beta, self._eps, **options)

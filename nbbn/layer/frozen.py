@@ -202,4 +202,4 @@ def _vector(name: str, value: Any) -> Array:
     found = _checks.reals(name, value)
     if found.ndim != 1 or found.size == 0:
         raise ValueError(f"{name}: expected one value a channel, got shape {found.shape}")
-    return _checks.per_channel(name, found, found.size)
+    return found
