@@ -68,7 +68,8 @@ class Shown(property, Generic[Got, Given]):
     def __set_name__(self, owner: type, name: str) -> None:
         get, put = self._get or operator.attrgetter(f"_{name}"), self._put
         given = None if put is None else lambda layer, value: put(layer, name, value)
-        super().__init__(get, given, doc=self._text)
+        super().__init__(get, given)
+        self.__doc__ = self._text
         super().__set_name__(owner, name)  # type: ignore[misc]
 
     if TYPE_CHECKING:
