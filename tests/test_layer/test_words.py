@@ -100,6 +100,13 @@ def test_dir_shows_the_public_names_only():
     assert done.stdout == "True\n"
 
 
+@pytest.mark.parametrize("layer", [nbbn.BatchNorm(3), nbbn.BatchNorm(3).freeze()])
+def test_attributes_say_what_they_are(layer):
+    shown = [name for name in dir(layer) if isinstance(getattr(type(layer), name, None), property) and name[0] != "_"]
+    texts = {getattr(type(layer), name).__doc__ for name in shown}
+    assert len(texts) == len(shown) >= 7 and None not in texts
+
+
 def test_a_misspelt_attribute_is_an_error():
     bn = nbbn.BatchNorm(3)
     for one, name in ((bn, "momentun"), (bn, "gama"), (bn.freeze(), "activasion")):
