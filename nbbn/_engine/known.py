@@ -91,27 +91,23 @@ class Memory(dict[Any, Known | None]):
 
     def learn(self, x: Any, index: int) -> Known | None:
         """Note ``x``, whose checks were passed, if it is of the kind that is worth it; return what is known then."""
-        if type(x) is not np.ndarray or not x.size:
-            return None
-        if not x.flags.c_contiguous or x.dtype not in _DTYPES:
+        if type(x) is not np.ndarray or not x.size or not x.flags.c_contiguous or x.dtype not in _DTYPES:
             return None
         view = view_of(index, False, x)
-        if view is None or view.order is not None:
-            return None
-        if len(self) >= _MOST:
-            self.clear()
-        found = self[x.shape, x.strides, x.dtype] = Known(x, view)
-        return found
+        return None if view is None or view.order is not None else self._note(x, Known(x, view))
 
     def is_new(self, x: Array) -> bool:
         """Whether no array like ``x`` was met; then note that one was."""
-        key = x.shape, x.strides, x.dtype
-        if key in self:
+        if (x.shape, x.strides, x.dtype) in self:
             return False
+        self._note(x, None)
+        return True
+
+    def _note(self, x: Array, known: Known | None) -> Known | None:
         if len(self) >= _MOST:
             self.clear()
-        self[key] = None
-        return True
+        self[x.shape, x.strides, x.dtype] = known
+        return known
 
 
 _of_functions: defaultdict[int, Memory] = defaultdict(Memory)  # by channel axis

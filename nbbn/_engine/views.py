@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,10 +128,7 @@ def _strided(
 
 
 def _size(axes: list[int], shape: tuple[int, ...]) -> int:
-    found = 1
-    for axis in axes:
-        found *= shape[axis]
-    return found
+    return math.prod(shape[axis] for axis in axes)
 
 
 def _step_as_one(axes: list[int], shape: tuple[int, ...], strides: list[Strides]) -> bool:
