@@ -11,6 +11,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from nbbn._checks import Array
 from nbbn._engine import plan
@@ -46,7 +47,7 @@ class Known:
 
     def is_like(self, other: Any, written: bool = True) -> bool:
         """Whether another array is plain, and lies in memory as the one that was met."""
-        if type(other) is not np.ndarray or (other.shape, other.strides, other.dtype) != self._like:
+        if type(other) is not ndarray or (other.shape, other.strides, other.dtype) != self._like:
             return False
         flags = other.flags
         return flags.aligned and (not written or flags.writeable)
@@ -85,13 +86,13 @@ class Memory(dict[Any, Known | None]):
 
     def of(self, x: Any) -> Known | None:
         """Return what is known of an array like ``x``."""
-        if type(x) is not np.ndarray or not x.flags.aligned:
+        if type(x) is not ndarray or not x.flags.aligned:
             return None
         return self.get((x.shape, x.strides, x.dtype))
 
     def learn(self, x: Any, index: int) -> Known | None:
         """Note ``x``, whose checks were passed, if it is of the kind that is worth it; return what is known then."""
-        if type(x) is not np.ndarray or not x.size or not x.flags.c_contiguous or x.dtype not in _DTYPES:
+        if type(x) is not ndarray or not x.size or not x.flags.c_contiguous or x.dtype not in _DTYPES:
             return None
         view = view_of(index, False, x)
         return None if view is None or view.order is not None else self._note(x, Known(x, view))
@@ -128,7 +129,7 @@ def met_with_target(
 ) -> tuple[Known | None, Array]:
     """Return what functions know of such arrays, and where to write; None, and anything, where that is not enough."""
     known = met(x, index) if as_usual else None
-    if known is None or not all(known.is_like(array, False) for array in read):
+    if known is None or False in [known.is_like(array, False) for array in read]:
         return None, x
     y = known.target(x, out, *read)
     return (None, x) if y is None else (known, y)

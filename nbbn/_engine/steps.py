@@ -102,13 +102,13 @@ class Reading:
     ) -> None:
         weighted = weights is not None
         if writes:
-            view, target, (source, *others) = write_in_place(index, weighted, out, dtype, x, *read)
+            view, target, (source, *others) = write_in_place(index, weighted, out, dtype, (x, *read))
         else:
             view, (source, *others) = read_in_place(index, weighted, x, *read)
             target = source
         self.out, self.target = out, target
         self.x, self.y = view.of(source), view.of(target)
-        self.read = [view.of(array) for array in others]
+        self.read = list(map(view.of, others))
         self.way = way_of(view, self.x.dtype)
         self.weights = None if weights is None else weights.in_order(source, index)
         self.count = view.size / view.channels if weights is None else weights.total  # values a channel

@@ -186,27 +186,28 @@ def read_in_place(index: int, weighted: bool, x: Array, *others: Array) -> tuple
 Written = tuple[View, Array, tuple[Array, ...]]  # a view of arrays, what is written, what is read
 
 
-def write_in_place(index: int, weighted: bool, out: Array | None, dtype: np.dtype[Any] | None, *read: Array) -> Written:
+def write_in_place(
+    index: int, weighted: bool, out: Array | None, dtype: np.dtype[Any] | None, read: tuple[Array, ...]
+) -> Written:
     """Return a view of x and others and what is written: ``out`` if that can be, else a new array of ``dtype``."""
-    found = _with_target(index, weighted, out, dtype, *read)
+    found = _with_target(index, weighted, out, dtype, read)
     if found is None:
         _, read = read_in_place(index, weighted, *read)
-        found = _with_target(index, weighted, out, dtype, *read)
+        found = _with_target(index, weighted, out, dtype, read)
     if found is None and out is not None:
         announce.note("out of %s is written by way of a copy: it is laid out otherwise", out.shape)
-        found = _with_target(index, weighted, None, dtype, *read)
+        found = _with_target(index, weighted, None, dtype, read)
     assert found is not None
     return found
 
 
 def _with_target(
-    index: int, weighted: bool, out: Array | None, dtype: np.dtype[Any] | None, x: Array, *others: Array
+    index: int, weighted: bool, out: Array | None, dtype: np.dtype[Any] | None, read: tuple[Array, ...]
 ) -> Written | None:
-    read = x, *others
     if out is not None and not all(apart(out, a) for a in read):
         return None
-    target = empty_like(x, dtype) if out is None else out
-    view = view_of(index, weighted, x, target, *others)
+    target = empty_like(read[0], dtype) if out is None else out
+    view = view_of(index, weighted, read[0], target, *read[1:])
     return None if view is None else (view, target, read)
 
 

@@ -89,6 +89,7 @@ class Way:
         self._small = plans.make_plan(view, ()) if view.size < plans.PARALLEL_FROM else None
         self._cut = cut_for_sums(view, None) if view.runs or view.joined else None
         self._rows = [rows_to_write(view, streaming) for streaming in (0, 1)]
+        self._nothing = np.empty((0, 0, 0), dtype)  # a stack that is not there
         self._widened: tuple[Any, int, Any] = (None, 0, None)  # of small arrays: see `_per_column`
 
         def calls(of_runs: Step, of_columns: Step, *fields: str) -> Calls:
@@ -175,9 +176,8 @@ class Way:
             means = spread(table[: MEAN + 1], self.view, width)
             of_y = None if of_y is None else self._per_column(of_y, width)
         if of_y is not None:
-            nothing = np.empty((0, 0, 0), x.dtype)
-            residual = nothing if residual is None else residual
-            kept = nothing if kept is None else kept
+            residual = self._nothing if residual is None else residual
+            kept = self._nothing if kept is None else kept
         what = grad_y, x, mask, residual, kept, of_y, kind
         results = written, table, sums, form, count, freedom
         call = self._add_up[plan.parallel, len(kind), None if mask is None else mask.dtype.type]
