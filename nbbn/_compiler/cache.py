@@ -2,7 +2,7 @@
 
 numba's own cache keys a function by its own source file and its signature. That misses the helpers
 in other modules, the compiler options and the processes that race for one index file. Here the
-name of a file is a hash of the code that goes into it (`nbbn._sources`), the options, the signature, the
+name of a file is a hash of the code that goes into it (see `sources`), the options, the signature, the
 processor and the versions; a file is written whole and then renamed; whatever is wrong with a file, or with
 the folder, is a miss and never an error.
 

@@ -31,7 +31,7 @@ _RUN = 1 << 10  # values of neighbouring runs that make a stream
 _GROUPS = 16  # at least
 
 
-@dataclass(frozen=True, slots=True)  # whose fields are read faster than a tuple's
+@dataclass(slots=True)  # whose fields are read faster than those of a tuple
 class Plan:
     """How a step is run."""
 

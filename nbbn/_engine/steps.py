@@ -107,7 +107,8 @@ class Reading:
             view, (source, *others) = read_in_place(index, weighted, x, *read)
             target = source
         self.out, self.target = out, target
-        self.x, self.y = view.of(source), view.of(target)
+        self.x = view.of(source)
+        self.y = view.of(target) if writes else self.x
         self.read = list(map(view.of, others))
         self.way = way_of(view, self.x.dtype)
         self.weights = None if weights is None else weights.in_order(source, index)

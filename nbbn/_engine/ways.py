@@ -16,7 +16,7 @@ from nbbn._checks import Array
 from nbbn._compiler.jit import Step, Variant
 from nbbn._engine import plan as plans
 from nbbn._engine import threads
-from nbbn._engine.parts import cut_for_sums, rows_to_write, spread
+from nbbn._engine.parts import Cut, Rows, cut_for_sums, rows_to_write, spread
 from nbbn._engine.views import View
 from nbbn._kernels import gaps, statistics
 from nbbn._kernels import steps_of_columns as columns
@@ -80,6 +80,30 @@ def _run_parallel(step: Step, serial: Variant, *arguments: Any) -> None:
         threads.leave_region(claim)
 
 
+@functools.cache
+def _nothing(dtype: np.dtype[Any]) -> Array:
+    """Return a stack that stands for none."""
+    return np.empty((0, 0, 0), dtype)
+
+
+@functools.cache
+def _calls(of_runs: bool, dtype: np.dtype[Any]) -> tuple[Calls, ...]:
+    """Return the calls of `Way`, in its order."""
+
+    def calls(of: Step, otherwise: Step, *fields: str) -> Calls:
+        return Calls(of if of_runs else otherwise, dtype, *fields)
+
+    return (
+        calls(runs.infer_runs, columns.infer_columns, "activation", "residual", "noted"),
+        calls(runs.moments_of_runs, columns.moments_of_columns, "weights"),
+        calls(gaps.gaps_of_runs, gaps.gaps_of_columns, "weights"),
+        Calls(runs.train_channels, dtype, "activation", "residual", "weights"),
+        calls(runs.gradient_sums_of_runs, columns.gradient_sums_of_columns, "activation", "weights"),
+        calls(runs.gradient_of_runs, columns.gradient_of_columns, "activation", "weights"),
+        Calls(runs.differentiate_channels, dtype, "activation", "weights"),
+    )
+
+
 class Way:
     """How the steps are run on stacks of one view, x of one dtype."""
 
@@ -87,21 +111,22 @@ class Way:
         self.view, self._channels = view, view.channels
         self._computed = _FLOAT64 if dtype == _FLOAT64 else _FLOAT32
         self._small = plans.make_plan(view, ()) if view.size < plans.PARALLEL_FROM else None
-        self._cut = cut_for_sums(view, None) if view.runs or view.joined else None
-        self._rows = [rows_to_write(view, streaming) for streaming in (0, 1)]
-        self._nothing = np.empty((0, 0, 0), dtype)  # a stack that is not there
+        self._write, self._look, self._look_with_gaps, self._train, *backward = _calls(view.runs, dtype)
+        self._add_up, self._write_back, self._differentiate = backward
+        # Made when they are asked for: how stacks are cut where the view alone says it, and written.
+        self._cut: Cut | None = None
+        self._rows: list[Rows | None] = [None, None]
         self._widened: tuple[Any, int, Any] = (None, 0, None)  # of small arrays: see `_per_column`
 
-        def calls(of_runs: Step, of_columns: Step, *fields: str) -> Calls:
-            return Calls(of_runs if view.runs else of_columns, dtype, *fields)
+    def _cut_of(self, weights: IfThere, *stacks: Array) -> Cut:
+        found = cut_for_sums(self.view, weights, *stacks)
+        if weights is None and (self.view.runs or self.view.joined):
+            self._cut = found
+        return found
 
-        self._write = calls(runs.infer_runs, columns.infer_columns, "activation", "residual", "noted")
-        self._look = calls(runs.moments_of_runs, columns.moments_of_columns, "weights")
-        self._look_with_gaps = calls(gaps.gaps_of_runs, gaps.gaps_of_columns, "weights")
-        self._train = Calls(runs.train_channels, dtype, "activation", "residual", "weights")
-        self._add_up = calls(runs.gradient_sums_of_runs, columns.gradient_sums_of_columns, "activation", "weights")
-        self._write_back = calls(runs.gradient_of_runs, columns.gradient_of_columns, "activation", "weights")
-        self._differentiate = Calls(runs.differentiate_channels, dtype, "activation", "weights")
+    def _rows_of(self, streaming: int) -> Rows:
+        found = self._rows[streaming] = rows_to_write(self.view, streaming)
+        return found
 
     def _per_column(self, form: Array, width: int) -> Array:
         """Return coefficients per channel as such per column; nobody changes them, so the last ones are kept."""
@@ -118,7 +143,7 @@ class Way:
     ) -> None:
         """Run the elementwise step; ``noted[0]`` becomes 1 if x has an infinite value."""
         plan = self._small or plans.make_plan(self.view, (x,) if residual is None else (x, residual), y)
-        width, blocks = self._rows[plan.streaming]
+        width, blocks = self._rows[plan.streaming] or self._rows_of(plan.streaming)
         if width != self._channels:
             form = self._per_column(form, width)
         call = self._write[plan.parallel, len(kind), residual is not None, noted is not None]
@@ -127,7 +152,7 @@ class Way:
     def look(self, x: Array, batch: Batch, weights: IfThere = None) -> Array:
         """Write the statistics of x; return the coefficients."""
         plan = self._small or plans.make_plan(self.view, (x,))
-        width, numbers, blocks = self._cut if weights is None and self._cut else cut_for_sums(self.view, weights, x)
+        width, numbers, blocks = self._cut if self._cut and weights is None else self._cut_of(weights, x)
         form = np.empty((FORM_ROWS, self._channels), self._computed)
         written = np.empty((3, numbers.size, width))
         order = (plan.group,) if self.view.runs else (plan.ahead, *blocks)
@@ -139,7 +164,7 @@ class Way:
     def look_with_gaps(self, x: Array, weights: IfThere = None) -> Table:
         """Return count, mean, what its rounding leaves, and m2 of the channels, (4, C): NaN is a missing value."""
         plan, (outer, _, inner) = plans.make_plan(self.view, (x,)), self.view.shape
-        width, numbers, blocks = self._cut if weights is None and self._cut else cut_for_sums(self.view, weights, x)
+        width, numbers, blocks = self._cut if self._cut and weights is None else self._cut_of(weights, x)
         number = outer * -(-inner // statistics.PIECE) if self.view.runs else numbers.size
         written, table = np.empty((4, number, width)), np.empty((4, self._channels))
         call = self._look_with_gaps[plan.parallel, None if weights is None else weights.dtype.type]
@@ -155,7 +180,7 @@ class Way:
             form = self.look(x, batch, weights)
             self.write(x, y, form, kind, residual)
             return form
-        width, numbers, _ = cut_for_sums(self.view, weights)
+        width, numbers, _ = self._cut_of(weights)
         form = np.empty((FORM_ROWS, width), self._computed)
         written = np.empty((3, numbers.size, width))
         table, freedom, eps = batch
@@ -167,7 +192,7 @@ class Way:
     def add_up(self, grad_y: Array, x: Array, of: Sums, fused: Fused = PLAIN, mask: IfThere = None) -> Array:
         """Run the step of `nbbn._engine.steps.sum_gradients`; return the coefficients of `write_back`."""
         plan = self._small or plans.make_plan(self.view, (x, grad_y))
-        width, numbers, blocks = self._cut if mask is None and self._cut else cut_for_sums(self.view, mask, grad_y, x)
+        width, numbers, blocks = self._cut if self._cut and mask is None else self._cut_of(mask, grad_y, x)
         form = np.empty((GRADIENT_ROWS, self._channels), self._computed)
         kind, of_y, residual, kept = fused
         table, sums, count, freedom = of
@@ -176,8 +201,9 @@ class Way:
             means = spread(table[: MEAN + 1], self.view, width)
             of_y = None if of_y is None else self._per_column(of_y, width)
         if of_y is not None:
-            residual = self._nothing if residual is None else residual
-            kept = self._nothing if kept is None else kept
+            nothing = _nothing(x.dtype)
+            residual = nothing if residual is None else residual
+            kept = nothing if kept is None else kept
         what = grad_y, x, mask, residual, kept, of_y, kind
         results = written, table, sums, form, count, freedom
         call = self._add_up[plan.parallel, len(kind), None if mask is None else mask.dtype.type]
@@ -192,8 +218,11 @@ class Way:
     ) -> None:
         """Run the step that writes grad_x."""
         plan = self._small or plans.make_plan(self.view, (x, grad_y), grad_x, 1, mask is None)
-        width, blocks = self._rows[plan.streaming] if mask is None else rows_to_write(self.view, 0, False)
         kind, of_y, _, _ = fused
+        if mask is None:
+            width, blocks = self._rows[plan.streaming] or self._rows_of(plan.streaming)
+        else:
+            width, blocks = rows_to_write(self.view, 0, False)
         if width != self._channels:
             form = spread(form, self.view, width)
             of_y = None if of_y is None else self._per_column(of_y, width)
@@ -213,7 +242,7 @@ class Way:
             form = self.add_up(grad_y, x, of, fused, mask)
             self.write_back(grad_y, x, grad_x, form, fused, mask)
         else:
-            width, numbers, _ = cut_for_sums(self.view, mask)
+            width, numbers, _ = self._cut_of(mask)
             form = np.empty((GRADIENT_ROWS, width), self._computed)
             results = np.zeros((len(sums), numbers.size, width)), table, sums, form, count, freedom
             kind, of_y, _, _ = fused
