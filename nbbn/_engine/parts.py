@@ -12,22 +12,20 @@ from nbbn._checks import Array
 from nbbn._engine.views import View
 from nbbn._kernels import columns, runs
 
-Blocks = tuple[Array, ...]  # of columns, those of each matrix of a stack; of runs, none
-
 
 class Cut(NamedTuple):
     """How a stack is cut for sums."""
 
     width: int  # values of a row as it is read; of runs, channels
     numbers: NDArray[np.float64]  # of values in a column of each part
-    blocks: Blocks
+    blocks: Array | None  # of each matrix of a stack of columns
 
 
 class Rows(NamedTuple):
     """How a stack is written."""
 
     width: int  # values of a row; of runs, one a channel
-    blocks: Blocks
+    blocks: tuple[Array, ...]  # one array, of columns; of runs, none
 
 
 def cut_for_sums(view: View, weights: Array | None, *stacks: Array) -> Cut:
@@ -45,10 +43,10 @@ def cut_for_sums(view: View, weights: Array | None, *stacks: Array) -> Cut:
 def _cut(view: View, joined: bool) -> Cut:
     outer, rows, row = view.shape
     if view.runs:
-        return Cut(view.channels, runs.numbers_of_parts(outer, row), ())
+        return Cut(view.channels, runs.numbers_of_parts(outer, row), None)
     width = columns.width_to_sum(outer, rows, row) if joined else row
     blocks = columns.blocks_of(rows, row, width, columns.TILE)
-    return Cut(width, columns.numbers_of_parts(outer, rows, row, width), (blocks,))
+    return Cut(width, columns.numbers_of_parts(outer, rows, row, width), blocks)
 
 
 def _is_joined(stack: Array) -> bool:

@@ -81,12 +81,6 @@ def _run_parallel(step: Step, serial: Variant, *arguments: Any) -> None:
 
 
 @functools.cache
-def _nothing(dtype: np.dtype[Any]) -> Array:
-    """Return a stack that stands for none."""
-    return np.empty((0, 0, 0), dtype)
-
-
-@functools.cache
 def _calls(of_runs: bool, dtype: np.dtype[Any]) -> tuple[Calls, ...]:
     """Return the calls of `Way`, in its order."""
 
@@ -155,10 +149,12 @@ class Way:
         width, numbers, blocks = self._cut if self._cut and weights is None else self._cut_of(weights, x)
         form = np.empty((FORM_ROWS, self._channels), self._computed)
         written = np.empty((3, numbers.size, width))
-        order = (plan.group,) if self.view.runs else (plan.ahead, *blocks)
         table, freedom, eps = batch
         call = self._look[plan.parallel, None if weights is None else weights.dtype.type]
-        call(x, weights, numbers, written, table, form, freedom, eps, *order)
+        if self.view.runs:
+            call(x, weights, numbers, written, table, form, freedom, eps, plan.group)
+        else:
+            call(x, weights, numbers, written, table, form, freedom, eps, plan.ahead, blocks)
         return form
 
     def look_with_gaps(self, x: Array, weights: IfThere = None) -> Table:
@@ -168,7 +164,7 @@ class Way:
         number = outer * -(-inner // statistics.PIECE) if self.view.runs else numbers.size
         written, table = np.empty((4, number, width)), np.empty((4, self._channels))
         call = self._look_with_gaps[plan.parallel, None if weights is None else weights.dtype.type]
-        call(x, weights, written, table, plan.ahead, *blocks)
+        call(x, weights, written, table, plan.ahead, *(() if blocks is None else (blocks,)))
         return table
 
     def train(
@@ -201,16 +197,14 @@ class Way:
             means = spread(table[: MEAN + 1], self.view, width)
             of_y = None if of_y is None else self._per_column(of_y, width)
         if of_y is not None:
-            nothing = _nothing(x.dtype)
+            nothing = np.empty((0, 0, 0), x.dtype)
             residual = nothing if residual is None else residual
             kept = nothing if kept is None else kept
-        what = grad_y, x, mask, residual, kept, of_y, kind
-        results = written, table, sums, form, count, freedom
         call = self._add_up[plan.parallel, len(kind), None if mask is None else mask.dtype.type]
         if self.view.runs:
-            call(*what, *results, plan.group)
+            call(grad_y, x, mask, residual, kept, of_y, kind, written, table, sums, form, count, freedom, plan.group)
         else:
-            call(*what, means, *results, *blocks)
+            call(grad_y, x, mask, residual, kept, of_y, kind, means, written, table, sums, form, count, freedom, blocks)
         return form
 
     def write_back(
