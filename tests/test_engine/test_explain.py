@@ -171,7 +171,7 @@ def test_nothing_is_computed_or_compiled(monkeypatch):
 
     monkeypatch.setattr(rooms.Step, "variant", forbidden)
     monkeypatch.setattr(rooms.jit, "_compiled", forbidden)
-    monkeypatch.setattr(rooms.threads, "threading_layer", forbidden)
+    monkeypatch.setattr(rooms.internals, "load_layer", forbidden)
     monkeypatch.setattr(rooms.memory.Pool, "take", forbidden)
     for op in ("inference", "training", "moments", "backward"):
         for x in (np.ones((600, 1000)), np.ones((4, 5, 6))[:, ::-1]):
