@@ -90,10 +90,13 @@ def way(name):
         yield
 
 
+_NEW_CALLS = ways._calls.__wrapped__
+
+
 def know_nothing(patch):
     """Let no array be known from an earlier call: small ones go the way of all others then."""
     patch.setattr(steps, "way_of", ways.Way)
-    patch.setattr(ways, "_calls", ways._calls.__wrapped__)
+    patch.setattr(ways, "_calls", _NEW_CALLS)
     patch.setattr(known, "_of_functions", collections.defaultdict(known.Memory))
     patch.setattr(known.Memory, "learn", lambda *_: None)
 
