@@ -423,7 +423,9 @@ def apart(name: str, value: Array | None, others: dict[str, Array | None]) -> No
 
 def overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
     """Whether the arrays share memory; interleaved ones (channels of one buffer) do not."""
-    if not np.may_share_memory(a, b):
+    # Two arrays that own their memory are apart: 0.05 us to see, where a look at addresses takes 0.3.
+    both_own = a.flags.owndata and b.flags.owndata and a is not b
+    if both_own or not np.may_share_memory(a, b):
         return False
     try:
         return bool(np.shares_memory(a, b, max_work=_WORK))  # type: ignore[arg-type]

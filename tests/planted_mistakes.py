@@ -162,8 +162,11 @@ FILES = {
     "_engine/steps.py": (
         "test_functional test_nonfinite test_sync",
         ("an infinite mean makes its shift NaN", "rest[~np.isfinite(rest)] = 0.0", "pass"),
-        ("of runs of several samples, the first is summed", "outer * -(-inner // statistics.PIECE)", "-(-inner // statistics.PIECE)", "test_standardizer_gaps"),
         ("workers forget the correction of a backward", "(inv_std * sums[rows.SUM_PRODUCT]) / (count - correction)", "(inv_std * sums[rows.SUM_PRODUCT]) / count", "test_sync"),
+    ),
+    "_engine/ways.py": (
+        "test_functional test_kernels",
+        ("of runs of several samples, the first is summed", "outer * -(-inner // statistics.PIECE)", "-(-inner // statistics.PIECE)", "test_standardizer_gaps"),
         ("a parallel region is never left", "    finally:\n        threads.leave_region(claim)", "    finally:\n        step.last = claim", "test_threads test_explain"),
     ),
     "_engine/plan.py": (
@@ -198,10 +201,10 @@ FILES = {
     ),
     "_engine/known.py": (
         "test_layer test_out test_robustness",
-        ("an out that overlaps a known input is written to", "self.is_like(out) and not _overlap(out, x)", "self.is_like(out)"),
-        ("arrays of other strides are taken for known ones", "if other.strides != strides or other.shape != shape", "if other.shape != shape"),
-        ("functions know arrays of one axis by those of another", "_of_functions.setdefault(index,", "_of_functions.setdefault(0,", "test_functional"),
-        ("an out that overlaps grad_y alone is written to", "any(_overlap(out, array) for array in read)", "False"),
+        ("an out that overlaps a known input is written to", "self.is_like(out) and not overlap(out, x)", "self.is_like(out)"),
+        ("arrays of other strides are taken for known ones", "other.strides, other.dtype) != self._like", "self._like[1], other.dtype) != self._like"),
+        ("functions know arrays of one axis by those of another", "_of_functions[index]", "_of_functions[0]", "test_functional"),
+        ("an out that overlaps grad_y alone is written to", "any(out is not array and overlap(out, array) for array in read)", "False"),
     ),
     "_engine/threads.py": (
         "test_threads test_forks test_machine test_observation",

@@ -1,6 +1,8 @@
 """The private rooms that tests look into, named once; scripts of other processes import this, too."""
 
+import collections
 import contextlib
+import dataclasses
 import sys
 
 import numpy as np
@@ -12,7 +14,7 @@ from nbbn import _checks as checks
 from nbbn._compiler import announce, cache, forks, internals, interpreted, jit, sources, vectors
 from nbbn._compiler import memory as vector_memory
 from nbbn._compiler.jit import Step, Variant
-from nbbn._engine import known, machine, masks, memory, plan, steps, threads, views, warmup
+from nbbn._engine import known, machine, masks, memory, plan, steps, threads, views, warmup, ways
 from nbbn._files import npy, state
 from nbbn._kernels import runs, samples, steps_of_columns, steps_of_layers, steps_of_runs, table
 
@@ -20,6 +22,7 @@ __all__ = [
     "Step", "Variant", "announce", "cache", "checks", "forks", "internals", "interpreted", "jit", "machine", "masks",
     "memory", "npy", "plan", "runs", "samples", "sources", "state", "steps", "steps_of_columns",
     "steps_of_layers", "steps_of_runs", "table", "threads", "vector_memory", "vectors", "views", "warmup",
+    "ways",
 ]  # fmt: skip
 
 needs_jit = pytest.mark.skipif(not jit.is_enabled(), reason="nothing is compiled")
@@ -73,21 +76,28 @@ def way(name):
     real = plan.make_plan
 
     def decide(view, read, written=None, passes=1, joins=True):
-        found = real(view, read, written, passes, joins)._replace(**wanted)
+        found = dataclasses.replace(real(view, read, written, passes, joins), **wanted)
         by_channel = found.by_channel and view.runs and passes > 1
-        return found._replace(by_channel=by_channel, ahead=found.ahead * (not view.runs))
+        return dataclasses.replace(found, by_channel=by_channel, ahead=found.ahead * (not view.runs))
 
     threads_used = 2 if wanted["parallel"] else 1
     with pytest.MonkeyPatch.context() as patch, nbbn.num_threads(threads_used):
-        patch.setattr(steps, "make_plan", decide)
-        patch.setattr(steps, "np", _Poisoned())
+        patch.setattr(plan, "make_plan", decide)
+        patch.setattr(plan, "PARALLEL_FROM", 1)  # there is something to decide
+        for module in (steps, ways):
+            patch.setattr(module, "np", _Poisoned())
         know_nothing(patch)
         yield
 
 
+_NEW_CALLS = ways._calls.__wrapped__
+
+
 def know_nothing(patch):
     """Let no array be known from an earlier call: small ones go the way of all others then."""
-    patch.setattr(known, "_of_functions", {})
+    patch.setattr(steps, "way_of", ways.Way)
+    patch.setattr(ways, "_calls", _NEW_CALLS)
+    patch.setattr(known, "_of_functions", collections.defaultdict(known.Memory))
     patch.setattr(known.Memory, "learn", lambda *_: None)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from pathlib import Path
 
 _said = False
 _noted: set[str] = set()
@@ -28,7 +29,7 @@ def note_once(text: str) -> None:
         logging.getLogger("nbbn").info(text)
 
 
-def compiling(name: str, folder: str | None) -> None:
+def compiling(name: str, folder: Path | None) -> None:
     """Say that something is compiled, and kept in ``folder``: to the logger ``nbbn``, and where somebody looks.
 
     That is a terminal or a notebook; ``NBBN_QUIET=1`` silences it there.

@@ -2,7 +2,7 @@
 
 numba's own cache keys a function by its own source file and its signature. That misses the helpers
 in other modules, the compiler options and the processes that race for one index file. Here the
-name of a file is a hash of the code that goes into it (`nbbn._sources`), the options, the signature, the
+name of a file is a hash of the code that goes into it (see `sources`), the options, the signature, the
 processor and the versions; a file is written whole and then renamed; whatever is wrong with a file, or with
 the folder, is a miss and never an error.
 
@@ -30,7 +30,7 @@ from typing import Any
 import llvmlite
 import numba
 from llvmlite import binding as llvm
-from numba.core.caching import _Cache
+from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
@@ -145,28 +145,13 @@ def _read(path: Path) -> bytes:
         return file.read()
 
 
-class DiskCache(_Cache):  # type: ignore[misc]
+class DiskCache(NullCache):  # type: ignore[misc]
     """The cache of one dispatcher, in the form that numba's dispatchers call."""
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self._name = function.__qualname__
         self._module = function.__module__
         self._options = repr(sorted(options.items()))
-
-    @property
-    def cache_path(self) -> str | None:
-        """The folder, or None."""
-        directory = cache_directory()
-        return None if directory is None else str(directory)
-
-    def enable(self) -> None:
-        """Do nothing: the cache is always on."""
-
-    def disable(self) -> None:
-        """Do nothing: ``NBBN_CACHE_DIR=`` turns the cache off."""
-
-    def flush(self) -> None:
-        """Do nothing: files of other sources are never read."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled variant for ``sig``, or None.
@@ -177,7 +162,7 @@ class DiskCache(_Cache):  # type: ignore[misc]
         """
         found = self._load(self._path(sig, target_context.codegen()), target_context)
         if found is None:
-            announce.compiling(self._name, self.cache_path)
+            announce.compiling(self._name, cache_directory())
         return found
 
     def _load(self, path: Path | None, target_context: Any) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 
 from nbbn._compiler.internals import COMPILER_LOCKS
 
+_PATIENCE = 60.0  # seconds that a fork waits for another thread's compilation
+_held = threading.local()
 _owners: dict[int, weakref.ref[Any]] = {}  # by identity: users' classes have their own equality
 
 
@@ -23,21 +25,6 @@ def new_lock(owner: Any) -> Any:
     key = id(owner)
     _owners[key] = weakref.ref(owner, lambda _: _owners.pop(key, None))
     return threading.RLock()
-
-
-def _after_fork_in_child() -> None:
-    for reference in list(_owners.values()):
-        owner = reference()
-        if owner is not None:
-            owner._lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-_PATIENCE = 60.0  # seconds that a fork waits for another thread's compilation
-_held = threading.local()
 
 
 def _before_fork() -> None:
@@ -60,5 +47,13 @@ def _after_fork() -> None:
     _held.locks = []
 
 
+def _after_fork_in_child() -> None:
+    _after_fork()
+    for reference in list(_owners.values()):
+        owner = reference()
+        if owner is not None:
+            owner._lock = threading.RLock()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

@@ -25,6 +25,10 @@ COMPILER_LOCKS: tuple[Any, ...] = tuple(
 )
 
 
+load_layer = numba_parallel._launch_threads  # if no code has yet; ValueError where none is to be had
+threads_of_caller, set_threads_of_caller = numba.get_num_threads, numba.set_num_threads
+
+
 def entry_of(compiled: Any) -> Any:
     """Return what runs the only variant of a dispatcher, without a look at the types of the arguments.
 
@@ -53,21 +57,6 @@ def loaded_layer() -> str | None:
         return None
 
 
-def load_layer() -> None:
-    """Load the threading layer, if no code has yet; ValueError where none is to be had."""
-    numba_parallel._launch_threads()
-
-
 def has_started_threads() -> bool:
     """Whether the threading layer is loaded: its threads do not survive a fork."""
     return bool(numba_parallel._is_initialized)
-
-
-def threads_of_caller() -> int:
-    """Return how many threads numba uses for the calling thread."""
-    return int(numba.get_num_threads())
-
-
-def set_threads_of_caller(number: int) -> None:
-    """Set how many threads numba uses for the calling thread."""
-    numba.set_num_threads(number)

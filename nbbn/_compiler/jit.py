@@ -11,7 +11,6 @@ have any strides between their rows.
 
 from __future__ import annotations
 
-import functools
 import threading
 import types as python_types
 from collections.abc import Callable, Sequence
@@ -159,12 +158,6 @@ class Step:
         self._ready: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._lock = new_lock(self)
 
-    @functools.cached_property  # not before a call needs it
-    def hints(self) -> list[Any]:
-        """The annotations of the arguments."""
-        hints = get_type_hints(self.function, include_extras=True)
-        return [hint for name, hint in hints.items() if name != "return"]
-
     @property
     def is_parallel(self) -> bool:
         """Whether it has loops to share out."""
@@ -179,7 +172,8 @@ class Step:
         with self._lock:
             if wanted not in self._ready:
                 named = Variant(*wanted)
-                signature = tuple(_numba_type(hint, named) for hint in self.hints)
+                hints = get_type_hints(self.function, include_extras=True)
+                signature = tuple(_numba_type(hint, named) for name, hint in hints.items() if name != "return")
                 compiled = _compiled(self.function, named.parallel, signature)
                 self.made.append(compiled)
                 self._ready[named] = internals.entry_of(compiled)
@@ -241,28 +235,21 @@ def _renamed(function: Callable[..., Any], suffix: str) -> Any:
     return twin
 
 
-_SCALARS: dict[Any, types.Type] = {int: types.intp, float: types.float64}
-
-
 def _numba_type(hint: Any, wanted: Variant) -> types.Type:
-    if hint in _SCALARS:
-        return _SCALARS[hint]
+    if hint in (int, float):
+        return types.intp if hint is int else types.float64
     if hint is Kind:
         return types.Tuple((types.float64,) * wanted.activation)
     which, ndim, access, *condition = hint.__metadata__
     if condition and not getattr(wanted, condition[0]):
         return types.none
-    result = np.float32 if wanted.dtype == np.uint8 else wanted.dtype
-    dtypes = {
+    named = {
         "x": wanted.dtype,
-        "y": result,
+        "y": np.float32 if wanted.dtype == np.uint8 else wanted.dtype,
         "computed": np.float64 if wanted.dtype == np.float64 else np.float32,
         "parameters": wanted.parameters,
         "weights": wanted.weights,
-        "uint8": np.uint8,
-        "int64": np.int64,
-        "float64": np.float64,
     }
-    element = numba.from_dtype(np.dtype(dtypes[which]))
+    element = numba.from_dtype(np.dtype(named.get(which, which)))
     layout = "A" if which in ("x", "y") else "C"
     return types.Array(element, ndim, layout, readonly=access == "read-only")

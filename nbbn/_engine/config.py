@@ -48,7 +48,7 @@ def config() -> dict[str, Any]:
         "num_threads": threads.get_num_threads(),
         "available_threads": threads.available_threads(),
         "affinity": threads.affinity(),
-        "cpu_quota": threads.quota(),
+        "cpu_quota": threads.cpu_quota(),
         "most_threads": internals.most_threads(),
         "threading_layer": threads.loaded_threading_layer(),
         "wanted_layer": internals.wanted_layer(),

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-UNLIMITED = float(1 << 30)  # cores
 _UNKNOWN = 32 << 20
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -24,14 +23,14 @@ def last_level_cache(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) ->
     return max(sizes, default=_UNKNOWN) or _UNKNOWN
 
 
-def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
-    """Return the least CPU quota among the process's control groups in cores, or `UNLIMITED`.
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Return the least CPU quota among the process's control groups in cores; None where there is none.
 
     A group is also bound by those above it. Both versions of control groups are read:
     https://docs.kernel.org/admin-guide/cgroup-v2.html (``cpu.max``) and
     https://docs.kernel.org/scheduler/sched-bwc.html (``cpu.cfs_quota_us``).
     """
-    return min((_quota_of(group) for group in _groups(root, membership)), default=UNLIMITED)
+    return min((quota for group in _groups(root, membership) if (quota := _quota_of(group))), default=None)
 
 
 def _groups(root: Path, membership: Path) -> Iterator[Path]:
@@ -55,7 +54,7 @@ def _groups(root: Path, membership: Path) -> Iterator[Path]:
             yield group
 
 
-def _quota_of(group: Path) -> float:
+def _quota_of(group: Path) -> float | None:
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             words = " ".join((group / name).read_text() for name in names).split()
@@ -64,4 +63,4 @@ def _quota_of(group: Path) -> float:
             continue
         if quota > 0 and period > 0:
             return quota / period
-    return UNLIMITED
+    return None

@@ -18,41 +18,35 @@ class Cut(NamedTuple):
 
     width: int  # values of a row as it is read; of runs, channels
     numbers: NDArray[np.float64]  # of values in a column of each part
+    blocks: Array | None  # of each matrix of a stack of columns
+
+
+class Rows(NamedTuple):
+    """How a stack is written."""
+
+    width: int  # values of a row; of runs, one a channel
+    blocks: tuple[Array, ...]  # one array, of columns; of runs, none
 
 
 def cut_for_sums(view: View, weights: Array | None, *stacks: Array) -> Cut:
     """Return how stacks of this view are cut; ``weights`` are those of their values."""
     if weights is None:
-        return _cut(view, not view.runs and all(map(_is_joined, stacks)))
-    width, numbers = _cut(view, False)
+        return _cut(view, all(map(_is_joined, stacks)))
+    width, numbers, blocks = _cut(view, False)
     # Weights stand without gaps, one a value of a run or one a row: those of a part follow those of the one before.
     starts = (np.cumsum(numbers) - numbers).astype(np.intp)
     with np.errstate(all="ignore"):
-        return Cut(width, np.add.reduceat(weights, starts, dtype=np.float64))
+        return Cut(width, np.add.reduceat(weights, starts, dtype=np.float64), blocks)
 
 
 @functools.lru_cache(maxsize=1024)
 def _cut(view: View, joined: bool) -> Cut:
     outer, rows, row = view.shape
     if view.runs:
-        numbers = runs.numbers_of_parts(outer, row)
-        return Cut(view.channels, numbers)
+        return Cut(view.channels, runs.numbers_of_parts(outer, row), None)
     width = columns.width_to_sum(outer, rows, row) if joined else row
-    return Cut(width, columns.numbers_of_parts(outer, rows, row, width))
-
-
-@functools.lru_cache(maxsize=1024)
-def blocks_to_sum(shape: tuple[int, int, int], width: int) -> Array:
-    """Return the blocks in which columns of each matrix of a stack are summed, in rows of this width."""
-    found: Array = columns.blocks_of(*shape[1:], width, columns.TILE)
-    return found
-
-
-@functools.lru_cache(maxsize=1024)
-def blocks_to_write(shape: tuple[int, int, int], width: int) -> Array:
-    """Return the blocks in which columns of each matrix of a stack are written, in rows of this width."""
-    found: Array = columns.blocks_of(*shape[1:], width, columns.WIDE_TILE)
-    return found
+    blocks = columns.blocks_of(rows, row, width, columns.TILE)
+    return Cut(width, columns.numbers_of_parts(outer, rows, row, width), blocks)
 
 
 def _is_joined(stack: Array) -> bool:
@@ -61,12 +55,14 @@ def _is_joined(stack: Array) -> bool:
     return outer == 1 and bool(stack.strides[1] == row * stack.itemsize)
 
 
-def width_of_rows(view: View, streaming: int, joins: bool = True) -> int:
-    """Return how many values are written as one row; of runs, one a channel."""
+@functools.lru_cache(maxsize=1024)
+def rows_to_write(view: View, streaming: int, joins: bool = True) -> Rows:
+    """Return how stacks of this view are written."""
     if view.runs:
-        return view.channels
+        return Rows(view.channels, ())
     _, rows, row = view.shape
-    return columns.width_to_write(rows, row, streaming) if joins and view.joined else row
+    width = columns.width_to_write(rows, row, streaming) if joins and view.joined else row
+    return Rows(width, (columns.blocks_of(rows, row, width, columns.WIDE_TILE),))
 
 
 def spread(numbers: Array, view: View, width: int) -> Array:

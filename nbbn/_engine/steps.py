@@ -6,32 +6,23 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nbbn import _checks
 from nbbn._checks import Array
-from nbbn._compiler.jit import Step
-from nbbn._engine import parts, threads
 from nbbn._engine.masks import Weights
 from nbbn._engine.memory import empty_like
-from nbbn._engine.plan import make_plan
-from nbbn._engine.views import Reading, View, read_in_place
-from nbbn._kernels import gaps, statistics
-from nbbn._kernels import steps_of_columns as columns
+from nbbn._engine.views import read_in_place, write_in_place
+from nbbn._engine.ways import PLAIN as PLAIN
+from nbbn._engine.ways import Fused as Fused
+from nbbn._engine.ways import Table, way_of
+from nbbn._engine.ways import computed_dtype as computed_dtype
+from nbbn._engine.ways import new_sums as new_sums
 from nbbn._kernels import steps_of_layers as layers
-from nbbn._kernels import steps_of_runs as runs
 from nbbn._kernels import table as rows
-from nbbn._kernels.activations import LEARNED, TABLE
-
-Table = NDArray[np.float64]
+from nbbn._kernels.activations import TABLE
 
 _KINDS = {name: (0.0,) * number for number, name in enumerate(TABLE)}
 _NAMES = tuple(name for name in TABLE if name is not None)
-
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-# What kernels see of a dtype: of half types, their bits. That of bfloat16 is no type of numpy's own.
-_SEEN_AS: dict[Any, Any] = {_FLOAT32: np.float32, _FLOAT64: np.float64, np.dtype(np.uint8): np.uint8}
-_SEEN_AS[np.dtype(np.float16)] = np.uint16
 
 
 class Epilogue(NamedTuple):
@@ -67,46 +58,9 @@ def slope(activation: str | None, value: Any, channels: int) -> Any:
     return _checks.real("negative_slope", value)
 
 
-class Fused(NamedTuple):
-    """An activation on the way back, where there was one."""
-
-    kind: tuple[float, ...] = ()
-    form: Array | None = None  # coefficients of the forward
-    residual: Array | None = None
-
-
-PLAIN = Fused()
-
-
 def activation(value: Any) -> _checks.Activation | None:
     found: Any = None if value is None else _checks.choice("activation", value, _NAMES)
     return found  # type: ignore[no-any-return]
-
-
-def computed_dtype(x: Array) -> np.dtype[Any]:
-    """Return what values of ``x`` are computed with."""
-    return _FLOAT64 if x.dtype == _FLOAT64 else _FLOAT32
-
-
-def variant_of(
-    x: Array, activation: int = 0, residual: bool = False, weights: Array | None = None, noted: bool = False
-) -> tuple[Any, ...]:
-    """Return what `Variant` says, faster."""
-    of_weights = None if weights is None else weights.dtype.type
-    seen_as = _SEEN_AS.get(x.dtype, np.int16)
-    return seen_as, False, activation, residual, of_weights, np.float32, noted
-
-
-def run(step: Step, wanted: tuple[Any, ...], parallel: bool, *arguments: Any) -> None:
-    """Run the parallel twin where that pays and may be started now, else the serial one."""
-    claim = threads.enter_region() if parallel else None
-    if claim is None:
-        step.variant(wanted)(*arguments)
-        return
-    try:
-        step.variant((wanted[0], True, *wanted[2:]))(*arguments)
-    finally:
-        threads.leave_region(claim)
 
 
 def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
@@ -131,6 +85,43 @@ def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
     return form
 
 
+class Reading:
+    """The stacks of a call: what is read and, if it ``writes``, what is written; and the way steps run on them."""
+
+    __slots__ = ("count", "out", "read", "target", "way", "weights", "x", "y")
+
+    def __init__(
+        self,
+        index: int,
+        x: Array,
+        read: tuple[Array, ...] = (),
+        weights: Weights | None = None,
+        out: Array | None = None,
+        dtype: np.dtype[Any] | None = None,
+        writes: bool = True,
+    ) -> None:
+        weighted = weights is not None
+        if writes:
+            view, target, (source, *others) = write_in_place(index, weighted, out, dtype, (x, *read))
+        else:
+            view, (source, *others) = read_in_place(index, weighted, x, *read)
+            target = source
+        self.out, self.target = out, target
+        self.x = view.of(source)
+        self.y = view.of(target) if writes else self.x
+        self.read = list(map(view.of, others))
+        self.way = way_of(view, self.x.dtype)
+        self.weights = None if weights is None else weights.in_order(source, index)
+        self.count = view.size / view.channels if weights is None else weights.total  # values a channel
+
+    def result(self) -> Array:
+        """Return ``out`` with what was written, or the new array."""
+        if self.out is None or self.target is self.out:
+            return self.target
+        self.out[...] = self.target
+        return self.out
+
+
 def infer(
     x: Array,
     index: int,
@@ -138,38 +129,18 @@ def infer(
     out: Array | None = None,
     after: Epilogue = NOTHING,
     dtype: np.dtype[Any] | None = None,
-) -> Array:
-    """Return ``activation((x - center) * scale + shift + residual)``, in ``out`` or a new array."""
-    if x.size == 0:
-        return np.empty_like(x, dtype) if out is None else out
-    reading = Reading(index, x, after.read, out, dtype)
-    write(reading.view, reading.source, reading.target, form, after, *reading.read)
-    return reading.result()
-
-
-def write(
-    view: View,
-    x: Array,
-    y: Array,
-    form: Array,
-    after: Epilogue = NOTHING,
-    residual: Array | None = None,
     noted: Array | None = None,
-) -> None:
-    """Run the elementwise step on arrays that have this view.
+) -> Array:
+    """Return ``activation((x - center) * scale + shift + residual)``, in ``out`` or a new array.
 
     ``noted[0]`` becomes 1 if x has an infinite value.
     """
-    read = (x,) if residual is None else (x, residual)
-    plan = make_plan(view, read, y)
-    kind, of, width = after.kind, view.of, parts.width_of_rows(view, plan.streaming)
-    wanted = variant_of(x, len(kind), residual is not None, noted=noted is not None)
-    added = None if residual is None else of(residual)
-    arguments = of(x), of(y), added, parts.spread(form, view, width), kind, plan.streaming, noted
-    if view.runs:
-        run(runs.infer_runs, wanted, plan.parallel, *arguments)
-    else:
-        run(columns.infer_columns, wanted, plan.parallel, *arguments, parts.blocks_to_write(view.shape, width))
+    if x.size == 0:
+        return np.empty_like(x, dtype) if out is None else out
+    given = Reading(index, x, after.read, None, out, dtype)
+    residual = given.read[0] if given.read else None
+    given.way.write(given.x, given.y, form, after.kind, residual, noted)
+    return given.result()
 
 
 def given_table(mean: Array, var: Array, gamma: Array | None, beta: Array | None, slope: Any = 0.0) -> Table:
@@ -207,48 +178,18 @@ def new_table(channels: int, parameters: Array | None = None, slope: Any = None)
 def moments(
     x: Array, index: int, table: Table, weights: Weights | None = None, correction: float = 0.0, eps: float = 0.0
 ) -> tuple[float, Array]:
-    """Write the statistics of ``x`` to ``table``; return the count, which is not 0, and coefficients as of `look`."""
-    view, (source,) = read_in_place(index, weights is not None, x)
-    count = view.size / view.channels if weights is None else weights.total
-    of_weights = None if weights is None else weights.in_order(source, index)
-    return count, look(view, source, table, count - correction, eps, of_weights)
+    """Write the statistics of ``x`` to ``table``; return the count, which is not 0, and coefficients made of them."""
+    given = Reading(index, x, (), weights, writes=False)
+    return given.count, given.way.look(given.x, (table, given.count - correction, eps), given.weights)
 
 
-def look(view: View, x: Array, table: Table, freedom: float, eps: float, weights: Array | None = None) -> Array:
-    """Write the statistics of x, which has this view, to ``table``; return the coefficients."""
-    plan, stack = make_plan(view, (x,)), view.of(x)
-    width, numbers = parts.cut_for_sums(view, weights, stack)
-    form = np.empty((rows.FORM_ROWS, view.channels), computed_dtype(x))
-    written = np.empty((3, numbers.size, width))
-    arguments = stack, weights, numbers, written, table, form, freedom, eps
-    wanted = variant_of(x, weights=weights)
-    if view.runs:
-        run(runs.moments_of_runs, wanted, plan.parallel, *arguments, plan.group)
-    else:
-        blocks = parts.blocks_to_sum(view.shape, width)
-        run(columns.moments_of_columns, wanted, plan.parallel, *arguments, plan.ahead, blocks)
-    return form
-
-
-def moments_with_gaps(x: Array, index: int, weights: Weights | None) -> Array:
+def moments_with_gaps(x: Array, index: int, weights: Weights | None) -> Table:
     """Return count, mean, what its rounding leaves, and m2 of the channels, (4, C): NaN is a value that is missing.
 
     ``x`` is not empty.
     """
-    view, (source,) = read_in_place(index, weights is not None, x)
-    plan, stack = make_plan(view, (source,)), view.of(source)
-    of_weights = None if weights is None else weights.in_order(source, index)
-    blocks: tuple[Array, ...] = ()
-    if view.runs:
-        outer, width, inner = view.shape
-        step, number = gaps.gaps_of_runs, outer * -(-inner // statistics.PIECE)
-    else:
-        width, numbers = parts.cut_for_sums(view, of_weights, stack)
-        step, number, blocks = gaps.gaps_of_columns, numbers.size, (parts.blocks_to_sum(view.shape, width),)
-    written, table = np.empty((4, number, width)), np.empty((4, view.channels))
-    wanted = variant_of(x, weights=of_weights)
-    run(step, wanted, plan.parallel, stack, of_weights, written, table, plan.ahead, *blocks)
-    return table
+    given = Reading(index, x, (), weights, writes=False)
+    return given.way.look_with_gaps(given.x, given.weights)
 
 
 def train(
@@ -265,42 +206,10 @@ def train(
 
     ``table`` holds gamma and beta.
     """
-    reading = Reading(index, x, after.read, out, None, weights is not None)
-    view, source = reading.view, reading.source
-    count = view.size / view.channels if weights is None else weights.total
-    of_weights = None if weights is None else weights.in_order(source, index)
-    options = table, count - correction, eps, after, of_weights
-    look_and_write(view, source, reading.target, *options, *reading.read)
-    return reading.result()
-
-
-def look_and_write(
-    view: View,
-    x: Array,
-    y: Array,
-    table: Table,
-    freedom: float,
-    eps: float,
-    after: Epilogue = NOTHING,
-    weights: Array | None = None,
-    residual: Array | None = None,
-) -> None:
-    """Run both steps of a training forward, `look` and `write`, or one that does both channel by channel."""
-    read = (x,) if residual is None else (x, residual)
-    plan = make_plan(view, read, y, 2)
-    if not plan.by_channel:
-        form = look(view, x, table, freedom, eps, weights)
-        write(view, x, y, form, after, residual)
-        return
-    kind, of = after.kind, view.of
-    added = None if residual is None else of(residual)
-    width, numbers = parts.cut_for_sums(view, weights)
-    written = np.empty((3, numbers.size, width))
-    form = np.empty((rows.FORM_ROWS, width), computed_dtype(x))
-    what = of(x), of(y), added, weights, numbers, written, table, form
-    wanted = variant_of(x, len(kind), residual is not None, weights)
-    options = kind, freedom, eps, plan.streaming
-    run(runs.train_channels, wanted, plan.parallel, *what, *options)
+    given = Reading(index, x, after.read, weights, out)
+    batch = table, given.count - correction, eps
+    given.way.train(given.x, given.y, batch, after.kind, given.weights, *given.read)
+    return given.result()
 
 
 def completed(given: Table, eps: float) -> Table:
@@ -315,11 +224,6 @@ def move_averages(parameters: Array, table: Table, divisor: float, momentum: flo
     """Update running mean and variance, rows of ``parameters``, in place, and count the batch."""
     wanted = np.float64, False, 0, False, None, parameters.dtype.type, False
     layers.move_averages.variant(wanted)(parameters, table, divisor, momentum, counter)
-
-
-def new_sums(channels: int, fused: Fused = PLAIN) -> Table:
-    """Return a table for the sums of a backward."""
-    return np.zeros((3 if len(fused.kind) == LEARNED else 2, channels))
 
 
 def sum_gradients(
@@ -339,54 +243,11 @@ def sum_gradients(
     of the other half, of the values of ``x`` alone.
     """
     read = (grad_y,) if fused.residual is None else (grad_y, fused.residual)
-    reading = None if kept is None else Reading(index, x, read, kept, None, mask is not None)
-    if reading is None:
-        view, (source, *arrays) = read_in_place(index, mask is not None, x, *read)
-    else:
-        view, source, arrays = reading.view, reading.source, [*reading.read]
-    of_mask = None if mask is None else mask.in_order(source, index)
-    count = view.size / view.channels if mask is None else mask.total
-    fused = fused._replace(residual=arrays[1] if arrays[1:] else None)
-    target = None if reading is None else reading.target
-    given = table, sums, count, freedom, of_mask, fused, target
-    form = add_up(view, arrays[0], source, *given)
-    if reading is not None:
-        reading.result()
-    return form
-
-
-def add_up(
-    view: View,
-    grad_y: Array,
-    x: Array,
-    table: Table,
-    sums: Table,
-    count: float,
-    freedom: float,
-    mask: Array | None = None,
-    fused: Fused = PLAIN,
-    kept: Array | None = None,
-) -> Array:
-    """`sum_gradients` of arrays that have this view; return the coefficients of `write_back`."""
-    plan, grad, source = make_plan(view, (x, grad_y)), view.of(grad_y), view.of(x)
-    width, numbers = parts.cut_for_sums(view, mask, grad, source)
-    form = np.empty((rows.GRADIENT_ROWS, view.channels), computed_dtype(x))
-    written = np.zeros((len(sums), numbers.size, width))
-    kind, of_y = fused.kind, fused.form
-    added = to_keep = None
-    if of_y is not None:
-        added = source[:0] if fused.residual is None else view.of(fused.residual)
-        to_keep = np.empty((0, 0, 0), source.dtype) if kept is None else view.of(kept)
-        of_y = parts.spread(of_y, view, width)
-    what = grad, source, mask, added, to_keep, of_y, kind
-    wanted = variant_of(x, len(kind), False, mask)
-    results = written, table, sums, form, count, freedom
-    if view.runs:
-        step = runs.gradient_sums_of_runs
-        run(step, wanted, plan.parallel, *what, *results, plan.group)
-    else:
-        step, means = columns.gradient_sums_of_columns, parts.spread(table[: rows.MEAN + 1], view, width)
-        run(step, wanted, plan.parallel, *what, means, *results, parts.blocks_to_sum(view.shape, width))
+    given = Reading(index, x, read, mask, kept, writes=kept is not None)
+    grad, *residual = given.read
+    fused = fused._replace(residual=residual[0] if residual else None, kept=None if kept is None else given.y)
+    form = given.way.add_up(grad, given.x, (table, sums, given.count, freedom), fused, given.weights)
+    given.result()
     return form
 
 
@@ -400,28 +261,9 @@ def write_gradient(
     fused: Fused = PLAIN,
 ) -> Array:
     """Return grad_x, in ``out`` or a new array, with the coefficients of `gradient_coefficients`."""
-    reading = Reading(index, x, (grad_y,), out, None, mask is not None)
-    of_mask = None if mask is None else mask.in_order(reading.source, index)
-    write_back(reading.view, reading.read[0], reading.source, reading.target, form, of_mask, fused)
-    return reading.result()
-
-
-def write_back(
-    view: View, grad_y: Array, x: Array, grad_x: Array, form: Array, mask: Array | None = None, fused: Fused = PLAIN
-) -> None:
-    """Run the step that writes grad_x on arrays that have this view."""
-    joins = mask is None
-    plan, of, kind = make_plan(view, (x, grad_y), grad_x, 1, joins), view.of, fused.kind
-    width, of_y = parts.width_of_rows(view, plan.streaming, joins), fused.form
-    form = parts.spread(form, view, width)
-    if of_y is not None:
-        of_y = parts.spread(of_y, view, width)
-    arguments = of(grad_y), of(x), of(grad_x), mask, form, of_y, kind, plan.streaming
-    wanted = variant_of(x, len(kind), False, mask)
-    if view.runs:
-        run(runs.gradient_of_runs, wanted, plan.parallel, *arguments)
-    else:
-        run(columns.gradient_of_columns, wanted, plan.parallel, *arguments, parts.blocks_to_write(view.shape, width))
+    given = Reading(index, x, (grad_y,), mask, out)
+    given.way.write_back(given.read[0], given.x, given.y, form, fused, given.weights)
+    return given.result()
 
 
 def gradient_coefficients(table: Table, sums: Table, count: float, correction: float, dtype: np.dtype[Any]) -> Array:
@@ -471,13 +313,10 @@ def differentiate(
     if x.size == 0:
         return Gradients(np.empty_like(x) if out is None else out, sums, of_residual)
     if training and of_residual is None:
-        reading = Reading(index, x, (grad_y,), out, None, mask is not None)
-        view, source, grad = reading.view, reading.source, reading.read[0]
-        count = view.size / view.channels if mask is None else mask.total
-        of_mask = None if mask is None else mask.in_order(source, index)
-        options = table, sums, count, count - correction, of_mask, fused
-        add_up_and_write_back(view, grad, source, reading.target, *options)
-        return Gradients(reading.result(), sums)
+        given = Reading(index, x, (grad_y,), mask, out)
+        of = table, sums, given.count, given.count - correction
+        given.way.differentiate(given.read[0], given.x, given.y, of, fused, given.weights)
+        return Gradients(given.result(), sums)
     kept = of_residual
     if fused.kind and kept is None:  # grad_x holds g, until it is multiplied in place
         kept = out = empty_like(x) if out is None else out
@@ -490,37 +329,6 @@ def differentiate(
     with np.errstate(all="ignore"):  # as compiled code: infinite or NaN, no warning
         scale[rows.SCALE] = table[rows.GAMMA] * table[rows.INV_STD]
     return Gradients(infer(grad, index, scale, out), sums, of_residual)
-
-
-def add_up_and_write_back(
-    view: View,
-    grad_y: Array,
-    x: Array,
-    grad_x: Array,
-    table: Table,
-    sums: Table,
-    count: float,
-    freedom: float,
-    mask: Array | None = None,
-    fused: Fused = PLAIN,
-) -> Array:
-    """Run both steps of a backward, `add_up` and `write_back`, or one that does both channel by channel.
-
-    Return the gradients with respect to gamma, beta and a learned slope.
-    """
-    plan, kind = make_plan(view, (x, grad_y), grad_x, 2), fused.kind
-    if not plan.by_channel:
-        form = add_up(view, grad_y, x, table, sums, count, freedom, mask, fused)
-        write_back(view, grad_y, x, grad_x, form, mask, fused)
-        return form[rows.OF_GAMMA : rows.OF_GAMMA + len(sums)]
-    of = view.of
-    width, numbers = parts.cut_for_sums(view, mask)
-    written = np.empty((len(sums), numbers.size, width))
-    form = np.empty((rows.GRADIENT_ROWS, width), computed_dtype(x))
-    what = of(grad_y), of(x), of(grad_x), mask, fused.form, kind, written, table, sums, form
-    options, wanted = (count, freedom, plan.streaming), variant_of(x, len(kind), False, mask)
-    run(runs.differentiate_channels, wanted, plan.parallel, *what, *options)
-    return form[rows.OF_GAMMA : rows.OF_GAMMA + len(sums)]
 
 
 def parameter_gradients(table: Table, sums: Table, dtype: np.dtype[Any]) -> list[Array]:

@@ -22,7 +22,7 @@ from typing import Any
 from nbbn import _checks
 from nbbn._compiler import announce, internals
 from nbbn._compiler.internals import most_threads, wanted_layer
-from nbbn._engine.machine import UNLIMITED, cpu_quota
+from nbbn._engine.machine import cpu_quota as cpu_quota
 
 loaded_threading_layer = internals.loaded_layer
 
@@ -49,15 +49,10 @@ def affinity() -> int:
     return os.cpu_count() or 1
 
 
-def quota() -> float | None:
-    """Return the CPU quota of the process's control groups in cores, or None."""
-    found = cpu_quota()
-    return None if found == UNLIMITED else found
-
-
 def available_threads() -> int:
     """Return the smaller of the CPU affinity, the container's CPU quota and numba's maximum."""
-    return max(1, min(affinity(), math.ceil(cpu_quota()), most_threads()))
+    quota = cpu_quota() or math.inf
+    return max(1, min(affinity(), math.ceil(min(quota, most_threads()))))
 
 
 def get_num_threads() -> int:
@@ -227,33 +222,19 @@ def problem_of_layer() -> str | None:
     layer = loaded_threading_layer()
     if layer is None:
         return _layer_problem
-    if is_usable_layer(layer):
-        return None
-    return f"numba's threading layer is {layer}, which only one caller may enter"
+    return None if layer != "workqueue" else "numba's threading layer is workqueue, which only one caller may enter"
 
 
 def has_usable_layer() -> bool:
     """Whether parallel regions may run on numba's threading layer, which is loaded for that."""
-    global _usable
+    global _usable, _layer_problem
     if not _usable and _unusable_after_fork is None:  # once it is loaded, it stays
-        _usable = is_usable_layer(threading_layer())
+        try:
+            internals.load_layer()
+        except ValueError:
+            _layer_problem = f"numba finds no threading layer for {wanted_layer()!r}"
+        _usable = problem_of_layer() is None
     return _usable
-
-
-def is_usable_layer(layer: str | None) -> bool:
-    """Whether two callers may be in regions of this layer at once."""
-    return layer not in ("workqueue", None)
-
-
-def threading_layer() -> str | None:
-    """Return numba's threading layer, loading it if no code has yet; None where none loads."""
-    global _layer_problem
-    try:
-        internals.load_layer()
-    except ValueError:
-        _layer_problem = f"numba finds no threading layer for {wanted_layer()!r}"
-        return None
-    return loaded_threading_layer()
 
 
 def _after_fork_in_child() -> None:

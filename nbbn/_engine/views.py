@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,10 +128,7 @@ def _strided(
 
 
 def _size(axes: list[int], shape: tuple[int, ...]) -> int:
-    found = 1
-    for axis in axes:
-        found *= shape[axis]
-    return found
+    return math.prod(shape[axis] for axis in axes)
 
 
 def _step_as_one(axes: list[int], shape: tuple[int, ...], strides: list[Strides]) -> bool:
@@ -171,75 +169,46 @@ def apart(out: Array, a: Array) -> bool:
     return out is a or not overlap(out, a) or same_memory(out, a)
 
 
-def read_in_place(index: int, weighted: bool, x: Array, *others: Array) -> tuple[View, list[Array]]:
-    """Return a view of arrays that are only read, and the stacks; of copies where they do not fit."""
-    arrays = [x, *others]
-    view = view_of(index, weighted, *arrays)
+def read_in_place(index: int, weighted: bool, x: Array, *others: Array) -> tuple[View, tuple[Array, ...]]:
+    """Return a view of arrays that are only read, and these; copies where they do not fit."""
+    view = view_of(index, weighted, x, *others)
     if view is None:
-        if view_of(index, weighted, x) is None:
-            arrays[0] = _copied(x)
-        for place, array in enumerate(others, 1):
-            if view_of(index, weighted, arrays[0], array) is None:
-                arrays[place] = _copy_like(arrays[0], array)
-        view = view_of(index, weighted, *arrays)
-        assert view is not None
-    return view, arrays
+        x = x if view_of(index, weighted, x) is not None else _copied(x)
+        others = tuple(a if view_of(index, weighted, x, a) is not None else _copy_like(x, a) for a in others)
+        view = view_of(index, weighted, x, *others)
+    if view is None:  # each fits x, but not all of them together
+        others = tuple(_copy_like(x, a) for a in others)
+        view = view_of(index, weighted, x, *others)
+    assert view is not None, f"no view of {x.shape} with strides {x.strides}"
+    return view, (x, *others)
 
 
-class Reading:
-    """The arrays of a call as kernels take them, and the view of them.
-
-    ``source`` is what is read for x, ``read`` what is read besides; ``target`` is written to: ``out`` if that can
-    be, else a new array of ``dtype``.
-    """
-
-    __slots__ = ("out", "read", "source", "target", "view")
-
-    def __init__(
-        self,
-        index: int,
-        x: Array,
-        read: tuple[Array, ...] = (),
-        out: Array | None = None,
-        dtype: np.dtype[Any] | None = None,
-        weighted: bool = False,
-    ) -> None:
-        self.out = out
-        target = empty_like(x, dtype) if out is None else out
-        view = None
-        if out is None or (apart(out, x) and all(apart(out, a) for a in read)):
-            view = view_of(index, weighted, x, target, *read)
-        if view is None:
-            x, target, read, view = _fitting(index, x, read, out, dtype, weighted)
-        self.source, self.target, self.read, self.view = x, target, read, view
-
-    def result(self) -> Array:
-        """Return ``out`` with what was written, or the new array."""
-        if self.out is None or self.target is self.out:
-            return self.target
-        self.out[...] = self.target
-        return self.out
+Written = tuple[View, Array, tuple[Array, ...]]  # a view of arrays, what is written, what is read
 
 
-def _fitting(
-    index: int, x: Array, read: tuple[Array, ...], out: Array | None, dtype: np.dtype[Any] | None, weighted: bool
-) -> tuple[Array, Array, tuple[Array, ...], View]:
-    """Return source, target, what is read besides, and their view: copies where the arrays do not fit."""
-    source = x if view_of(index, weighted, x) is not None else _copied(x)
-    read = tuple(a if view_of(index, weighted, source, a) is not None else _copy_like(source, a) for a in read)
-    if out is not None and all(apart(out, a) for a in (source, *read)):
-        view = view_of(index, weighted, source, out, *read)
-        if view is not None:
-            return source, out, read, view
-    target = empty_like(source, dtype)
-    if out is not None:
+def write_in_place(
+    index: int, weighted: bool, out: Array | None, dtype: np.dtype[Any] | None, read: tuple[Array, ...]
+) -> Written:
+    """Return a view of x and others and what is written: ``out`` if that can be, else a new array of ``dtype``."""
+    found = _with_target(index, weighted, out, dtype, read)
+    if found is None:
+        _, read = read_in_place(index, weighted, *read)
+        found = _with_target(index, weighted, out, dtype, read)
+    if found is None and out is not None:
         announce.note("out of %s is written by way of a copy: it is laid out otherwise", out.shape)
-    view = view_of(index, weighted, source, target, *read)
-    if view is None:
-        read = tuple(_copy_like(source, a) for a in read)
-        view = view_of(index, weighted, source, target, *read)
-    assert view is not None, f"no view of {source.shape} with strides {source.strides}"
-    return source, target, read, view
+        found = _with_target(index, weighted, None, dtype, read)
+    assert found is not None
+    return found
+
+
+def _with_target(
+    index: int, weighted: bool, out: Array | None, dtype: np.dtype[Any] | None, read: tuple[Array, ...]
+) -> Written | None:
+    if out is not None and not all(apart(out, a) for a in read):
+        return None
+    target = empty_like(read[0], dtype) if out is None else out
+    view = view_of(index, weighted, read[0], target, *read[1:])
+    return None if view is None else (view, target, read)
 
 
 def _copied(x: Array) -> Array:

@@ -14,7 +14,6 @@ from nbbn._checks import Array, Vector
 from nbbn._engine import steps
 from nbbn._engine.known import Memory, met_with_target
 from nbbn._engine.threads import num_threads
-from nbbn._engine.views import Reading
 from nbbn._kernels import table as rows
 from nbbn.distributed import dask as dask_arrays
 from nbbn.standardizer import _estimator, _features
@@ -123,13 +122,10 @@ def apply_form(values: Array, index: int, form: Array, dtype: np.dtype[Any], out
     known, y = met_with_target(values, index, out, form.dtype == values.dtype == dtype)
     if known is not None:
         known.infer(values, y, form, steps.NOTHING, noted)
+    elif form.dtype == steps.computed_dtype(values):
+        y = steps.infer(values, index, form, out, dtype=dtype, noted=noted)
     else:
-        if form.dtype == steps.computed_dtype(values):
-            reading = Reading(index, values, (), out, dtype)
-        else:
-            reading = Reading(index, values.astype(np.float64))
-        steps.write(reading.view, reading.source, reading.target, form, noted=noted)
-        y = reading.result()
+        y = steps.infer(values.astype(np.float64), index, form, noted=noted)
     if y.dtype != dtype:
         with np.errstate(all="ignore"):
             y = y.astype(dtype)

@@ -15,6 +15,7 @@ import numpy as np
 
 from nbbn import _checks, moments
 from nbbn._checks import Array, Vector
+from nbbn._compiler.jit import Variant
 from nbbn._engine import masks, steps
 from nbbn._kernels import table as rows
 from nbbn._kernels.steps_of_columns import infer_columns
@@ -223,7 +224,7 @@ class Chunks:
         self._rows = np.empty((self._most, like.shape[1]), like.dtype)
         self.filled, self.found = 0, list[FeatureMoments]()
         # The step that writes (x - 0) * 1 + 0 copies, and notes whether x has an infinite value.
-        self._copy = infer_columns.variant(steps.variant_of(like, noted=True))
+        self._copy = infer_columns.variant(Variant(like.dtype.type, noted=True))
         self._noted = np.zeros(1, np.uint8)
         self._form = np.zeros((rows.FORM_ROWS, like.shape[1]), like.dtype)
         self._form[rows.SCALE] = 1.0

@@ -46,13 +46,18 @@ class Seen:
 
 def spy(patch):
     seen = Seen()
-    run, enter_region = rooms.steps.run, rooms.threads.enter_region
+    find, enter_region = rooms.ways.Calls.__missing__, rooms.threads.enter_region
 
-    def seen_run(step, wanted, parallel, *arguments):
-        seen.steps.append(step.name)
-        given = inspect.signature(step.function).bind(*arguments).arguments
-        seen.streaming = bool(given.get("streaming", False))
-        return run(step, wanted, parallel, *arguments)
+    def found(calls, key):
+        call = find(calls, key)
+
+        def seen_call(*arguments):
+            seen.steps.append(calls.step.name)
+            given = inspect.signature(calls.step.function).bind(*arguments).arguments
+            seen.streaming = bool(given.get("streaming", False))
+            call(*arguments)
+
+        return seen_call
 
     def enter():
         entered = enter_region()
@@ -60,7 +65,7 @@ def spy(patch):
         return entered
 
     rooms.know_nothing(patch)
-    patch.setattr(rooms.steps, "run", seen_run)
+    patch.setattr(rooms.ways.Calls, "__missing__", found)
     patch.setattr(rooms.threads, "enter_region", enter)
     return seen
 
@@ -166,7 +171,7 @@ def test_nothing_is_computed_or_compiled(monkeypatch):
 
     monkeypatch.setattr(rooms.Step, "variant", forbidden)
     monkeypatch.setattr(rooms.jit, "_compiled", forbidden)
-    monkeypatch.setattr(rooms.threads, "threading_layer", forbidden)
+    monkeypatch.setattr(rooms.internals, "load_layer", forbidden)
     monkeypatch.setattr(rooms.memory.Pool, "take", forbidden)
     for op in ("inference", "training", "moments", "backward"):
         for x in (np.ones((600, 1000)), np.ones((4, 5, 6))[:, ::-1]):

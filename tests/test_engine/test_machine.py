@@ -1,6 +1,5 @@
 """What the process may use: CPU quotas of control groups, and what `config` says of it all."""
 
-import math
 import os
 import signal
 import subprocess
@@ -31,9 +30,9 @@ def groups(root, files, membership):
 
 V1 = "cpu/app/cpu.cfs_quota_us", "cpu/app/cpu.cfs_period_us"
 QUOTAS = {
-    "none": ({}, "0::/\n", math.inf),
+    "none": ({}, "0::/\n", None),
     "version 2, of the container": ({"cpu.max": "150000 100000\n"}, "0::/\n", 1.5),
-    "version 2, no limit": ({"cpu.max": "max 100000\n"}, "0::/\n", math.inf),
+    "version 2, no limit": ({"cpu.max": "max 100000\n"}, "0::/\n", None),
     "version 2, of a service": (
         {"cpu.max": "max 100000", "system.slice/app.service/cpu.max": "50000 100000"},
         "0::/system.slice/app.service\n",
@@ -44,32 +43,32 @@ QUOTAS = {
         "0::/a/b\n",
         2.0,
     ),
-    "version 2, of another group": ({"other/cpu.max": "100000 100000"}, "0::/a\n", math.inf),
+    "version 2, of another group": ({"other/cpu.max": "100000 100000"}, "0::/a\n", None),
     "the path of the host": ({"cpu.max": "300000 100000"}, "0::/../../host/x\n", 3.0),
     "version 1": (
         {V1[0]: "250000", V1[1]: "100000"},
         "5:memory:/app\n4:cpu,cpuacct:/app\n0::/\n",
         2.5,
     ),
-    "version 1, no limit": ({V1[0]: "-1", V1[1]: "100000"}, "4:cpu,cpuacct:/app\n", math.inf),
+    "version 1, no limit": ({V1[0]: "-1", V1[1]: "100000"}, "4:cpu,cpuacct:/app\n", None),
     "version 1, of the container": (
         {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"},
         "4:cpu,cpuacct:/docker/0123\n",
         2.0,
     ),
-    "nonsense": ({"cpu.max": "many few"}, "what is this\n", math.inf),
-    "empty files": ({"cpu.max": ""}, "", math.inf),
+    "nonsense": ({"cpu.max": "many few"}, "what is this\n", None),
+    "empty files": ({"cpu.max": ""}, "", None),
 }
 
 
 @pytest.mark.parametrize(("files", "membership", "cores"), QUOTAS.values(), ids=QUOTAS)
 def test_the_least_quota_of_the_control_groups_counts(files, membership, cores, tmp_path):
     found = groups(tmp_path, files, membership)
-    assert found == (_machine.UNLIMITED if cores == math.inf else cores)
+    assert found == cores
 
 
 def test_a_system_without_control_groups_has_no_quota(tmp_path):
-    assert _machine.cpu_quota(tmp_path / "none", tmp_path / "neither") == _machine.UNLIMITED
+    assert _machine.cpu_quota(tmp_path / "none", tmp_path / "neither") is None
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(0.3, 1), (1.0, 1), (1.5, 2), (100.0, None)])

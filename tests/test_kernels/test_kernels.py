@@ -244,7 +244,7 @@ def test_long_runs_are_trained_channel_by_channel_past_the_cache(monkeypatch):
 WRITTEN = """
 import numpy as np
 import nbbn
-from rooms import machine, masks, plan, steps, steps_of_runs
+from rooms import machine, masks, plan, steps, steps_of_runs, ways
 from nbbn._kernels import columns, runs
 
 machine.last_level_cache = lambda: 0
@@ -266,8 +266,8 @@ for module in (columns, runs):
 for name in ("look_at_group", "add_up_group", "finish_moments", "finish_sums"):
     setattr(steps_of_runs, name, lambda *_: None)
 steps_of_runs.numbers_of_parts = lambda *_: np.ones((9999, 2))
-steps.look = lambda view, *_: np.ones((4, view.channels), np.float32)
-steps.add_up = lambda view, *_: np.ones((6, view.channels), np.float32)
+ways.Way.look = lambda way, *_: np.ones((4, way.view.channels), np.float32)
+ways.Way.add_up = lambda way, *_: np.ones((6, way.view.channels), np.float32)
 
 def row(outer, channels, inner):
     return np.empty((outer, channels, inner), np.float32)

@@ -1,0 +1,251 @@
+"""How the compiled steps are run on stacks of one view: each one is called here, and nowhere else.
+
+Small arrays leave nothing to decide. What they need is at hand, as their arithmetic takes no longer than a decision.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbbn._checks import Array
+from nbbn._compiler.jit import Step, Variant
+from nbbn._engine import plan as plans
+from nbbn._engine import threads
+from nbbn._engine.parts import Cut, Rows, cut_for_sums, rows_to_write, spread
+from nbbn._engine.views import View
+from nbbn._kernels import gaps, statistics
+from nbbn._kernels import steps_of_columns as columns
+from nbbn._kernels import steps_of_runs as runs
+from nbbn._kernels.activations import LEARNED
+from nbbn._kernels.table import FORM_ROWS, GRADIENT_ROWS, MEAN, OF_GAMMA
+
+Table = NDArray[np.float64]
+Kind = tuple[float, ...]  # of an activation: its length says which
+IfThere = Array | None
+Batch = tuple[Table, float, float]  # statistics, to be written beside gamma and beta; degrees of freedom, and eps
+Sums = tuple[Table, Table, float, float]  # statistics; sums, to be written; values a channel, degrees of freedom
+
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+class Fused(NamedTuple):
+    """An activation on the way back, where there was one."""
+
+    kind: Kind = ()
+    form: IfThere = None  # coefficients of the forward
+    residual: IfThere = None
+    kept: IfThere = None  # to write to what reaches the argument of the activation
+
+
+PLAIN = Fused()
+
+
+def computed_dtype(x: Array) -> np.dtype[Any]:
+    """Return what values of ``x`` are computed with."""
+    return _FLOAT64 if x.dtype == _FLOAT64 else _FLOAT32
+
+
+def new_sums(channels: int, fused: Fused = PLAIN) -> Table:
+    """Return a table for the sums of a backward."""
+    return np.zeros((3 if len(fused.kind) == LEARNED else 2, channels))
+
+
+class Calls(dict[tuple[Any, ...], Callable[..., None]]):
+    """What runs a step on x of one dtype: by whether in parallel, and by the fields of `Variant` that are named."""
+
+    def __init__(self, step: Step, dtype: np.dtype[Any], *fields: str) -> None:
+        self.step, self._dtype, self._fields = step, dtype.type, fields
+
+    def __missing__(self, key: tuple[Any, ...]) -> Callable[..., None]:
+        serial = Variant(self._dtype, **dict(zip(self._fields, key[1:], strict=True)))
+        call = self.step.variant(serial) if not key[0] else functools.partial(_run_parallel, self.step, serial)
+        self[key] = call
+        return call
+
+
+def _run_parallel(step: Step, serial: Variant, *arguments: Any) -> None:
+    """Run the parallel twin where it may be started now, else the serial one."""
+    claim = threads.enter_region()
+    if claim is None:
+        step.variant(serial)(*arguments)
+        return
+    try:
+        step.variant(serial._replace(parallel=True))(*arguments)
+    finally:
+        threads.leave_region(claim)
+
+
+@functools.cache
+def _calls(of_runs: bool, dtype: np.dtype[Any]) -> tuple[Calls, ...]:
+    """Return the calls of `Way`, in its order."""
+
+    def calls(of: Step, otherwise: Step, *fields: str) -> Calls:
+        return Calls(of if of_runs else otherwise, dtype, *fields)
+
+    return (
+        calls(runs.infer_runs, columns.infer_columns, "activation", "residual", "noted"),
+        calls(runs.moments_of_runs, columns.moments_of_columns, "weights"),
+        calls(gaps.gaps_of_runs, gaps.gaps_of_columns, "weights"),
+        Calls(runs.train_channels, dtype, "activation", "residual", "weights"),
+        calls(runs.gradient_sums_of_runs, columns.gradient_sums_of_columns, "activation", "weights"),
+        calls(runs.gradient_of_runs, columns.gradient_of_columns, "activation", "weights"),
+        Calls(runs.differentiate_channels, dtype, "activation", "weights"),
+    )
+
+
+class Way:
+    """How the steps are run on stacks of one view, x of one dtype."""
+
+    def __init__(self, view: View, dtype: np.dtype[Any]) -> None:
+        self.view, self._channels = view, view.channels
+        self._computed = _FLOAT64 if dtype == _FLOAT64 else _FLOAT32
+        self._small = plans.make_plan(view, ()) if view.size < plans.PARALLEL_FROM else None
+        self._write, self._look, self._look_with_gaps, self._train, *backward = _calls(view.runs, dtype)
+        self._add_up, self._write_back, self._differentiate = backward
+        # Made when they are asked for: how stacks are cut where the view alone says it, and written.
+        self._cut: Cut | None = None
+        self._rows: list[Rows | None] = [None, None]
+        self._widened: tuple[Any, int, Any] = (None, 0, None)  # of small arrays: see `_per_column`
+
+    def _cut_of(self, weights: IfThere, *stacks: Array) -> Cut:
+        found = cut_for_sums(self.view, weights, *stacks)
+        if weights is None and (self.view.runs or self.view.joined):
+            self._cut = found
+        return found
+
+    def _rows_of(self, streaming: int) -> Rows:
+        found = self._rows[streaming] = rows_to_write(self.view, streaming)
+        return found
+
+    def _per_column(self, form: Array, width: int) -> Array:
+        """Return coefficients per channel as such per column; nobody changes them, so the last ones are kept."""
+        last = self._widened
+        if last[0] is not form or last[1] != width:
+            last = form, width, spread(form, self.view, width)
+            if self._small:
+                self._widened = last
+        found: Array = last[2]
+        return found
+
+    def write(
+        self, x: Array, y: Array, form: Array, kind: Kind = (), residual: IfThere = None, noted: IfThere = None
+    ) -> None:
+        """Run the elementwise step; ``noted[0]`` becomes 1 if x has an infinite value."""
+        plan = self._small or plans.make_plan(self.view, (x,) if residual is None else (x, residual), y)
+        width, blocks = self._rows[plan.streaming] or self._rows_of(plan.streaming)
+        if width != self._channels:
+            form = self._per_column(form, width)
+        call = self._write[plan.parallel, len(kind), residual is not None, noted is not None]
+        call(x, y, residual, form, kind, plan.streaming, noted, *blocks)
+
+    def look(self, x: Array, batch: Batch, weights: IfThere = None) -> Array:
+        """Write the statistics of x; return the coefficients."""
+        plan = self._small or plans.make_plan(self.view, (x,))
+        width, numbers, blocks = self._cut if self._cut and weights is None else self._cut_of(weights, x)
+        form = np.empty((FORM_ROWS, self._channels), self._computed)
+        written = np.empty((3, numbers.size, width))
+        table, freedom, eps = batch
+        call = self._look[plan.parallel, None if weights is None else weights.dtype.type]
+        if self.view.runs:
+            call(x, weights, numbers, written, table, form, freedom, eps, plan.group)
+        else:
+            call(x, weights, numbers, written, table, form, freedom, eps, plan.ahead, blocks)
+        return form
+
+    def look_with_gaps(self, x: Array, weights: IfThere = None) -> Table:
+        """Return count, mean, what its rounding leaves, and m2 of the channels, (4, C): NaN is a missing value."""
+        plan, (outer, _, inner) = plans.make_plan(self.view, (x,)), self.view.shape
+        width, numbers, blocks = self._cut if self._cut and weights is None else self._cut_of(weights, x)
+        number = outer * -(-inner // statistics.PIECE) if self.view.runs else numbers.size
+        written, table = np.empty((4, number, width)), np.empty((4, self._channels))
+        call = self._look_with_gaps[plan.parallel, None if weights is None else weights.dtype.type]
+        call(x, weights, written, table, plan.ahead, *(() if blocks is None else (blocks,)))
+        return table
+
+    def train(
+        self, x: Array, y: Array, batch: Batch, kind: Kind = (), weights: IfThere = None, residual: IfThere = None
+    ) -> Array:
+        """Run `look` and `write`, or one step that does both channel by channel; return the coefficients."""
+        plan = self._small or plans.make_plan(self.view, (x,) if residual is None else (x, residual), y, 2)
+        if not plan.by_channel:
+            form = self.look(x, batch, weights)
+            self.write(x, y, form, kind, residual)
+            return form
+        width, numbers, _ = self._cut_of(weights)
+        form = np.empty((FORM_ROWS, width), self._computed)
+        written = np.empty((3, numbers.size, width))
+        table, freedom, eps = batch
+        of_weights = None if weights is None else weights.dtype.type
+        call = self._train[plan.parallel, len(kind), residual is not None, of_weights]
+        call(x, y, residual, weights, numbers, written, table, form, kind, freedom, eps, plan.streaming)
+        return form
+
+    def add_up(self, grad_y: Array, x: Array, of: Sums, fused: Fused = PLAIN, mask: IfThere = None) -> Array:
+        """Run the step of `nbbn._engine.steps.sum_gradients`; return the coefficients of `write_back`."""
+        plan = self._small or plans.make_plan(self.view, (x, grad_y))
+        width, numbers, blocks = self._cut if self._cut and mask is None else self._cut_of(mask, grad_y, x)
+        form = np.empty((GRADIENT_ROWS, self._channels), self._computed)
+        kind, of_y, residual, kept = fused
+        table, sums, count, freedom = of
+        written, means = np.zeros((len(sums), numbers.size, width)), table
+        if width != self._channels:
+            means = spread(table[: MEAN + 1], self.view, width)
+            of_y = None if of_y is None else self._per_column(of_y, width)
+        if of_y is not None:
+            nothing = np.empty((0, 0, 0), x.dtype)
+            residual = nothing if residual is None else residual
+            kept = nothing if kept is None else kept
+        call = self._add_up[plan.parallel, len(kind), None if mask is None else mask.dtype.type]
+        if self.view.runs:
+            call(grad_y, x, mask, residual, kept, of_y, kind, written, table, sums, form, count, freedom, plan.group)
+        else:
+            call(grad_y, x, mask, residual, kept, of_y, kind, means, written, table, sums, form, count, freedom, blocks)
+        return form
+
+    def write_back(
+        self, grad_y: Array, x: Array, grad_x: Array, form: Array, fused: Fused = PLAIN, mask: IfThere = None
+    ) -> None:
+        """Run the step that writes grad_x."""
+        plan = self._small or plans.make_plan(self.view, (x, grad_y), grad_x, 1, mask is None)
+        kind, of_y, _, _ = fused
+        if mask is None:
+            width, blocks = self._rows[plan.streaming] or self._rows_of(plan.streaming)
+        else:
+            width, blocks = rows_to_write(self.view, 0, False)
+        if width != self._channels:
+            form = spread(form, self.view, width)
+            of_y = None if of_y is None else self._per_column(of_y, width)
+        call = self._write_back[plan.parallel, len(kind), None if mask is None else mask.dtype.type]
+        call(grad_y, x, grad_x, mask, form, of_y, kind, plan.streaming, *blocks)
+
+    def differentiate(
+        self, grad_y: Array, x: Array, grad_x: Array, of: Sums, fused: Fused = PLAIN, mask: IfThere = None
+    ) -> Array:
+        """Run `add_up` and `write_back`, or one step that does both channel by channel.
+
+        Return the gradients with respect to gamma, beta and a learned slope.
+        """
+        plan = self._small or plans.make_plan(self.view, (x, grad_y), grad_x, 2)
+        table, sums, count, freedom = of
+        if not plan.by_channel:
+            form = self.add_up(grad_y, x, of, fused, mask)
+            self.write_back(grad_y, x, grad_x, form, fused, mask)
+        else:
+            width, numbers, _ = self._cut_of(mask)
+            form = np.empty((GRADIENT_ROWS, width), self._computed)
+            results = np.zeros((len(sums), numbers.size, width)), table, sums, form, count, freedom
+            kind, of_y, _, _ = fused
+            call = self._differentiate[plan.parallel, len(kind), None if mask is None else mask.dtype.type]
+            call(grad_y, x, grad_x, mask, of_y, kind, *results, plan.streaming)
+        return form[OF_GAMMA : OF_GAMMA + len(sums)]
+
+
+@functools.lru_cache(maxsize=1024)
+def way_of(view: View, dtype: np.dtype[Any]) -> Way:
+    """Return the way of stacks of this view, x of this dtype."""
+    return Way(view, dtype)
