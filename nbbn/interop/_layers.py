@@ -20,6 +20,11 @@ TORCH_NAMES = {"weight": "gamma", "bias": "beta", **{name: name for name in _RUN
 NBBN_NAMES = {name: name for name in TORCH_NAMES.values()}
 _MOST_SHOWN = 8  # keys in a message
 
+Keys = Collection[str]
+Network = dict[str, BatchNorm]
+Tables = tuple[Mapping[str, str], ...]
+Read = Callable[[str], Any]
+
 
 def required(module: str) -> Any:
     """Return a module of a library; the extras of nbbn are named like theirs, torch is none."""
@@ -27,9 +32,7 @@ def required(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         library = module.partition(".")[0]
-        how = f"in a checkout of nbbn: pip install '.[{library}]'"
-        if library == "torch":
-            how = "pip install torch"
+        how = "pip install torch" if library == "torch" else f"in a checkout of nbbn: pip install '.[{library}]'"
         raise ImportError(f"{library}: expected it to be installed ({how}), got: {error}") from error
 
 
@@ -111,82 +114,54 @@ def make_layer(
     return bn.eval()
 
 
-def from_arrays(
-    keys: Collection[str],
-    prefix: str,
-    tables: tuple[Mapping[str, str], ...],
-    read: Callable[[str], Any],
-    **options: Any,
-) -> BatchNorm | dict[str, BatchNorm]:
+def from_arrays(keys: Keys, prefix: str, tables: Tables, read: Read, **options: Any) -> BatchNorm | Network:
     """Return the layer under ``prefix``; without one those of a network, by their prefixes.
 
     ``read`` returns the array of a key. Nothing else is read.
     """
-
-    def layer(keys: Collection[str], prefix: str) -> BatchNorm:
-        found, counter = select(keys, prefix, tables)
-        values = {attribute: (key, read(key)) for attribute, key in found.items()}
-        return make_layer(values, number=0 if counter is None else read(counter), **options)
-
     groups: dict[str, list[str]] = {}
     if not prefix and _RUNNING[0] not in keys:
         for key in keys:
             groups.setdefault(key.rpartition(".")[0], []).append(key)
     network = {start: own for start, own in groups.items() if f"{start}.{_RUNNING[0]}" in own}
     if not network:
-        return layer(keys, prefix)
-    return {start: layer(own, start) for start, own in network.items()}
+        return _under(prefix, keys, tables, read, options)
+    return {start: _under(start, own, tables, read, options) for start, own in network.items()}
 
 
-def select(
-    keys: Collection[str], prefix: str, tables: tuple[Mapping[str, str], ...]
-) -> tuple[dict[str, str], str | None]:
-    """Return attribute -> key, and the key of the counter, of the layer under ``prefix``.
-
-    The names under it have to be those of one of the ``tables``, and complete.
-    """
+def _under(prefix: str, keys: Keys, tables: Tables, read: Read, options: dict[str, Any]) -> BatchNorm:
+    """Return the layer under ``prefix``: the names there have to be those of one of the ``tables``, and complete."""
     if not isinstance(prefix, str):
         raise TypeError(f"prefix: expected a string, got {type(prefix).__name__}")
     start = f"{prefix.removesuffix('.')}." if prefix else ""
-    names = {key.removeprefix(start) for key in keys if key.startswith(start)}
+    own = [key for key in keys if key.startswith(start)]
+    names = {key.removeprefix(start) for key in own}
     if not names:
         raise ValueError(f"prefix: expected keys under {prefix!r}, got {shown(keys)}")
     table = max(tables, key=lambda each: len(names & each.keys()))
-    found = {table[name]: f"{start}{name}" for name in table if name in names}
     extra = sorted(names - {*table, COUNTER})
-    present = shown([f"{start}{name}" for name in names])
     if extra:
+        accepted, last = ", ".join(map(repr, [*table, COUNTER])), f".{_RUNNING[0]}"
+        layers = [key.removesuffix(last) for key in keys if key.endswith(last)]  # for who forgot the prefix
+        advice = f"; prefixes of layers: {shown(layers)}" if layers else ""
         raise ValueError(
-            f"{start}{extra[0]}: expected no key but {_quoted([*table, COUNTER])} under "
-            f"{prefix!r}, got {present}{_layers_in(keys)}"
+            f"{start}{extra[0]}: expected no key but {accepted} under {prefix!r}, got {shown(own)}{advice}"
         )
-    needed = [name for name in _RUNNING if found.keys() & {*_RUNNING}]
-    if "bias" in names or not found:  # PyTorch has layers without a bias, none without a weight
+    needed = [name for name in _RUNNING if names & {*_RUNNING}]
+    if "bias" in names or names == {COUNTER}:  # PyTorch has layers without a bias, none without a weight
         needed.append("weight")
-    missing = [f"{start}{name}" for name in needed if name not in names]
-    if missing:
-        raise ValueError(f"{missing[0]}: expected this key, got {present}")
-    return found, f"{start}{COUNTER}" if COUNTER in names else None
+    for name in needed:
+        if name not in names:
+            raise ValueError(f"{start}{name}: expected this key, got {shown(own)}")
+    values = {table[name]: (f"{start}{name}", read(f"{start}{name}")) for name in table if name in names}
+    return make_layer(values, number=read(f"{start}{COUNTER}") if COUNTER in names else 0, **options)
 
 
-def _layers_in(keys: Collection[str]) -> str:
-    """Tell where there are layers, for who forgot the prefix."""
-    last = f".{_RUNNING[0]}"
-    prefixes = sorted(key.removesuffix(last) for key in keys if key.endswith(last))
-    return f"; prefixes of layers: {shown(prefixes)}" if prefixes else ""
-
-
-def _quoted(names: Collection[str]) -> str:
-    return ", ".join(map(repr, names))
-
-
-def shown(names: Collection[str]) -> str:
+def shown(names: Keys) -> str:
     """Return some of the names, for a message."""
-    if not names:
-        return "none"
     chosen = sorted(names)[:_MOST_SHOWN]
     more = f" and {len(names) - len(chosen)} more" if len(names) > len(chosen) else ""
-    return _quoted(chosen) + more
+    return (", ".join(map(repr, chosen)) or "none") + more
 
 
 def complement(weight: float) -> float:

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Numbers = Callable[[str], tuple[tuple[int, ...], NDArray[Any]]]  # a name -> shape and values of a constant
+from nbbn._checks import Array
+
+Numbers = Callable[[str], Array]  # a name -> the values of a constant
 
 Readers = dict[str, list[Any]]
 
+DOMAINS = ("", "ai.onnx")
 _PLAIN = {"Relu": "relu", "HardSwish": "hard_swish", "Mish": "mish"}
 
 
 def following(node: Any, readers: Readers, numbers: Numbers, channels: int) -> dict[str, Any]:
     """Return the options, and perhaps the slopes, of a layer with the activation that follows; or nothing."""
-    output = node.output[0]
-    found = readers.get(output, [])
-    try:
-        if len(found) == 2:
-            return _silu(output, found, readers)
-        if len(found) == 1 and found[0] is not None and found[0].input[0] == output:
+    output = next(iter(node.output), None)
+    found = readers.get(output, []) if output else []
+    if any(reader is None or reader.domain not in DOMAINS for reader in found):
+        return {}
+    kinds = {reader.op_type: reader for reader in found}
+    if kinds.keys() == {"Sigmoid", "Mul"} and len(found) == 2:
+        part, product = kinds["Sigmoid"].output[0], kinds["Mul"]
+        alone = readers.get(part) == [product] and {*product.input} == {output, part}
+        return {"activation": "silu"} if alone else {}
+    if len(found) == 1 and found[0].input[0] == output:
+        with contextlib.suppress(ValueError):  # not a constant, or not of numbers
             return _options(found[0], numbers, channels)
-    except ValueError:  # not a constant, or not of numbers
-        pass
     return {}
 
 
@@ -49,34 +55,26 @@ def graphs_in(node: Any) -> Iterator[Any]:
         yield from attribute.graphs
 
 
+def number(node: Any, name: str, default: float) -> float:
+    """Return an attribute of a node."""
+    return next((attribute.f for attribute in node.attribute if attribute.name == name), default)
+
+
 def _options(node: Any, numbers: Numbers, channels: int) -> dict[str, Any]:
-    if node.domain not in ("", "ai.onnx"):
-        return {}
-    given = {attribute.name: attribute for attribute in node.attribute}
-    if node.op_type in _PLAIN:
-        return {"activation": _PLAIN[node.op_type]}
-    if node.op_type == "LeakyRelu":
-        slope = given["alpha"].f if "alpha" in given else 0.01
-        return {"activation": "leaky_relu", "negative_slope": slope}
-    if node.op_type == "Swish" and ("alpha" not in given or given["alpha"].f == 1.0):
+    kind = node.op_type
+    if kind in _PLAIN:
+        return {"activation": _PLAIN[kind]}
+    if kind == "LeakyRelu":
+        return {"activation": "leaky_relu", "negative_slope": number(node, "alpha", 0.01)}
+    if kind == "Swish" and number(node, "alpha", 1.0) == 1.0:
         return {"activation": "silu"}
-    if node.op_type == "Clip":
-        ends = [given[name].f for name in ("min", "max") if name in given]
-        ends += [float(numbers(name)[1][0]) for name in node.input[1:] if name]
+    if kind == "Clip":
+        ends = [attribute.f for name in ("min", "max") for attribute in node.attribute if attribute.name == name]
+        ends += [numbers(name).item() for name in node.input[1:] if name]
         return {"activation": "relu6"} if ends == [0.0, 6.0] else {}
-    if node.op_type == "PRelu":
-        shape, slope = numbers(node.input[1])
-        lead = [n for k, n in enumerate(shape) if any(m != 1 for m in shape[: k + 1])]
+    if kind == "PRelu":
+        slope = numbers(node.input[1])
+        lead = [n for k, n in enumerate(slope.shape) if any(m != 1 for m in slope.shape[: k + 1])]
         if slope.size == 1 or (lead[:1] == [channels] and slope.size == channels):
             return {"activation": "prelu", "slope": np.resize(slope, channels)}
     return {}
-
-
-def _silu(output: str, found: list[Any], readers: Readers) -> dict[str, Any]:
-    """Return silu where the two readers are Sigmoid, and Mul of both."""
-    kinds = {reader.op_type: reader for reader in found if reader is not None}
-    if kinds.keys() != {"Sigmoid", "Mul"}:
-        return {}
-    part = kinds["Sigmoid"].output[0]
-    alone = readers.get(part) == [kinds["Mul"]]
-    return {"activation": "silu"} if alone and {*kinds["Mul"].input} == {output, part} else {}

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from nbbn.interop import _layers
 from nbbn.layer.batch_norm import BatchNorm
 
-_OPTIONS = ("axis", "momentum", "epsilon", "scale", "center")
-_NAMES = {  # Keras's name -> the layer's attribute, in the order of get_weights
-    "gamma": "gamma",
-    "beta": "beta",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
+# Keras's name -> the layer's attribute, in the order of get_weights
+_NAMES = {"gamma": "gamma", "beta": "beta", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
 def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
@@ -56,55 +52,42 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     BatchNorm(3, axis=-1, eps=0.001, momentum=0.01, running_correction=0.0, inference)
     """
     if isinstance(obj, list | tuple):
-        return _from_weights(obj, axis)
-    if not all(hasattr(obj, name) for name in _OPTIONS):
+        values, epsilon, momentum = _of_weights(obj), 1e-3, 0.99
+    else:
+        values, epsilon, momentum = _of_layer(obj), obj.epsilon, obj.momentum
+        axes = np.ravel(obj.axis).tolist()  # Keras 2 keeps a list
+        if len(axes) != 1:
+            raise ValueError(f"obj: expected a layer with one axis, got {axes}")
+        axis = axes[0]
+    momentum = _layers.complement(float(momentum))
+    return _layers.make_layer(values, axis=axis, eps=epsilon, momentum=momentum, running_correction=0)
+
+
+def _of_weights(weights: Sequence[Any]) -> dict[str, tuple[str, Any]]:
+    if len(weights) not in (2, 4):
+        more = ", of which the first may be gamma or beta: put ones for gamma or zeros for beta in its place"
+        raise ValueError(
+            "obj: expected [gamma, beta, moving_mean, moving_variance] or [moving_mean, moving_variance], "
+            f"got {len(weights)} arrays{more if len(weights) == 3 else ''}"
+        )
+    names = list(_NAMES)[-len(weights) :]
+    return {_NAMES[name]: (name, value) for name, value in zip(names, weights, strict=True)}
+
+
+def _of_layer(layer: Any) -> dict[str, tuple[str, Any]]:
+    if not all(hasattr(layer, name) for name in ("axis", "momentum", "epsilon", "scale", "center")):
         raise TypeError(
             "obj: expected a Keras BatchNormalization layer or a list of its weights, "
-            f"got {type(obj).__module__}.{type(obj).__qualname__}"
+            f"got {type(layer).__module__}.{type(layer).__qualname__}"
         )
-    if getattr(obj, "renorm", False):
+    if getattr(layer, "renorm", False):
         raise ValueError(
             "obj: expected a layer without renorm (for inference alone, pass the list of its "
             "gamma, beta, moving_mean and moving_variance), got renorm=True"
         )
-    wanted = [
-        name for name in _NAMES if not (name == "gamma" and not obj.scale) and not (name == "beta" and not obj.center)
-    ]
-    values = {_NAMES[name]: (name, getattr(obj, name, None)) for name in wanted}
+    absent = {name for name, exists in (("gamma", layer.scale), ("beta", layer.center)) if not exists}
+    values = {_NAMES[name]: (name, getattr(layer, name, None)) for name in _NAMES if name not in absent}
     for name, value in values.values():
         if value is None:
             raise ValueError(f"obj: expected a layer that was built, got one without {name}")
-    return _layer(values, _one_axis(obj.axis), obj.epsilon, obj.momentum)
-
-
-def _from_weights(weights: Sequence[Any], axis: int) -> BatchNorm:
-    if len(weights) == 3:
-        raise ValueError(
-            "obj: expected [gamma, beta, moving_mean, moving_variance] or [moving_mean, "
-            "moving_variance], got 3 arrays, of which the first may be gamma or beta: put ones for "
-            "gamma or zeros for beta in its place"
-        )
-    if len(weights) not in (2, 4):
-        raise ValueError(
-            "obj: expected [gamma, beta, moving_mean, moving_variance] or [moving_mean, "
-            f"moving_variance], got {len(weights)} arrays"
-        )
-    names = list(_NAMES)[-len(weights) :]
-    values = {_NAMES[name]: (name, value) for name, value in zip(names, weights, strict=True)}
-    return _layer(values, axis, 1e-3, 0.99)
-
-
-def _layer(values: dict[str, tuple[str, Any]], axis: int, epsilon: Any, momentum: Any) -> BatchNorm:
-    return _layers.make_layer(
-        values, axis=axis, eps=epsilon, momentum=_layers.complement(float(momentum)), running_correction=0
-    )
-
-
-def _one_axis(axis: Any) -> Any:
-    """Return the channel axis; Keras 2 keeps a list of them."""
-    if hasattr(axis, "__index__"):
-        return operator.index(axis)
-    axes = list(axis)
-    if len(axes) != 1:
-        raise ValueError(f"obj: expected a layer with one axis, got {axes}")
-    return axes[0]
+    return values

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import ChainMap
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -20,8 +21,6 @@ from nbbn.interop import _layers
 from nbbn.interop import _onnx_activations as onnx_activations
 from nbbn.layer.batch_norm import BatchNorm
 
-_OPERATOR = "BatchNormalization"
-_DOMAINS = ("", "ai.onnx")
 # the inputs after X: ONNX's name -> the layer's attribute
 _INPUTS = {"scale": "gamma", "B": "beta", "mean": "running_mean", "var": "running_var"}
 _MOST_BYTES = 1 << 31  # protobuf has no larger messages
@@ -32,20 +31,16 @@ _KIND = "an ONNX model"
 _EPSILON, _MOMENTUM = float(np.float32(1e-5)), float(np.float32(0.9))  # as a file would hold them
 
 
-class _Type(NamedTuple):
-    """How the values of a tensor are kept."""
-
-    field: str  # where they are numbers
-    dtype: str  # of the raw bytes
-    name: str
-
-
+# ONNX's type -> its name, the dtype of its raw bytes, and the field where they are numbers
 _TYPES = {
-    1: _Type("float_data", "<f4", "float32"),
-    10: _Type("int32_data", "<f2", "float16"),
-    11: _Type("double_data", "<f8", "float64"),
-    16: _Type("int32_data", "<u2", "bfloat16"),
+    1: ("float32", "<f4", "float_data"),
+    10: ("float16", "<f2", "int32_data"),
+    11: ("float64", "<f8", "double_data"),
+    16: ("bfloat16", "<u2", "int32_data"),
 }
+
+Scope = ChainMap[str, Any]  # what a name means: a tensor, else the node that computes it; None for an input
+Found = tuple[Any, Scope, onnx_activations.Readers]  # a node, and the graph around it
 
 
 @overload
@@ -86,10 +81,8 @@ def from_onnx(
 
     Raises
     ------
-    ImportError
-        Where onnx is not installed.
-    OSError
-        Where the file can't be read.
+    ImportError, OSError
+        Where onnx is not installed, and where the file can't be read.
     TypeError
         Where ``path_or_model`` is neither a file's name nor a model.
     ValueError
@@ -123,10 +116,10 @@ def from_onnx(
     onnx = _layers.required("onnx")
     reading: Any = contextlib.nullcontext
     if isinstance(path_or_model, onnx.ModelProto):
-        model, source = path_or_model, _Source(None)
+        model, folder = path_or_model, None
     elif isinstance(path_or_model, str | os.PathLike):
         path = Path(path_or_model)
-        source = _Source(path.parent)
+        folder = path.parent
         reading = partial(_layers.reading, "path_or_model", _KIND, path)
         with paths.opened(f"path_or_model: expected {_KIND}", path) as file, reading():
             size = os.fstat(file.fileno()).st_size
@@ -138,33 +131,139 @@ def from_onnx(
             f"path_or_model: expected a file's name or an onnx.ModelProto, got {type(path_or_model).__name__}"
         )
     with reading():
-        nodes = _named(model)
+        nodes = _named(model, fuse)
     if name is not None and name not in nodes:
         raise ValueError(f"name: expected one of {_layers.shown(nodes)}, got {name!r}")
-    source.fuses = fuse
+    tensors = _Tensors(folder)
     with reading():
         if name is not None:
-            return _layer(name, *nodes[name], source)
-        return {key: _layer(key, *found, source) for key, found in nodes.items()}
+            return _layer(name, nodes[name], tensors)
+        return {key: _layer(key, found, tensors) for key, found in nodes.items()}
 
 
-class _Source:
-    """Where the tensors of a model are, and what was taken of them."""
+def _named(model: Any, fuse: bool) -> dict[str, Found]:
+    """Return the nodes of the model by name; one that has neither a name nor an output goes by ""."""
+    if not model.HasField("graph"):
+        raise ValueError("model: expected a graph, got none")
+    named: dict[str, Found] = {}
+    numbers: dict[str, Iterator[int]] = {}
+    for found in _walk(model.graph, ChainMap(), fuse):
+        node = found[0]
+        first = node.output[0] if node.output else ""
+        name = first if not node.name or node.name in named else node.name
+        if name and name in named:  # the branches of an If may share theirs
+            more = numbers.setdefault(name, count(2))
+            name = next(f"{name}#{k}" for k in more if f"{name}#{k}" not in named)
+        named.setdefault(name, found)
+    return named
+
+
+def _walk(graph: Any, outer: Scope, fuse: bool) -> Iterator[Found]:
+    """Yield the nodes of the graph and of the graphs within; readers only to ``fuse`` activations."""
+    names: dict[str, Any] = dict.fromkeys(value.name for value in graph.input)
+    names |= {tensor.name: tensor for tensor in graph.initializer}
+    scope = outer.new_child(names)
+    readers = onnx_activations.readers_of(graph) if fuse else {}
+    for node in graph.node:  # sorted, so what an Identity reads is known
+        meaning = _meaning(node, scope)
+        for output in filter(None, node.output):
+            names.setdefault(output, meaning)
+        if node.op_type == "BatchNormalization" and node.domain in onnx_activations.DOMAINS:
+            yield node, scope, readers
+        for inner in onnx_activations.graphs_in(node):
+            yield from _walk(inner, scope, fuse)
+
+
+def _meaning(node: Any, scope: Scope) -> Any:
+    """Return what an output of the node means, as in `Scope`."""
+    if node.op_type == "Identity" and node.input:
+        return scope.get(node.input[0], node)
+    if node.op_type == "Constant":
+        for attribute in node.attribute:
+            if attribute.name == "value" and attribute.HasField("t"):
+                return attribute.t
+            if attribute.name == "value_floats":
+                floats = attribute.floats
+                return _layers.required("onnx").TensorProto(data_type=1, dims=[len(floats)], float_data=floats)
+    return node
+
+
+def _layer(name: str, found: Found, tensors: _Tensors) -> BatchNorm:
+    node, scope, readers = found
+    try:
+        if not name:
+            raise ValueError("expected a name or an output, got none")
+        if len(node.input) != len(_INPUTS) + 1:
+            raise ValueError(f"expected 5 inputs, got {len(node.input)}")
+        # Before opset 9: a mean and a variance for each place of an image, if the parameters are so large.
+        places = ", spatial=0" if any(a.name == "spatial" and a.i == 0 for a in node.attribute) else ""
+        values = {}
+        for (kind, attribute), given in zip(_INPUTS.items(), node.input[1:], strict=True):
+            label = f"input {kind} ({given!r}{places})"
+            tensor = _constant(label, given, scope)
+            shape = tuple(tensor.dims)
+            if len(shape) != 1 or shape[0] < 1:
+                raise ValueError(f"{label}: expected shape (C,), one value a channel, got {shape}")
+            values[attribute] = label, tensors.read(label, tensor)
+        fused = onnx_activations.following(
+            node, readers, lambda given: tensors.read(given, _constant(given, given, scope)), values["gamma"][1].size
+        )
+        if "slope" in fused:
+            values["slope"] = "slope", fused.pop("slope")
+        return _layers.make_layer(
+            values,
+            eps=onnx_activations.number(node, "epsilon", _EPSILON),
+            momentum=_layers.complement(onnx_activations.number(node, "momentum", _MOMENTUM)),
+            running_correction=0,
+            **fused,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"node {node.name or next(iter(node.output), '')!r}: {error}") from error
+
+
+def _constant(label: str, name: str, scope: Scope) -> Any:
+    """Return the tensor that a name means."""
+    found = scope.get(name)
+    if hasattr(found, "dims"):
+        return found
+    wanted = "a constant"
+    if found is None:
+        got = "an input of the graph" if name in scope else "a name that nothing has"
+    elif found.op_type == "Constant":
+        wanted, got = "a Constant with value or value_floats", str([each.name for each in found.attribute])
+    else:
+        got = f"the output of {found.op_type}"
+    raise ValueError(f"{label}: expected {wanted}, got {got}")
+
+
+class _Tensors:
+    """Reads the tensors of a model, and counts the bytes; sizes are compared before memory is taken."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self.fuses = False  # whether activations are taken, too
-        self._readers: dict[int, onnx_activations.Readers] = {}
+        self._folder = folder
         self._places: set[Any] = set()
         self._shared = 0
 
-    def readers(self, graph: Any) -> onnx_activations.Readers:
-        """Return the nodes that read each value of a graph."""
-        if id(graph) not in self._readers:
-            self._readers[id(graph)] = onnx_activations.readers_of(graph)
-        return self._readers[id(graph)]
+    def read(self, label: str, tensor: Any) -> Array:
+        """Return the values of a tensor."""
+        if tensor.data_type not in _TYPES:
+            accepted = ", ".join(sorted(name for name, _, _ in _TYPES.values()))
+            raise ValueError(f"{label}: expected {accepted}, got ONNX's type {tensor.data_type}")
+        name, dtype, field = _TYPES[tensor.data_type]
+        shape = tuple(tensor.dims)
+        number = math.prod(shape)
+        size = number * np.dtype(dtype).itemsize
+        if tensor.data_location == 1:
+            data = self._external(label, tensor, size)
+        else:
+            self._take(id(tensor), size, size)
+            data = tensor.raw_data if tensor.HasField("raw_data") else _packed(label, tensor, number, dtype, field)
+        if len(data) != size:
+            raise ValueError(f"{label}: expected {size} bytes for shape {shape}, got {len(data)}")
+        values = np.frombuffer(data, dtype).reshape(shape)
+        return _layers.from_bfloat16(values) if name == "bfloat16" else values
 
-    def take(self, place: Any, size: int, taken: int) -> None:
+    def _take(self, place: Any, size: int, taken: int) -> None:
         """Count bytes of a place that has ``size`` of them; what is taken again takes more memory."""
         if place not in self._places:
             self._places.add(place)
@@ -175,196 +274,40 @@ class _Source:
                 f"expected at most {_MOST_SHARED} bytes of parameters that nodes share, got more (name= takes one node)"
             )
 
-
-def _named(model: Any) -> dict[str, tuple[Any, ChainMap[str, Any], Any]]:
-    """Return the nodes of the model by name, what names mean to each, and its graph.
-
-    A node that has neither a name nor an output goes by "".
-    """
-    if not model.HasField("graph"):
-        raise ValueError("model: expected a graph, got none")
-    found: dict[str, tuple[Any, ChainMap[str, Any], Any]] = {}
-    numbers: dict[str, Iterator[int]] = {}
-    for node, scope, graph in _walk(model.graph, ChainMap()):
-        first = node.output[0] if node.output else ""
-        name = first if not node.name or node.name in found else node.name
-        if name and name in found:  # the branches of an If may share theirs
-            more = numbers.setdefault(name, count(2))
-            name = next(f"{name}#{k}" for k in more if f"{name}#{k}" not in found)
-        found.setdefault(name, (node, scope, graph))
-    return found
-
-
-def _walk(graph: Any, outer: ChainMap[str, Any]) -> Iterator[tuple[Any, ChainMap[str, Any], Any]]:
-    """Yield the nodes of the graph and the graphs within, what names mean to each, and its graph.
-
-    A name means an initializer, the node that computes it or, for an input, None.
-    """
-    names: dict[str, Any] = {value.name: None for value in graph.input}
-    names |= {output: node for node in graph.node for output in node.output if output}
-    names |= {tensor.name: tensor for tensor in graph.initializer}
-    scope = outer.new_child(names)
-    for node in graph.node:
-        if node.op_type == _OPERATOR and node.domain in _DOMAINS:
-            yield node, scope, graph
-        for inner in onnx_activations.graphs_in(node):
-            yield from _walk(inner, scope)
+    def _external(self, label: str, tensor: Any, length: int) -> bytes:
+        """Return the bytes that a file beside the model holds for the tensor."""
+        if self._folder is None:
+            raise ValueError(
+                f"{label}: expected the values in the model, got external data, which is read only beside a "
+                "model's file"
+            )
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        path = _beside(label, location, self._folder)
+        offset = _size(label, "offset", entries.get("offset", "0"))
+        given = _size(label, "length", entries.get("length", str(length)))
+        if given != length:
+            raise ValueError(f"{label}: expected {length} bytes of external data, got length {given}")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if offset + length > size:
+                wanted = f"{length} bytes from byte {offset} of {location!r}"
+                raise ValueError(f"{label}: expected {wanted}, which has {size}")
+            self._take(path, size, length)
+            file.seek(offset)
+            return file.read(length)
 
 
-def _layer(name: str, node: Any, scope: ChainMap[str, Any], graph: Any, source: _Source) -> BatchNorm:
-    try:
-        if not name:
-            raise ValueError("expected a name or an output, got none")
-        return _checked(node, scope, graph, source)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"node {node.name or next(iter(node.output), '')!r}: {error}") from error
-
-
-def _checked(node: Any, scope: ChainMap[str, Any], graph: Any, source: _Source) -> BatchNorm:
-    given = {attribute.name: attribute for attribute in node.attribute}
-    if len(node.input) != len(_INPUTS) + 1:
-        raise ValueError(f"expected 5 inputs, got {len(node.input)}")
-    # Before opset 9: a mean and a variance for each place of an image, if the parameters are so large.
-    places = ", spatial=0" if "spatial" in given and given["spatial"].i == 0 else ""
-    values = {
-        attribute: _parameter(f"input {kind} ({name!r}{places})", name, scope, source)
-        for (kind, attribute), name in zip(_INPUTS.items(), node.input[1:], strict=True)
-    }
-    fused: dict[str, Any] = {}
-    if source.fuses:
-        channels = np.size(values["gamma"][1])
-        numbers = partial(_numbers, scope, source)
-        fused = onnx_activations.following(node, source.readers(graph), numbers, channels)
-        if "slope" in fused:
-            values["slope"] = "slope", fused.pop("slope")
-    old = given["momentum"].f if "momentum" in given else _MOMENTUM
-    return _layers.make_layer(
-        values,
-        eps=given["epsilon"].f if "epsilon" in given else _EPSILON,
-        momentum=_layers.complement(old),
-        running_correction=0,
-        **fused,
-    )
-
-
-def _numbers(scope: ChainMap[str, Any], source: _Source, name: str) -> tuple[tuple[int, ...], Array]:
-    """Return the shape and the values, in a row, of a constant; a ValueError where it is none."""
-    found = _meaning(name, name, scope)
-    given = getattr(found, "attribute", ())
-    tensor = next((a.t for a in given if a.name == "value"), found)
-    if not hasattr(tensor, "dims"):
-        raise ValueError(f"{name}: expected a constant")
-    flat, shape = type(tensor)(), tuple(tensor.dims)
-    flat.CopyFrom(tensor)
-    flat.dims[:] = [int(np.prod(shape))]
-    return shape, _values(name, flat, id(found), source)
-
-
-def _parameter(label: str, name: str, scope: ChainMap[str, Any], source: _Source) -> tuple[str, Array]:
-    """Return the label and the values of an input."""
-    found = _meaning(label, name, scope)
-    if found is None:
-        raise ValueError(f"{label}: expected a constant, got an input of the graph")
-    if not hasattr(found, "op_type"):
-        return label, _values(label, found, id(found), source)
-    if found.op_type != "Constant":
-        raise ValueError(f"{label}: expected a constant, got the output of {found.op_type}")
-    return label, _constant(label, found, source)
-
-
-def _meaning(label: str, name: str, scope: ChainMap[str, Any]) -> Any:
-    """Return what a name means, as in `_walk`, but for Identity what its input means.
-
-    The names on the way mean the same from then on: else many nodes behind a long chain would take
-    the time of their product.
-    """
-    passed: list[tuple[dict[str, Any], str]] = []
-    seen, maps = set(), scope.maps
-    while True:
-        level = next((k for k, names in enumerate(maps) if name in names), None)
-        if level is None:
-            raise ValueError(f"{label}: expected a constant, got a name that nothing has")
-        maps = maps[level:]
-        found = maps[0][name]
-        through = getattr(found, "op_type", "") == "Identity" and found.input
-        if not through or id(found) in seen:
-            break
-        seen.add(id(found))
-        passed.append((maps[0], name))  # type: ignore[arg-type]
-        name = found.input[0]
-    for names, each in passed:
-        names[each] = found
-    return found
-
-
-def _constant(label: str, node: Any, source: _Source) -> Array:
-    for attribute in node.attribute:
-        if attribute.name == "value" and attribute.HasField("t"):
-            return _values(label, attribute.t, id(node), source)
-        if attribute.name == "value_floats":
-            size = 4 * len(attribute.floats)
-            source.take(id(node), size, size)
-            return np.array(attribute.floats, np.float32)
-    kinds = [attribute.name for attribute in node.attribute]
-    raise ValueError(f"{label}: expected a Constant with value or value_floats, got {kinds}")
-
-
-def _values(label: str, tensor: Any, place: int, source: _Source) -> Array:
-    """Return a tensor as an array; sizes are compared before memory is taken."""
-    kind = _TYPES.get(tensor.data_type)
-    if kind is None:
-        accepted = ", ".join(sorted(each.name for each in _TYPES.values()))
-        raise ValueError(f"{label}: expected {accepted}, got ONNX's type {tensor.data_type}")
-    shape = tuple(tensor.dims)
-    if len(shape) != 1 or shape[0] < 1:
-        raise ValueError(f"{label}: expected shape (C,), one value a channel, got {shape}")
-    dtype = np.dtype(kind.dtype)
-    size = shape[0] * dtype.itemsize
-    if tensor.data_location == 1:
-        data = _external(label, tensor, size, source)
-    else:
-        source.take(place, size, size)
-        if not tensor.HasField("raw_data"):
-            return _typed(label, kind, getattr(tensor, kind.field), shape[0])
-        data = tensor.raw_data
-    if len(data) != size:
-        raise ValueError(f"{label}: expected {size} bytes for shape {shape}, got {len(data)}")
-    values = np.frombuffer(data, dtype)
-    return _layers.from_bfloat16(values) if kind.name == "bfloat16" else values
-
-
-def _typed(label: str, kind: _Type, numbers: Any, count: int) -> Array:
+def _packed(label: str, tensor: Any, count: int, dtype: str, field: str) -> bytes:
+    """Return the bytes of a tensor that is kept as numbers; of types of 16 bits these are the bits."""
+    numbers = getattr(tensor, field)
     if len(numbers) != count:
-        raise ValueError(f"{label}: expected {count} values in {kind.field}, got {len(numbers)}")
-    if kind.field != "int32_data":
-        return np.array(numbers, kind.dtype)
-    bits = np.array(numbers, np.int64)  # 16 bits each
-    if bits.min() < 0 or bits.max() > np.iinfo(np.uint16).max:
-        raise ValueError(f"{label}: expected 16 bits a value in {kind.field}, got more")
-    half = bits.astype(np.uint16)
-    return _layers.from_bfloat16(half) if kind.name == "bfloat16" else half.view(np.float16)
-
-
-def _external(label: str, tensor: Any, length: int, source: _Source) -> bytes:
-    """Return the bytes that a file beside the model holds for the tensor."""
-    if source.folder is None:
-        raise ValueError(
-            f"{label}: expected the values in the model, got external data, which is read only beside a model's file"
-        )
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    path = _beside(label, location, source.folder)
-    offset = _size(label, "offset", entries.get("offset", "0"))
-    given = _size(label, "length", entries.get("length", str(length)))
-    if given != length:
-        raise ValueError(f"{label}: expected {length} bytes of external data, got length {given}")
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if offset + length > size:
-            raise ValueError(f"{label}: expected {length} bytes from byte {offset} of {location!r}, which has {size}")
-        source.take(path, size, length)
-        file.seek(offset)
-        return file.read(length)
+        raise ValueError(f"{label}: expected {count} values in {field}, got {len(numbers)}")
+    if field == "int32_data":
+        dtype = "<u2"
+        if not 0 <= min(numbers) <= max(numbers) <= np.iinfo(dtype).max:
+            raise ValueError(f"{label}: expected 16 bits a value in {field}, got more")
+    return np.array(numbers, dtype).tobytes()
 
 
 def _beside(label: str, location: str, folder: Path) -> Path:

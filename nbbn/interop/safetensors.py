@@ -15,37 +15,31 @@ from nbbn._files import state as state_files
 from nbbn.interop import _layers
 from nbbn.layer.batch_norm import BatchNorm
 
-_METADATA = "__metadata__"
 _OPTIONS = "nbbn.BatchNorm"
-_FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 _INTEGERS = {f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)}
-_DTYPES = {**_FLOATS, **_INTEGERS}  # integers for the counter alone
+_DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", **_INTEGERS}  # integers for the counter alone
 
 
 def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
     """Write configuration, parameters and running statistics to a safetensors file.
 
-    The arrays have the names of ``bn.state_dict()``; the configuration is in the file's metadata. The
-    file is written under another name in the same folder and renamed when it is whole. Needs
-    safetensors.
+    The arrays have the names of ``bn.state_dict()``; the configuration is in the file's metadata. Needs safetensors.
 
     Parameters
     ----------
     bn : BatchNorm
         The layer.
     path : str or path-like
-        The file's name, used as it is.
+        The file's name, used as it is; the file is replaced as by `nbbn.BatchNorm.save`.
 
     Raises
     ------
     ImportError
         Where safetensors is not installed.
-    OSError
-        Where it can't be written; a file that was there before is unchanged.
+    OSError, ValueError
+        As `nbbn.BatchNorm.save`.
     TypeError
         Where ``bn`` is not a BatchNorm.
-    ValueError
-        Where ``path`` is a pipe or a device.
 
     See Also
     --------
@@ -83,10 +77,8 @@ def load_safetensors(
     ----------
     path : str or path-like
         The file's name.
-    prefix : str, optional
-        Where a layer stands in a network, as ``"layer1.0.bn1"``: nothing else is looked at.
-    eps, momentum : float or None
-        Of the layers, as a file of arrays holds neither.
+    prefix, eps, momentum
+        As of `from_torch` for a state dict: a file of arrays does not hold eps and momentum either.
 
     Returns
     -------
@@ -96,10 +88,8 @@ def load_safetensors(
 
     Raises
     ------
-    ImportError
-        Where safetensors is not installed.
-    OSError
-        Where the file can't be read.
+    ImportError, OSError
+        Where safetensors is not installed, and where the file can't be read.
     ValueError
         Where it is not such a file, or has not the arrays of one layer under the prefix.
 
@@ -124,7 +114,11 @@ def load_safetensors(
         with _layers.reading("path", kind, path):
             with library.safe_open(path, framework="np"):
                 pass  # it has checked the header: offsets, shapes, nothing twice, nothing left over
-            return _load(_File(file, size), prefix, {"eps": eps, "momentum": momentum})
+            found = _File(file, size)
+            if not prefix and _OPTIONS in found.metadata:
+                return _load_own(found)
+            tables = _layers.TORCH_NAMES, _layers.NBBN_NAMES
+            return _layers.from_arrays(found.entries, prefix, tables, found.read, eps=eps, momentum=momentum)
 
 
 class _File:
@@ -134,9 +128,8 @@ class _File:
         length = int.from_bytes(file.read(8), "little")
         if length > size:
             raise ValueError("the header is longer than the file")
-        header = json.loads(file.read(length))
-        self.metadata = header.pop(_METADATA, None) or {}
-        self.entries: dict[str, Any] = header
+        self.entries: dict[str, Any] = json.loads(file.read(length))
+        self.metadata = self.entries.pop("__metadata__", None) or {}
         self.size = size
         self._file = file
         self._start = 8 + length
@@ -154,13 +147,6 @@ class _File:
         self._file.seek(self._start + begin)
         values = np.frombuffer(self._file.read(length), dtype).reshape(entry["shape"])
         return _layers.from_bfloat16(values) if entry["dtype"] == "BF16" else values
-
-
-def _load(file: _File, prefix: str, options: dict[str, Any]) -> BatchNorm | dict[str, BatchNorm]:
-    if not prefix and _OPTIONS in file.metadata:
-        return _load_own(file)
-    tables = (_layers.TORCH_NAMES, _layers.NBBN_NAMES)
-    return _layers.from_arrays(file.entries, prefix, tables, file.read, **options)
 
 
 def _load_own(file: _File) -> BatchNorm:

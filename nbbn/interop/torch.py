@@ -70,8 +70,7 @@ def from_torch(obj: Any, *, prefix: str = "", eps: float = 1e-5, momentum: float
     """
     if isinstance(obj, Mapping):
         keys, tables = dict.fromkeys(map(str, obj)), (_layers.TORCH_NAMES,)
-        options = {"eps": eps, "momentum": momentum}
-        return _layers.from_arrays(keys, prefix, tables, obj.__getitem__, **options)
+        return _layers.from_arrays(keys, prefix, tables, obj.__getitem__, eps=eps, momentum=momentum)
     torch = sys.modules.get("torch")  # no one has a module of it unless it is imported
     if torch is None or not isinstance(obj, torch.nn.Module):
         raise _no_batch_norm("obj", obj)
@@ -102,11 +101,8 @@ def _from_module(where: str, module: Any) -> BatchNorm:
     if getattr(type(module), "forward", None) not in forwards:
         raise _no_batch_norm(where, module)
     start = "" if where == "obj" else f"{where}."
-    values = {}
-    for name, attribute in _layers.TORCH_NAMES.items():
-        value = getattr(module, name)
-        if value is not None:
-            values[attribute] = (f"{start}{name}", value)
+    arrays = {name: (f"{start}{name}", getattr(module, name)) for name in _layers.TORCH_NAMES}
+    values = {_layers.TORCH_NAMES[name]: array for name, array in arrays.items() if array[1] is not None}
     if ("running_mean" in values) != ("running_var" in values):
         raise ValueError(f"{where}: expected running_mean and running_var, got one of them without the other")
     number = module.num_batches_tracked
@@ -163,11 +159,8 @@ def to_torch_state_dict(bn: BatchNorm) -> dict[str, Any]:
     torch = _layers.required("torch")
     if "beta" in state:
         state.setdefault("gamma", np.ones(bn.num_features, bn.dtype))
-    found = {
-        name: torch.from_numpy(state[attribute])
-        for name, attribute in _layers.TORCH_NAMES.items()
-        if attribute in state
-    }
+    names = {name: attribute for name, attribute in _layers.TORCH_NAMES.items() if attribute in state}
+    found = {name: torch.from_numpy(state[attribute]) for name, attribute in names.items()}
     if bn.track_running_stats:
         found[_layers.COUNTER] = torch.tensor(state[_layers.COUNTER], dtype=torch.int64)
     return found
