@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 import nbbn
 from nbbn.distributed import SyncBatchNorm
-from nbbn.distributed._exchange import Gathered, merged
+from nbbn.distributed._exchange import merged
 
 CHANNELS = (64, 256, 1024, 2048)
 ROWS = 64
@@ -44,13 +44,13 @@ def measure(comm, channels):
 
     message = np.zeros(3 + 3 * channels)
     found = np.empty((comm.size, message.size))
-    sent = Gathered(np.ones(MANY), rng.normal(size=(MANY, 3, channels)))
+    sent = np.ones(MANY), rng.normal(size=(MANY, 3, channels))
     step(plain), step(synchronized)
     return (
         microseconds(lambda: step(plain), comm),
         microseconds(lambda: step(synchronized), comm),
         microseconds(lambda: comm.Allgather(message, found), comm),
-        microseconds(lambda: merged(sent), comm, 5),
+        microseconds(lambda: merged(*sent), comm, 5),
     )
 
 

@@ -316,20 +316,17 @@ FILES = {
         "test_sync",
         ("the means of workers have no weight in m2", "        deviations *= counts\n", ""),
         ("a forward may meet a backward", "elif theirs != operation:", "elif False:"),
-    ),
-    "distributed/_communicators.py": (
-        "test_sync",
         ("lists of any shape are taken for an answer", "if not rows or any(row.shape != message.shape for row in rows):", "if not rows:"),
     ),
     "distributed/sync.py": (
         "test_sync",
-        ("a worker has the sums of the first one", "sums[...] = gathered.rows[:, : len(sums)].sum(axis=0)", "sums[...] = gathered.rows[0, : len(sums)]"),
+        ("a worker has the sums of the first one", "sums[...] = theirs[:, : len(sums)].sum(axis=0)", "sums[...] = theirs[0, : len(sums)]"),
     ),
     "distributed/dask.py": (
         "test_dask",
-        ("blocks of another order are read as they are", "return block.copy() if isinstance(block, np.ndarray) and not block.flags.forc else block", "return block"),
-        ("an empty block is no reason to stop", "    if not x.shape[axis]:\n        return None\n    with num_threads(1):\n        return batch_moments", "    with num_threads(1):\n        return batch_moments"),
-        ("what two fits make of an array has one name", "tokenize(function, x, *pairs, options)", "tokenize(function, x, options)", "test_standardizer_dask"),
+        ("blocks of another order are read as they are", "if isinstance(x, np.ndarray) and not x.flags.forc:", "if False:"),
+        ("an empty block is no reason to stop", "    if not x.shape[axis]:\n        return None\n", ""),
+        ("what two fits make of an array has one name", "tokenize(function, x, others, options)", "tokenize(function, x, options)", "test_standardizer_dask"),
     ),
     # --- other libraries' layers ---
     "interop/_layers.py": (
@@ -338,7 +335,7 @@ FILES = {
     ),
     "interop/keras.py": (
         "test_interop_keras",
-        ("momentum is the weight of the old value", "momentum=_layers.complement(float(momentum))", "momentum=float(momentum)"),
+        ("momentum is the weight of the old value", "momentum = _layers.complement(float(momentum))", "momentum = float(momentum)"),
     ),
     "interop/onnx.py": (
         "test_interop_onnx",

@@ -1,21 +1,20 @@
 """What workers tell each other: one message of a fixed size each, at the same point of the program.
 
-A message is ``operation, failure, count`` and three numbers a channel. Both operations send as much,
-so workers that are not at the same point find that out instead of waiting for bytes.
+A message is ``operation, failure, count`` and three numbers a channel: of a forward mean, mean_low and m2, of a
+backward the sums. Both are as long, so workers that are not at the same point find it out and wait for no bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nbbn._checks import Vector
-from nbbn.distributed._communicators import gather_of
+from nbbn._checks import Array, Vector
 from nbbn.moments import _two_sum
 
 FORWARD, BACKWARD = 1, 2
@@ -28,28 +27,12 @@ _FAILURES = (
 )
 
 
-class Gathered(NamedTuple):
-    """What the workers said, in rank order."""
-
-    counts: Vector
-    rows: NDArray[np.float64]  # (workers, 3, channels)
-
-
-class Statistics(NamedTuple):
-    """Moments of all workers together: the mean is ``mean + mean_low``."""
-
-    number: float  # of values a channel
-    mean: Vector
-    mean_low: Vector
-    m2: Vector
-
-
 class Peers:
     """The workers of one layer, this one among them."""
 
     def __init__(self, comm: Any, channels: int) -> None:
         self.comm = comm
-        self._gather = gather_of(comm)
+        self._gather = _gather_of(comm)
         self._channels = channels
         self._here = threading.local()  # .silent: this thread owes the others a message
 
@@ -63,18 +46,15 @@ class Peers:
             if self._here.silent:
                 kinds = [isinstance(error, kind) for kind in _FAILURES]
                 with contextlib.suppress(Exception):  # the error in hand says more
-                    self._send(operation, kinds.index(True) + 1, 0.0, ())
+                    self._send(operation, kinds.index(True) + 1)
             raise
         finally:
             self._here.silent = False
 
-    def exchange(self, operation: int, count: float, *rows: Vector) -> Gathered:
-        """Return what all workers gave to this call, unless one of them failed.
+    def exchange(self, operation: int, count: float, rows: Array) -> tuple[Vector, Array]:
+        """Return the counts of all workers, in rank order, and their rows, (workers, 3, channels).
 
-        Raises
-        ------
-        RuntimeError
-            Where one of them raised, or is in another operation.
+        A RuntimeError where one of them raised, or is in another operation.
         """
         found = self._send(operation, 0, count, rows)
         for rank, (theirs, failure, _) in enumerate(found[:, :_HEADER].tolist()):
@@ -88,33 +68,78 @@ class Peers:
             raise RuntimeError(
                 f"workers: expected a {_NAMES[operation]} on each, got {what} on rank {rank}; the layer is unchanged"
             )
-        return Gathered(found[:, 2], found[:, _HEADER:].reshape(len(found), _ROWS, -1))
+        return found[:, 2], found[:, _HEADER:].reshape(len(found), _ROWS, -1)
 
-    def _send(self, operation: int, failure: int, count: float, rows: tuple[Vector, ...]) -> Any:
+    def _send(self, operation: int, failure: int, count: float = 0.0, rows: Array | None = None) -> Array:
         self._here.silent = False
         message = np.zeros(_HEADER + _ROWS * self._channels)
         message[:_HEADER] = operation, failure, count
-        body = message[_HEADER:].reshape(_ROWS, -1)
-        for to, row in zip(body, rows, strict=False):
-            to[...] = row
+        if rows is not None:
+            message[_HEADER : _HEADER + rows.size] = rows.ravel()
         return self._gather(message)
 
 
-def merged(gathered: Gathered) -> Statistics:
-    r"""Return the moments of all workers together.
+def _gather_of(comm: Any) -> Callable[[Vector], Array]:
+    """Return a function of a message of this worker that returns a row of each worker's, in rank order.
 
-    .. math:: n = \sum n_i, \quad \bar x = \frac1n \sum n_i \bar x_i, \quad
-              M_2 = \sum M_{2,i} + \sum n_i (\bar x_i - \bar x)^2
+    A library is known by the module of the object's class, and imported only then.
+    """
+    libraries = {base.__module__.partition(".")[0] for base in type(comm).__mro__}
+    if "mpi4py" in libraries:
+        from mpi4py import MPI
+
+        # An intercommunicator would gather what the other group says, without this one.
+        if isinstance(comm, MPI.Intracomm) and comm != MPI.COMM_NULL:
+            return functools.partial(_gather_mpi, comm)
+    elif "torch" in libraries:
+        from torch import distributed
+
+        if distributed.is_available() and isinstance(comm, distributed.ProcessGroup):
+            return functools.partial(_gather_torch, comm)
+    elif callable(getattr(comm, "allgather", None)):
+        return functools.partial(_gather_lists, comm)
+    raise TypeError(
+        "comm: expected an mpi4py communicator, a torch.distributed process group, or an object with "
+        f"allgather(array) -> list of arrays, got {type(comm).__qualname__}"
+    )
+
+
+def _gather_mpi(comm: Any, message: Vector) -> Array:
+    found = np.empty((comm.Get_size(), message.size))
+    comm.Allgather(message, found)
+    return found
+
+
+def _gather_torch(comm: Any, message: Vector) -> Array:
+    import torch
+
+    found = torch.empty((comm.size(), message.size), dtype=torch.float64, device="cpu")
+    torch.distributed.all_gather(list(found.unbind()), torch.from_numpy(message), group=comm)
+    rows: Array = found.numpy()
+    return rows
+
+
+def _gather_lists(comm: Any, message: Vector) -> Array:
+    rows = [np.asarray(row, np.float64) for row in comm.allgather(message)]
+    if not rows or any(row.shape != message.shape for row in rows):
+        raise RuntimeError(
+            f"comm.allgather: expected a list of arrays of shape {message.shape}, one of each "
+            f"worker, got shapes {[row.shape for row in rows]}"
+        )
+    return np.stack(rows)
+
+
+def merged(counts: Vector, rows: Array) -> tuple[float, Array]:
+    """Return how many values a channel all workers have, and the rows of their moments, by the equations of the layer.
 
     The mean is found twice: roughly, then from the deviations of the workers' means from that,
     which are exact to their own last digits, however far from 0 the means are.
     """
-    counts, rows = gathered
     present = counts > 0.0
     if not present.all():
         counts, rows = counts[present], rows[present]
     if not counts.size:
-        return Statistics(0.0, *np.zeros(rows.shape[1:]))
+        return 0.0, np.zeros(rows.shape[1:])
     means, lows, squares = rows[:, 0], rows[:, 1], rows[:, 2]
     total = counts.sum()
     with np.errstate(all="ignore"):
@@ -133,4 +158,4 @@ def merged(gathered: Gathered) -> Statistics:
         finite = np.isfinite(mean)
         # Infinities have no deviations from each other, but a mean.
         mean = np.where(finite, mean, means.sum(axis=0))
-    return Statistics(float(total), mean, np.where(finite & np.isfinite(low), low, 0.0), m2)
+    return float(total), np.stack([mean, np.where(finite & np.isfinite(low), low, 0.0), m2])

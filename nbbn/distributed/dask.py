@@ -7,8 +7,9 @@ somebody has handed in one of its arrays.
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from nbbn.functional import normalize
 from nbbn.moments import Moments, batch_moments
 
 _AT_ONCE = 8  # blocks at most whose moments one task merges
+
+Others = Mapping[str, tuple[Any, Any]]  # arrays in the same blocks, as arguments by name, each with its dimensions
 
 
 def dask_moments(x: Any, *, axis: int = 1, mask: Any = None) -> Moments:
@@ -67,8 +70,8 @@ def dask_moments(x: Any, *, axis: int = 1, mask: Any = None) -> Moments:
     100000.0
     """
     index = checked(x, axis)
-    pairs = [] if mask is None else [_aligned(mask, x, index), tuple(range(x.ndim))]
-    found = merged_blocks(x, index, _moments_of_block, *pairs)
+    others = {} if mask is None else {"mask": (_aligned(mask, x, index), tuple(range(x.ndim)))}
+    found = merged_blocks(x, index, batch_moments, others)
     if not found:
         raise ValueError(f"x: expected at least one channel, got shape {x.shape}")
     # Everything but the count, which each channel has, is a vector to be continued.
@@ -76,18 +79,17 @@ def dask_moments(x: Any, *, axis: int = 1, mask: Any = None) -> Moments:
     return Moments._restore(found[0].count, *map(np.concatenate, vectors))
 
 
-def merged_blocks(x: Any, index: int, of_block: Callable[..., Any], *pairs: Any) -> list[Any]:
+def merged_blocks(x: Any, index: int, moments_of: Callable[..., Any], others: Others) -> list[Any]:
     """Return the moments of blocks of a dask array merged, one for each chunk of the channels.
 
-    ``of_block(block, *others, axis=index)`` returns what has a ``merge``, or None where there is no channel;
-    ``pairs`` are the others, arrays in the same blocks, each with its dimensions.
+    ``moments_of(block, axis=index, **others)`` returns what has a ``merge``.
     """
     import dask
     import dask.array as da
 
     merged = da.reduction(
-        by_block("moments", of_block, x, pairs, np.dtype(object), axis=index),
-        _unchanged,
+        by_block("moments", _of_block, x, others, np.dtype(object), moments_of=moments_of, axis=index),
+        _merge,
         _merge,
         name="nbbn-merge",
         axis=tuple(k for k in range(x.ndim) if k != index),
@@ -100,23 +102,45 @@ def merged_blocks(x: Any, index: int, of_block: Callable[..., Any], *pairs: Any)
 
 
 def by_block(
-    name: str, function: Callable[..., Any], x: Any, pairs: Sequence[Any], dtype: np.dtype[Any], /, **options: Any
+    name: str, function: Callable[..., Any], x: Any, others: Others, dtype: np.dtype[Any], /, **options: Any
 ) -> Any:
-    """Return a dask array of what ``function`` makes of each block of ``x`` and of others: ``pairs``, as above."""
+    """Return a dask array of what ``function(block, **others, **options)`` makes of each block of ``x``."""
     import dask.array as da
     from dask.base import tokenize
 
     dims = tuple(range(x.ndim))
     return da.blockwise(
-        functools.partial(function, **options),
+        functools.partial(_task, function, tuple(others), options),
         dims,
-        *(x, dims, *pairs),
-        name=f"nbbn-{name}-{tokenize(function, x, *pairs, options)}",
+        *(x, dims, *itertools.chain(*others.values())),
+        name=f"nbbn-{name}-{tokenize(function, x, others, options)}",
         concatenate=True,
         align_arrays=False,
         dtype=dtype,
         meta=np.empty((0,) * x.ndim, dtype),
     )
+
+
+def _task(function: Callable[..., Any], names: tuple[str, ...], options: dict[str, Any], x: Any, *others: Any) -> Any:
+    with num_threads(1):
+        return function(x, **dict(zip(names, others, strict=True)), **options)
+
+
+def _of_block(x: Any, *, axis: int, moments_of: Callable[..., Any], **others: Any) -> Any:
+    """Return the moments of a block, or None where it has no channels."""
+    if not x.shape[axis]:
+        return None
+    if isinstance(x, np.ndarray) and not x.flags.forc:
+        x = x.copy()  # sent to another process it loses its gaps, and is summed in another order
+    return moments_of(x, axis=axis, **others)
+
+
+def _merge(parts: Any, **_: Any) -> Any:
+    """Return the moments of blocks of the same channels, in lists of lists, together."""
+    if not isinstance(parts, list):
+        return parts
+    found = [moments for moments in map(_merge, parts) if moments is not None]
+    return functools.reduce(lambda a, b: a.merge(b), found) if found else None
 
 
 def dask_normalize(
@@ -133,11 +157,7 @@ def dask_normalize(
     negative_slope: float = 0.01,
     dtype: Any = None,
 ) -> Any:
-    r"""Standardize a dask array with given statistics, then scale and shift: lazily.
-
-    .. math:: y = \frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \varepsilon}}\,\gamma + \beta
-
-    and, where they are given, ``activation(y + residual)``.
+    """Standardize a dask array with given statistics, then scale and shift, as `nbbn.normalize` does: lazily.
 
     Parameters
     ----------
@@ -145,13 +165,11 @@ def dask_normalize(
         Of any chunks; their sizes may be unknown, but along the channel axis.
     mean, var : array_like of real numbers, shape (C,), or a number
         Statistics per channel, such as those of `dask_moments`.
-    gamma, beta, eps, axis
+    gamma, beta, eps, axis, activation, negative_slope, dtype
         As of `nbbn.normalize`.
     residual : array_like or dask.array.Array, optional
         Added before the activation; of the shape and dtype of the result. Where chunk sizes are
         unknown, it must be a dask array with the blocks of ``x``.
-    activation, negative_slope, dtype
-        As of `nbbn.normalize`.
 
     Returns
     -------
@@ -179,59 +197,23 @@ def dask_normalize(
     True
     """
     index = checked(x, axis)
-    import dask.array as da
-
     if np.isnan(x.shape[index]):
         raise ValueError(
             f"x: expected known chunk sizes along axis {index}, that of the channels, got "
             f"{x.chunks[index]} (compute_chunk_sizes finds them)"
         )
     options = {"eps": eps, "activation": activation, "negative_slope": negative_slope, "dtype": dtype}
-    added = None if residual is None else _beside("residual", residual, x)
+    added = None if residual is None else _beside(residual, x)
     # What is wrong with the arguments, normalizing nothing finds as well.
     none = np.empty([x.shape[index] if k == index else 0 for k in range(x.ndim)], x.dtype)
     nothing = None if added is None else np.empty(none.shape, added.dtype)
-    y = normalize(none, mean, var, gamma, beta, axis=index, residual=nothing, **options)
-    options["dtype"] = y.dtype
-    pairs: list[Any] = []
+    dtype = normalize(none, mean, var, gamma, beta, axis=index, residual=nothing, **options).dtype
+    others: dict[str, Any] = {} if added is None else {"residual": (added, tuple(range(x.ndim)))}
     for name, vector in (("mean", mean), ("var", var), ("gamma", gamma), ("beta", beta)):
-        if vector is None:
-            pairs += [None, None]
-        else:
+        if vector is not None:
             array = _checks.per_channel(name, vector, x.shape[index], scalar=True)
-            pairs += [da.from_array(array, chunks=(x.chunks[index],)), (index,)]
-    pairs += [None, None] if added is None else [added, tuple(range(x.ndim))]
-    return by_block("normalize", _normalized_block, x, pairs, y.dtype, axis=index, **options)
-
-
-def _moments_of_block(x: Any, mask: Any = None, *, axis: int) -> Moments | None:
-    """Return the moments of a block, or None where it has no channels."""
-    if not x.shape[axis]:
-        return None
-    with num_threads(1):
-        return batch_moments(in_one_order(x), axis=axis, mask=mask)
-
-
-def in_one_order(block: Any) -> Any:
-    """Return a block without gaps: sent to another process it becomes so, and is summed in another order."""
-    return block.copy() if isinstance(block, np.ndarray) and not block.flags.forc else block
-
-
-def _normalized_block(x: Any, mean: Any, var: Any, gamma: Any, beta: Any, residual: Any, **options: Any) -> Any:
-    with num_threads(1):
-        return normalize(x, mean, var, gamma, beta, residual=residual, **options)
-
-
-def _unchanged(value: Any, **_: Any) -> Any:
-    return value
-
-
-def _merge(parts: Any, **_: Any) -> Any:
-    """Return the moments of blocks of the same channels, in lists of lists, together."""
-    if not isinstance(parts, list):
-        return parts
-    found = [moments for moments in map(_merge, parts) if moments is not None]
-    return functools.reduce(lambda a, b: a.merge(b), found) if found else None
+            others[name] = _in_chunks(array, (x.chunks[index],)), (index,)
+    return by_block("normalize", normalize, x, others, dtype, **{**options, "axis": index, "dtype": dtype})
 
 
 def is_dask(value: Any) -> bool:
@@ -248,18 +230,15 @@ def checked(x: Any, axis: Any) -> int:
     return _checks.axis(axis, x.ndim)
 
 
-def _beside(name: str, value: Any, x: Any) -> Any:
-    """Return ``value``, of the shape of ``x``, as a dask array in its blocks."""
-    import dask.array as da
-
+def _beside(residual: Any, x: Any) -> Any:
+    """Return a residual, of the shape of ``x``, as a dask array in its blocks."""
     unknown = np.isnan(x.shape).any()
-    if not is_dask(value):
-        value = np.asarray(value)
-    if unknown and is_dask(value) and value.numblocks == x.numblocks:
-        return value  # what does not fit is found block by block
-    if unknown or value.shape != x.shape:
-        raise ValueError(f"{name}: expected shape {x.shape}, that of x, got {value.shape}")
-    return value.rechunk(x.chunks) if is_dask(value) else da.from_array(value, chunks=x.chunks)
+    added = residual if is_dask(residual) else np.asarray(residual)
+    if unknown and is_dask(added) and added.numblocks == x.numblocks:
+        return added  # what does not fit is found block by block
+    if unknown or added.shape != x.shape:
+        raise ValueError(f"residual: expected shape {x.shape}, that of x, got {added.shape}")
+    return _in_chunks(added, x.chunks)
 
 
 def _aligned(mask: Any, x: Any, index: int) -> Any:
@@ -267,24 +246,28 @@ def _aligned(mask: Any, x: Any, index: int) -> Any:
 
     A size of 1 stays, so what is broadcast takes no memory.
     """
-    import dask.array as da
-
     for name, array in (("x", x), ("mask", mask)):
         if is_dask(array) and np.isnan(array.shape).any():
             raise ValueError(
                 f"{name}: expected known chunk sizes, as there is a mask, got shape {array.shape} "
                 "(compute_chunk_sizes finds them)"
             )
-    like = mask
     if is_dask(mask):
         like = np.broadcast_to(np.empty((), mask.dtype), mask.shape)  # all that a check looks at
-    known = _checks.mask(like, x.shape, index)
-    given: Any = known
-    if is_dask(mask):  # without its empty blocks, which a reshape of dask's loses
-        given = mask.rechunk(tuple(tuple(filter(None, sizes)) or 0 for sizes in mask.chunks))
+        known = _checks.mask(like, x.shape, index)
+        # without its empty blocks, which a reshape of dask's loses
+        given: Any = mask.rechunk(tuple(tuple(filter(None, sizes)) or 0 for sizes in mask.chunks))
+    else:
+        given = known = _checks.mask(mask, x.shape, index)
     found = given.reshape((*known.shape[:index], 1, *known.shape[index:]))
     chunks = tuple(
         of_x if size == wanted and k != index else (size,)
         for k, (size, wanted, of_x) in enumerate(zip(found.shape, x.shape, x.chunks, strict=True))
     )
-    return found.rechunk(chunks) if is_dask(found) else da.from_array(found, chunks=chunks)
+    return _in_chunks(found, chunks)
+
+
+def _in_chunks(array: Any, chunks: Any) -> Any:
+    import dask.array as da
+
+    return array.rechunk(chunks) if is_dask(array) else da.from_array(array, chunks=chunks)

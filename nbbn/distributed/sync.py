@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from nbbn import _checks
-from nbbn._checks import Array, Called, DType, Written
+from nbbn._checks import Array
 from nbbn._engine import steps
 from nbbn._engine.known import Known
 from nbbn._engine.memory import empty_like
 from nbbn._engine.steps import Gradients
 from nbbn._kernels import table as rows
-from nbbn.distributed._exchange import BACKWARD, FORWARD, Peers, Statistics, merged
+from nbbn.distributed._exchange import BACKWARD, FORWARD, Peers, merged
 from nbbn.layer._forward import Call, Forward
 from nbbn.layer.batch_norm import BatchNorm
+
+_SENT = [rows.MEAN, rows.MEAN_LOW, rows.M2]
 
 
 class SyncBatchNorm(BatchNorm):
@@ -66,7 +68,9 @@ class SyncBatchNorm(BatchNorm):
     They equal those of the concatenated batch to float64 rounding: a mean is sent as two float64,
     since with one alone data far from 0 would lose the digits that `nbbn.BatchNorm` keeps.
 
-    Batches may be of different sizes, or empty; there must be enough values in all of them together.
+    Batches may be of different sizes, or empty, and a mask may leave a worker no value; there must be enough
+    values in all of them together. What `backward` takes is the gradient of a loss of all workers together.
+
     Training forwards and backwards must be called by all workers, in the same order. Where one of them
     raises before it has exchanged its numbers, each raises, the others a ``RuntimeError`` that
     names its rank, and no statistics change anywhere. A worker that never calls is waited for, as
@@ -122,121 +126,54 @@ class SyncBatchNorm(BatchNorm):
             )
         return self._peers
 
-    @overload
-    def __call__(self, x: NDArray[DType], **given: Unpack[Called]) -> NDArray[DType]: ...
-    @overload
-    def __call__(self, x: ArrayLike, **given: Unpack[Called]) -> Array: ...
-    def __call__(
-        self, x: Any, *, training: bool | None = None, mask: Any = None, residual: Any = None, out: Any = None
-    ) -> Array:
-        """Normalize the worker's share of a batch; in training with the statistics of all of it.
+    def _trains(self, training: Any = None) -> bool:
+        """Whether a forward in this mode takes the statistics of the batch."""
+        mode = training if isinstance(training, (bool, np.bool_)) else self._training
+        return bool(mode) or self._running_mean is None
 
-        The class has an example, the guide programs on several workers.
+    if not TYPE_CHECKING:  # types and docstrings are those of the layer
 
-        Parameters
-        ----------
-        x : array_like of float32, float64, float16 or bfloat16
-            With C entries along the channel axis; any memory layout. May be empty.
-        training, mask, residual, out
-            As of `nbbn.BatchNorm`. A mask may leave this worker no value, or all of them.
+        @functools.wraps(BatchNorm.__call__)
+        def __call__(self, x, **given):  # noqa: D102
+            if not self._trains(given.get("training")):
+                return super().__call__(x, **given)
+            with self._connected().call(FORWARD):
+                return super().__call__(x, **given)
 
-        Returns
-        -------
-        ndarray
-            ``out``, or a new array in the memory order of ``x``, in its dtype.
-
-        Raises
-        ------
-        TypeError, ValueError, FloatingPointError
-            As `nbbn.BatchNorm`, where this worker's arguments are wrong, or what all workers have
-            together.
-        RuntimeError
-            Where another worker raised; the message names its rank. The layer is unchanged then.
-        """
-        given: Called = {"training": training, "mask": mask, "residual": residual, "out": out}
-        mode = training if isinstance(training, (bool, np.bool_)) else self.training
-        if self._running_mean is not None and not mode:
-            return super().__call__(x, **given)
-        with self._connected().call(FORWARD):
-            return super().__call__(x, **given)
+        @functools.wraps(BatchNorm.backward)
+        def backward(self, grad_y, **given):  # noqa: D102
+            last = getattr(self._here, "last", self._last)
+            if not (self._trains() if last is None else last.training):
+                return super().backward(grad_y, **given)
+            with self._connected().call(BACKWARD):
+                return super().backward(grad_y, **given)
 
     def _call_known(self, known: Known, x: Array, training: Any, out: Any) -> Array | None:
         """Only inference is as for one worker."""
-        mode = self._training if training is None else training
-        if mode or self._running_mean is None:
-            return None
-        return super()._call_known(known, x, training, out)
+        return None if self._trains(training) else super()._call_known(known, x, training, out)
 
     def _train(self, call: Call, mode: bool) -> Array:
-        x, index, weights = call.x, call.axis, call.weights
-        local = x.size // self._num_features if weights is None else weights.total
-        last = call.forward(True, self._table, self._eps)
+        x, index, local = call.x, call.axis, call.total()
+        table = steps.new_table(self._num_features, self._table, self._after.slope)
+        last = call.forward(True, table, self._eps)
         y = empty_like(x) if call.out is None else call.out  # before the others count on this worker
-        found = np.zeros((rows.STATISTICS_ROWS, self._num_features))
+        table[_SENT] = 0.0
         if local:
-            steps.moments(x, index, found, weights)
-        sent = found[rows.MEAN], found[rows.MEAN_LOW], found[rows.M2]
-        total = merged(self._connected().exchange(FORWARD, local, *sent))
-        if not total.number:
+            steps.moments(x, index, table, call.weights)
+        total, table[_SENT] = merged(*self._connected().exchange(FORWARD, local, table[_SENT]))
+        if not total:
             return self._infer(call)
         corrections = self._correction, self._running_correction
-        _checks.enough_values(total.number, *corrections, "x of all workers")
-        table = self._statistics(total)
+        _checks.enough_values(total, *corrections, "x of all workers")
+        with np.errstate(all="ignore"):  # as the kernels: no warning
+            table[rows.VAR] = table[rows.M2] / (total - self._correction)
+        table[rows.INV_STD] = steps.over_std(1.0, table[rows.VAR], self._eps)
         if self._on_nonfinite == "raise":
-            self._accepts(table, total.number)
+            self._accepts(table, total)
         form = steps.coefficients(table, self._eps, steps.computed_dtype(x))
         steps.infer(x, index, form, y, call.after)
-        self._learn(last._replace(table=table, total=total.number), total.number, mode)
+        self._learn(last._replace(total=total), total, mode)
         return y
-
-    def _statistics(self, total: Statistics) -> Array:
-        table = steps.new_table(self._num_features, self._table, self._after.slope)
-        table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2] = total[1:]
-        with np.errstate(all="ignore"):  # as the kernels: no warning
-            table[rows.VAR] = total.m2 / (total.number - self._correction)
-        table[rows.INV_STD] = steps.over_std(1.0, table[rows.VAR], self._eps)
-        return table
-
-    @overload
-    def backward(self, grad_y: NDArray[DType], **given: Unpack[Written]) -> NDArray[DType]: ...
-    @overload
-    def backward(self, grad_y: ArrayLike, **given: Unpack[Written]) -> Array: ...
-    def backward(self, grad_y: ArrayLike, *, out: Array | None = None) -> Array:
-        """Return the gradient of the last forward with respect to this worker's input.
-
-        After a training forward that of what all workers made of the batch: their sums over the batch are
-        added up, so ``grad_gamma`` and ``grad_beta`` are the same on each. After an inference forward
-        nothing is exchanged, and they are those of this worker's share.
-
-        Parameters
-        ----------
-        grad_y : array_like
-            Gradient of a loss of all workers together with respect to y, of the shape and dtype of the
-            input.
-        out : ndarray, optional
-            As of `nbbn.BatchNorm.backward`.
-
-        Returns
-        -------
-        ndarray
-            ``out``, or a new array.
-
-        Raises
-        ------
-        RuntimeError
-            As `nbbn.BatchNorm.backward`, and where another worker raised.
-        TypeError, ValueError
-            As `nbbn.BatchNorm.backward`.
-        """
-        last = getattr(self._here, "last", self._last)
-        if last is None:
-            training = self.training or self._running_mean is None
-        else:
-            training = last.training
-        if not training:
-            return super().backward(grad_y, out=out)
-        with self._connected().call(BACKWARD):
-            return super().backward(grad_y, out=out)
 
     def _differentiate(self, last: Forward, grad_y: Array, out: Array | None) -> Gradients:
         if not last.training:
@@ -247,14 +184,12 @@ class SyncBatchNorm(BatchNorm):
         of_residual = None if fused.residual is None else empty_like(x)
         sums = steps.new_sums(self._num_features, fused)
         if x.size:
-            given = last.table, sums, weights, 1.0, fused, of_residual
-            steps.sum_gradients(grad_y, x, index, *given)
-        gathered = self._connected().exchange(BACKWARD, last.total, *sums)
+            steps.sum_gradients(grad_y, x, index, last.table, sums, weights, 1.0, fused, of_residual)
+        _, theirs = self._connected().exchange(BACKWARD, last.total, sums)
         with np.errstate(all="ignore"):
-            sums[...] = gathered.rows[:, : len(sums)].sum(axis=0)
+            sums[...] = theirs[:, : len(sums)].sum(axis=0)
         if x.size:
-            rest = last.total, self._correction, steps.computed_dtype(x)
-            form = steps.gradient_coefficients(last.table, sums, *rest)
+            form = steps.gradient_coefficients(last.table, sums, last.total, self._correction, steps.computed_dtype(x))
             if of_residual is not None:
                 grad_y, fused = of_residual, steps.PLAIN
             steps.write_gradient(grad_y, x, index, form, grad_x, weights, fused)
@@ -286,10 +221,8 @@ class SyncBatchNorm(BatchNorm):
 
         Parameters
         ----------
-        path : str or path-like
-            The file's name.
-        comm : communicator
-            As of the class.
+        path, comm
+            As of `nbbn.BatchNorm.load`, and of the class.
 
         Returns
         -------
@@ -304,5 +237,4 @@ class SyncBatchNorm(BatchNorm):
         saved = BatchNorm.load(path)
         layer = cls(comm=comm, **saved._options())
         layer.load_state_dict(saved.state_dict())
-        layer.train(saved.training)
-        return layer
+        return layer.train(saved.training)

@@ -13,7 +13,6 @@ from nbbn import _checks
 from nbbn._checks import Array, Vector
 from nbbn._engine import steps
 from nbbn._engine.known import Memory, met_with_target
-from nbbn._engine.threads import num_threads
 from nbbn._kernels import table as rows
 from nbbn.distributed import dask as dask_arrays
 from nbbn.standardizer import _estimator, _features
@@ -343,13 +342,13 @@ class Lazy(Dense):
 
     def moments(self, weights: Vector | None) -> FeatureMoments:
         """Return the moments of each feature, with the scheduler that dask is set to."""
-        pairs: list[Any] = []
+        others: dict[str, Any] = {}
         if weights is not None:
             import dask.array as da
 
             axis = samples_axis(self.index)
-            pairs = [da.from_array(weights, chunks=(self.values.chunks[axis],)), (axis,)]
-        found = dask_arrays.merged_blocks(self.values, self.index, _moments_of_block, *pairs)
+            others["weights"] = da.from_array(weights, chunks=(self.values.chunks[axis],)), (axis,)
+        found = dask_arrays.merged_blocks(self.values, self.index, _moments_of_block, others)
         return FeatureMoments.joined(found)
 
     def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Any:
@@ -357,20 +356,17 @@ class Lazy(Dense):
         import dask.array as da
 
         x, index, dtype = self.values, self.index, self.dtype
-        pairs = da.from_array(fitted.form(inverse, dtype), chunks=(-1, x.chunks[index])), (x.ndim, index)
-        return dask_arrays.by_block("standardize", _mapped_block, x, pairs, dtype, index=index, dtype=dtype)
+        form = da.from_array(fitted.form(inverse, dtype), chunks=(-1, x.chunks[index]))
+        others = {"form": (form, (x.ndim, index))}
+        return dask_arrays.by_block("standardize", _mapped_block, x, others, dtype, index=index, dtype=dtype)
 
 
-def _moments_of_block(x: Any, weights: Any = None, *, axis: int) -> FeatureMoments | None:
-    if not x.shape[axis]:
-        return None
-    with num_threads(1):
-        return _features.moments_of(dask_arrays.in_one_order(x), axis, weights)
+def _moments_of_block(x: Any, *, axis: int, weights: Any = None) -> FeatureMoments:
+    return _features.moments_of(x, axis, weights)
 
 
 def _mapped_block(values: Array, form: Array, *, index: int, dtype: np.dtype[Any]) -> Array:
-    with num_threads(1):
-        return apply_form(values, index, np.ascontiguousarray(form), dtype, None)
+    return apply_form(values, index, np.ascontiguousarray(form), dtype, None)
 
 
 def as_dataset(X: Any, axis: Any) -> Dense:
