@@ -115,8 +115,7 @@ def _gather_torch(comm: Any, message: Vector) -> Array:
 
     found = torch.empty((comm.size(), message.size), dtype=torch.float64, device="cpu")
     torch.distributed.all_gather(list(found.unbind()), torch.from_numpy(message), group=comm)
-    rows: Array = found.numpy()
-    return rows
+    return np.asarray(found)
 
 
 def _gather_lists(comm: Any, message: Vector) -> Array:

@@ -233,7 +233,7 @@ def checked(x: Any, axis: Any) -> int:
 def _beside(residual: Any, x: Any) -> Any:
     """Return a residual, of the shape of ``x``, as a dask array in its blocks."""
     unknown = np.isnan(x.shape).any()
-    added = residual if is_dask(residual) else np.asarray(residual)
+    added: Any = residual if is_dask(residual) else np.asarray(residual)
     if unknown and is_dask(added) and added.numblocks == x.numblocks:
         return added  # what does not fit is found block by block
     if unknown or added.shape != x.shape:

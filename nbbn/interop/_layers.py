@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from nbbn._checks import Array
-from nbbn._files import state as state_files
 from nbbn.layer.batch_norm import BatchNorm
 
 COUNTER = "num_batches_tracked"
@@ -109,8 +108,8 @@ def make_layer(
         dtype=np.result_type(np.float32, *arrays.values()),
         **options,
     )
-    state: dict[str, Any] = {key: array.astype(bn.dtype) for key, array in arrays.items()}
-    bn.load_state_dict({**state, COUNTER: state_files.counter(plain(COUNTER, number))})
+    state = {key: array.astype(bn.dtype) for key, array in arrays.items()}
+    bn.load_state_dict({**state, COUNTER: plain(COUNTER, number)})
     return bn.eval()
 
 
