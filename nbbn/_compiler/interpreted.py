@@ -81,13 +81,13 @@ def load_upto(array: Any, index: int, count: int) -> Any:
 
 
 def _rows(like: Any, table: NDArray[Any], first: int) -> NDArray[Any]:
-    """As many rows of a table as ``like``, a tuple or the class of a NamedTuple, has values."""
-    number = len(like if isinstance(like, tuple) else like._fields)
+    """As many rows of a table as ``like`` says: a number, a tuple, or the class of a NamedTuple."""
+    number = like if isinstance(like, int) else len(getattr(like, "_fields", like))
     return table.reshape(len(table), -1)[first : first + number]
 
 
 def _filled(like: Any, vectors: Any) -> Any:
-    return tuple(vectors) if isinstance(like, tuple) else like(*vectors)
+    return like(*vectors) if isinstance(like, type) else tuple(vectors)
 
 
 def load_rows(like: Any, table: Any, first: int, index: int, count: int) -> Any:

@@ -143,9 +143,11 @@ def _places(to: Emitting, kind: Any, table: Any, first: Any, index: Any, number:
 
 
 def _filled(like: Any, table: Any) -> types.Type:
-    """The type of as many vectors as ``like``, a tuple or the class of a NamedTuple, has values; None's of no table."""
+    """The type of as many vectors as ``like`` says: see `load_rows`."""
     if table == types.none:
         return types.none
+    if isinstance(like, types.Integer):
+        return types.UniTuple(_vector_of(table), like.literal_value) if isinstance(like, types.IntegerLiteral) else None
     named = like.instance_class if isinstance(like, types.NamedTupleClass) else None
     number = len(named._fields) if named else len(like)
     return types.BaseTuple.from_types((_vector_of(table),) * number, named)
@@ -161,7 +163,8 @@ def _fill(to: Emitting, table: Any, first: Any, index: Any, load: Callable[[Any]
 def load_rows(to: Emitting, like: Any, table: Any, first: Any, index: Any, count: Any) -> Any:
     """Up to sixteen values, from ``index`` on, of some rows of a table, the first of which is ``first``.
 
-    They are as many as ``like``, a tuple or the class of a NamedTuple, has values, and become one; None of None.
+    They become a tuple: of a constant number of vectors, or like another tuple, or of the class of a NamedTuple. None
+    of None.
     """
     kind = to.kinds[1]
     return _fill(to, table, first, index, lambda place: load_vector_upto(to, kind, table, place, count))

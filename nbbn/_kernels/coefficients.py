@@ -54,7 +54,7 @@ def finish_moments(
         inv_std = where_at_most(std, zero, zero, splat(1.0) / std)
         store_rows(table, MEAN, c, n, (mean, var))
         store_rows(table, MEAN_LOW, c, n, (low, m2, inv_std))
-        affine = load_rows((zero, zero, zero), table, GAMMA, c, n)
+        affine = load_rows(3, table, GAMMA, c, n)
         write_coefficients(form, c, n, mean, low, std, affine)
 
 
@@ -76,13 +76,12 @@ def finish_sums(
     ``grad_x = gamma * inv_std * (grad_y - g/n - (x - mean) * inv_std * (inv_std * h / freedom))``.
     Both means are rounded to the dtype of ``form``, and ``rest`` holds what that leaves.
     """
-    one = splat(0.0)
     for c in range(channels.first, channels.stop, LANES):
         n = channels.stop - c
         g, h = added(parts, SUM_GRAD, layout, c, n), added(parts, SUM_PRODUCT, layout, c, n)
         store_rows(sums, SUM_GRAD, c, n, (g, h))
-        mean, _, gamma = load_rows((one, one, one), table, MEAN, c, n)
-        low, _, inv_std = load_rows((one, one, one), table, MEAN_LOW, c, n)
+        mean, _, gamma = load_rows(3, table, MEAN, c, n)
+        low, _, inv_std = load_rows(3, table, MEAN_LOW, c, n)
         of_gamma = h * inv_std
         grad_mean = g / splat(counts.number)
         scale = gamma * inv_std

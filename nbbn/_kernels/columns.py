@@ -190,7 +190,6 @@ def look_at_tile(samples: Samples, numbers: Any, parts: Any, block: Block, ahead
     read = Samples(rows_of(x, block.outer, block.row * fold, block.first, fold), weights)
     first, rows, columns = block.part * parts.shape[2] + block.first, block.rows, block.columns
     zero = splat(0.0)
-    none = zero, zero
     for k in range(0, columns, LANES):
         count = columns - k
         store_rows(parts, REFERENCE, first + k, count, (near_row(read, k, count, rows), zero, zero))
@@ -207,18 +206,18 @@ def look_at_tile(samples: Samples, numbers: Any, parts: Any, block: Block, ahead
             about = zero
             if not has_spare_digits(x):
                 about = load_upto(parts, first + k, count)
-            sums = load_rows(none, parts, SUM, first + k, count)
+            sums = load_rows(2, parts, SUM, first + k, count)
             sums = sum_strip(add_deviations, read, (row, stop), k, count, about, sums)
             store_rows(parts, SUM, first + k, count, sums)
     values, limit = splat(n), splat(worst_condition(x) - 1.0)
     for k in range(0, columns, LANES):
         count = columns - k
-        about, s, q = load_rows((zero, zero, zero), parts, REFERENCE, first + k, count)
+        about, s, q = load_rows(3, parts, REFERENCE, first + k, count)
         d, m2 = moments_from_sums(values, s, q)
         bound, loss = limit * m2, values * d * d
         if any_greater(loss, bound):
             nearer = about + d
-            again, q = sum_strip(add_deviations, read, (0, rows), k, count, nearer, none)
+            again, q = sum_strip(add_deviations, read, (0, rows), k, count, nearer, (zero, zero))
             _, squares = moments_from_sums(values, again, q)
             # Of each channel by itself: its neighbours must not change its bits.
             about = where_below(bound, loss, nearer, about)

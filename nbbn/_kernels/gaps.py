@@ -80,7 +80,7 @@ def look_at_tile(samples: Samples, parts: Any, block: Block, ahead: int) -> None
     first, columns = block.part * parts.shape[2] + block.first, block.columns
     near_zero = constant(at(read.x, ZERO, ZERO, columns), 0.0)
     weight, nothing = weight_at(of_rows, ZERO, ZERO, LANES), constant(near_zero, np.nan)
-    none, four = (plus_weight(near_zero, weight, nothing), zero, zero), (zero, zero, zero, zero)
+    none = plus_weight(near_zero, weight, nothing), zero, zero
     for k in range(0, columns, LANES):
         about = near_zero
         if not has_spare_digits(x):
@@ -97,7 +97,7 @@ def look_at_tile(samples: Samples, parts: Any, block: Block, ahead: int) -> None
                 if column >= columns:
                     coming, column = coming + 1, ZERO
             count, place = columns - k, first + k
-            about, s, q, n = load_rows(four, parts, REFERENCE, place, count)
+            about, s, q, n = load_rows(4, parts, REFERENCE, place, count)
             center = near_zero if has_spare_digits(x) else narrow(x, about)
             found = sum_strip(add_present, read, some, k, count, center, none)
             n = n + number_of(weight, found[0])
@@ -105,7 +105,7 @@ def look_at_tile(samples: Samples, parts: Any, block: Block, ahead: int) -> None
     limit = splat(worst_condition(x) - 1.0)
     for k in range(0, columns, LANES):
         count, place = columns - k, first + k
-        about, s, q, n = load_rows(four, parts, REFERENCE, place, count)
+        about, s, q, n = load_rows(4, parts, REFERENCE, place, count)
         d = mean_of(n, s)
         m2 = q - s * d
         loss, bound = n * d * d, limit * m2
@@ -144,19 +144,18 @@ def finish(parts: Any, layout: Layout, table: Any) -> None:
     """Merge the parts, with the formula of `nbbn._kernels.statistics.merged`; write what is found out to ``table``."""
     number, fold, inner = layout
     row, width, zero = parts.shape[2] // fold, table.shape[1], splat(0.0)
-    four = zero, zero, zero, zero
     for c in range(0, width, LANES):
         left, base, most, whole, sum_, m2 = width - c, zero, zero, zero, zero, zero
         for i in range(number * inner):
-            about, _, _, n = load_every(four, parts, REFERENCE, i // inner * row + c * inner + i % inner, inner, left)
+            about, _, _, n = load_every(4, parts, REFERENCE, i // inner * row + c * inner + i % inner, inner, left)
             base, whole = where_below(most, n, about, base), whole + n
             most = not_below(n, most)
         for i in range(number * inner):
-            about, s, _, n = load_every(four, parts, REFERENCE, i // inner * row + c * inner + i % inner, inner, left)
+            about, s, _, n = load_every(4, parts, REFERENCE, i // inner * row + c * inner + i % inner, inner, left)
             sum_ = sum_ + (n * (about - base) + s)
         deviation = mean_of(whole, sum_)
         for i in range(number * inner):
-            about, s, q, n = load_every(four, parts, REFERENCE, i // inner * row + c * inner + i % inner, inner, left)
+            about, s, q, n = load_every(4, parts, REFERENCE, i // inner * row + c * inner + i % inner, inner, left)
             apart = ((about - base) + mean_of(n, s)) - deviation
             m2 = m2 + (q + n * apart * apart)
         mean = base + deviation

@@ -85,28 +85,27 @@ def merged(parts: Any, numbers: Any, layout: Layout, c: int, count: int) -> tupl
     reference of the first part of the greatest weight.
     """
     number, fold, inner = layout
-    row, first, one = parts.shape[2] // fold, c * inner, splat(0.0)
-    three = one, one, one
+    row, first = parts.shape[2] // fold, c * inner
     lead, whole = 0, 0.0
     for r in range(number):
         n = numbers[r // fold]
         whole += n
         if n > numbers[lead // fold]:
             lead = r
-    (base,) = load_every((one,), parts, REFERENCE, lead * row + first, inner, count)
+    (base,) = load_every(1, parts, REFERENCE, lead * row + first, inner, count)
     sum_ = m2 = splat(0.0)
     for r in range(number):
         n = splat(numbers[r // fold])
         if numbers[r // fold] > 0.0:
             for j in range(r * row + first, r * row + first + inner):
-                about, s, _ = load_every(three, parts, REFERENCE, j, inner, count)
+                about, s, _ = load_every(3, parts, REFERENCE, j, inner, count)
                 sum_ = sum_ + (n * (about - base) + s)
     deviation = sum_ / splat(whole * inner)
     for r in range(number):
         n = splat(numbers[r // fold])
         if numbers[r // fold] > 0.0:
             for j in range(r * row + first, r * row + first + inner):
-                about, s, squares = load_every(three, parts, REFERENCE, j, inner, count)
+                about, s, squares = load_every(3, parts, REFERENCE, j, inner, count)
                 apart = ((about - base) + s / n) - deviation
                 m2 = m2 + (squares + n * apart * apart)
     mean = base + deviation
@@ -121,6 +120,6 @@ def added(parts: Any, which: int, layout: Layout, c: int, count: int) -> Any:
     row, found = parts.shape[2] // fold, splat(0.0)
     for r in range(number):
         for j in range(r * row + c * inner, r * row + (c + 1) * inner):
-            (more,) = load_every((found,), parts, which, j, inner, count)
+            (more,) = load_every(1, parts, which, j, inner, count)
             found = found + more
     return found
