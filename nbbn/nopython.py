@@ -69,37 +69,33 @@ def _check_array(name: str, given: types.Type, ndim: int, dtypes: str, written: 
         )
 
 
-def _in_compiled_code(function: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Numba's ``overload``, seen by a type checker as a plain decorator."""
-    found: Callable[[Any], Any] = overload(function, strict=False)  # annotations may differ
-    return found
+def _of_types(check: Callable[..., None]) -> Callable[..., None]:
+    """Let compiled code call a check of types: it is made while numba compiles. From Python, when it is called."""
+
+    def called(*given: Any) -> None:
+        check(*map(typeof, given))
+
+    def compiled(*given: Any) -> Any:
+        check(*given)
+        return lambda *given: None
+
+    overload(called, strict=False)(compiled)  # annotations may differ
+    return called
 
 
+@_of_types
 def _check_normalize(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
-    """Do the same without a compiler."""
-    _types_of_normalize(*map(typeof, (x3, center, scale, shift, out3)))
-
-
-@_in_compiled_code(_check_normalize)
-def _types_of_normalize(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> Any:
     _check_array("x3", x3, 3, "float32 or float64", False)
     for name, given in (("center", center), ("scale", scale), ("shift", shift)):
         _check_array(name, given, 1, "float32 or float64", False)
     _check_array("out3", out3, 3, x3.dtype.name, True)
-    return lambda x3, center, scale, shift, out3: None
 
 
+@_of_types
 def _check_moments(x3: Any, mean: Any, m2: Any) -> None:
-    """Do the same without a compiler."""
-    _types_of_moments(*map(typeof, (x3, mean, m2)))
-
-
-@_in_compiled_code(_check_moments)
-def _types_of_moments(x3: Any, mean: Any, m2: Any) -> Any:
     _check_array("x3", x3, 3, "float32 or float64", False)
     for name, given in (("mean", mean), ("m2", m2)):
         _check_array(name, given, 1, "float64", True)
-    return lambda x3, mean, m2: None
 
 
 @helper

@@ -39,8 +39,8 @@ FILES = {
     "_kernels/elementwise.py": (
         FORMULAS + "test_kernels test_functional test_fused test_mask",
         ("x plus the center", "value = fma(x - c.center, c.scale, c.shift)\n    value = plus(value", "value = fma(x + c.center, c.scale, c.shift)\n    value = plus(value"),
-        ("a gradient loses its last term", "fma(centred * c.inv_std, c.slope, c.rest))", "centred * c.inv_std * c.slope)", "test_exactness"),
-        ("a mask over runs is not looked at in a backward", "return where_counted(weight_at(read.mask, row, k, count), found, grad * c.scale)", "return found"),
+        ("a gradient loses its last term", "fma((x - center) * c.inv_std, c.slope, c.rest))", "(x - center) * c.inv_std * c.slope)", "test_exactness"),
+        ("a mask is not looked at in a backward", "return where_counted(weight_at(read.mask, row, k, count), found, grad * c.grad_x.scale)", "return found"),
         ("an infinite masked value enters the sums of a backward", "where_finite(deviation, grad_y, zero))", "grad_y)"),
         ("a residual is subtracted on the way back", "return plus(value, at_any(read.residual, row, k, count))", "return value - at_any(read.residual, row, k, count)"),
     ),
@@ -50,10 +50,6 @@ FILES = {
         ("the last value of a row is not written", "n = end - k\n            store_first(y.values, start + k, n, operation", "n = end - k\n            store_first(y.values, start + k, n - 1, operation"),
         ("the last of a group of rows is not written", "if n >= LANES:\n                for row in range(first, stop):", "if n >= LANES:\n                for row in range(first, stop - 1):"),
         ("behind the last channel comes none", "channel = channel + 1 if channel + 1 < channels else 0", "channel = channel + 1 if channel + 1 < channels else channel"),
-    ),
-    "_kernels/memory.py": (
-        FORMULAS + "test_kernels",
-        ("rows begin at their first value", "outer * outer_stride(array) + row * stride + first, stride)", "outer * outer_stride(array) + row * stride, stride)"),
     ),
     "_kernels/statistics.py": (
         FORMULAS + "test_moments test_exactness",
@@ -70,15 +66,15 @@ FILES = {
         FORMULAS + "test_kernels test_moments test_exactness",
         ("what folding left over counts twice", "found[outer * parts] = 1.0", "found[outer * parts] = 2.0"),
         ("a column takes its neighbour's second look", "about = where_below(bound, loss, nearer, about)", "about = nearer"),
-        ("a second matrix is read from the first one's rows", "block.outer * outer_stride(array) + block.row * stride + first", "block.row * stride + first"),
-        ("a second tile gets the first one's coefficients", "columns = rows_in(to.y, block, fold, ZERO), (block.first, block.first + block.columns)", "columns = rows_in(to.y, block, fold, block.first), (ZERO, block.columns)"),
+        ("a second matrix is read from the first one's rows", "rows_of(x, block.outer, block.row * fold,", "rows_of(x, ZERO, block.row * fold,"),
+        ("a second tile gets the first one's coefficients", "block.row * fold, ZERO, fold)\n    columns = block.first, block.first + block.columns", "block.row * fold, block.first, fold)\n    columns = ZERO, block.columns"),
     ),
     "_kernels/runs.py": (
         FORMULAS + "test_kernels test_moments test_exactness",
         ("the last piece of a long run counts as a whole one", "min(rows, outer - row) * min(PIECE, inner - first)", "min(rows, outer - row) * PIECE"),
         ("gaps between samples are read as values", "right = row_stride(array) == row and outer_stride(array) == rows * row", "right = row_stride(array) == row"),
         ("a second look forgets the first one's reference", "parts[REFERENCE, part, c] += deviation", "parts[REFERENCE, part, c] = deviation"),
-        ("masks of later samples are those of the first", "one_row(mask, row * given.x.shape[2] + first)", "one_row(mask, first)", "test_mask"),
+        ("masks of later samples are those of the first", "Rows(given.mask, outer * inner + first, inner)", "Rows(given.mask, first, inner)", "test_mask"),
     ),
     "_kernels/gaps.py": (
         "test_standardizer_gaps",
@@ -97,7 +93,7 @@ FILES = {
     ),
     "_kernels/steps_of_runs.py": (
         FORMULAS + "test_kernels test_fused",
-        ("one channel after the other, there is no residual", "normalize_channel(x, Target(y, residual,", "normalize_channel(x, Target(y, None,"),
+        ("one channel after the other, there is no residual", "normalize_channel(Forward(x, residual,", "normalize_channel(Forward(x, None,"),
         ("the last group of channels is left out", "groups = (channels + group - 1) // group\n    for task in prange(groups * parts.shape[1]):\n        part, first = np.intp(task // groups), np.intp(task % groups) * group\n        stop = smaller(first + group, channels)\n        look_at_group", "groups = channels // group\n    for task in prange(groups * parts.shape[1]):\n        part, first = np.intp(task // groups), np.intp(task % groups) * group\n        stop = smaller(first + group, channels)\n        look_at_group"),
     ),
     "_kernels/steps_of_columns.py": (
@@ -113,6 +109,7 @@ FILES = {
     "_compiler/memory.py": (
         "test_kernels test_moments",
         ("channels of several columns are gathered in reverse", "list(range(LANES)))\n    size", "list(range(LANES))[::-1])\n    size"),
+        ("rows begin at their first value", "(array, builder.add(before, first), stride)", "(array, before, stride)"),
     ),
     "_compiler/weights.py": (
         "test_mask",

@@ -30,7 +30,6 @@ _STORED: dict[types.Type, Any] = {
     BFLOAT16: _I16,
     BYTE: ir.IntType(8),
 }
-_SUFFIX = {types.float32: "f32", types.float64: "f64", FLOAT16: "i16", BFLOAT16: "i16", BYTE: "i8"}
 
 
 def cpu_features() -> set[str]:
@@ -52,7 +51,7 @@ def stored(dtype: types.Type) -> Any:
 
 def suffix(dtype: types.Type) -> str:
     """Return what LLVM's names of functions on such values end with."""
-    return _SUFFIX[dtype]
+    return f"{'f' if isinstance(dtype, types.Float) else 'i'}{dtype.bitwidth}"
 
 
 def decode(builder: Any, dtype: types.Type, vector: Any) -> Any:

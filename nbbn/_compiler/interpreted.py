@@ -1,6 +1,7 @@
 """What ``vectors``, ``memory`` and ``weights`` do, in plain Python: arrays of 16 lanes.
 
-For ``NUMBA_DISABLE_JIT``: each function takes the place of the intrinsic of its name, where it is described.
+For ``NUMBA_DISABLE_JIT``: each function takes the place of the intrinsic of its name, where it is described. Twins of
+one line stand beside their intrinsics. What calls them ignores NumPy's warnings.
 """
 
 from __future__ import annotations
@@ -36,33 +37,6 @@ def _memory(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
     return np.lib.stride_tricks.as_strided(array, (index + count,), (array.itemsize,))[index:]
 
 
-smaller, larger = min, max
-
-
-def has(value: Any) -> bool:
-    return value is not None
-
-
-def has_values(array: Any) -> bool:
-    return array is not None and array.size > 0
-
-
-def plus(vector: Any, other: Any) -> Any:
-    return vector if other is None else vector + other
-
-
-def outer_stride(stack: Any) -> int:
-    return 0 if stack is None else int(stack.strides[0]) // int(stack.itemsize)
-
-
-def row_stride(stack: Any) -> int:
-    return 0 if stack is None else int(stack.strides[1]) // int(stack.itemsize)
-
-
-def has_spare_digits(array: NDArray[Any]) -> bool:
-    return bool(array.dtype != np.float64)
-
-
 def working_dtype(array: NDArray[Any]) -> Any:
     return np.float64 if array.dtype == np.float64 else np.float32
 
@@ -78,8 +52,7 @@ def _decode(stored: NDArray[Any]) -> NDArray[Any]:
 
 def _encode(dtype: np.dtype[Any], vector: NDArray[Any]) -> NDArray[Any]:
     if dtype == np.uint16:
-        with np.errstate(all="ignore"):
-            return vector.astype(np.float16).view(np.uint16)
+        return vector.astype(np.float16).view(np.uint16)
     if dtype == np.int16:
         bits = vector.view(np.uint32)
         upper = bits >> np.uint32(16)
@@ -87,18 +60,6 @@ def _encode(dtype: np.dtype[Any], vector: NDArray[Any]) -> NDArray[Any]:
         found = np.where(np.isnan(vector), upper | np.uint32(0x40), rounded)
         return found.astype(np.uint16).view(np.int16)
     return vector
-
-
-def load(array: Any, index: int) -> Any:
-    return load_upto(array, index, LANES)
-
-
-def lanes(number: int) -> Any:
-    return np.empty(number * LANES)
-
-
-def room_for_largest(noted: Any, array: Any) -> Any:
-    return None if noted is None else np.zeros(LANES, working_dtype(array))
 
 
 def note_largest(largest: Any, x: NDArray[Any]) -> None:
@@ -119,10 +80,35 @@ def load_upto(array: Any, index: int, count: int) -> Any:
     return vector
 
 
-def load_every(array: Any, index: int, stride: int, count: int) -> Any:
-    vector, n = np.zeros(LANES), min(count, LANES)
-    vector[:n] = array.reshape(-1)[index : index + (n - 1) * stride + 1 : stride]
-    return vector
+def _rows(like: Any, table: NDArray[Any], first: int) -> NDArray[Any]:
+    """As many rows of a table as ``like`` says: a number, a tuple, or the class of a NamedTuple."""
+    number = like if isinstance(like, int) else len(getattr(like, "_fields", like))
+    return table.reshape(len(table), -1)[first : first + number]
+
+
+def _filled(like: Any, vectors: Any) -> Any:
+    return like(*vectors) if isinstance(like, type) else tuple(vectors)
+
+
+def load_rows(like: Any, table: Any, first: int, index: int, count: int) -> Any:
+    if table is None:
+        return None
+    return _filled(like, (load_upto(row, index, count) for row in _rows(like, table, first)))
+
+
+def load_every(like: Any, table: NDArray[Any], first: int, index: int, stride: int, count: int) -> Any:
+    return _filled(like, (load_upto(row[::stride], 0, count) for row in _rows(like, table, first)[:, index:]))
+
+
+def splat_rows(like: Any, table: Any, first: int, index: int) -> Any:
+    if table is None:
+        return None
+    return _filled(like, (np.full(LANES, row[index]) for row in _rows(like, table, first)))
+
+
+def store_rows(table: NDArray[Any], first: int, index: int, count: int, vectors: Any) -> None:
+    for row, vector in zip(_rows(vectors, table, first), vectors, strict=True):
+        store_first(row, index, min(count, LANES), vector)
 
 
 def at(rows: Any, row: int, k: int, count: int) -> Any:
@@ -137,90 +123,24 @@ def at_any(rows: Any, row: int, k: int, count: int) -> Any:
 
 def keep(rows: Any, row: int, k: int, count: int, value: NDArray[Any]) -> None:
     if rows.values is not None:
-        store_upto(rows.values, rows.at + row * rows.stride + k, count, value)
-
-
-def prefetch(array: NDArray[Any], index: int) -> None:
-    """Nothing to ask for."""
+        store_first(rows.values, rows.at + row * rows.stride + k, min(count, LANES), value)
 
 
 def store_first(array: NDArray[Any], index: int, count: int, value: NDArray[Any]) -> None:
     _memory(array, index, count)[:] = _encode(array.dtype, value[:count])
 
 
-def store_upto(array: NDArray[Any], index: int, count: int, value: NDArray[Any]) -> None:
-    store_first(array, index, min(count, LANES), value)
-
-
-def put(array: NDArray[Any], index: int, value: NDArray[Any], streaming: int) -> None:
-    store_first(array, index, LANES, value)
-
-
-def to_line(array: NDArray[Any], index: int) -> int:
-    return 0
-
-
-def fence() -> None:
-    """Nothing to wait for."""
-
-
-def splat(scalar: Any) -> NDArray[Any]:
-    return np.full(LANES, scalar, np.asarray(scalar).dtype)
-
-
-def constant(vector: NDArray[Any], number: float) -> NDArray[Any]:
-    return np.full(LANES, number, vector.dtype)
-
-
-def constant_of(vector: NDArray[Any], of_float32: float, of_float64: float) -> NDArray[Any]:
-    return constant(vector, of_float32 if vector.dtype == np.float32 else of_float64)
-
-
 def power_of_two(exponent: NDArray[Any]) -> NDArray[Any]:
     bits: Any = np.uint32 if exponent.dtype == np.float32 else np.uint64
-    shifted = exponent.view(bits) << bits(np.finfo(exponent.dtype).nmant)
-    found: NDArray[Any] = shifted.view(exponent.dtype)
-    return found
+    shifted: NDArray[Any] = exponent.view(bits) << bits(np.finfo(exponent.dtype).nmant)
+    return shifted.view(exponent.dtype)
 
 
 def exponential_series(vector: NDArray[Any]) -> NDArray[Any]:
-    first, *rest = SERIES[vector.dtype.name]
-    found = constant(vector, first)
+    found, *rest = (np.full(LANES, number, vector.dtype) for number in SERIES[vector.dtype.name])
     for number in rest:
-        found = fma(found, vector, constant(vector, number))
+        found = fma(found, vector, number)
     return found
-
-
-def widen(vector: NDArray[Any]) -> NDArray[np.float64]:
-    return vector.astype(np.float64)
-
-
-def narrow(array: NDArray[Any], vector: NDArray[np.float64]) -> NDArray[Any]:
-    with np.errstate(all="ignore"):
-        found: NDArray[Any] = vector.astype(working_dtype(array))
-        return found
-
-
-def square_root(vector: NDArray[Any]) -> NDArray[Any]:
-    with np.errstate(all="ignore"):
-        root: NDArray[Any] = np.sqrt(vector)
-        return root
-
-
-def not_below(vector: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
-    return np.where(vector < limit, limit, vector)
-
-
-def not_above(vector: NDArray[Any], limit: NDArray[Any]) -> NDArray[Any]:
-    return np.where(vector > limit, limit, vector)
-
-
-def where_below(test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    return np.where(test < limit, a, b)
-
-
-def where_at_most(test: NDArray[Any], limit: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    return np.where(test <= limit, a, b)
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
@@ -247,22 +167,6 @@ def _fma(a: Any, b: Any, c: Any) -> Any:
     return float(exact) if exact else plain
 
 
-def keep_first(vector: NDArray[Any], count: int) -> NDArray[Any]:
-    return np.where(np.arange(LANES) < count, vector, 0).astype(vector.dtype)
-
-
-def first_of(count: int, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    return np.where(np.arange(LANES) < count, a, b)
-
-
-def where_finite(test: NDArray[Any], a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    return np.where(np.isfinite(test), a, b)
-
-
-def any_greater(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    return bool(np.any(a > b))
-
-
 def total(vector: NDArray[Any]) -> Any:
     value = vector
     while value.size > 1:
@@ -274,33 +178,9 @@ def total(vector: NDArray[Any]) -> Any:
 def weight_at(rows: Any, row: int, k: int, count: int) -> Any:
     if rows.values is None:
         return None
+    if len(rows) == 2:  # `RowWeights`
+        return np.full(LANES, rows.values[rows.at + row])
     vector, n = np.zeros(LANES, rows.values.dtype), min(count, LANES)
     index = rows.at + row * rows.stride + k
     vector[:n] = rows.values[index : index + n]
     return vector
-
-
-def weight_of_row(rows: Any, row: int) -> Any:
-    if rows.values is None:
-        return None
-    return np.full(LANES, rows.values[rows.at + row * rows.stride])
-
-
-def where_counted(weight: Any, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    return a if weight is None else np.where(weight != 0, a, b)
-
-
-def all_count(weight: Any) -> bool:
-    return weight is None or bool(np.all(weight != 0))
-
-
-def plus_weight(n: NDArray[Any], weight: Any, vector: NDArray[Any]) -> NDArray[Any]:
-    return n + np.where(np.isnan(vector), 0, 1 if weight is None else weight)
-
-
-def number_of(weight: Any, n: NDArray[Any]) -> NDArray[Any]:
-    return widen(n)
-
-
-def times_weight(weight: Any, vector: NDArray[Any]) -> NDArray[Any]:
-    return vector if weight is None or weight.dtype == np.uint8 else weight * vector

@@ -3,19 +3,21 @@
 All of it addresses memory by element, counted from the first one of an array, and checks no bounds: kernels do their
 own arithmetic on indices. Loads and stores convert from and to what is computed with (`nbbn._compiler.formats`). What
 kernels call most stands here and not there: to compile a function takes numba some 0.05 s, an intrinsic next to
-nothing. Under ``NUMBA_DISABLE_JIT`` the twins in ``interpreted`` stand in.
+nothing.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from nbbn._compiler import formats
+from nbbn._compiler import formats, interpreted
 from nbbn._compiler.vectors import (
     _INT32,
     LANES,
@@ -24,6 +26,7 @@ from nbbn._compiler.vectors import (
     _call,
     _declare,
     _first_lanes,
+    _rounded,
     _splat,
     _stored_vector,
     _vector_of,
@@ -31,6 +34,19 @@ from nbbn._compiler.vectors import (
 )
 
 _LINE = 64  # bytes of a cache line
+
+
+class Rows(NamedTuple):
+    """Rows of an array: value ``k`` of row ``r`` stands at ``at + r * stride + k``, in values."""
+
+    values: Any  # or None: there is none
+    at: int
+    stride: int
+
+
+# In a NamedTuple a constant is a type of its own, for which numba compiles anew; these have the type of others.
+ZERO: Any = np.intp(0)
+ONE: Any = np.intp(1)
 
 
 def _size(dtype: types.Type) -> int:
@@ -49,7 +65,7 @@ def _pointer(to: Emitting, kind: Any, array: Any, index: Any) -> Any:
 
 
 def place_in(to: Emitting, rows: Any, row: Any, k: Any) -> tuple[Any, Any]:
-    """The array of `nbbn._kernels.memory.Rows`, and the index of value ``k`` of a row."""
+    """The array of `Rows`, and the index of value ``k`` of a row."""
     array, first, stride = (to.builder.extract_value(rows, part) for part in range(3))
     return array, to.builder.add(to.builder.add(first, to.builder.mul(row, stride)), k)
 
@@ -57,7 +73,10 @@ def place_in(to: Emitting, rows: Any, row: Any, k: Any) -> tuple[Any, Any]:
 # --- what is loaded ---
 
 
-@intrinsic(lambda number: types.CPointer(types.float64) if isinstance(number, types.IntegerLiteral) else None)
+@intrinsic(
+    lambda number: types.CPointer(types.float64) if isinstance(number, types.IntegerLiteral) else None,
+    lambda number: np.empty((number, LANES)),
+)
 def lanes(to: Emitting, number: Any) -> Any:
     """Room for a constant ``number`` of float64 vectors, as long as the function runs; of no certain content."""
     size = to.kinds[0].literal_value * LANES
@@ -83,19 +102,24 @@ def load_vector_upto(to: Emitting, kind: Any, array: Any, index: Any, count: Any
 
 
 def _either(to: Emitting, test: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
-    """One of two values, each made where the test asks for it."""
+    """Do one of two things, where the test asks for it; return what it makes, if anything."""
     made = []
     with to.builder.if_else(test) as branches:
         for branch, make in zip(branches, (yes, no), strict=True):
             with branch:
                 made.append((make(), to.builder.basic_block))
+    if made[0][0] is None:
+        return None
     found = to.builder.phi(made[0][0].type)
     for value, block in made:
         found.add_incoming(value, block)
     return found
 
 
-@intrinsic(lambda array, index: types.none if array == types.none else _vector_of(array))
+@intrinsic(
+    lambda array, index: types.none if array == types.none else _vector_of(array),
+    lambda array, index: interpreted.load_upto(array, index, LANES),
+)
 def load(to: Emitting, array: Any, index: Any) -> Any:
     """Sixteen values of ``array`` from ``index`` on; None of None."""
     return formats.decode(to.builder, to.kinds[0].dtype, _load(to, to.kinds[0], array, index))
@@ -108,11 +132,61 @@ def load_upto(to: Emitting, array: Any, index: Any, count: Any) -> Any:
     return formats.decode(to.builder, to.kinds[0].dtype, found)
 
 
-@intrinsic(lambda array, index, stride, count: _vector_of(array))
-def load_every(to: Emitting, array: Any, index: Any, stride: Any, count: Any) -> Any:
-    """`load_upto` of numbers (float64) that stand ``stride`` apart."""
-    close, given = to.builder.icmp_signed("==", stride, stride.type(1)), (to, to.kinds[0], array, index)
-    return _either(to, close, lambda: load_vector_upto(*given, count), lambda: _gather(*given, stride, count))
+def _places(to: Emitting, kind: Any, table: Any, first: Any, index: Any, number: int) -> list[Any]:
+    """Where value ``index`` of some rows of a table stands; of `lanes`, a row is a vector."""
+    builder, apart = to.builder, index.type(LANES if isinstance(kind, types.CPointer) else 1)
+    if isinstance(kind, types.Array):
+        for size in cgutils.unpack_tuple(builder, _made(to, kind, table).shape)[1:]:
+            apart = builder.mul(apart, size)
+    rows = (builder.add(first, index.type(row)) for row in range(number))
+    return [builder.add(builder.mul(row, apart), index) for row in rows]
+
+
+def _filled(like: Any, table: Any) -> types.Type:
+    """The type of as many vectors as ``like`` says: see `load_rows`."""
+    if table == types.none:
+        return types.none
+    if isinstance(like, types.Integer):
+        return types.UniTuple(_vector_of(table), like.literal_value) if isinstance(like, types.IntegerLiteral) else None
+    named = like.instance_class if isinstance(like, types.NamedTupleClass) else None
+    number = len(named._fields) if named else len(like)
+    return types.BaseTuple.from_types((_vector_of(table),) * number, named)
+
+
+def _fill(to: Emitting, table: Any, first: Any, index: Any, load: Callable[[Any], Any]) -> Any:
+    """What `_filled` is the type of, each vector loaded from its place."""
+    places = _places(to, to.kinds[1], table, first, index, len(to.result))
+    return to.context.make_tuple(to.builder, to.result, [load(place) for place in places])
+
+
+@intrinsic(lambda like, table, first, index, count: _filled(like, table))
+def load_rows(to: Emitting, like: Any, table: Any, first: Any, index: Any, count: Any) -> Any:
+    """Up to sixteen values, from ``index`` on, of some rows of a table, the first of which is ``first``.
+
+    They become a tuple: of a constant number of vectors, or like another tuple, or of the class of a NamedTuple. None
+    of None.
+    """
+    kind = to.kinds[1]
+    return _fill(to, table, first, index, lambda place: load_vector_upto(to, kind, table, place, count))
+
+
+@intrinsic(lambda like, table, first, index, stride, count: _filled(like, table))
+def load_every(to: Emitting, like: Any, table: Any, first: Any, index: Any, stride: Any, count: Any) -> Any:
+    """`load_rows` of numbers (float64) that stand ``stride`` apart in their row."""
+    close, kind = to.builder.icmp_signed("==", stride, stride.type(1)), to.kinds[1]
+
+    def load(place: Any) -> Any:
+        side_by_side = functools.partial(load_vector_upto, to, kind, table, place, count)
+        return _either(to, close, side_by_side, lambda: _gather(to, kind, table, place, stride, count))
+
+    return _fill(to, table, first, index, load)
+
+
+@intrinsic(lambda like, table, first, index: _filled(like, table))
+def splat_rows(to: Emitting, like: Any, table: Any, first: Any, index: Any) -> Any:
+    """`load_rows` of one value a row, which is in every lane."""
+    builder, data = to.builder, _made(to, to.kinds[1], table).data
+    return _fill(to, table, first, index, lambda place: _splat(builder, builder.load(builder.gep(data, [place]))))
 
 
 def _gather(to: Emitting, kind: Any, array: Any, index: Any, stride: Any, count: Any) -> Any:
@@ -136,10 +210,7 @@ def _of_rows(rows: Any, row: Any, k: Any, count: Any) -> Any:
 
 @intrinsic(_of_rows)
 def at(to: Emitting, rows: Any, row: Any, k: Any, count: Any) -> Any:
-    """Values ``k`` to ``k + count`` of a row, at most sixteen, and zeros; None of rows of None.
-
-    ``rows`` are `nbbn._kernels.memory.Rows`.
-    """
+    """Values ``k`` to ``k + count`` of a row of `Rows`, at most sixteen, and zeros; None of rows of None."""
     kind = to.kinds[0].types[0]
     found = load_vector_upto(to, kind, *place_in(to, rows, row, k), count)
     return formats.decode(to.builder, kind.dtype, found)
@@ -150,14 +221,9 @@ def at_any(to: Emitting, rows: Any, row: Any, k: Any, count: Any) -> Any:
     """`at`, and zeros of an array without values."""
     kind, builder = to.kinds[0].types[0], to.builder
     array, index = place_in(to, rows, row, k)
-    size = _made(to, kind, array).nitems
-    before, zeros = builder.basic_block, ir.Constant(_stored_vector(kind.dtype), [0] * LANES)
-    with builder.if_then(builder.icmp_signed("!=", size, size.type(0))):
-        values = load_vector_upto(to, kind, array, index, count)
-        of_values = builder.basic_block
-    found = builder.phi(values.type)
-    found.add_incoming(zeros, before)
-    found.add_incoming(values, of_values)
+    size, zeros = _made(to, kind, array).nitems, ir.Constant(_stored_vector(kind.dtype), [0] * LANES)
+    some = builder.icmp_signed("!=", size, size.type(0))
+    found = _either(to, some, lambda: load_vector_upto(to, kind, array, index, count), lambda: zeros)
     return formats.decode(builder, kind.dtype, found)
 
 
@@ -168,19 +234,53 @@ def _stride(to: Emitting, array: Any, axis: int) -> Any:
     return to.builder.sdiv(to.builder.extract_value(_made(to, kind, array).strides, axis), number(_size(kind.dtype)))
 
 
-@intrinsic(types.intp)
+@intrinsic(types.intp, lambda stack: 0 if stack is None else stack.strides[0] // stack.itemsize)
 def outer_stride(to: Emitting, stack: Any) -> Any:
     """How many values apart the matrices of a stack are; 0 of None."""
     return _stride(to, stack, 0)
 
 
-@intrinsic(types.intp)
+@intrinsic(types.intp, lambda stack: 0 if stack is None else stack.strides[1] // stack.itemsize)
 def row_stride(to: Emitting, stack: Any) -> Any:
     """How many values apart the rows of a stack are; 0 of None."""
     return _stride(to, stack, 1)
 
 
-@intrinsic()
+def _of_array(array: Any, *place: Any) -> types.Type:
+    return types.NamedTuple((array, types.intp, types.intp), Rows)
+
+
+def _rows(to: Emitting, array: Any, outer: Any, row: Any, first: Any, stride: Any) -> Any:
+    builder = to.builder
+    before = builder.add(builder.mul(outer, _stride(to, array, 0)), builder.mul(row, _stride(to, array, 1)))
+    return to.context.make_tuple(builder, to.result, (array, builder.add(before, first), stride))
+
+
+def _index(array: Any, outer: int, row: int, first: int) -> Any:
+    return outer * outer_stride(array) + row * row_stride(array) + first
+
+
+@intrinsic(
+    _of_array,
+    lambda array, outer, row, first, each: Rows(array, _index(array, outer, row, first), row_stride(array) * each),
+)
+def rows_of(to: Emitting, array: Any, outer: Any, row: Any, first: Any, each: Any) -> Any:
+    """Every ``each``-th row of matrix ``outer`` from ``row`` on, from its value ``first`` on.
+
+    The values of rows that are not there are None, here and below.
+    """
+    return _rows(to, array, outer, row, first, to.builder.mul(_stride(to, array, 1), each))
+
+
+@intrinsic(
+    _of_array, lambda array, outer, row, first: Rows(array, _index(array, outer, row, first), outer_stride(array))
+)
+def column_of(to: Emitting, array: Any, outer: Any, row: Any, first: Any) -> Any:
+    """Row ``row`` of each matrix from ``outer`` on, from its value ``first`` on."""
+    return _rows(to, array, outer, row, first, _stride(to, array, 0))
+
+
+@intrinsic(None, lambda array, index: None)
 def prefetch(to: Emitting, array: Any, index: Any) -> None:
     """Ask for the cache line of element ``index``, which may lie behind the end of the array."""
     pointer = to.builder.bitcast(_pointer(to, to.kinds[0], array, index), ir.IntType(8).as_pointer())
@@ -216,12 +316,8 @@ def _streamed_at_once(dtype: types.Type) -> int:
 
 def _store_upto(to: Emitting, kind: Any, array: Any, index: Any, count: Any, value: Any) -> None:
     value = formats.encode(to.builder, kind.dtype, value)
-    whole = to.builder.icmp_signed(">=", count, count.type(LANES))
-    with to.builder.if_else(whole) as (then, otherwise):
-        with then:
-            _store(to, kind, array, index, value)
-        with otherwise:
-            _store_first(to, kind, array, index, count, value)
+    whole, given = to.builder.icmp_signed(">=", count, count.type(LANES)), (to, kind, array, index)
+    _either(to, whole, lambda: _store(*given, value), lambda: _store_first(*given, count, value))
 
 
 @intrinsic()
@@ -230,26 +326,30 @@ def store_first(to: Emitting, array: Any, index: Any, count: Any, value: Any) ->
     _store_first(to, to.kinds[0], array, index, count, formats.encode(to.builder, to.kinds[0].dtype, value))
 
 
-@intrinsic()
+@intrinsic(None, lambda array, index, count, value: interpreted.store_first(array, index, min(count, LANES), value))
 def store_upto(to: Emitting, array: Any, index: Any, count: Any, value: Any) -> None:
     """Write sixteen lanes to ``index`` on, or the first ``count`` of them."""
     _store_upto(to, to.kinds[0], array, index, count, value)
 
 
 @intrinsic()
+def store_rows(to: Emitting, table: Any, first: Any, index: Any, count: Any, vectors: Any) -> None:
+    """Write up to sixteen values to ``index`` on, of some rows of a table: of each vector, rounded, those of a row."""
+    kind, values = to.kinds[0], cgutils.unpack_tuple(to.builder, vectors)
+    for value, place in zip(values, _places(to, kind, table, first, index, len(values)), strict=True):
+        _store_upto(to, kind, table, place, count, _rounded(to, value, kind.dtype))
+
+
+@intrinsic(None, lambda array, index, value, streaming: interpreted.store_first(array, index, LANES, value))
 def put(to: Emitting, array: Any, index: Any, value: Any, streaming: Any) -> None:
     """Write the sixteen lanes of ``value`` to ``array`` from ``index`` on, past the cache if ``streaming``.
 
     Then element ``index`` must stand where `to_line` leads: at a multiple of 64 bytes, or of the vector's own
     size if that is less.
     """
-    kind = to.kinds[0]
-    value = formats.encode(to.builder, kind.dtype, value)
-    with to.builder.if_else(to.builder.icmp_signed("!=", streaming, streaming.type(0))) as (then, otherwise):
-        with then:
-            _stream(to, kind, array, index, value)
-        with otherwise:
-            _store(to, kind, array, index, value)
+    given = to, to.kinds[0], array, index, formats.encode(to.builder, to.kinds[0].dtype, value)
+    past = to.builder.icmp_signed("!=", streaming, streaming.type(0))
+    _either(to, past, lambda: _stream(*given), lambda: _store(*given))
 
 
 @intrinsic()
@@ -260,7 +360,7 @@ def keep(to: Emitting, rows: Any, row: Any, k: Any, count: Any, value: Any) -> N
         _store_upto(to, kind, *place_in(to, rows, row, k), count, value)
 
 
-@intrinsic(types.intp)
+@intrinsic(types.intp, lambda array, index: 0)
 def to_line(to: Emitting, array: Any, index: Any) -> Any:
     """How many elements stand between element ``index`` and where `put` may stream."""
     dtype, number = to.kinds[0].dtype, index.type
@@ -269,7 +369,7 @@ def to_line(to: Emitting, array: Any, index: Any) -> Any:
     return to.builder.udiv(rest, number(_size(dtype)))
 
 
-@intrinsic()
+@intrinsic(None, lambda: None)
 def fence(to: Emitting) -> None:
     """Make what was streamed visible to other threads; after the last `put` of a task that streams."""
     if to.builder.module.triple.startswith(("x86_64", "i686")):
@@ -286,7 +386,7 @@ def _room(noted: Any, array: Any) -> Any:
     return types.none if noted == types.none else types.CPointer(_vector_of(array).dtype)
 
 
-@intrinsic(_room)
+@intrinsic(_room, lambda noted, array: None if noted is None else np.zeros(LANES, interpreted.working_dtype(array)))
 def room_for_largest(to: Emitting, noted: Any, array: Any) -> Any:
     """Room for the largest sizes of values of ``array``, as long as the function runs; None without ``noted``."""
     zeros = ir.Constant(to.context.get_value_type(_vector_of(to.kinds[1])), [0.0] * LANES)

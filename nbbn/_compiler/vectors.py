@@ -5,7 +5,7 @@ AVX2, four of NEON), so the order of every addition, and with it every bit of a 
 depend on the vectorizer or on the width of the registers.
 
 All names are arithmetic on vectors (``fma`` also on scalars) and tests of types; `nbbn._compiler.memory` loads and
-stores them. Under ``NUMBA_DISABLE_JIT`` the twins in ``interpreted`` stand in.
+stores them. Under ``NUMBA_DISABLE_JIT`` their twins stand in, on arrays of sixteen values.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import config, types
@@ -28,29 +29,30 @@ from nbbn._compiler import formats, interpreted
 
 LANES = 16
 
-_LLVM_SCALAR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 _INT32 = ir.IntType(32)
 
 
 class Emitting(NamedTuple):
-    """Where an intrinsic's instructions go, and the numba types of its arguments."""
+    """Where an intrinsic's instructions go, the numba types of its arguments, and that of its value."""
 
     context: Any
     builder: Any
     kinds: tuple[Any, ...]
+    result: Any
 
 
-def intrinsic(result: Any = None) -> Callable[[Any], Any]:
+def intrinsic(result: Any = None, twin: Any = None) -> Callable[[Any], Any]:
     """Numba's intrinsic, given by a function that emits its instructions: ``emit(to, *values)``, `Emitting` first.
 
     ``result`` is the type of its value, or makes that of the types of the arguments; without it there is no value.
-    Where the type is None's, nothing is emitted. Under ``NUMBA_DISABLE_JIT`` it is the twin of its name in
-    `interpreted`.
+    Where the type is None's, nothing is emitted. ``twin`` does the same in plain Python; without it, the function of
+    that name in `interpreted`.
     """
 
     def decorate(emit: Any) -> Any:
+        in_python = twin or getattr(interpreted, emit.__name__)
         if config.DISABLE_JIT:
-            return getattr(interpreted, emit.__name__)
+            return in_python
 
         @functools.wraps(emit)
         def typed(typingctx: Any, *kinds: Any) -> Any:
@@ -59,13 +61,15 @@ def intrinsic(result: Any = None) -> Callable[[Any], Any]:
                 return None
 
             def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-                value = None if found == types.none else emit(Emitting(context, builder, kinds), *args)
+                value = None if found == types.none else emit(Emitting(context, builder, kinds, found), *args)
                 return context.get_dummy_value() if value is None else value
 
             taken = (types.intp if isinstance(kind, types.Integer) else kind for kind in kinds)
             return (types.void if found is None else found)(*taken), codegen
 
-        return numba_intrinsic(typed)
+        made = numba_intrinsic(typed)
+        made.twin = in_python  # for tests
+        return made
 
     return decorate
 
@@ -88,6 +92,10 @@ def simd_bits() -> int:
     return 256 if "avx2" in features else 128
 
 
+def _stored_vector(dtype: types.Type) -> ir.VectorType:
+    return ir.VectorType(formats.stored(dtype), LANES)
+
+
 class Vector(types.Type):  # type: ignore[misc]
     """The numba type of sixteen values of ``dtype``."""
 
@@ -99,7 +107,7 @@ class Vector(types.Type):  # type: ignore[misc]
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, dmm: Any, fe_type: Vector) -> None:
-        super().__init__(dmm, fe_type, ir.VectorType(_LLVM_SCALAR[fe_type.dtype], LANES))
+        super().__init__(dmm, fe_type, _stored_vector(fe_type.dtype))
 
 
 FLOAT32X16 = Vector(types.float32)
@@ -122,31 +130,19 @@ class _Arithmetic(AbstractTemplate):  # type: ignore[misc]
         return signature(first, *args) if isinstance(first, Vector) and args[1:] == (first,) else None
 
 
-def _register_operator(function: Any, instruction: str) -> None:
-    infer_global(function)(type(f"_{instruction}", (_Arithmetic,), {"key": function}))
-    for vector in (FLOAT32X16, FLOAT64X16):
-        lower_builtin(function, vector, vector)(_lowering(instruction))
-
-
 def _lowering(instruction: str) -> Any:
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return getattr(builder, instruction)(*args)
-
-    return lower
+    return lambda context, builder, sig, args: getattr(builder, instruction)(*args)
 
 
-_register_operator(operator.add, "fadd")
-_register_operator(operator.sub, "fsub")
-_register_operator(operator.mul, "fmul")
-_register_operator(operator.truediv, "fdiv")
-
-
-def _llvm_vector(dtype: types.Type) -> ir.VectorType:
-    return ir.VectorType(_LLVM_SCALAR[dtype], LANES)
-
-
-def _stored_vector(dtype: types.Type) -> ir.VectorType:
-    return ir.VectorType(formats.stored(dtype), LANES)
+for _operator, _name in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    infer_global(_operator)(type(f"_{_name}", (_Arithmetic,), {"key": _operator}))
+    for _vector in (FLOAT32X16, FLOAT64X16):
+        lower_builtin(_operator, _vector, _vector)(_lowering(_name))
 
 
 def _splat(builder: Any, scalar: Any) -> Any:
@@ -190,25 +186,25 @@ def working_dtype(to: Emitting, array: Any) -> Any:
     """The dtype that values of ``array`` are computed with, for ``np.empty``."""
 
 
-@intrinsic(types.intp)
+@intrinsic(types.intp, min)
 def smaller(to: Emitting, a: Any, b: Any) -> Any:
     """The smaller of two integers; numba's ``min`` compiles to more."""
     return to.builder.select(to.builder.icmp_signed("<", a, b), a, b)
 
 
-@intrinsic(types.intp)
+@intrinsic(types.intp, max)
 def larger(to: Emitting, a: Any, b: Any) -> Any:
     """The larger of two integers."""
     return to.builder.select(to.builder.icmp_signed(">", a, b), a, b)
 
 
-@intrinsic(types.boolean)
+@intrinsic(types.boolean, lambda value: value is not None)
 def has(to: Emitting, value: Any) -> Any:
     """Whether there is a ``value``, and not None: a constant of the compiled variant."""
     return _constant(to, to.kinds[0] != types.none)
 
 
-@intrinsic(types.boolean)
+@intrinsic(types.boolean, lambda array: array is not None and array.size > 0)
 def has_values(to: Emitting, array: Any) -> Any:
     """Whether an array is not empty; None is."""
     if to.kinds[0] == types.none:
@@ -217,25 +213,25 @@ def has_values(to: Emitting, array: Any) -> Any:
     return to.builder.icmp_signed("!=", size, size.type(0))
 
 
-@intrinsic(lambda vector, other: vector)
+@intrinsic(lambda vector, other: vector, lambda vector, other: vector if other is None else vector + other)
 def plus(to: Emitting, vector: Any, other: Any) -> Any:
     """``vector + other``; ``vector`` where the other is None."""
     return vector if to.kinds[1] == types.none else to.builder.fadd(vector, other)
 
 
-@intrinsic(types.boolean)
+@intrinsic(types.boolean, lambda array: array.dtype != np.float64)
 def has_spare_digits(to: Emitting, array: Any) -> Any:
     """Whether float64 holds values of ``array`` with digits to spare: a constant of the compiled variant."""
     return _constant(to, to.kinds[0].dtype != types.float64)
 
 
-@intrinsic(lambda scalar: _VECTOR[scalar])
+@intrinsic(lambda scalar: _VECTOR[scalar], lambda scalar: np.full(LANES, scalar, np.asarray(scalar).dtype))
 def splat(to: Emitting, scalar: Any) -> Any:
     """A vector with ``scalar`` in every lane."""
     return _splat(to.builder, scalar)
 
 
-@intrinsic(lambda vector, number: vector)
+@intrinsic(lambda vector, number: vector, lambda vector, number: np.full(LANES, number, vector.dtype))
 def constant(to: Emitting, vector: Any, number: Any) -> Any:
     """A vector of the dtype of another one, with ``number``, float64, in every lane."""
     if to.kinds[0] == FLOAT32X16:
@@ -243,7 +239,10 @@ def constant(to: Emitting, vector: Any, number: Any) -> Any:
     return _splat(to.builder, number)
 
 
-@intrinsic(lambda vector, of_float32, of_float64: vector)
+@intrinsic(
+    lambda vector, of_float32, of_float64: vector,
+    lambda v, of_float32, of_float64: np.full(LANES, of_float32 if v.dtype == np.float32 else of_float64, v.dtype),
+)
 def constant_of(to: Emitting, vector: Any, of_float32: Any, of_float64: Any) -> Any:
     """`constant` with a number that depends on the dtype."""
     if to.kinds[0] == FLOAT32X16:
@@ -271,44 +270,51 @@ def exponential_series(to: Emitting, vector: Any) -> Any:
     return found
 
 
-@intrinsic(FLOAT64X16)
+@intrinsic(FLOAT64X16, lambda vector: vector.astype(np.float64))
 def widen(to: Emitting, vector: Any) -> Any:
     """The lanes as float64 (exact)."""
-    return vector if to.kinds[0] == FLOAT64X16 else to.builder.fpext(vector, _llvm_vector(types.float64))
+    return vector if to.kinds[0] == FLOAT64X16 else to.builder.fpext(vector, _stored_vector(types.float64))
 
 
-@intrinsic(lambda array, vector: _vector_of(array))
+def _rounded(to: Emitting, vector: Any, dtype: types.Type) -> Any:
+    """The lanes rounded to what values of ``dtype`` are computed with."""
+    wanted = _stored_vector(formats.computed(dtype))
+    return vector if vector.type == wanted else to.builder.fptrunc(vector, wanted)
+
+
+@intrinsic(
+    lambda array, vector: _vector_of(array), lambda array, vector: vector.astype(interpreted.working_dtype(array))
+)
 def narrow(to: Emitting, array: Any, vector: Any) -> Any:
     """The lanes of a float64 vector, rounded to what ``array`` is computed with."""
-    is_double = to.kinds[0].dtype == types.float64
-    return vector if is_double else to.builder.fptrunc(vector, _llvm_vector(types.float32))
+    return _rounded(to, vector, to.kinds[0].dtype)
 
 
-@intrinsic(_of_last)
+@intrinsic(_of_last, np.sqrt)
 def square_root(to: Emitting, vector: Any) -> Any:
     """The square roots of the lanes."""
     return _call(to.builder, "sqrt", vector)
 
 
-@intrinsic(_of_last)
+@intrinsic(_of_last, lambda vector, limit: np.where(vector < limit, limit, vector))
 def not_below(to: Emitting, vector: Any, limit: Any) -> Any:
     """The lanes of ``vector``, those of ``limit`` where they are greater; NaN stays."""
     return to.builder.select(to.builder.fcmp_ordered("<", vector, limit), limit, vector)
 
 
-@intrinsic(_of_last)
+@intrinsic(_of_last, lambda vector, limit: np.where(vector > limit, limit, vector))
 def not_above(to: Emitting, vector: Any, limit: Any) -> Any:
     """The lanes of ``vector``, those of ``limit`` where they are less; NaN stays."""
     return to.builder.select(to.builder.fcmp_ordered(">", vector, limit), limit, vector)
 
 
-@intrinsic(_of_last)
+@intrinsic(_of_last, lambda test, limit, a, b: np.where(test < limit, a, b))
 def where_below(to: Emitting, test: Any, limit: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes where ``test < limit``, ``b`` in the others, NaN among them."""
     return to.builder.select(to.builder.fcmp_ordered("<", test, limit), a, b)
 
 
-@intrinsic(_of_last)
+@intrinsic(_of_last, lambda test, limit, a, b: np.where(test <= limit, a, b))
 def where_at_most(to: Emitting, test: Any, limit: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes where ``test <= limit``, ``b`` in the others, NaN among them."""
     return to.builder.select(to.builder.fcmp_ordered("<=", test, limit), a, b)
@@ -320,19 +326,19 @@ def fma(to: Emitting, a: Any, b: Any, c: Any) -> Any:
     return _call(to.builder, "fma", a, b, c)
 
 
-@intrinsic(_of_last)
+@intrinsic(_of_last, lambda vector, count: np.where(np.arange(LANES) < count, vector, vector.dtype.type(0)))
 def keep_first(to: Emitting, vector: Any, count: Any) -> Any:
     """The first ``count`` lanes, zeros behind them."""
     return to.builder.select(_first_lanes(to.builder, count), vector, ir.Constant(vector.type, [0.0] * LANES))
 
 
-@intrinsic(_of_last)
+@intrinsic(_of_last, lambda count, a, b: np.where(np.arange(LANES) < count, a, b))
 def first_of(to: Emitting, count: Any, a: Any, b: Any) -> Any:
     """The first ``count`` lanes of ``a``, those of ``b`` behind them."""
     return to.builder.select(_first_lanes(to.builder, count), a, b)
 
 
-@intrinsic(_of_last)
+@intrinsic(_of_last, lambda test, a, b: np.where(np.isfinite(test), a, b))
 def where_finite(to: Emitting, test: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes where ``test`` is finite, ``b`` in the others."""
     difference = to.builder.fsub(test, test)  # 0 for a finite value, NaN for the others
@@ -340,7 +346,7 @@ def where_finite(to: Emitting, test: Any, a: Any, b: Any) -> Any:
     return to.builder.select(to.builder.fcmp_ordered("==", difference, zeros), a, b)
 
 
-@intrinsic(types.boolean)
+@intrinsic(types.boolean, lambda a, b: bool(np.any(a > b)))
 def any_greater(to: Emitting, a: Any, b: Any) -> Any:
     """Whether ``a > b`` in any lane (false where either is NaN)."""
     return _any(to, to.builder.fcmp_ordered(">", a, b))

@@ -8,33 +8,28 @@ is known when a kernel is compiled; and so is whether there are weights at all (
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import models, register_model
 
 from nbbn._compiler.memory import _pointer, load_vector_upto, place_in
-from nbbn._compiler.vectors import FLOAT64X16, LANES, Emitting, _splat, intrinsic
+from nbbn._compiler.vectors import FLOAT64X16, LANES, Emitting, Vector, _splat, intrinsic
 
 
-class Bytes(types.Type):  # type: ignore[misc]
-    """The numba type of sixteen bytes of a mask."""
+class RowWeights(NamedTuple):
+    """Weights of rows whose values, of different channels, share one: that of row ``r`` stands at ``at + r``."""
 
-    def __init__(self) -> None:
-        super().__init__(name=f"Bytes(x {LANES})")
-
-
-@register_model(Bytes)
-class _BytesModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, dmm: Any, fe_type: Bytes) -> None:
-        super().__init__(dmm, fe_type, ir.VectorType(ir.IntType(8), LANES))
+    values: Any  # or None: there is none
+    at: int
 
 
-BYTESX16 = Bytes()
+BYTESX16 = Vector(types.uint8)
 
 
-def _vector_of(weights: Any) -> types.Type:
+def _vector_of(rows: Any, row: Any, k: Any, count: Any) -> types.Type:
+    weights = rows.types[0]
     if weights == types.none:
         return types.none
     return BYTESX16 if weights.dtype == types.uint8 else FLOAT64X16
@@ -46,28 +41,25 @@ def _counts(to: Emitting, weight: Any) -> Any:
     return compare("!=", weight, ir.Constant(weight.type, [0] * LANES))
 
 
-@intrinsic(lambda rows, row, k, count: _vector_of(rows.types[0]))
+@intrinsic(_vector_of)
 def weight_at(to: Emitting, rows: Any, row: Any, k: Any, count: Any) -> Any:
-    """The weights of up to sixteen values of a row, zeros behind them; None of rows of None, here and below."""
-    return load_vector_upto(to, to.kinds[0].types[0], *place_in(to, rows, row, k), count)
+    """The weights of up to sixteen values of `Rows` or `RowWeights`; None of rows of None, here and below."""
+    weights, builder = to.kinds[0].types[0], to.builder
+    if to.kinds[0].instance_class is not RowWeights:
+        return load_vector_upto(to, weights, *place_in(to, rows, row, k), count)
+    index = builder.add(builder.extract_value(rows, 1), row)
+    pointer = _pointer(to, weights, builder.extract_value(rows, 0), index)
+    scalar = to.context.get_value_type(to.result).element
+    return _splat(builder, builder.load(builder.bitcast(pointer, scalar.as_pointer())))
 
 
-@intrinsic(lambda rows, row: _vector_of(rows.types[0]))
-def weight_of_row(to: Emitting, rows: Any, row: Any) -> Any:
-    """A vector with one weight in every lane: what the values of a row have in common."""
-    weights = to.kinds[0].types[0]
-    pointer = _pointer(to, weights, *place_in(to, rows, row, row.type(0)))
-    scalar = to.context.get_value_type(_vector_of(weights)).element
-    return _splat(to.builder, to.builder.load(to.builder.bitcast(pointer, scalar.as_pointer())))
-
-
-@intrinsic(lambda weight, a, b: a)
+@intrinsic(lambda weight, a, b: a, lambda weight, a, b: a if weight is None else np.where(weight != 0, a, b))
 def where_counted(to: Emitting, weight: Any, a: Any, b: Any) -> Any:
     """``a`` in the lanes whose weight is not 0, ``b`` in the others; ``a`` without weights."""
     return a if to.kinds[0] == types.none else to.builder.select(_counts(to, weight), a, b)
 
 
-@intrinsic(types.boolean)
+@intrinsic(types.boolean, lambda weight: weight is None or bool(np.all(weight != 0)))
 def all_count(to: Emitting, weight: Any) -> Any:
     """Whether no lane has weight 0; true without weights."""
     if to.kinds[0] == types.none:
@@ -76,13 +68,19 @@ def all_count(to: Emitting, weight: Any) -> Any:
     return to.builder.icmp_unsigned("==", bits, bits.type(-1))
 
 
-@intrinsic(lambda weight, vector: vector)
+@intrinsic(
+    lambda weight, vector: vector,
+    lambda weight, vector: vector if weight is None or weight.dtype == np.uint8 else weight * vector,
+)
 def times_weight(to: Emitting, weight: Any, vector: Any) -> Any:
     """``vector`` times the weights; of a float64 vector that is 0 where they are. A mask, or None: 1."""
     return vector if to.kinds[0] in (BYTESX16, types.none) else to.builder.fmul(weight, vector)
 
 
-@intrinsic(lambda n, weight, vector: vector if weight == types.none else FLOAT64X16)
+@intrinsic(
+    lambda n, weight, vector: vector if weight == types.none else FLOAT64X16,
+    lambda n, weight, vector: n + np.where(np.isnan(vector), 0, 1 if weight is None else weight),
+)
 def plus_weight(to: Emitting, n: Any, weight: Any, vector: Any) -> Any:
     """``n``, and the weights of the lanes that are not NaN; without any, integers in its bits: see `number_of`."""
     there = to.builder.fcmp_ordered("ord", vector, vector)
@@ -95,7 +93,7 @@ def plus_weight(to: Emitting, n: Any, weight: Any, vector: Any) -> Any:
     return to.builder.fadd(n, to.builder.select(there, weight, ir.Constant(weight.type, [0.0] * LANES)))
 
 
-@intrinsic(FLOAT64X16)
+@intrinsic(FLOAT64X16, lambda weight, n: n.astype(np.float64))
 def number_of(to: Emitting, weight: Any, n: Any) -> Any:
     """What `plus_weight` counted, as numbers."""
     if to.kinds[0] != types.none:

@@ -8,29 +8,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import helper
-from nbbn._compiler.memory import load_upto, store_upto
+from nbbn._compiler.memory import ZERO, load_rows, store_rows
 from nbbn._compiler.vectors import LANES, narrow, splat, square_root, where_at_most, where_finite, widen
 from nbbn._kernels.statistics import Layout, added, merged
-from nbbn._kernels.table import (
-    BETA,
-    CENTER,
-    FORM_SLOPE,
-    GAMMA,
-    INV_STD,
-    M2,
-    MEAN,
-    MEAN_LOW,
-    OF_BETA,
-    OF_GAMMA,
-    OF_SLOPE,
-    SCALE,
-    SHIFT,
-    SLOPE,
-    SUM_GRAD,
-    SUM_PRODUCT,
-    SUM_SLOPE,
-    VAR,
-)
+from nbbn._kernels.table import CENTER, GAMMA, MEAN, MEAN_LOW, OF_SLOPE, SUM_GRAD, SUM_PRODUCT, SUM_SLOPE
 
 
 @helper
@@ -41,16 +22,14 @@ def write_coefficients(form: Any, c: int, n: int, mean: Any, low: Any, std: Any,
     ``scale = gamma / std`` (0 where that divides by 0), both rounded to the dtype of ``form``;
     ``shift = beta - (mean - center) * scale`` makes up for the rounding of ``center``.
     """
-    width, zero = form.shape[1], splat(0.0)
+    zero = splat(0.0)
     gamma, beta, slope = affine
     center = narrow(form, mean + low)
     scale = narrow(form, where_at_most(std, zero, zero, gamma / std))
     rest = (mean - widen(center)) + low
     rest = where_finite(rest, rest, zero)  # not of an infinite mean, or NaN
-    store_upto(form, CENTER * width + c, n, center)
-    store_upto(form, SCALE * width + c, n, scale)
-    store_upto(form, SHIFT * width + c, n, narrow(form, beta - rest * widen(scale)))
-    store_upto(form, FORM_SLOPE * width + c, n, narrow(form, slope))
+    shift = narrow(form, beta - rest * widen(scale))
+    store_rows(form, CENTER, c, n, (center, scale, shift, narrow(form, slope)))
 
 
 class Channels(NamedTuple):
@@ -66,19 +45,16 @@ def finish_moments(
 
     ``var = m2 / freedom`` and ``inv_std = 1 / sqrt(var + eps)``, 0 where that divides by 0.
     """
-    width, zero = table.shape[1], splat(0.0)
+    zero = splat(0.0)
     for c in range(channels.first, channels.stop, LANES):
         n = channels.stop - c
         mean, low, m2 = merged(parts, numbers, layout, c, n)
         var = m2 / splat(freedom)
         std = square_root(var + splat(eps))
-        store_upto(table, MEAN * width + c, n, mean)
-        store_upto(table, MEAN_LOW * width + c, n, low)
-        store_upto(table, M2 * width + c, n, m2)
-        store_upto(table, VAR * width + c, n, var)
-        store_upto(table, INV_STD * width + c, n, where_at_most(std, zero, zero, splat(1.0) / std))
-        gamma, beta = load_upto(table, GAMMA * width + c, n), load_upto(table, BETA * width + c, n)
-        affine = gamma, beta, load_upto(table, SLOPE * width + c, n)
+        inv_std = where_at_most(std, zero, zero, splat(1.0) / std)
+        store_rows(table, MEAN, c, n, (mean, var))
+        store_rows(table, MEAN_LOW, c, n, (low, m2, inv_std))
+        affine = load_rows(3, table, GAMMA, c, n)
         write_coefficients(form, c, n, mean, low, std, affine)
 
 
@@ -100,31 +76,22 @@ def finish_sums(
     ``grad_x = gamma * inv_std * (grad_y - g/n - (x - mean) * inv_std * (inv_std * h / freedom))``.
     Both means are rounded to the dtype of ``form``, and ``rest`` holds what that leaves.
     """
-    width = table.shape[1]
     for c in range(channels.first, channels.stop, LANES):
         n = channels.stop - c
         g, h = added(parts, SUM_GRAD, layout, c, n), added(parts, SUM_PRODUCT, layout, c, n)
-        store_upto(sums, SUM_GRAD * width + c, n, g)
-        store_upto(sums, SUM_PRODUCT * width + c, n, h)
-        mean, low = load_upto(table, MEAN * width + c, n), load_upto(table, MEAN_LOW * width + c, n)
-        inv_std = load_upto(table, INV_STD * width + c, n)
+        store_rows(sums, SUM_GRAD, c, n, (g, h))
+        mean, _, gamma = load_rows(3, table, MEAN, c, n)
+        low, _, inv_std = load_rows(3, table, MEAN_LOW, c, n)
         of_gamma = h * inv_std
         grad_mean = g / splat(counts.number)
-        scale = load_upto(table, GAMMA * width + c, n) * inv_std
+        scale = gamma * inv_std
         slope = splat(-1.0) * scale * (of_gamma / splat(counts.freedom))
         of_grad = (grad_mean - widen(narrow(form, grad_mean))) * widen(narrow(form, scale))
-        center = narrow(form, mean + low)
-        of_x = ((mean - widen(center)) + low) * inv_std * widen(narrow(form, slope))
+        center = mean + low
+        of_x = ((mean - widen(narrow(form, center))) + low) * inv_std * widen(narrow(form, slope))
         rest = splat(-1.0) * (of_grad + of_x)
-        store_upto(form, c, n, narrow(form, grad_mean))
-        store_upto(form, width + c, n, narrow(form, scale))
-        store_upto(form, 2 * width + c, n, center)
-        store_upto(form, 3 * width + c, n, narrow(form, inv_std))
-        store_upto(form, 4 * width + c, n, narrow(form, slope))
-        store_upto(form, 5 * width + c, n, narrow(form, rest))
-        store_upto(form, OF_GAMMA * width + c, n, narrow(form, of_gamma))
-        store_upto(form, OF_BETA * width + c, n, narrow(form, g))
+        store_rows(form, ZERO, c, n, (grad_mean, scale, center, inv_std, slope, rest, of_gamma, g))  # to OF_BETA
         if parts.shape[0] > SUM_SLOPE:
             of_slope = added(parts, SUM_SLOPE, layout, c, n)
-            store_upto(sums, SUM_SLOPE * width + c, n, of_slope)
-            store_upto(form, OF_SLOPE * width + c, n, narrow(form, of_slope))
+            store_rows(sums, SUM_SLOPE, c, n, (of_slope,))
+            store_rows(form, OF_SLOPE, c, n, (of_slope,))

@@ -14,15 +14,17 @@ import numpy as np
 
 from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import (
+    ZERO,
+    Rows,
     at,
     fence,
+    load_rows,
     load_upto,
     note_infinite,
-    outer_stride,
     prefetch,
     room_for_largest,
-    row_stride,
-    store_upto,
+    rows_of,
+    store_rows,
 )
 from nbbn._compiler.vectors import (
     LANES,
@@ -37,23 +39,22 @@ from nbbn._compiler.vectors import (
     where_finite,
     widen,
 )
-from nbbn._kernels.activations import LEARNED
+from nbbn._compiler.weights import RowWeights
 from nbbn._kernels.elementwise import (
     About,
     Backward,
     Forward,
-    Fused,
-    GradientTarget,
     Target,
-    add_products_of_row,
-    backward_of_row,
+    add_products,
+    backward,
     coefficients_at,
     forward,
     gradient_coefficients_at,
+    no_sums,
 )
 from nbbn._kernels.loops import GROUP, sum_strip, write_rows, write_strips
-from nbbn._kernels.memory import ONE, ZERO, Rows, one_row
-from nbbn._kernels.statistics import Layout, Samples, add_deviations_of_row, moments_from_sums, worst_condition
+from nbbn._kernels.statistics import Layout, Samples, add_deviations, moments_from_sums, worst_condition
+from nbbn._kernels.table import REFERENCE, SUM, SUM_GRAD
 
 TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 WIDE_TILE = 1024  # columns of the elementwise steps: three float32 coefficients each, 12 KB
@@ -153,30 +154,6 @@ def layout_of(x: Any, parts: Any, channels: int) -> Layout:
 
 
 @inlined
-def rows_in(array: Any, block: Block, fold: int, first: int) -> Rows:
-    """Return the rows of a block, from a column on."""
-    stride = row_stride(array) * fold
-    return Rows(array, block.outer * outer_stride(array) + block.row * stride + first, stride)
-
-
-class Learned(NamedTuple):
-    """What is found out about the data."""
-
-    weights: Any
-    numbers: Any
-    parts: Any
-    ahead: int  # whether rows are asked for ahead of time
-
-
-class Sums(NamedTuple):
-    """What the sums of a backward are made with."""
-
-    mask: Any
-    means: Any  # one a column
-    parts: Any
-
-
-@inlined
 def ask_for(rows: Rows, row: int, k: int) -> int:
     """Ask for `GROUP` cache lines of a row from ``k`` on; return the column behind them.
 
@@ -203,19 +180,19 @@ def near_row(read: Samples, k: int, count: int, rows: int) -> Any:
 
 
 @helper
-def sum_tile(read: Samples, block: Block, n: float, parts: Any, ahead: int) -> None:
-    """Write reference, sum of deviations and m2 of the columns of a block."""
+def look_at_tile(samples: Samples, numbers: Any, parts: Any, block: Block, ahead: int) -> None:
+    """Write reference, sum of deviations and m2 of the columns of a block; ``ahead``, ask for rows ahead of time."""
+    x, n = samples.x, numbers[block.part]
     if n == 0.0:
         return
-    number, width, part = parts.shape[1], parts.shape[2], block.part
-    reference, sum_ = part * width + block.first, (number + part) * width + block.first
-    square = (2 * number + part) * width + block.first
-    zero, rows, columns = splat(0.0), block.rows, block.columns
+    weights = RowWeights(samples.weights, block.outer * x.shape[1] + block.row)
+    fold = parts.shape[2] // x.shape[2]
+    read = Samples(rows_of(x, block.outer, block.row * fold, block.first, fold), weights)
+    first, rows, columns = block.part * parts.shape[2] + block.first, block.rows, block.columns
+    zero = splat(0.0)
     for k in range(0, columns, LANES):
         count = columns - k
-        store_upto(parts, reference + k, count, near_row(read, k, count, rows))
-        store_upto(parts, sum_ + k, count, zero)
-        store_upto(parts, square + k, count, zero)
+        store_rows(parts, REFERENCE, first + k, count, (near_row(read, k, count, rows), zero, zero))
     depth = larger(GROUP, SHALLOW // columns)
     for row in range(0, rows, depth):
         stop = smaller(row + depth, rows)
@@ -227,91 +204,67 @@ def sum_tile(read: Samples, block: Block, n: float, parts: Any, ahead: int) -> N
                     coming, column = coming + 1, ZERO
             count = columns - k
             about = zero
-            if not has_spare_digits(read.x.values):
-                about = load_upto(parts, reference + k, count)
-            sums = load_upto(parts, sum_ + k, count), load_upto(parts, square + k, count)
-            s, q = sum_strip(add_deviations_of_row, read, (row, stop), k, count, about, sums)
-            store_upto(parts, sum_ + k, count, s)
-            store_upto(parts, square + k, count, q)
-    values, limit = splat(n), splat(worst_condition(read.x.values) - 1.0)
+            if not has_spare_digits(x):
+                about = load_upto(parts, first + k, count)
+            sums = load_rows(2, parts, SUM, first + k, count)
+            sums = sum_strip(add_deviations, read, (row, stop), k, count, about, sums)
+            store_rows(parts, SUM, first + k, count, sums)
+    values, limit = splat(n), splat(worst_condition(x) - 1.0)
     for k in range(0, columns, LANES):
         count = columns - k
-        about = load_upto(parts, reference + k, count)
-        s, q = load_upto(parts, sum_ + k, count), load_upto(parts, square + k, count)
+        about, s, q = load_rows(3, parts, REFERENCE, first + k, count)
         d, m2 = moments_from_sums(values, s, q)
         bound, loss = limit * m2, values * d * d
         if any_greater(loss, bound):
             nearer = about + d
-            again, q = sum_strip(add_deviations_of_row, read, (0, rows), k, count, nearer, (zero, zero))
+            again, q = sum_strip(add_deviations, read, (0, rows), k, count, nearer, (zero, zero))
             _, squares = moments_from_sums(values, again, q)
             # Of each channel by itself: its neighbours must not change its bits.
             about = where_below(bound, loss, nearer, about)
             s = where_below(bound, loss, again, s)
             m2 = where_below(bound, loss, squares, m2)
-            store_upto(parts, reference + k, count, about)
-            store_upto(parts, sum_ + k, count, s)
-        store_upto(parts, square + k, count, m2)
-
-
-@helper
-def look_at_tile(x: Any, learned: Learned, block: Block) -> None:
-    """Take the moments of one tile of one part."""
-    fold = learned.parts.shape[2] // x.shape[2]
-    weights = Rows(learned.weights, block.outer * x.shape[1] + block.row, ONE)
-    read, n = Samples(rows_in(x, block, fold, block.first), weights), learned.numbers[block.part]
-    sum_tile(read, block, n, learned.parts, learned.ahead)
+        store_rows(parts, REFERENCE, first + k, count, (about, s, m2))
 
 
 @inlined
-def sums_at(parts: Any, index: int, count: int, kind: Any) -> Any:
-    """Return the sums of a backward of up to sixteen columns, the first of which stand at ``index``."""
-    size = parts.shape[1] * parts.shape[2]
-    s, h = load_upto(parts, index, count), load_upto(parts, index + size, count)
-    if len(kind) == LEARNED:
-        return s, h, load_upto(parts, index + 2 * size, count)
-    return s, h
-
-
-@inlined
-def keep_sums(sums: Any, parts: Any, index: int, count: int) -> None:
-    """Write what `sums_at` returns."""
-    size = parts.shape[1] * parts.shape[2]
-    store_upto(parts, index, count, sums[0])
-    store_upto(parts, index + size, count, sums[1])
-    if len(sums) == 3:
-        store_upto(parts, index + 2 * size, count, sums[2])
+def backward_in(given: Backward, block: Block, fold: int, first: int) -> Backward:
+    """Return the rows of what a backward reads in a block; a mask has one number a row."""
+    outer, row = block.outer, block.row * fold
+    return Backward(
+        rows_of(given.grad_y, outer, row, first, fold),
+        rows_of(given.x, outer, row, first, fold),
+        RowWeights(given.mask, outer * given.x.shape[1] + block.row),
+        rows_of(given.residual, outer, row, first, fold),
+        rows_of(given.kept, outer, row, first, fold),
+        given.kind,
+    )
 
 
 @helper
-def add_up_tile(grad_y: Any, x: Any, to: Sums, fused: Fused, block: Block) -> None:
-    """Write the sums of the columns of one tile of one part."""
-    parts, width = to.parts, to.parts.shape[2]
-    fold = width // x.shape[2]
-    mask, none = Rows(to.mask, block.outer * x.shape[1] + block.row, ONE), one_row(None, ZERO)
-    grads, values = rows_in(grad_y, block, fold, block.first), rows_in(x, block, fold, block.first)
-    residual, kept = rows_in(fused.residual, block, fold, block.first), rows_in(fused.kept, block, fold, block.first)
-    read = Backward(grads, values, mask, none, none, fused.kind)
-    more, keeps = Backward(grads, values, mask, residual, kept, fused.kind), has_values(fused.kept)
-    first = block.part * width + block.first
+def add_up_tile(given: Backward, means: Any, of_y: Any, parts: Any, block: Block) -> None:
+    """Write the sums of the columns of a block, with ``means`` and the coefficients of the forward, one a column."""
+    fold, none = parts.shape[2] // given.x.shape[2], Rows(None, ZERO, ZERO)
+    more, keeps = backward_in(given, block, fold, block.first), has_values(given.kept)
+    read = Backward(more.grad_y, more.x, more.mask, none, none, given.kind)
+    first = block.part * parts.shape[2] + block.first
     rows, columns = block.rows, block.columns
     depth = larger(GROUP, SHALLOW // columns)
     for row in range(0, rows, depth):
         stop = smaller(row + depth, rows)
         coming, column = row + depth, ZERO
         for k in range(0, columns, LANES):
-            ask_for(grads, coming, column)
-            column = ask_for(values, coming, column)
+            ask_for(read.grad_y, coming, column)
+            column = ask_for(read.x, coming, column)
             if column >= columns:
                 coming, column = coming + 1, ZERO
             count, place = columns - k, block.first + k
-            of_y = coefficients_at(fused.form, place, count)
-            about = About(load_upto(to.means, place, count), of_y)
-            sums = sums_at(parts, first + k, count, fused.kind)
+            about = About(load_upto(means, place, count), coefficients_at(of_y, place, count))
+            sums = load_rows(no_sums(given.kind), parts, SUM_GRAD, first + k, count)
             if keeps:
-                sums = sum_strip(add_products_of_row, more, (row, stop), k, count, about, sums)
+                sums = sum_strip(add_products, more, (row, stop), k, count, about, sums)
             else:
-                sums = sum_strip(add_products_of_row, read, (row, stop), k, count, about, sums)
-            keep_sums(sums, parts, first + k, count)
+                sums = sum_strip(add_products, read, (row, stop), k, count, about, sums)
+            store_rows(parts, SUM_GRAD, first + k, count, sums)
 
 
 @inlined
@@ -323,34 +276,31 @@ def is_in_cache(x: Any) -> bool:
     return x.size * x.itemsize <= SMALL
 
 
-@helper
-def normalize_tile(x: Any, to: Target, block: Block) -> None:
-    """Write y in a tile of columns of some rows."""
-    fold = to.form.shape[1] // x.shape[2]
-    largest = room_for_largest(to.noted, x)
-    read = Forward(rows_in(x, block, fold, ZERO), rows_in(to.residual, block, fold, ZERO), to.kind, largest)
-    y, columns = rows_in(to.y, block, fold, ZERO), (block.first, block.first + block.columns)
-    if is_in_cache(x) and not to.streaming:
-        write_strips(forward, coefficients_at, y, read, block.rows, columns, to.form)
+@inlined
+def write_tile(operation: Any, pick: Any, read: Any, to: Target, block: Block, fold: int) -> None:
+    """Write a tile of columns of some rows; ``read`` begins with the first column of the rows."""
+    y = rows_of(to.values, block.outer, block.row * fold, ZERO, fold)
+    columns = block.first, block.first + block.columns
+    if is_in_cache(read.x.values) and not to.streaming:
+        write_strips(operation, pick, y, read, block.rows, columns, to.form)
     else:
-        write_rows(forward, coefficients_at, y, read, block.rows, columns, to.form, to.streaming)
+        write_rows(operation, pick, y, read, block.rows, columns, to.form, to.streaming)
     if to.streaming:
         fence()
-    note_infinite(to.noted, largest)
 
 
 @helper
-def differentiate_tile(grad_y: Any, x: Any, to: GradientTarget, block: Block) -> None:
-    """Write grad_x in a tile, as `normalize_tile`."""
-    fold = to.forms.grad_x.shape[1] // x.shape[2]
-    mask = Rows(to.mask, block.outer * x.shape[1] + block.row, ONE)
-    grads, values, none = rows_in(grad_y, block, fold, ZERO), rows_in(x, block, fold, ZERO), one_row(None, ZERO)
-    read = Backward(grads, values, mask, none, none, to.kind)
-    y, columns = rows_in(to.grad_x, block, fold, ZERO), (block.first, block.first + block.columns)
-    pick = gradient_coefficients_at
-    if is_in_cache(x) and not to.streaming:
-        write_strips(backward_of_row, pick, y, read, block.rows, columns, to.forms)
-    else:
-        write_rows(backward_of_row, pick, y, read, block.rows, columns, to.forms, to.streaming)
-    if to.streaming:
-        fence()
+def normalize_tile(given: Forward, to: Target, block: Block) -> None:
+    """Write y in a tile."""
+    fold, largest = to.form.shape[1] // given.x.shape[2], room_for_largest(given.noted, given.x)
+    x = rows_of(given.x, block.outer, block.row * fold, ZERO, fold)
+    residual = rows_of(given.residual, block.outer, block.row * fold, ZERO, fold)
+    write_tile(forward, coefficients_at, Forward(x, residual, given.kind, largest), to, block, fold)
+    note_infinite(given.noted, largest)
+
+
+@helper
+def differentiate_tile(given: Backward, to: Target, block: Block) -> None:
+    """Write grad_x in a tile."""
+    fold = to.form.grad_x.shape[1] // given.x.shape[2]
+    write_tile(backward, gradient_coefficients_at, backward_in(given, block, fold, ZERO), to, block, fold)

@@ -5,7 +5,7 @@ of ``x`` and ``shift`` holds the rest: ``x - center`` is exact next to the mean,
 fma is used in whole and in partial vectors: one value has one result, wherever it stands.
 
 An operation takes what it reads (`Forward`, `Backward`), a place (row, k, count) and the coefficients of that
-place, as vectors; functions in ``_of`` and ``_at`` say where those come from.
+place, as vectors; functions in ``_of`` and ``_at`` say where those come from, of a channel or of columns.
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import inlined
-from nbbn._compiler.memory import at, at_any, keep, load_upto, note_largest
+from nbbn._compiler.memory import ZERO, at, at_any, keep, load_rows, note_largest, splat_rows
 from nbbn._compiler.vectors import fma, plus, splat, where_finite, widen
-from nbbn._compiler.weights import all_count, weight_at, weight_of_row, where_counted
+from nbbn._compiler.weights import all_count, weight_at, where_counted
 from nbbn._kernels.activations import LEARNED, Activation, activated, through_activation, through_slope
-from nbbn._kernels.table import CENTER, FORM_SLOPE, SCALE, SHIFT
 
 
 class Forward(NamedTuple):
-    """What `forward` reads."""
+    """What `forward` reads: arrays or, in an operation, rows of them, whose values may be None."""
 
     x: Any
     residual: Any
     kind: Any  # of the activation
-    largest: Any  # room for the largest sizes of x, NaN none; or None
+    noted: Any  # where to note that x has an infinite value or, with rows, room for the largest sizes; or None
 
 
 class Backward(NamedTuple):
-    """What `backward` and `add_products` read, and what these keep: rows, whose values may be None."""
+    """What `backward` and `add_products` read, and what these keep, as in `Forward`."""
 
     grad_y: Any
     x: Any
     mask: Any
     residual: Any
-    kept: Any
+    kept: Any  # where to write what reaches the activation's argument
     kind: Any  # of the activation
 
 
@@ -48,37 +47,15 @@ class Forms(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a forward writes, and with what."""
+    """Where y or grad_x is written, and with what."""
 
-    y: Any
-    residual: Any
-    form: Any  # coefficients, one a column; of runs, a column a channel
-    kind: Any  # of the activation
+    values: Any
+    form: Any  # coefficients, one a column, of a backward `Forms`; of runs, a column a channel
     streaming: int
-    noted: Any  # whether x has an infinite value, or None
-
-
-class GradientTarget(NamedTuple):
-    """What a backward writes, and with what."""
-
-    grad_x: Any
-    mask: Any
-    forms: Forms
-    kind: Any  # of the activation
-    streaming: int
-
-
-class Fused(NamedTuple):
-    """An activation on the way back: of none, an empty tuple and None."""
-
-    kind: Any
-    form: Any  # coefficients of the forward, as in `Target`
-    residual: Any
-    kept: Any  # where to write what reaches the activation's argument
 
 
 class Coefficients(NamedTuple):
-    """Of `forward`, as vectors."""
+    """Of `forward`, as vectors, in the order of their rows."""
 
     center: Any
     scale: Any
@@ -87,7 +64,7 @@ class Coefficients(NamedTuple):
 
 
 class GradientCoefficients(NamedTuple):
-    """Of `backward`, as vectors: see `input_gradient`."""
+    """Of `backward`, as vectors, in the order of their rows: see `input_gradient`."""
 
     grad_center: Any
     scale: Any
@@ -95,7 +72,6 @@ class GradientCoefficients(NamedTuple):
     inv_std: Any
     slope: Any
     rest: Any
-    of_y: Any  # Coefficients, or None
 
 
 class About(NamedTuple):
@@ -109,7 +85,7 @@ class About(NamedTuple):
 def forward(read: Forward, row: int, k: int, count: int, c: Coefficients) -> Any:
     """Return ``activation(fma(x - center, scale, shift) + residual)``."""
     x = at(read.x, row, k, count)
-    note_largest(read.largest, x)
+    note_largest(read.noted, x)
     value = fma(x - c.center, c.scale, c.shift)
     value = plus(value, at(read.residual, row, k, count))
     return activated(value, Activation(read.kind, c.slope))
@@ -134,14 +110,13 @@ def before_activation(read: Backward, row: int, k: int, count: int, x: Any, c: A
 
 
 @inlined
-def input_gradient(grad_y: Any, x: Any, c: GradientCoefficients) -> Any:
+def input_gradient(grad_y: Any, x: Any, c: GradientCoefficients, center: Any) -> Any:
     """Return ``(grad_y - grad_center) * scale + (x - center) * inv_std * slope + rest``.
 
     ``x - center`` meets ``inv_std`` first: their product is of the order of 1, where
     ``inv_std * slope`` alone may leave the range of float32.
     """
-    centred = x - center_of(c.center, c.of_y)
-    return fma(grad_y - c.grad_center, c.scale, fma(centred * c.inv_std, c.slope, c.rest))
+    return fma(grad_y - c.grad_center, c.scale, fma((x - center) * c.inv_std, c.slope, c.rest))
 
 
 @inlined
@@ -153,37 +128,12 @@ def center_of(center: Any, of_y: Any) -> Any:
 
 
 @inlined
-def backward(read: Backward, row: int, k: int, count: int, c: GradientCoefficients) -> Any:
+def backward(read: Backward, row: int, k: int, count: int, c: Forms) -> Any:
     """Return the gradient with respect to x."""
     x = at(read.x, row, k, count)
-    grad = before_activation(read, row, k, count, x, c.of_y)
-    found = input_gradient(grad, x, c)
-    return where_counted(weight_at(read.mask, row, k, count), found, grad * c.scale)
-
-
-@inlined
-def backward_of_row(read: Backward, row: int, k: int, count: int, c: GradientCoefficients) -> Any:
-    """`backward` where the values of a row, of different channels, share their place in a mask."""
-    x = at(read.x, row, k, count)
-    grad = before_activation(read, row, k, count, x, c.of_y)
-    found = input_gradient(grad, x, c)
-    return where_counted(weight_of_row(read.mask, row), found, grad * c.scale)
-
-
-@inlined
-def add_products(read: Backward, row: int, k: int, count: int, about: About, sums: Any) -> Any:
-    """Return ``sum(g)`` and ``sum(g * (x - mean))`` with those of a place in a run.
-
-    ``g`` is what reaches the activation's argument; and where a slope is learned, ``sum(grad_y * dy/dslope)``.
-    """
-    weight = weight_at(read.mask, row, k, count)
-    return products(read, row, k, count, about, sums, weight)
-
-
-@inlined
-def add_products_of_row(read: Backward, row: int, k: int, count: int, about: About, sums: Any) -> Any:
-    """`add_products` where the values of a row, of different channels, share their place in a mask."""
-    return products(read, row, k, count, about, sums, weight_of_row(read.mask, row))
+    grad = before_activation(read, row, k, count, x, c.y)
+    found = input_gradient(grad, x, c.grad_x, center_of(c.grad_x.center, c.y))
+    return where_counted(weight_at(read.mask, row, k, count), found, grad * c.grad_x.scale)
 
 
 @inlined
@@ -197,8 +147,12 @@ def harmless(grad_y: Any, deviation: Any, weight: Any) -> tuple[Any, Any]:
 
 
 @inlined
-def products(read: Backward, row: int, k: int, count: int, about: About, sums: Any, weight: Any) -> Any:
-    """Return the sums of `add_products`."""
+def add_products(read: Backward, row: int, k: int, count: int, about: About, sums: Any) -> Any:
+    """Return ``sum(g)`` and ``sum(g * (x - mean))`` with those of a place.
+
+    ``g`` is what reaches the activation's argument; and where a slope is learned, ``sum(grad_y * dy/dslope)``.
+    """
+    weight = weight_at(read.mask, row, k, count)
     x = at(read.x, row, k, count)
     g, d = widen(before_activation(read, row, k, count, x, about.of_y)), widen(x) - about.mean
     g, finite = harmless(g, d, weight)
@@ -222,51 +176,23 @@ def no_sums(kind: Any) -> Any:
 @inlined
 def coefficients_of(form: Any, c: int) -> Any:
     """Return the coefficients of a channel; None of None."""
-    if form is None:
-        return None
-    center, scale, shift = splat(form[CENTER, c]), splat(form[SCALE, c]), splat(form[SHIFT, c])
-    return Coefficients(center, scale, shift, splat(form[FORM_SLOPE, c]))
+    return splat_rows(Coefficients, form, ZERO, c)
 
 
 @inlined
 def coefficients_at(form: Any, j: int, count: int) -> Any:
     """Return the coefficients of columns ``j`` to ``j + count``, at most sixteen; None of None."""
-    if form is None:
-        return None
-    width = form.shape[1]
-    return Coefficients(
-        load_upto(form, j, count),
-        load_upto(form, j + width, count),
-        load_upto(form, j + 2 * width, count),
-        load_upto(form, j + 3 * width, count),
-    )
+    return load_rows(Coefficients, form, ZERO, j, count)
 
 
 @inlined
-def gradient_coefficients_of(forms: Forms, c: int) -> GradientCoefficients:
+def gradient_coefficients_of(forms: Forms, c: int) -> Forms:
     """Return the coefficients of a channel."""
-    form = forms.grad_x
-    return GradientCoefficients(
-        splat(form[0, c]),
-        splat(form[1, c]),
-        splat(form[2, c]),
-        splat(form[3, c]),
-        splat(form[4, c]),
-        splat(form[5, c]),
-        coefficients_of(forms.y, c),
-    )
+    return Forms(splat_rows(GradientCoefficients, forms.grad_x, ZERO, c), splat_rows(Coefficients, forms.y, ZERO, c))
 
 
 @inlined
-def gradient_coefficients_at(forms: Forms, j: int, count: int) -> GradientCoefficients:
+def gradient_coefficients_at(forms: Forms, j: int, count: int) -> Forms:
     """Return the coefficients of columns ``j`` to ``j + count``, at most sixteen."""
-    form, width = forms.grad_x, forms.grad_x.shape[1]
-    return GradientCoefficients(
-        load_upto(form, j, count),
-        load_upto(form, j + width, count),
-        load_upto(form, j + 2 * width, count),
-        load_upto(form, j + 3 * width, count),
-        load_upto(form, j + 4 * width, count),
-        load_upto(form, j + 5 * width, count),
-        coefficients_at(forms.y, j, count),
-    )
+    grad_x = load_rows(GradientCoefficients, forms.grad_x, ZERO, j, count)
+    return Forms(grad_x, load_rows(Coefficients, forms.y, ZERO, j, count))

@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from nbbn._compiler.jit import Blocks, IfWeights, Int, OutTable, Parts, Stack, helper, inlined, step
-from nbbn._compiler.memory import at, load_every, store_upto
+from nbbn._compiler.memory import ONE, ZERO, Rows, at, column_of, load_every, load_rows, rows_of, store_rows
 from nbbn._compiler.vectors import (
     LANES,
     any_greater,
@@ -31,17 +31,20 @@ from nbbn._compiler.vectors import (
     where_finite,
     widen,
 )
-from nbbn._compiler.weights import number_of, plus_weight, times_weight, weight_at, weight_of_row, where_counted
-from nbbn._kernels.columns import SHALLOW, Block, ask_for, block_at, layout_of, rows_in
+from nbbn._compiler.weights import RowWeights, number_of, plus_weight, times_weight, weight_at, where_counted
+from nbbn._kernels.columns import SHALLOW, Block, ask_for, block_at, layout_of
 from nbbn._kernels.loops import GROUP, sum_run, sum_strip
-from nbbn._kernels.memory import ONE, ZERO, Rows, rows_of
 from nbbn._kernels.statistics import PIECE, Layout, Samples, worst_condition
-from nbbn._kernels.table import COUNT, REFERENCE, SQUARES, SUM
+from nbbn._kernels.table import REFERENCE, SUM
 
 
 @inlined
-def added(value: Any, weight: Any, count: int, about: Any, sums: Any) -> Any:
-    """Return count, ``sum(w * d)`` and ``sum(w * d * d)`` with those of some values, ``d = x - about``."""
+def add_present(read: Samples, row: int, k: int, count: int, about: Any, sums: Any) -> Any:
+    """Return count, ``sum(w * d)`` and ``sum(w * d * d)`` with those of a place, ``d = x - about``.
+
+    ``about`` is of the type that is computed with.
+    """
+    value, weight = at(read.x, row, k, count), weight_at(read.weights, row, k, count)
     if count < LANES:
         value = first_of(count, value, constant(value, np.nan))
     if has_spare_digits(value):
@@ -51,20 +54,6 @@ def added(value: Any, weight: Any, count: int, about: Any, sums: Any) -> Any:
     d = where_counted(weight, d, splat(0.0))
     a = times_weight(weight, d)
     return plus_weight(sums[0], weight, value), sums[1] + a, fma(a, d, sums[2])
-
-
-@inlined
-def add_present(read: Samples, row: int, k: int, count: int, about: Any, sums: Any) -> Any:
-    """`added` of a place in a run; ``about`` is of the type that is computed with."""
-    value, weight = at(read.x, row, k, count), weight_at(read.weights, row, k, count)
-    return added(value, weight, count, about, sums)
-
-
-@inlined
-def add_present_of_row(read: Samples, row: int, k: int, count: int, about: Any, sums: Any) -> Any:
-    """`added` where the values of a row, of different channels, share their weight."""
-    value, weight = at(read.x, row, k, count), weight_of_row(read.weights, row)
-    return added(value, weight, LANES, about, sums)
 
 
 @inlined
@@ -81,44 +70,24 @@ def near(x: Any, n: Any, s: Any) -> Any:
     return narrow(x, where_finite(found, found, splat(0.0)))
 
 
-@inlined
-def sums_at(parts: Any, place: int, stride: int, count: int) -> tuple[Any, Any, Any, Any]:
-    """Return reference, sum of deviations, m2 and count of up to sixteen columns of a part, ``stride`` apart."""
-    size = parts.shape[1] * parts.shape[2]
-    about = load_every(parts, REFERENCE * size + place, stride, count)
-    s = load_every(parts, SUM * size + place, stride, count)
-    q = load_every(parts, SQUARES * size + place, stride, count)
-    return about, s, q, load_every(parts, COUNT * size + place, stride, count)
-
-
-@inlined
-def keep(parts: Any, place: int, count: int, about: Any, s: Any, q: Any, n: Any) -> None:
-    """Write what `sums_at` returns."""
-    size = parts.shape[1] * parts.shape[2]
-    store_upto(parts, REFERENCE * size + place, count, about)
-    store_upto(parts, SUM * size + place, count, s)
-    store_upto(parts, SQUARES * size + place, count, q)
-    store_upto(parts, COUNT * size + place, count, n)
-
-
 @helper
-def look_at_tile(x: Any, weights: Any, parts: Any, block: Block, ahead: int) -> None:
+def look_at_tile(samples: Samples, parts: Any, block: Block, ahead: int) -> None:
     """Take the moments of one tile of one part, as `nbbn._kernels.columns.look_at_tile`."""
-    width, zero, add = parts.shape[2], splat(0.0), add_present_of_row
-    fold = width // x.shape[2]
-    of_rows = Rows(weights, block.outer * x.shape[1] + block.row, ONE)
-    read, rows = Samples(rows_in(x, block, fold, block.first), of_rows), block.rows
-    first, columns = block.part * width + block.first, block.columns
+    (x, weights), zero = samples, splat(0.0)
+    of_rows = RowWeights(weights, block.outer * x.shape[1] + block.row)
+    fold, rows = parts.shape[2] // x.shape[2], block.rows
+    read = Samples(rows_of(x, block.outer, block.row * fold, block.first, fold), of_rows)
+    first, columns = block.part * parts.shape[2] + block.first, block.columns
     near_zero = constant(at(read.x, ZERO, ZERO, columns), 0.0)
-    weight, nothing = weight_of_row(of_rows, ZERO), constant(near_zero, np.nan)
+    weight, nothing = weight_at(of_rows, ZERO, ZERO, LANES), constant(near_zero, np.nan)
     none = plus_weight(near_zero, weight, nothing), zero, zero
     for k in range(0, columns, LANES):
         about = near_zero
         if not has_spare_digits(x):
             some = ZERO, smaller(rows, GROUP)
-            n, s, _ = sum_strip(add, read, some, k, columns - k, about, none)
+            n, s, _ = sum_strip(add_present, read, some, k, columns - k, about, none)
             about = near(x, number_of(weight, n), s)
-        keep(parts, first + k, columns - k, widen(about), zero, zero, zero)
+        store_rows(parts, REFERENCE, first + k, columns - k, (widen(about), zero, zero, zero))
     depth = larger(GROUP, SHALLOW // columns)
     for row in range(0, rows, depth):
         some, coming, column = (row, smaller(row + depth, rows)), row + depth, ZERO
@@ -128,25 +97,25 @@ def look_at_tile(x: Any, weights: Any, parts: Any, block: Block, ahead: int) -> 
                 if column >= columns:
                     coming, column = coming + 1, ZERO
             count, place = columns - k, first + k
-            about, s, q, n = sums_at(parts, place, ONE, count)
+            about, s, q, n = load_rows(4, parts, REFERENCE, place, count)
             center = near_zero if has_spare_digits(x) else narrow(x, about)
-            found = sum_strip(add, read, some, k, count, center, none)
+            found = sum_strip(add_present, read, some, k, count, center, none)
             n = n + number_of(weight, found[0])
-            keep(parts, place, count, about, s + found[1], q + found[2], n)
+            store_rows(parts, SUM, place, count, (s + found[1], q + found[2], n))
     limit = splat(worst_condition(x) - 1.0)
     for k in range(0, columns, LANES):
         count, place = columns - k, first + k
-        about, s, q, n = sums_at(parts, place, ONE, count)
+        about, s, q, n = load_rows(4, parts, REFERENCE, place, count)
         d = mean_of(n, s)
         m2 = q - s * d
         loss, bound = n * d * d, limit * m2
         if any_greater(loss, bound):  # of each channel by itself
             nearer = narrow(x, about + d)
-            _, again, q = sum_strip(add, read, (ZERO, rows), k, count, nearer, none)
+            _, again, q = sum_strip(add_present, read, (ZERO, rows), k, count, nearer, none)
             about = where_below(bound, loss, widen(nearer), about)
             s = where_below(bound, loss, again, s)
             m2 = where_below(bound, loss, q - again * mean_of(n, again), m2)
-        keep(parts, place, count, about, s, m2, n)
+        store_rows(parts, REFERENCE, place, count, (about, s, m2, n))
 
 
 @helper
@@ -167,7 +136,7 @@ def look_at_run(read: Samples, length: int, parts: Any, place: int) -> None:
         _, s, q = sum_run(add_present, read, ZERO, length, about, none)
         sum_ = splat(total(s))
         m2 = splat(total(q)) - sum_ * mean_of(count, sum_)
-    keep(parts, place, 1, widen(about), sum_, m2, count)
+    store_rows(parts, REFERENCE, place, ONE, (widen(about), sum_, m2, count))
 
 
 @helper
@@ -178,23 +147,20 @@ def finish(parts: Any, layout: Layout, table: Any) -> None:
     for c in range(0, width, LANES):
         left, base, most, whole, sum_, m2 = width - c, zero, zero, zero, zero, zero
         for i in range(number * inner):
-            about, _, _, n = sums_at(parts, i // inner * row + c * inner + i % inner, inner, left)
+            about, _, _, n = load_every(4, parts, REFERENCE, i // inner * row + c * inner + i % inner, inner, left)
             base, whole = where_below(most, n, about, base), whole + n
             most = not_below(n, most)
         for i in range(number * inner):
-            about, s, _, n = sums_at(parts, i // inner * row + c * inner + i % inner, inner, left)
+            about, s, _, n = load_every(4, parts, REFERENCE, i // inner * row + c * inner + i % inner, inner, left)
             sum_ = sum_ + (n * (about - base) + s)
         deviation = mean_of(whole, sum_)
         for i in range(number * inner):
-            about, s, q, n = sums_at(parts, i // inner * row + c * inner + i % inner, inner, left)
+            about, s, q, n = load_every(4, parts, REFERENCE, i // inner * row + c * inner + i % inner, inner, left)
             apart = ((about - base) + mean_of(n, s)) - deviation
             m2 = m2 + (q + n * apart * apart)
         mean = base + deviation
         low = where_finite(deviation, (base - mean) + deviation, zero)
-        store_upto(table, c, left, whole)
-        store_upto(table, width + c, left, mean)
-        store_upto(table, 2 * width + c, left, low)
-        store_upto(table, 3 * width + c, left, not_below(m2, zero))
+        store_rows(table, ZERO, c, left, (whole, mean, low, not_below(m2, zero)))
 
 
 @step
@@ -204,7 +170,7 @@ def gaps_of_columns(x: Stack, weights: IfWeights, parts: Parts, table: OutTable,
     As `nbbn._kernels.steps_of_columns.moments_of_columns`; ``parts``, (4, number of parts, width), is written over.
     """
     for task in prange(x.shape[0] * len(blocks)):
-        look_at_tile(x, weights, parts, block_at(blocks, np.intp(task)), ahead)
+        look_at_tile(Samples(x, weights), parts, block_at(blocks, np.intp(task)), ahead)
     finish(parts, layout_of(x, parts, table.shape[1]), table)
 
 
@@ -216,6 +182,6 @@ def gaps_of_runs(x: Stack, weights: IfWeights, parts: Parts, table: OutTable, ah
     for task in prange(parts.shape[1] * channels):
         part, c = np.intp(task // channels), np.intp(task % channels)
         o, first = part // segments, part % segments * PIECE
-        read = Samples(rows_of(x, o, c, first), Rows(weights, o * inner + first, ZERO))
+        read = Samples(column_of(x, o, c, first), Rows(weights, o * inner + first, ZERO))
         look_at_run(read, smaller(PIECE, inner - first), parts, part * channels + c)
     finish(parts, Layout(parts.shape[1], ONE, ONE), table)

@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from nbbn._compiler.jit import inlined
-from nbbn._compiler.memory import put, store_first, to_line
+from nbbn._compiler.memory import ZERO, Rows, put, store_first, to_line
 from nbbn._compiler.vectors import LANES, first_of, smaller
-from nbbn._kernels.memory import ZERO, Rows
 
 GROUP = 8  # rows side by side
 

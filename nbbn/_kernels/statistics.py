@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import at, load_every
 from nbbn._compiler.vectors import LANES, fma, has_spare_digits, keep_first, not_below, splat, where_finite, widen
-from nbbn._compiler.weights import times_weight, weight_at, weight_of_row, where_counted
-from nbbn._kernels.table import SQUARES, SUM
+from nbbn._compiler.weights import times_weight, weight_at, where_counted
+from nbbn._kernels.table import REFERENCE
 
 PIECE = 1 << 14  # values: 64 KB of float32, so that a second look finds the part in cache
 
 
 class Samples(NamedTuple):
-    """What `add_deviations` reads."""
+    """What `add_deviations` reads: arrays or, in an operation, rows of them."""
 
     x: Any
     weights: Any
@@ -43,19 +43,11 @@ def weighted(deviation: Any, weight: Any) -> tuple[Any, Any]:
 
 @inlined
 def add_deviations(read: Samples, row: int, k: int, count: int, about: Any, sums: Any) -> Any:
-    """Return ``sum(w * d)`` and ``sum(w * d * d)`` with those of a place in a run, ``d = x - about``."""
+    """Return ``sum(w * d)`` and ``sum(w * d * d)`` with those of a place, ``d = x - about``."""
     d = widen(at(read.x, row, k, count)) - about
     if count < LANES:
         d = keep_first(d, count)
     a, d = weighted(d, weight_at(read.weights, row, k, count))
-    return sums[0] + a, fma(a, d, sums[1])
-
-
-@inlined
-def add_deviations_of_row(read: Samples, row: int, k: int, count: int, about: Any, sums: Any) -> Any:
-    """`add_deviations` where the values of a row, of different channels, share their weight."""
-    d = widen(at(read.x, row, k, count)) - about
-    a, d = weighted(d, weight_of_row(read.weights, row))
     return sums[0] + a, fma(a, d, sums[1])
 
 
@@ -93,7 +85,6 @@ def merged(parts: Any, numbers: Any, layout: Layout, c: int, count: int) -> tupl
     reference of the first part of the greatest weight.
     """
     number, fold, inner = layout
-    size = parts.shape[1] * parts.shape[2]
     row, first = parts.shape[2] // fold, c * inner
     lead, whole = 0, 0.0
     for r in range(number):
@@ -101,23 +92,21 @@ def merged(parts: Any, numbers: Any, layout: Layout, c: int, count: int) -> tupl
         whole += n
         if n > numbers[lead // fold]:
             lead = r
-    base = load_every(parts, lead * row + first, inner, count)
+    (base,) = load_every(1, parts, REFERENCE, lead * row + first, inner, count)
     sum_ = m2 = splat(0.0)
     for r in range(number):
         n = splat(numbers[r // fold])
         if numbers[r // fold] > 0.0:
             for j in range(r * row + first, r * row + first + inner):
-                about = load_every(parts, j, inner, count)
-                sum_ = sum_ + (n * (about - base) + load_every(parts, SUM * size + j, inner, count))
+                about, s, _ = load_every(3, parts, REFERENCE, j, inner, count)
+                sum_ = sum_ + (n * (about - base) + s)
     deviation = sum_ / splat(whole * inner)
     for r in range(number):
         n = splat(numbers[r // fold])
         if numbers[r // fold] > 0.0:
             for j in range(r * row + first, r * row + first + inner):
-                about = load_every(parts, j, inner, count)
-                s = load_every(parts, SUM * size + j, inner, count)
+                about, s, squares = load_every(3, parts, REFERENCE, j, inner, count)
                 apart = ((about - base) + s / n) - deviation
-                squares = load_every(parts, SQUARES * size + j, inner, count)
                 m2 = m2 + (squares + n * apart * apart)
     mean = base + deviation
     low = where_finite(deviation, (base - mean) + deviation, splat(0.0))
@@ -129,8 +118,8 @@ def added(parts: Any, which: int, layout: Layout, c: int, count: int) -> Any:
     """Return the sums ``which`` of up to sixteen channels from ``c`` on."""
     number, fold, inner = layout
     row, found = parts.shape[2] // fold, splat(0.0)
-    first = which * parts.shape[1] * parts.shape[2] + c * inner
     for r in range(number):
-        for j in range(first + r * row, first + r * row + inner):
-            found = found + load_every(parts, j, inner, count)
+        for j in range(r * row + c * inner, r * row + (c + 1) * inner):
+            (more,) = load_every(1, parts, which, j, inner, count)
+            found = found + more
     return found

@@ -7,13 +7,12 @@ from numba import prange
 
 from nbbn._compiler import jit
 from nbbn._compiler.jit import step
+from nbbn._compiler.memory import ONE, ZERO
 from nbbn._compiler.vectors import larger, smaller
 from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
-from nbbn._kernels.elementwise import Forms, Fused, GradientTarget, Target
-from nbbn._kernels.memory import ONE, ZERO
+from nbbn._kernels.elementwise import Backward, Forms, Forward, Target
 from nbbn._kernels.runs import (
-    Learned,
-    Sums,
+    Products,
     add_up_group,
     differentiate_channel,
     differentiate_runs,
@@ -21,19 +20,14 @@ from nbbn._kernels.runs import (
     normalize_channel,
     normalize_runs,
 )
-from nbbn._kernels.statistics import PIECE, Layout
+from nbbn._kernels.statistics import PIECE, Layout, Samples
 
 
 @step
 def infer_runs(
-    x: jit.Stack,
-    y: jit.OutStack,
-    residual: jit.IfResidual,
-    form: jit.Form,
-    kind: jit.Kind,
-    streaming: jit.Int,
-    noted: jit.IfNoted,
-) -> None:
+    x: jit.Stack, y: jit.OutStack, residual: jit.IfResidual,
+    form: jit.Form, kind: jit.Kind, streaming: jit.Int, noted: jit.IfNoted,
+) -> None:  # fmt: skip
     """Write ``y = activation((x - center) * scale + shift + residual)``.
 
     ``noted[0]`` becomes 1 if x has an infinite value.
@@ -43,21 +37,15 @@ def infer_runs(
     depth = larger(ONE, PIECE // inner)
     tasks = (outer * channels + depth - 1) // depth * ((inner + PIECE - 1) // PIECE)
     for task in prange(tasks):
-        normalize_runs(x, Target(y, residual, form, kind, streaming, noted), np.intp(task))
+        normalize_runs(Forward(x, residual, kind, noted), Target(y, form, streaming), np.intp(task))
 
 
 @step
 def moments_of_runs(
-    x: jit.Stack,
-    weights: jit.IfWeights,
-    numbers: jit.Numbers,
-    parts: jit.Parts,
-    table: jit.OutTable,
-    form: jit.OutForm,
-    freedom: jit.Float,
-    eps: jit.Float,
-    group: jit.Int,
-) -> None:
+    x: jit.Stack, weights: jit.IfWeights, numbers: jit.Numbers,
+    parts: jit.Parts, table: jit.OutTable, form: jit.OutForm,
+    freedom: jit.Float, eps: jit.Float, group: jit.Int,
+) -> None:  # fmt: skip
     """Write the statistics of each channel to ``table``, which holds gamma and beta, and its coefficients to ``form``.
 
     ``freedom`` is ``n - correction``; ``numbers`` are how many values each part has, or their ``weights``, (outer,
@@ -70,26 +58,17 @@ def moments_of_runs(
     for task in prange(groups * parts.shape[1]):
         part, first = np.intp(task // groups), np.intp(task % groups) * group
         stop = smaller(first + group, channels)
-        look_at_group(x, Learned(weights, numbers, parts), first, stop, part)
+        look_at_group(Samples(x, weights), numbers, parts, first, stop, part)
     layout, every = Layout(parts.shape[1], ONE, ONE), Channels(ZERO, channels)
     finish_moments(parts, numbers, layout, every, table, form, freedom, eps)
 
 
 @step
 def train_channels(
-    x: jit.Stack,
-    y: jit.OutStack,
-    residual: jit.IfResidual,
-    weights: jit.IfWeights,
-    numbers: jit.Numbers,
-    parts: jit.Parts,
-    table: jit.OutTable,
-    form: jit.OutForm,
-    kind: jit.Kind,
-    freedom: jit.Float,
-    eps: jit.Float,
-    streaming: jit.Int,
-) -> None:
+    x: jit.Stack, y: jit.OutStack, residual: jit.IfResidual, weights: jit.IfWeights, numbers: jit.Numbers,
+    parts: jit.Parts, table: jit.OutTable, form: jit.OutForm, kind: jit.Kind,
+    freedom: jit.Float, eps: jit.Float, streaming: jit.Int,
+) -> None:  # fmt: skip
     """`moments_of_runs`, then `infer_runs`, of one channel after the other.
 
     For data past the cache: where a channel's values fit it, x is read from memory once and y written once.
@@ -99,29 +78,19 @@ def train_channels(
     for task in prange(channels):
         c = np.intp(task)
         for part in range(number):
-            look_at_group(x, Learned(weights, numbers, parts), c, c + 1, part)
+            look_at_group(Samples(x, weights), numbers, parts, c, c + 1, part)
         layout, one = Layout(number, ONE, ONE), Channels(c, c + 1)
         finish_moments(parts, numbers, layout, one, table, form, freedom, eps)
-        normalize_channel(x, Target(y, residual, form, kind, streaming, None), c)
+        normalize_channel(Forward(x, residual, kind, None), Target(y, form, streaming), c)
 
 
 @step
 def gradient_sums_of_runs(
-    grad_y: jit.Stack,
-    x: jit.Stack,
-    mask: jit.IfWeights,
-    residual: jit.IfFused,
-    kept: jit.OutIfFused,
-    of_y: jit.IfFusedForm,
-    kind: jit.Kind,
-    parts: jit.Parts,
-    table: jit.Table,
-    sums: jit.OutTable,
-    form: jit.OutForm,
-    count: jit.Float,
-    freedom: jit.Float,
-    group: jit.Int,
-) -> None:
+    grad_y: jit.Stack, x: jit.Stack, mask: jit.IfWeights, residual: jit.IfFused, kept: jit.OutIfFused,
+    of_y: jit.IfFusedForm, kind: jit.Kind,
+    parts: jit.Parts, table: jit.Table, sums: jit.OutTable, form: jit.OutForm,
+    count: jit.Float, freedom: jit.Float, group: jit.Int,
+) -> None:  # fmt: skip
     """Write ``sum(g)`` and ``sum(g * (x - mean))`` of each channel to ``sums``, and that of a learned slope.
 
     ``g`` is ``grad_y``, or what reaches the argument of an activation, which is written to ``kept`` unless that is
@@ -138,23 +107,17 @@ def gradient_sums_of_runs(
     for task in prange(groups * parts.shape[1]):
         part, first = np.intp(task // groups), np.intp(task % groups) * group
         stop = smaller(first + group, channels)
-        fused = Fused(kind, of_y, residual, kept)
-        add_up_group(grad_y, x, Sums(mask, table, parts), fused, first, stop, part)
+        given = Products(Backward(grad_y, x, mask, residual, kept, kind), table, of_y)
+        add_up_group(given, parts, first, stop, part)
     layout, every = Layout(parts.shape[1], ONE, ONE), Channels(ZERO, channels)
     finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
 
 
 @step
 def gradient_of_runs(
-    grad_y: jit.Stack,
-    x: jit.Stack,
-    grad_x: jit.OutStack,
-    mask: jit.IfWeights,
-    form: jit.Form,
-    of_y: jit.IfFusedForm,
-    kind: jit.Kind,
-    streaming: jit.Int,
-) -> None:
+    grad_y: jit.Stack, x: jit.Stack, grad_x: jit.OutStack, mask: jit.IfWeights,
+    form: jit.Form, of_y: jit.IfFusedForm, kind: jit.Kind, streaming: jit.Int,
+) -> None:  # fmt: skip
     """Write ``grad_x`` with the coefficients in ``form``; where ``mask`` is 0, ``g * gamma * inv_std``.
 
     ``g`` is ``grad_y``, or what reaches the argument of an activation: ``of_y`` are the coefficients of the forward.
@@ -164,26 +127,17 @@ def gradient_of_runs(
     depth = larger(ONE, PIECE // inner)
     tasks = (outer * channels + depth - 1) // depth * ((inner + PIECE - 1) // PIECE)
     for task in prange(tasks):
-        to = GradientTarget(grad_x, mask, Forms(form, of_y), kind, streaming)
-        differentiate_runs(grad_y, x, to, np.intp(task))
+        given, to = Backward(grad_y, x, mask, None, None, kind), Target(grad_x, Forms(form, of_y), streaming)
+        differentiate_runs(given, to, np.intp(task))
 
 
 @step
 def differentiate_channels(
-    grad_y: jit.Stack,
-    x: jit.Stack,
-    grad_x: jit.OutStack,
-    mask: jit.IfWeights,
-    of_y: jit.IfFusedForm,
-    kind: jit.Kind,
-    parts: jit.Parts,
-    table: jit.Table,
-    sums: jit.OutTable,
-    form: jit.OutForm,
-    count: jit.Float,
-    freedom: jit.Float,
-    streaming: jit.Int,
-) -> None:
+    grad_y: jit.Stack, x: jit.Stack, grad_x: jit.OutStack, mask: jit.IfWeights,
+    of_y: jit.IfFusedForm, kind: jit.Kind,
+    parts: jit.Parts, table: jit.Table, sums: jit.OutTable, form: jit.OutForm,
+    count: jit.Float, freedom: jit.Float, streaming: jit.Int,
+) -> None:  # fmt: skip
     """`gradient_sums_of_runs`, then `gradient_of_runs`, of one channel after the other.
 
     For data past the cache: see `train_channels`.
@@ -191,10 +145,9 @@ def differentiate_channels(
     channels, number = x.shape[1], parts.shape[1]
     for task in prange(channels):
         c = np.intp(task)
+        given = Backward(grad_y, x, mask, None, None, kind)
         for part in range(number):
-            fused = Fused(kind, of_y, None, None)
-            add_up_group(grad_y, x, Sums(mask, table, parts), fused, c, c + 1, part)
+            add_up_group(Products(given, table, of_y), parts, c, c + 1, part)
         layout, one = Layout(number, ONE, ONE), Channels(c, c + 1)
         finish_sums(parts, layout, one, table, sums, form, Counts(count, freedom))
-        to = GradientTarget(grad_x, mask, Forms(form, of_y), kind, streaming)
-        differentiate_channel(grad_y, x, to, c)
+        differentiate_channel(given, Target(grad_x, Forms(form, of_y), streaming), c)

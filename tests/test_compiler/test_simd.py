@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from numba import njit
-from rooms import interpreted as _simd_python
 from rooms import vector_memory as _memory
 from rooms import vectors as _simd
 
@@ -63,25 +62,24 @@ def test_arithmetic_agrees_with_the_twins(dtype):
         return _simd.any_greater(x, y), _simd.total(_simd.widen(y))
 
     flag, total = compiled(arithmetic, a, b, c, out)
-    twin = _simd_python
     with np.errstate(all="ignore"):
         expected = [
-            twin.fma(a, b, c),
+            _simd.fma.twin(a, b, c),
             (a - b) * c + a,
-            twin.where_finite(a, b, c),
-            twin.keep_first(a, 5),
+            _simd.where_finite.twin(a, b, c),
+            _simd.keep_first.twin(a, 5),
         ]
         np.testing.assert_array_equal(out, np.concatenate(expected))
-        assert flag == twin.any_greater(a, b)
-        np.testing.assert_array_equal(total, twin.total(twin.widen(b)))
+        assert flag == _simd.any_greater.twin(a, b)
+        np.testing.assert_array_equal(total, _simd.total.twin(_simd.widen.twin(b)))
 
 
 def test_the_twin_of_fma_rounds_once():
     a = np.float32(1 + 2**-23)
-    assert _simd_python.fma(a, a, np.float32(-1)) == np.float32(2**-22 + 2**-46)
+    assert _simd.fma.twin(a, a, np.float32(-1)) == np.float32(2**-22 + 2**-46)
     # 1 + 2**-23 + 2**-24 - 2**-60: rounded to float64 first, half way between two, and then to the even one.
     b, c = np.float32(1 - 2**-18), np.float32(1 + 2**-23)
-    assert _simd_python.fma(np.float32(2**-24 * (1 + 2**-18)), b, c) == c
+    assert _simd.fma.twin(np.float32(2**-24 * (1 + 2**-18)), b, c) == c
 
 
 def test_the_sum_of_the_lanes_has_a_fixed_order():
@@ -93,4 +91,4 @@ def test_the_sum_of_the_lanes_has_a_fixed_order():
     def total(a):
         return _simd.total(_memory.load(a, 0))
 
-    assert compiled(total, values) == halves[0] == _simd_python.total(values)
+    assert compiled(total, values) == halves[0] == _simd.total.twin(values)
