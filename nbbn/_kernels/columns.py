@@ -154,6 +154,12 @@ def layout_of(x: Any, parts: Any, channels: int) -> Layout:
 
 
 @inlined
+def are_whole(parts: Any, table: Any) -> bool:
+    """Whether there is one part, a column a channel: then a tile has all that its channels need, still in the cache."""
+    return parts.shape[1] == 1 and parts.shape[2] == table.shape[1]
+
+
+@inlined
 def ask_for(rows: Rows, row: int, k: int) -> int:
     """Ask for `GROUP` cache lines of a row from ``k`` on; return the column behind them.
 

@@ -13,7 +13,15 @@ from nbbn._compiler import jit
 from nbbn._compiler.jit import step
 from nbbn._compiler.memory import ZERO
 from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
-from nbbn._kernels.columns import add_up_tile, block_at, differentiate_tile, layout_of, look_at_tile, normalize_tile
+from nbbn._kernels.columns import (
+    add_up_tile,
+    are_whole,
+    block_at,
+    differentiate_tile,
+    layout_of,
+    look_at_tile,
+    normalize_tile,
+)
 from nbbn._kernels.elementwise import Backward, Forms, Forward, Target
 from nbbn._kernels.statistics import Samples
 
@@ -42,10 +50,16 @@ def moments_of_columns(
 
     ``ahead``, it asks for rows ahead of time. Parallel over tiles of columns of parts of the rows.
     """
+    at_once = are_whole(parts, table)
     for task in prange(x.shape[0] * len(blocks)):
-        look_at_tile(Samples(x, weights), numbers, parts, block_at(blocks, np.intp(task)), ahead)
-    layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
-    finish_moments(parts, numbers, layout, every, table, form, freedom, eps)
+        block = block_at(blocks, np.intp(task))
+        look_at_tile(Samples(x, weights), numbers, parts, block, ahead)
+        if at_once:
+            tile = Channels(block.first, block.first + block.columns)
+            finish_moments(parts, numbers, layout_of(x, parts, table.shape[1]), tile, table, form, freedom, eps)
+    if not at_once:
+        layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
+        finish_moments(parts, numbers, layout, every, table, form, freedom, eps)
 
 
 @step
@@ -60,11 +74,16 @@ def gradient_sums_of_columns(
     ``means`` has one a column in its first row, ``of_y`` too; ``parts``, (2 or 3, number of parts, width), holds zeros,
     and is written over; ``mask`` has one number a row. Parallel over tiles of columns of parts of the rows.
     """
+    at_once = are_whole(parts, table)
     for task in prange(x.shape[0] * len(blocks)):
-        given = Backward(grad_y, x, mask, residual, kept, kind)
-        add_up_tile(given, means, of_y, parts, block_at(blocks, np.intp(task)))
-    layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
-    finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
+        given, block = Backward(grad_y, x, mask, residual, kept, kind), block_at(blocks, np.intp(task))
+        add_up_tile(given, means, of_y, parts, block)
+        if at_once:
+            tile = Channels(block.first, block.first + block.columns)
+            finish_sums(parts, layout_of(x, parts, table.shape[1]), tile, table, sums, form, Counts(count, freedom))
+    if not at_once:
+        layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
+        finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
 
 
 @step
