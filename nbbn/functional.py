@@ -247,11 +247,10 @@ def batch_norm(
         y = steps.train(values, index, table, epsilon, taken, target, after, weights)
     else:
         known.train(values, y, table, count - taken, epsilon, after)
-    with np.errstate(all="ignore"):
-        batch_var = table[rows.M2] / (count - running_taken)
-        for running, of_batch in ((means, table[rows.MEAN]), (variances, batch_var)):
-            if running is not None:
-                running[...] = (1.0 - weight) * running.astype(np.float64) + weight * of_batch
+    for running, of_batch, freedom in ((means, rows.MEAN, 1.0), (variances, rows.M2, count - running_taken)):
+        if running is not None:
+            with np.errstate(all="ignore"):
+                running[...] = (1.0 - weight) * running.astype(np.float64) + weight * (table[of_batch] / freedom)
     return y if out is None else out
 
 

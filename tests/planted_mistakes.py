@@ -98,7 +98,7 @@ FILES = {
     ),
     "_kernels/steps_of_columns.py": (
         FORMULAS + "test_kernels test_functional",
-        ("a backward of columns forgets the correction", "Counts(count, freedom)", "Counts(count, count)"),
+        ("a backward of columns forgets the correction", "tile, table, sums, form, Counts(count, freedom))", "tile, table, sums, form, Counts(count, count))"),
     ),
     # --- the compiler's rooms ---
     "_compiler/vectors.py": (
@@ -288,7 +288,7 @@ FILES = {
     # --- functions and moments ---
     "functional.py": (
         "test_functional test_errors",
-        ("a running variance has the correction of the batch", "batch_var = table[rows.M2] / (count - running_taken)", "batch_var = table[rows.VAR]"),
+        ("a running variance has the correction of the batch", "(variances, rows.M2, count - running_taken)", "(variances, rows.VAR, 1.0)"),
         ("a running variance may be the memory of out", '_checks.apart("running_var", variances, {"out": target})', "pass"),
     ),
     "moments.py": (

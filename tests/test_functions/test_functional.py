@@ -145,9 +145,10 @@ def test_values_and_parameters_may_have_different_types(dtype, parameter_dtype):
 
 
 @pytest.mark.parametrize("correction", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(4, 5, 3), (12, 32)])  # rows that are joined, and rows of whole vectors
 @by_dtype
-def test_correction_enters_the_variance_that_normalizes(correction, dtype):
-    x = cases.values((4, 5, 3), dtype)
+def test_correction_enters_the_variance_that_normalizes(shape, correction, dtype):
+    x = cases.values(shape, dtype)
     check_training(x, 1, correction=correction)
     check_backward(cases.values(x.shape, dtype, seed=3), x, 1, correction=correction)
 
