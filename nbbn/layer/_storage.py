@@ -194,4 +194,4 @@ class StoredLayer(LayerState):
 
 
 _DEFAULTS = StoredLayer()._options()
-_KEPT = ("_training", "grad_gamma", "grad_beta", "grad_residual")  # in pickles, besides the state
+_KEPT = ("_training", "grad_gamma", "grad_beta", "grad_slope", "grad_residual")  # in pickles, besides the state

@@ -520,6 +520,14 @@ def test_a_negative_variance_is_refused_where_it_is_assigned_and_kept_where_it_w
         assert_same_bits(other.running_var, bn.running_var)
 
 
+def test_a_pickle_keeps_every_gradient():
+    bn = nbbn.BatchNorm(3, activation="prelu")
+    bn(X, residual=X), bn.backward(X)
+    again = pickle.loads(pickle.dumps(bn))
+    for name in ("grad_gamma", "grad_beta", "grad_slope", "grad_residual"):
+        assert_same_bits(getattr(again, name), getattr(bn, name))
+
+
 def test_a_pickle_holds_no_saved_batches():
     bn = nbbn.BatchNorm(3)
     bn(np.ones((100_000, 3), np.float32))
