@@ -233,7 +233,7 @@ def has_usable_layer() -> bool:
             internals.load_layer()
         except ValueError:
             _layer_problem = f"numba finds no threading layer for {wanted_layer()!r}"
-        _usable = problem_of_layer() is None
+        _usable = loaded_threading_layer() is not None and problem_of_layer() is None
     return _usable
 
 

@@ -1,6 +1,7 @@
 """How the compiled steps are run on stacks of one view: each one is called here, and nowhere else.
 
-Small arrays leave nothing to decide. What they need is at hand, as their arithmetic takes no longer than a decision.
+For small arrays there is nothing to decide: what they need is made once and kept, as a decision would take longer than
+their arithmetic.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Way:
         self._widened: tuple[Any, int, Any] = (None, 0, None)  # of small arrays: see `_per_column`
 
     def _cut_of(self, weights: IfThere, *stacks: Array) -> Cut:
-        found = cut_for_sums(self.view, weights, *stacks)
+        found = cut_for_sums(self.view, weights, *stacks)  # of runs the stacks say nothing: none are needed
         if weights is None and (self.view.runs or self.view.joined):
             self._cut = found
         return found

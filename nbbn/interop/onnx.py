@@ -251,6 +251,8 @@ class _Tensors:
             raise ValueError(f"{label}: expected {accepted}, got ONNX's type {tensor.data_type}")
         name, dtype, field = _TYPES[tensor.data_type]
         shape = tuple(tensor.dims)
+        if min(shape, default=0) < 0:  # before it is counted
+            raise ValueError(f"{label}: expected no size below 0, got shape {shape}")
         number = math.prod(shape)
         size = number * np.dtype(dtype).itemsize
         if tensor.data_location == 1:

@@ -79,10 +79,10 @@ class FeatureMoments(NamedTuple):
         """Return the means; NaN where there is no value."""
         return self.mean if self.counts.all() else np.where(self.counts > 0.0, self.mean, np.nan)
 
-    @np.errstate(all="ignore")
     def variances(self) -> Vector:
         """Return the population's variances; NaN where there is no value."""
-        return self.m2 / self.counts
+        with np.errstate(all="ignore"):
+            return np.divide(self.m2, self.counts)
 
     def variances_to_divide_by(self) -> tuple[Vector, bool]:
         """Return the variances, 1 of a constant feature, and whether there is one.

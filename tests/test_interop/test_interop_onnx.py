@@ -468,6 +468,16 @@ def test_nodes_that_share_large_parameters_take_no_memory_at_will(kind, tmp_path
     assert len(from_onnx(sharing(200, 5000))) == 200
 
 
+def test_a_slope_of_a_negative_size_does_not_lower_what_nodes_share():
+    shared, slope = sharing(200, 50_000), TensorProto(name="slope", data_type=FLOAT, dims=[-200_000], raw_data=b"")
+    shared.graph.initializer.append(slope)
+    for k, bn in enumerate(list(shared.graph.node)):
+        bn.output[0] = f"y{k}"
+        shared.graph.node.append(helper.make_node("PRelu", [f"y{k}", "slope"], [f"z{k}"]))
+    with pytest.raises(ValueError, match="at most 16777216 bytes of parameters that nodes share"):
+        from_onnx(shared, activations=True)
+
+
 def test_external_data_that_is_shared_takes_no_memory_at_will(folder):
     """Each node has initializers of its own, which all lie at one place of the other file."""
     (folder / "data.bin").write_bytes(np.ones(5000, F32).tobytes())
