@@ -74,6 +74,19 @@ def test_arithmetic_agrees_with_the_twins(dtype):
         np.testing.assert_array_equal(total, _simd.total.twin(_simd.widen.twin(b)))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fma_rounds_once(dtype):
+    a = np.full(16, 1 + np.finfo(dtype).eps, dtype)
+    out = np.zeros(16, dtype)
+
+    def work(a, c, out):
+        x, z = _memory.load(a, 0), _memory.load(c, 0)
+        _memory.put(out, 0, _simd.fma(x, x, z), 0)
+
+    compiled(work, a, -(a * a), out)
+    np.testing.assert_array_equal(out, np.finfo(dtype).eps ** 2)
+
+
 def test_the_twin_of_fma_rounds_once():
     a = np.float32(1 + 2**-23)
     assert _simd.fma.twin(a, a, np.float32(-1)) == np.float32(2**-22 + 2**-46)

@@ -234,6 +234,7 @@ def test_how_much_there_is_to_compile(training, activations, most, monkeypatch):
     monkeypatch.setattr(rooms.threads, "has_usable_layer", lambda: True)
     found = rooms.warmup.variants("float32", training, activations)
     assert 0 < len(found) <= most
+    assert {variant.residual for _, variant in found} == {False, bool(activations)}
 
 
 @pytest.mark.parametrize(
