@@ -14,26 +14,26 @@ from nbbn._engine.known import met_with_target
 from nbbn._engine.steps import Epilogue
 from nbbn._kernels import table as rows
 
-Vector = ArrayLike | None
+Numbers = ArrayLike | None  # one a channel
 
 
 @overload
 def normalize(
-    x: NDArray[np.uint8], mean: ArrayLike, var: ArrayLike, gamma: Vector = None, beta: Vector = None,
+    x: NDArray[np.uint8], mean: ArrayLike, var: ArrayLike, gamma: Numbers = None, beta: Numbers = None,
     *, dtype: DTypeLike, **options: Unpack[Normalized],
 ) -> NDArray[np.float32]: ...  # fmt: skip
 @overload
 def normalize(
-    x: NDArray[DType], mean: ArrayLike, var: ArrayLike, gamma: Vector = None, beta: Vector = None,
+    x: NDArray[DType], mean: ArrayLike, var: ArrayLike, gamma: Numbers = None, beta: Numbers = None,
     *, dtype: DTypeLike | None = None, **options: Unpack[Normalized],
 ) -> NDArray[DType]: ...  # fmt: skip
 @overload
 def normalize(
-    x: ArrayLike, mean: ArrayLike, var: ArrayLike, gamma: Vector = None, beta: Vector = None,
+    x: ArrayLike, mean: ArrayLike, var: ArrayLike, gamma: Numbers = None, beta: Numbers = None,
     *, dtype: DTypeLike | None = None, **options: Unpack[Normalized],
 ) -> Array: ...  # fmt: skip
 def normalize(
-    x: ArrayLike, mean: ArrayLike, var: ArrayLike, gamma: Vector = None, beta: Vector = None,
+    x: ArrayLike, mean: ArrayLike, var: ArrayLike, gamma: Numbers = None, beta: Numbers = None,
     *, eps: float = 1e-5, axis: int = 1, residual: ArrayLike | None = None, activation: Activation | None = None,
     negative_slope: ArrayLike = 0.01, dtype: DTypeLike | None = None, out: Array | None = None,
 ) -> Array:  # fmt: skip
@@ -121,16 +121,16 @@ def normalize(
 
 @overload
 def batch_norm(
-    x: NDArray[DType], running_mean: Vector, running_var: Vector, gamma: Vector = None, beta: Vector = None,
+    x: NDArray[DType], running_mean: Numbers, running_var: Numbers, gamma: Numbers = None, beta: Numbers = None,
     **options: Unpack[Trained],
 ) -> NDArray[DType]: ...  # fmt: skip
 @overload
 def batch_norm(
-    x: ArrayLike, running_mean: Vector, running_var: Vector, gamma: Vector = None, beta: Vector = None,
+    x: ArrayLike, running_mean: Numbers, running_var: Numbers, gamma: Numbers = None, beta: Numbers = None,
     **options: Unpack[Trained],
 ) -> Array: ...  # fmt: skip
 def batch_norm(
-    x: ArrayLike, running_mean: Vector, running_var: Vector, gamma: Vector = None, beta: Vector = None,
+    x: ArrayLike, running_mean: Numbers, running_var: Numbers, gamma: Numbers = None, beta: Numbers = None,
     *, training: bool = False, momentum: float = 0.1, eps: float = 1e-5, axis: int = 1,
     correction: float = 0, running_correction: float = 1, mask: ArrayLike | None = None,
     residual: ArrayLike | None = None, activation: Activation | None = None, negative_slope: ArrayLike = 0.01,
@@ -256,16 +256,16 @@ def batch_norm(
 
 @overload
 def batch_norm_backward(
-    grad_y: ArrayLike, x: NDArray[DType], mean: ArrayLike, inv_std: ArrayLike, gamma: Vector = None,
+    grad_y: ArrayLike, x: NDArray[DType], mean: ArrayLike, inv_std: ArrayLike, gamma: Numbers = None,
     **options: Unpack[Differentiated],
 ) -> tuple[NDArray[DType], Array, Array]: ...  # fmt: skip
 @overload
 def batch_norm_backward(
-    grad_y: ArrayLike, x: ArrayLike, mean: ArrayLike, inv_std: ArrayLike, gamma: Vector = None,
+    grad_y: ArrayLike, x: ArrayLike, mean: ArrayLike, inv_std: ArrayLike, gamma: Numbers = None,
     **options: Unpack[Differentiated],
 ) -> tuple[Array, Array, Array]: ...  # fmt: skip
 def batch_norm_backward(
-    grad_y: ArrayLike, x: ArrayLike, mean: ArrayLike, inv_std: ArrayLike, gamma: Vector = None,
+    grad_y: ArrayLike, x: ArrayLike, mean: ArrayLike, inv_std: ArrayLike, gamma: Numbers = None,
     *, axis: int = 1, training: bool = True, mask: ArrayLike | None = None, correction: float = 0,
     out: Array | None = None,
 ) -> tuple[Array, Array, Array]:  # fmt: skip
