@@ -71,14 +71,12 @@ def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
     form = np.empty((rows.FORM_ROWS, table.shape[1]), dtype)
     mean, is_pair = table[rows.MEAN], len(table) > rows.MEAN_LOW
     with np.errstate(all="ignore"):  # infinite or NaN, no warning
-        root = np.sqrt(np.add(table[rows.VAR], eps, dtype=np.float64))
-        scale = table[rows.GAMMA] / root
+        scale = over_std(table[rows.GAMMA], table[rows.VAR], eps)
         center = (mean + table[rows.MEAN_LOW] if is_pair else mean).astype(dtype)
         rest = mean - center
         if is_pair:
             rest += table[rows.MEAN_LOW]
-        if not math.isfinite(np.add.reduce(scale) + np.add.reduce(rest)):
-            scale[root == 0.0] = 0.0
+        if not math.isfinite(np.add.reduce(rest)):
             rest[~np.isfinite(rest)] = 0.0  # of an infinite mean, or NaN
         form[rows.CENTER], form[rows.SCALE], form[rows.FORM_SLOPE] = center, scale, table[rows.SLOPE]
         form[rows.SHIFT] = table[rows.BETA] - rest * form[rows.SCALE]
@@ -156,9 +154,9 @@ def given_table(mean: Array, var: Array, gamma: Array | None, beta: Array | None
 def over_std(value: Any, var: Array, eps: float) -> Table:
     """Return ``value / sqrt(var + eps)``, and 0 where ``var + eps`` is 0: as kernels do."""
     with np.errstate(all="ignore"):  # infinite or NaN, no warning
-        root = np.sqrt(var.astype(np.float64, copy=False) + eps)
+        root = np.sqrt(np.add(var, eps, dtype=np.float64))
         found: Table = value / root
-        if not root.all():
+        if not math.isfinite(np.add.reduce(found)):
             found[root == 0.0] = 0.0
         return found
 
