@@ -64,7 +64,8 @@ def intrinsic(result: Any = None, twin: Any = None) -> Callable[[Any], Any]:
                 value = None if found == types.none else emit(Emitting(context, builder, kinds, found), *args)
                 return context.get_dummy_value() if value is None else value
 
-            taken = (types.intp if isinstance(kind, types.Integer) else kind for kind in kinds)
+            # A constant stays one: numba finds what is emitted by the types of arguments, not by that of the result.
+            taken = (kind if kind not in types.integer_domain else types.intp for kind in kinds)
             return (types.void if found is None else found)(*taken), codegen
 
         made = numba_intrinsic(typed)

@@ -46,6 +46,22 @@ def test_partial_vectors_touch_nothing_behind_them(dtype, count):
     np.testing.assert_array_equal(target, expected)
 
 
+def test_rows_of_a_table_become_tuples_of_any_length_in_any_order():
+    table = np.arange(64.0).reshape(4, 16)
+
+    def last_of_four(table):
+        _, _, _, row = _memory.load_rows(4, table, 0, 0, 16)
+        return _simd.total(row)
+
+    def last_of_three(table):
+        _, _, row = _memory.load_rows(3, table, 0, 0, 16)
+        return _simd.total(row)
+
+    for _ in range(2):
+        assert compiled(last_of_four, table) == table[3].sum()
+        assert compiled(last_of_three, table) == table[2].sum()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_arithmetic_agrees_with_the_twins(dtype):
     with np.errstate(over="ignore"):
