@@ -65,12 +65,12 @@ def rows_to_write(view: View, streaming: int, joins: bool = True) -> Rows:
     return Rows(width, (columns.blocks_of(rows, row, width, columns.WIDE_TILE),))
 
 
+@functools.lru_cache(maxsize=16)
+def _channels_of(view: View, width: int) -> NDArray[np.intp]:
+    """Return the channel of each column of rows of this width."""
+    return np.arange(width) // view.inner % view.channels
+
+
 def spread(numbers: Array, view: View, width: int) -> Array:
     """Return numbers per channel, rows of a table, as numbers per column of rows of this ``width``."""
-    if width == view.channels:
-        return numbers
-    if view.inner > 1:
-        numbers = np.repeat(numbers, view.inner, axis=1)
-    found = np.empty((len(numbers), width // view.shape[2], view.shape[2]), numbers.dtype)
-    found[...] = numbers[:, None]  # `np.tile` takes 7 us more
-    return found.reshape(len(numbers), width)
+    return numbers if width == view.channels else numbers.take(_channels_of(view, width), axis=1)

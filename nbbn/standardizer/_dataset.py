@@ -17,7 +17,7 @@ from nbbn._kernels import table as rows
 from nbbn.distributed import dask as dask_arrays
 from nbbn.standardizer import _estimator, _features
 from nbbn.standardizer._blocks import Place, cut, for_each, samples_axis
-from nbbn.standardizer._features import BLOCK, FeatureMoments
+from nbbn.standardizer._features import BLOCK, EPS, FeatureMoments
 
 _FLOAT64 = np.dtype(np.float64)
 _FLOAT32 = np.dtype(np.float32)
@@ -47,13 +47,13 @@ class Fitted:
         """Return what was found with more data."""
         return replace(self, moments=self.moments.merge(moments), own_form=None)
 
-    def _variances(self) -> tuple[Vector, bool]:
-        """Return the variances, 1 for a constant feature, and for all where they are not wanted; whether one is."""
-        return self.moments.variances_to_divide_by() if self.with_std else (np.ones(self.features), True)
+    def _variances(self) -> Vector:
+        """Return the variances, 1 for a constant feature, and for all where they are not wanted."""
+        return self.moments.variances_to_divide_by() if self.with_std else np.ones(self.features)
 
     def divisors(self) -> Vector:
         """Return what each feature is divided by."""
-        found: Vector = np.sqrt(self._variances()[0])
+        found: Vector = np.sqrt(self._variances())
         return found
 
     def form(self, inverse: bool, dtype: np.dtype[Any]) -> Array:
@@ -62,15 +62,17 @@ class Fitted:
         if key in self._forms:
             return self._forms[key]
         wanted = _FLOAT64 if key[1] else _FLOAT32
-        (variances, others), own = self._variances(), self.own_form
-        if wanted is _FLOAT32 and _is_wide(self.moments.means(), variances):
-            form = self.form(inverse, _FLOAT64)
-        elif own is None or own.dtype != wanted or inverse or others or not self.with_mean:
-            form = steps.coefficients(self._table(inverse, variances, wanted), 0.0, wanted)
-        else:
-            form = own
+        form: Any = self.own_form
+        plain = form is not None and form.dtype == wanted and not inverse and self.with_mean and self.with_std
+        if not plain or not _are_usual(self.moments):
+            variances = self._variances()
+            if wanted is _FLOAT32 and _is_wide(self.moments.means(), variances):
+                form = self.form(inverse, _FLOAT64)
+            else:
+                form = steps.coefficients(self._table(inverse, variances, wanted), 0.0, wanted)
         self._forms[key] = form
-        return form
+        found: Array = form
+        return found
 
     def _table(self, inverse: bool, variances: Vector, dtype: np.dtype[Any]) -> Array:
         """Return the statistics, and gamma and beta, whose map this is."""
@@ -90,6 +92,17 @@ class Fitted:
                 rest = (mean - rounded) + low
                 table[rows.MEAN] = np.where(np.isfinite(rest), -rest / scale, 0.0)
         return table
+
+
+def _are_usual(moments: FeatureMoments) -> bool:
+    """Whether it is plain that no feature is constant, nor beyond the range of float32: a few numbers bound them all.
+
+    `FeatureMoments.variances_to_divide_by` and `_is_wide` look at each, which takes some twenty NumPy operations.
+    """
+    variances, each = moments.m2 / moments.counts, float(moments.counts[0]) * EPS
+    least, means = float(np.minimum.reduce(variances)), float(moments.mean.dot(moments.mean))
+    is_narrow = least > _WIDE**-2 and variances.dot(variances) < _WIDE**4 and means < _WIDE**2
+    return is_narrow and each < 0.5 and each * each * means < 0.25 * least
 
 
 def _is_wide(mean: Vector, variances: Vector) -> bool:

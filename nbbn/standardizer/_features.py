@@ -21,7 +21,7 @@ from nbbn._kernels import table as rows
 from nbbn._kernels.steps_of_columns import infer_columns
 from nbbn.standardizer import _blocks
 
-_EPS = float(np.finfo(np.float64).eps)
+EPS = float(np.finfo(np.float64).eps)
 # Values. Of a piece that is summed at once; of a block that is looked at, or widened, and stays in the cache; of the
 # first ones, which tell whether there are gaps: with one in a hundred, for certain.
 _PIECE, BLOCK, _FIRST, _FEW = 1 << 23, 1 << 16, 1 << 10, 1 << 13
@@ -84,16 +84,16 @@ class FeatureMoments(NamedTuple):
         with np.errstate(all="ignore"):
             return np.divide(self.m2, self.counts)
 
-    def variances_to_divide_by(self) -> tuple[Vector, bool]:
-        """Return the variances, 1 of a constant feature, and whether there is one.
+    def variances_to_divide_by(self) -> Vector:
+        """Return the variances, 1 of a constant feature.
 
         It counts as constant up to ``n eps var + (n eps mean)**2``: the bound of what rounding may leave of
         the variance of equal values (Chan, Golub and LeVeque 1983), and scikit-learn's.
         """
         with np.errstate(all="ignore"):
-            var, each = self.m2 / self.counts, self.counts * _EPS
+            var, each = self.m2 / self.counts, self.counts * EPS
             constant = var <= each * var + (each * self.mean) ** 2
-        return (np.where(constant, 1.0, var), True) if constant.any() else (var, False)
+        return np.where(constant, 1.0, var) if constant.any() else var
 
     def samples(self) -> Any:
         """Return the counts: a number where all features have the same, an int where it is one."""
