@@ -23,6 +23,7 @@ _FLOAT64 = np.dtype(np.float64)
 _FLOAT32 = np.dtype(np.float32)
 # Beyond, float32 holds 1 / std with fewer digits or as infinity, and differences as infinity.
 _WIDE = 2.0**100
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(slots=True, eq=False)
@@ -62,14 +63,13 @@ class Fitted:
         if key in self._forms:
             return self._forms[key]
         wanted = _FLOAT64 if key[1] else _FLOAT32
+        usual = _usual_variances(self.moments) if self.with_std else None
+        variances = self._variances() if usual is None else usual
         form: Any = self.own_form
-        plain = form is not None and form.dtype == wanted and not inverse and self.with_mean and self.with_std
-        if not plain or not _are_usual(self.moments):
-            variances = self._variances()
-            if wanted is _FLOAT32 and _is_wide(self.moments.means(), variances):
-                form = self.form(inverse, _FLOAT64)
-            else:
-                form = steps.coefficients(self._table(inverse, variances, wanted), 0.0, wanted)
+        if usual is None and wanted is _FLOAT32 and _is_wide(self.moments.means(), variances):
+            form = self.form(inverse, _FLOAT64)
+        elif usual is None or form is None or form.dtype != wanted or inverse or not self.with_mean:
+            form = steps.coefficients(self._table(inverse, variances, wanted), 0.0, wanted)
         self._forms[key] = form
         found: Array = form
         return found
@@ -94,15 +94,17 @@ class Fitted:
         return table
 
 
-def _are_usual(moments: FeatureMoments) -> bool:
-    """Whether it is plain that no feature is constant, nor beyond the range of float32: a few numbers bound them all.
+def _usual_variances(moments: FeatureMoments) -> Vector | None:
+    """Return the variances, if it is plain that no feature is constant, nor beyond the range of float32.
 
-    `FeatureMoments.variances_to_divide_by` and `_is_wide` look at each, which takes some twenty NumPy operations.
+    A few numbers bound them all: `FeatureMoments.variances_to_divide_by` and `_is_wide`, which look at each, take some
+    twenty NumPy operations.
     """
-    variances, each = moments.m2 / moments.counts, float(moments.counts[0]) * EPS
+    variances: Vector = moments.m2 / np.maximum(moments.counts, _TINY)  # 0 without a value
+    each = math.sqrt(moments.counts.dot(moments.counts)) * EPS
     least, means = float(np.minimum.reduce(variances)), float(moments.mean.dot(moments.mean))
     is_narrow = least > _WIDE**-2 and variances.dot(variances) < _WIDE**4 and means < _WIDE**2
-    return is_narrow and each < 0.5 and each * each * means < 0.25 * least
+    return variances if is_narrow and each < 0.5 and each * each * means < 0.25 * least else None
 
 
 def _is_wide(mean: Vector, variances: Vector) -> bool:
