@@ -23,7 +23,6 @@ _FLOAT64 = np.dtype(np.float64)
 _FLOAT32 = np.dtype(np.float32)
 # Beyond, float32 holds 1 / std with fewer digits or as infinity, and differences as infinity.
 _WIDE = 2.0**100
-_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(slots=True, eq=False)
@@ -100,11 +99,13 @@ def _usual_variances(moments: FeatureMoments) -> Vector | None:
     A few numbers bound them all: `FeatureMoments.variances_to_divide_by` and `_is_wide`, which look at each, take some
     twenty NumPy operations.
     """
-    variances: Vector = moments.m2 / np.maximum(moments.counts, _TINY)  # 0 without a value
-    each = math.sqrt(moments.counts.dot(moments.counts)) * EPS
-    least, means = float(np.minimum.reduce(variances)), float(moments.mean.dot(moments.mean))
-    is_narrow = least > _WIDE**-2 and variances.dot(variances) < _WIDE**4 and means < _WIDE**2
-    return variances if is_narrow and each < 0.5 and each * each * means < 0.25 * least else None
+    with np.errstate(all="ignore"):
+        variances: Vector = moments.m2 / moments.counts
+        each = math.sqrt(moments.counts.dot(moments.counts)) * EPS
+        least, most = float(np.minimum.reduce(variances)), float(variances.dot(variances))
+        means = float(moments.mean.dot(moments.mean))
+    is_usual = least > _WIDE**-2 and most < _WIDE**4 and means < _WIDE**2 and each < 0.5
+    return variances if is_usual and each * each * means < 0.25 * least else None
 
 
 def _is_wide(mean: Vector, variances: Vector) -> bool:

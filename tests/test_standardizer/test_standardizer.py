@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import reference
 from compare import assert_forward, assert_same_bits, assert_within, eps_of, mean_error, var_error
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import nbbn
+from nbbn.standardizer import _dataset, _features
 
 bounded = settings(max_examples=min(80, settings.default.max_examples))
 by_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -136,6 +137,22 @@ def test_what_float32_cannot_hold_comes_back_infinite():
     scaler = nbbn.Standardizer().fit(np.array([[1e100], [-1e100]]))
     found = scaler.inverse_transform(np.array([[2.0], [-2.0], [0.0]], np.float32))
     np.testing.assert_array_equal(found, np.array([[np.inf], [-np.inf], [0.0]], np.float32))
+
+
+@example([(1, 2.0**101, 1e50)])
+@example([(1, 0.0, 1e65)])
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(st.sampled_from([0.5, 1, 3, 1e4, 1e17]), st.floats(), st.floats(min_value=0)), min_size=1),
+)
+def test_features_that_need_a_closer_look_are_never_called_usual(features):
+    counts, mean, m2 = np.array(features, dtype=np.float64).T
+    zeros = np.zeros(mean.size)
+    moments = _features.FeatureMoments(counts, mean, zeros, m2, zeros)
+    usual = _dataset._usual_variances(moments)
+    if usual is not None:
+        np.testing.assert_array_equal(moments.variances_to_divide_by(), usual)
+        assert not _dataset._is_wide(moments.means(), usual)
 
 
 @by_dtype
