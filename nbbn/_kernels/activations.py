@@ -107,7 +107,8 @@ def _exponential(v: Any, more: float, of_float64: float) -> tuple[Any, Any]:
 def _silu(v: Any, a: Activation) -> Any:
     """``v / (1 + exp(-v))``, both divided by 512: so the power is infinite where y is next to nothing."""
     part = constant(v, 2.0**-9)
-    near, power = _exponential(constant(v, -0.0) - _limited(v, -94.96, -716.02), -9.0, -9.0)
+    opposite = not_below(constant(v, -0.0) - v, constant_of(v, -20.0, -45.0))
+    near, power = _exponential(not_above(opposite, constant_of(v, 94.96, 716.02)), -9.0, -9.0)
     return v * part / fma(near, power, part)
 
 
