@@ -75,9 +75,8 @@ def from_onnx(
     Returns
     -------
     dict of str to BatchNorm, or BatchNorm
-        New layers in inference mode, by the name of the node, in the order of the file. A node goes by
-        its first output where it has no name or an earlier one has the same, and with "#2" and so on
-        behind it where that is taken, too.
+        New layers in inference mode, by the name of the node, in the order of the file. A node goes by its first output
+        where it has no name or an earlier one has the same, and with "#2" and so on behind it where that is taken, too.
 
     Raises
     ------
