@@ -93,11 +93,8 @@ def normalize(
     --------
     >>> import numpy as np, nbbn
     >>> x = np.array([[2.0], [0.0], [2.0], [4.0]])
-    >>> nbbn.normalize(x, np.array([2.0]), np.array([4.0]), eps=0.0)
-    array([[ 0.],
-           [-1.],
-           [ 0.],
-           [ 1.]])
+    >>> nbbn.normalize(x, np.array([2.0]), np.array([4.0]), eps=0.0).ravel()
+    array([ 0., -1.,  0.,  1.])
     >>> nbbn.normalize(x, 2, 4, eps=0.0).ravel()
     array([ 0., -1.,  0.,  1.])
     """
@@ -195,11 +192,8 @@ def batch_norm(
     >>> x = np.array([[2.0], [0.0], [2.0], [4.0]])
     >>> running_mean, running_var = np.zeros(1), np.ones(1)
     >>> y = nbbn.batch_norm(x, running_mean, running_var, training=True, eps=0.0)
-    >>> y.round(6) + 0.0
-    array([[ 0.      ],
-           [-1.414214],
-           [ 0.      ],
-           [ 1.414214]])
+    >>> y.ravel().round(6) + 0.0
+    array([ 0.      , -1.414214,  0.      ,  1.414214])
     >>> running_mean, running_var.round(6)
     (array([0.2]), array([1.166667]))
     """
@@ -324,11 +318,8 @@ def batch_norm_backward(
     >>> moments = nbbn.batch_moments(x)
     >>> inv_std = 1 / moments.std()
     >>> grad_x, grad_gamma, grad_beta = nbbn.batch_norm_backward(grad_y, x, moments.mean, inv_std)
-    >>> grad_x.round(6)
-    array([[ 0.53033 ],
-           [-0.176777],
-           [-0.176777],
-           [-0.176777]])
+    >>> grad_x.ravel().round(6)
+    array([ 0.53033 , -0.176777, -0.176777, -0.176777])
     >>> grad_gamma, grad_beta
     (array([0.]), array([1.]))
     """

@@ -36,16 +36,12 @@ class Moments:
     ----------
     count : float
         Number of values per channel (or the sum of their weights), finite and >= 0.
-    mean : array_like, shape (C,)
-        Mean per channel.
-    m2 : array_like, shape (C,)
-        Sum of squared deviations from the mean, per channel.
+    mean, m2 : array_like, shape (C,)
+        Mean per channel, and the sum of squared deviations from it.
 
     Attributes
     ----------
-    count : float
-        Number of values per channel.
-    mean, m2 : ndarray of float64, shape (C,)
+    count, mean, m2 : float, and ndarrays of float64, shape (C,)
         Read-only.
 
     Raises
@@ -432,10 +428,6 @@ def batch_moments(
     ValueError
         Where ``axis`` is out of range, there are no channels, a shape does not fit, or a weight is negative
         or not finite.
-
-    See Also
-    --------
-    Moments : merging, variance.
 
     Notes
     -----

@@ -1,11 +1,10 @@
 r"""Functions to call from your own compiled code.
 
-The functions of `nbbn` take any array, start threads and raise errors: nothing to call from inside a
-function compiled by numba's ``@njit``, and still less from a ``prange`` loop. These two do one sample, or
-as much as one thread is to do, with the same formulas and vectors. They run in the calling thread
-and start none, release no lock, and raise nothing: an exception that leaves a ``prange`` loop is
-lost, and the arrays stay unwritten. So what is wrong with types is an error when your function is
-compiled, and what is wrong with shapes makes the results NaN.
+The functions of `nbbn` take any array, start threads and raise errors: nothing to call from inside a function compiled
+by numba's ``@njit``, and still less from a ``prange`` loop. These two do one sample, or as much as one thread is to do,
+with the same formulas and vectors. They run in the calling thread and start none, release no lock, and raise nothing:
+an exception that leaves a ``prange`` loop is lost, and the arrays stay unwritten. So what is wrong with types is an
+error when your function is compiled, and what is wrong with shapes makes the results NaN.
 
 Arrays are C-contiguous and of three dimensions, ``(outer, C, inner)``. Of images ``(N, C, H, W)``, say
 ``x.reshape(N, C, H * W)``; of channels that come last, ``(..., C)``, say ``x.reshape(-1, C, 1)``.
@@ -32,14 +31,9 @@ A function with a loop of its own over the samples, on all threads:
 >>> scale, shift = np.full(3, 0.5, np.float32), np.ones(3, np.float32)
 >>> y = np.empty_like(x)
 >>> normalize_samples(x, center, scale, shift, y)
->>> y
-array([[[1. , 1.5],
-        [1. , 1.5],
-        [1. , 1.5]],
-<BLANKLINE>
-       [[4. , 4.5],
-        [4. , 4.5],
-        [4. , 4.5]]], dtype=float32)
+>>> y.reshape(2, 6)
+array([[1. , 1.5, 1. , 1.5, 1. , 1.5],
+       [4. , 4.5, 4. , 4.5, 4. , 4.5]], dtype=float32)
 """
 
 from __future__ import annotations
@@ -110,8 +104,7 @@ def normalize(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
 
     .. math:: y_{ocj} = (x_{ocj} - \mathrm{center}_c)\,\mathrm{scale}_c + \mathrm{shift}_c
 
-    With ``center = mean``, ``scale = gamma / sqrt(var + eps)`` and ``shift = beta`` that is batch
-    normalization in inference.
+    With ``center = mean``, ``scale = gamma / sqrt(var + eps)`` and ``shift = beta``: batch normalization in inference.
 
     Parameters
     ----------
@@ -131,8 +124,7 @@ def normalize(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
 
     Notes
     -----
-    ``y = fma(x - center, scale, shift)``: the bits of `nbbn.normalize` with the same center, scale and
-    shift.
+    ``y = fma(x - center, scale, shift)``: the bits of `nbbn.normalize` with the same center, scale and shift.
 
     Examples
     --------
@@ -158,8 +150,7 @@ def moments(x3: Any, mean: Any, m2: Any) -> float:
     r"""Write the mean and the sum of squared deviations of each channel; return the count.
 
     .. math:: n = \mathrm{outer} \cdot \mathrm{inner}, \qquad
-              \bar x_c = \frac{1}{n} \sum_{o,j} x_{ocj}, \qquad
-              M_{2,c} = \sum_{o,j} (x_{ocj} - \bar x_c)^2
+              \bar x_c = \frac{1}{n} \sum_{o,j} x_{ocj}, \qquad M_{2,c} = \sum_{o,j} (x_{ocj} - \bar x_c)^2
 
     Parameters
     ----------
@@ -171,8 +162,7 @@ def moments(x3: Any, mean: Any, m2: Any) -> float:
     Returns
     -------
     float
-        The number of values per channel, as in `nbbn.Moments`; of no values 0, and ``mean`` and ``m2``
-        are 0 then.
+        The number of values per channel, as in `nbbn.Moments`; of no values 0, and ``mean`` and ``m2`` are 0 then.
 
     Raises
     ------

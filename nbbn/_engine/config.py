@@ -20,16 +20,14 @@ def config() -> dict[str, Any]:
     dict
         Versions: ``nbbn, python, numpy, numba, llvmlite``.
 
-        Threads: ``num_threads`` (what nbbn uses at most), ``available_threads`` (its default: the
-        least of the next three), ``affinity`` (CPUs that the process may run on), ``cpu_quota``
-        (of its control groups, in cores; None: no quota), ``most_threads`` (numba's maximum,
-        ``NUMBA_NUM_THREADS``), ``threading_layer`` (of numba; None as long as none is loaded),
-        ``wanted_layer`` (``NUMBA_THREADING_LAYER``), ``parallel`` ("yes", "not decided yet: ..." or
-        "no: ..." with the reason).
+        Threads: ``num_threads`` (what nbbn uses at most), ``available_threads`` (its default: the least of the next
+        three), ``affinity`` (CPUs that the process may run on), ``cpu_quota`` (of its control groups, in cores; None:
+        no quota), ``most_threads`` (numba's maximum, ``NUMBA_NUM_THREADS``), ``threading_layer`` (of numba; None as
+        long as none is loaded), ``wanted_layer`` (``NUMBA_THREADING_LAYER``), ``parallel`` ("yes", "not decided yet:
+        ..." or "no: ..." with the reason).
 
-        Compiled code: ``cpu`` and ``simd_bits`` (what it is for), ``jit`` (False under
-        ``NUMBA_DISABLE_JIT``), ``cache_directory`` and ``cache_problem`` (why there is none, and
-        nothing compiled is kept).
+        Compiled code: ``cpu`` and ``simd_bits`` (what it is for), ``jit`` (False under ``NUMBA_DISABLE_JIT``),
+        ``cache_directory`` and ``cache_problem`` (why there is none, and nothing compiled is kept).
 
         Memory: ``pool_bytes`` (limit of what is kept for large results).
 

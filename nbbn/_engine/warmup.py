@@ -34,10 +34,9 @@ Wanted = tuple[Step, Variant]
 def warmup(dtypes: Any = ("float32",), training: bool = False, *, activations: Any = ()) -> None:
     """Compile the code for these types beforehand, or load it from the disk cache.
 
-    Afterwards no inference call with such an ``x`` compiles anything, whatever its shape, its memory
-    layout, the number of threads, and the dtype of the parameters; with an activation or a residual, if
-    it is among ``activations``. After ``set_num_threads(1)``, only
-    what one thread needs is provided.
+    Afterwards no inference call with such an ``x`` compiles anything, whatever its shape, its memory layout, the number
+    of threads, and the dtype of the parameters; with an activation or a residual, if it is among ``activations``. After
+    ``set_num_threads(1)``, only what one thread needs is provided.
 
     Parameters
     ----------
@@ -47,8 +46,7 @@ def warmup(dtypes: Any = ("float32",), training: bool = False, *, activations: A
     training : bool, default False
         Whether to provide for training, `batch_moments`, running averages and gradients as well.
     activations : iterable of str or None, default ()
-        Which fused steps to provide for: each of these activations (None: no activation), with and
-        without a residual.
+        Which fused steps to provide for: each of these activations (None: no activation), with and without a residual.
 
     Raises
     ------

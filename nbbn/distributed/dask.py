@@ -43,7 +43,7 @@ def dask_moments(x: Any, *, axis: int = 1, mask: Any = None) -> Moments:
     Returns
     -------
     Moments
-        As of `nbbn.batch_moments` of the whole array, to a few units in the last place.
+        As of `nbbn.batch_moments` (which has the sources) of the whole array, to a few units in the last place.
 
     Raises
     ------
@@ -51,10 +51,6 @@ def dask_moments(x: Any, *, axis: int = 1, mask: Any = None) -> Moments:
         Where ``x`` is not a dask array of such a dtype, or ``mask`` not of bool.
     ValueError
         For a wrong axis or shape of ``mask``, or where there are no channels.
-
-    See Also
-    --------
-    nbbn.batch_moments : of arrays in memory, and the sources.
 
     Notes
     -----
@@ -174,17 +170,12 @@ def dask_normalize(
     Returns
     -------
     dask.array.Array
-        With the chunks of ``x``. A value has the bits that `nbbn.normalize` gives it.
+        With the chunks of ``x``. A value has the bits that `nbbn.normalize` gives it, which has the source, too.
 
     Raises
     ------
     TypeError, ValueError
-        As `nbbn.normalize`, before anything is computed; ``TypeError`` also where ``x`` is not
-        a dask array.
-
-    See Also
-    --------
-    nbbn.normalize : the same for an array in memory, and the source.
+        As `nbbn.normalize`, before anything is computed; ``TypeError`` also where ``x`` is not a dask array.
 
     Examples
     --------

@@ -34,7 +34,7 @@ class SyncBatchNorm(BatchNorm):
     .. math:: n = \sum n_i, \quad \bar x = \frac1n \sum n_i \bar x_i, \quad
               M_2 = \sum M_{2,i} + \sum n_i (\bar x_i - \bar x)^2 .
 
-    In inference nothing is exchanged, in `backward` after it neither.
+    In inference nothing is exchanged, in `backward` after it neither. Everything else is as in `nbbn.BatchNorm`.
 
     Parameters
     ----------
@@ -58,10 +58,6 @@ class SyncBatchNorm(BatchNorm):
     TypeError, ValueError
         For an option of the wrong type or out of range; the message names it.
 
-    See Also
-    --------
-    nbbn.BatchNorm : the layer for one worker; everything else is as there.
-
     Notes
     -----
     Every worker merges the same numbers in the same order, so statistics have the same bits on each.
@@ -71,10 +67,9 @@ class SyncBatchNorm(BatchNorm):
     Batches may be of different sizes, or empty, and a mask may leave a worker no value; there must be enough
     values in all of them together. What `backward` takes is the gradient of a loss of all workers together.
 
-    Training forwards and backwards must be called by all workers, in the same order. Where one of them
-    raises before it has exchanged its numbers, each raises, the others a ``RuntimeError`` that
-    names its rank, and no statistics change anywhere. A worker that never calls is waited for, as
-    long as the communicator waits.
+    Training forwards and backwards must be called by all workers, in the same order. Where one of them raises before it
+    has exchanged its numbers, each raises, the others a ``RuntimeError`` that names its rank, and no statistics change
+    anywhere. A worker that never calls is waited for, as long as the communicator waits.
 
     Pickles leave the communicator out; set `comm` before training goes on.
 

@@ -14,13 +14,12 @@ from nbbn.layer.batch_norm import BatchNorm
 
 COUNTER = "num_batches_tracked"
 _RUNNING = ("running_mean", "running_var")
-# what the arrays are called -> the layer's attribute
-TORCH_NAMES = {"weight": "gamma", "bias": "beta", **{name: name for name in _RUNNING}}
+# what is in a state dict -> the layer's attribute
+TORCH_NAMES = {"weight": "gamma", "bias": "beta", **{name: name for name in (*_RUNNING, COUNTER)}}
 NBBN_NAMES = {name: name for name in TORCH_NAMES.values()}
 _MOST_SHOWN = 8  # keys in a message
 
 Keys = Collection[str]
-Network = dict[str, BatchNorm]
 Tables = tuple[Mapping[str, str], ...]
 Read = Callable[[str], Any]
 
@@ -85,23 +84,23 @@ def from_bfloat16(bits: Array) -> Array:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def make_layer(
-    values: Mapping[str, tuple[str, Any]], *, num_features: int | None = None, number: Any = 0, **options: Any
-) -> BatchNorm:
+def make_layer(values: Mapping[str, tuple[str, Any]], *, num_features: int | None = None, **options: Any) -> BatchNorm:
     """Return a layer that has what ``values`` has, in inference mode.
 
     ``values`` maps attributes of the layer to the source's name for the array, and the array;
-    ``num_features`` is needed where it may be empty.
+    ``num_features`` is needed where there may be none.
     """
-    arrays = {key: widened(name, value) for key, (name, value) in values.items()}
+    _, number = values.get(COUNTER, (COUNTER, 0))
+    arrays = {key: widened(name, value) for key, (name, value) in values.items() if key != COUNTER}
+    if num_features is None:
+        first = next(iter(arrays.values()))
+        num_features = first.size if first.ndim == 1 and first.size else None
     for key, array in arrays.items():
-        if num_features is None and array.ndim == 1 and array.size:
-            num_features = array.size
         if array.shape != (num_features,):
-            count = "C" if num_features is None else num_features
+            count = num_features or "C"
             raise ValueError(f"{values[key][0]}: expected shape ({count},), one value a channel, got {array.shape}")
     bn = BatchNorm(
-        1 if num_features is None else num_features,
+        num_features,
         scale="gamma" in arrays,
         center="beta" in arrays,
         track_running_stats="running_mean" in arrays,
@@ -113,7 +112,9 @@ def make_layer(
     return bn.eval()
 
 
-def from_arrays(keys: Keys, prefix: str, tables: Tables, read: Read, **options: Any) -> BatchNorm | Network:
+def from_arrays(
+    keys: Keys, prefix: str, tables: Tables, read: Read, **options: Any
+) -> BatchNorm | dict[str, BatchNorm]:
     """Return the layer under ``prefix``; without one those of a network, by their prefixes.
 
     ``read`` returns the array of a key. Nothing else is read.
@@ -138,9 +139,9 @@ def _under(prefix: str, keys: Keys, tables: Tables, read: Read, options: dict[st
     if not names:
         raise ValueError(f"prefix: expected keys under {prefix!r}, got {shown(keys)}")
     table = max(tables, key=lambda each: len(names & each.keys()))
-    extra = sorted(names - {*table, COUNTER})
+    extra = sorted(names - table.keys())
     if extra:
-        accepted, last = ", ".join(map(repr, [*table, COUNTER])), f".{_RUNNING[0]}"
+        accepted, last = ", ".join(map(repr, table)), f".{_RUNNING[0]}"
         layers = [key.removesuffix(last) for key in keys if key.endswith(last)]  # for who forgot the prefix
         advice = f"; prefixes of layers: {shown(layers)}" if layers else ""
         raise ValueError(
@@ -153,7 +154,7 @@ def _under(prefix: str, keys: Keys, tables: Tables, read: Read, options: dict[st
         if name not in names:
             raise ValueError(f"{start}{name}: expected this key, got {shown(own)}")
     values = {table[name]: (f"{start}{name}", read(f"{start}{name}")) for name in table if name in names}
-    return make_layer(values, number=read(f"{start}{COUNTER}") if COUNTER in names else 0, **options)
+    return make_layer(values, **options)
 
 
 def shown(names: Keys) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from nbbn._checks import Array
 
 Numbers = Callable[[str], Array]  # a name -> the values of a constant
-
 Readers = dict[str, list[Any]]
 
 DOMAINS = ("", "ai.onnx")
@@ -74,7 +73,7 @@ def _options(node: Any, numbers: Numbers, channels: int) -> dict[str, Any]:
         return {"activation": "relu6"} if ends == [0.0, 6.0] else {}
     if kind == "PRelu":
         slope = numbers(node.input[1])
-        lead = [n for k, n in enumerate(slope.shape) if any(m != 1 for m in slope.shape[: k + 1])]
-        if slope.size == 1 or (lead[:1] == [channels] and slope.size == channels):
+        # A vector is one a channel of an x of two dimensions; of an image, it would be as long as that is wide.
+        if slope.size == 1 or max(slope.shape) == slope.size == channels:
             return {"activation": "prelu", "slope": np.resize(slope, channels)}
     return {}

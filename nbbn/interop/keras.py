@@ -17,16 +17,15 @@ _NAMES = {"gamma": "gamma", "beta": "beta", "moving_mean": "running_mean", "movi
 def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     """Return the layer that a Keras BatchNormalization, or the list of its weights, describes.
 
-    Keras's momentum is the weight of the old statistics, nbbn's of the new ones: 0.99 becomes
-    0.01. The variance enters the moving one without a correction (``running_correction=0``). The
-    arrays are copies; float16 and bfloat16 widen to float32. Needs no Keras.
+    Keras's momentum is the weight of the old statistics, nbbn's of the new ones: 0.99 becomes 0.01. The variance enters
+    the moving one without a correction (``running_correction=0``). The arrays are copies; float16 and bfloat16 widen to
+    float32. Needs no Keras.
 
     Parameters
     ----------
     obj : keras.layers.BatchNormalization, or sequence of arrays of shape (C,)
-        The layer, after it was built; or its weights ``[gamma, beta, moving_mean,
-        moving_variance]`` (without the first two for ``scale=False, center=False``), which take
-        Keras's defaults, epsilon 1e-3 and momentum 0.99.
+        The layer, after it was built; or its weights ``[gamma, beta, moving_mean, moving_variance]`` (without the first
+        two for ``scale=False, center=False``), which take Keras's defaults, epsilon 1e-3 and momentum 0.99.
     axis : int, default -1
         The channel axis for a list of weights. A Keras layer has its own, which is used.
 
@@ -40,9 +39,8 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     TypeError
         For another object, and for an array of another dtype.
     ValueError
-        For a layer without weights, with more than one axis or with ``renorm=True``, a list of
-        another length (of three arrays, the first may be gamma or beta), and arrays of different
-        shapes.
+        For a layer without weights, with more than one axis or with ``renorm=True``, a list of another length (of three
+        arrays, the first may be gamma or beta), and arrays of different shapes.
 
     Examples
     --------
@@ -52,29 +50,29 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     BatchNorm(3, axis=-1, eps=0.001, momentum=0.01, running_correction=0.0, inference)
     """
     if isinstance(obj, list | tuple):
-        values, epsilon, momentum = _of_weights(obj), 1e-3, 0.99
+        weights, epsilon, momentum = _of_list(obj), 1e-3, 0.99
     else:
-        values, epsilon, momentum = _of_layer(obj), obj.epsilon, obj.momentum
+        weights, epsilon, momentum = _of_layer(obj), obj.epsilon, obj.momentum
         axes = np.ravel(obj.axis).tolist()  # Keras 2 keeps a list
         if len(axes) != 1:
             raise ValueError(f"obj: expected a layer with one axis, got {axes}")
         axis = axes[0]
+    values = {_NAMES[name]: (name, value) for name, value in weights.items()}
     momentum = _layers.complement(float(momentum))
     return _layers.make_layer(values, axis=axis, eps=epsilon, momentum=momentum, running_correction=0)
 
 
-def _of_weights(weights: Sequence[Any]) -> dict[str, tuple[str, Any]]:
+def _of_list(weights: Sequence[Any]) -> dict[str, Any]:
     if len(weights) not in (2, 4):
         more = ", of which the first may be gamma or beta: put ones for gamma or zeros for beta in its place"
         raise ValueError(
             "obj: expected [gamma, beta, moving_mean, moving_variance] or [moving_mean, moving_variance], "
             f"got {len(weights)} arrays{more if len(weights) == 3 else ''}"
         )
-    names = list(_NAMES)[-len(weights) :]
-    return {_NAMES[name]: (name, value) for name, value in zip(names, weights, strict=True)}
+    return dict(zip([*_NAMES][-len(weights) :], weights, strict=True))
 
 
-def _of_layer(layer: Any) -> dict[str, tuple[str, Any]]:
+def _of_layer(layer: Any) -> dict[str, Any]:
     if not all(hasattr(layer, name) for name in ("axis", "momentum", "epsilon", "scale", "center")):
         raise TypeError(
             "obj: expected a Keras BatchNormalization layer or a list of its weights, "
@@ -85,9 +83,9 @@ def _of_layer(layer: Any) -> dict[str, tuple[str, Any]]:
             "obj: expected a layer without renorm (for inference alone, pass the list of its "
             "gamma, beta, moving_mean and moving_variance), got renorm=True"
         )
-    absent = {name for name, exists in (("gamma", layer.scale), ("beta", layer.center)) if not exists}
-    values = {_NAMES[name]: (name, getattr(layer, name, None)) for name in _NAMES if name not in absent}
-    for name, value in values.values():
+    exists = {"gamma": layer.scale, "beta": layer.center}
+    weights = {name: getattr(layer, name, None) for name in _NAMES if exists.get(name, True)}
+    for name, value in weights.items():
         if value is None:
             raise ValueError(f"obj: expected a layer that was built, got one without {name}")
-    return values
+    return weights

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections import ChainMap
 from collections.abc import Iterator
-from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, overload
@@ -30,16 +30,16 @@ _MOST_SHARED = 16 << 20
 _KIND = "an ONNX model"
 _EPSILON, _MOMENTUM = float(np.float32(1e-5)), float(np.float32(0.9))  # as a file would hold them
 
-
-# ONNX's type -> its name, the dtype of its raw bytes, and the field where they are numbers
+# ONNX's type -> the dtype of its raw bytes, and the field where they are numbers (of 16 bits: the bits)
+_FLOAT, _BFLOAT16 = 1, 16
 _TYPES = {
-    1: ("float32", "<f4", "float_data"),
-    10: ("float16", "<f2", "int32_data"),
-    11: ("float64", "<f8", "double_data"),
-    16: ("bfloat16", "<u2", "int32_data"),
+    _FLOAT: ("<f4", "float_data"),
+    10: ("<f2", "int32_data"),
+    11: ("<f8", "double_data"),
+    _BFLOAT16: ("<u2", "int32_data"),
 }
 
-Scope = ChainMap[str, Any]  # what a name means: a tensor, else the node that computes it; None for an input
+Scope = ChainMap[str, Any]  # what a name means: an initializer, else the node that computes it; None for an input
 Found = tuple[Any, Scope, onnx_activations.Readers]  # a node, and the graph around it
 
 
@@ -56,10 +56,9 @@ def from_onnx(
 ) -> dict[str, BatchNorm] | BatchNorm:
     """Return the BatchNormalization nodes of an ONNX model.
 
-    ONNX's momentum is the weight of the old statistics, nbbn's of the new ones: 0.9 becomes 0.1
-    (to the last bit of the float32 that the file holds; the same for epsilon). The variance enters
-    the running one without a correction (``running_correction=0``). float16 and bfloat16 widen
-    to float32. Needs onnx.
+    ONNX's momentum is the weight of the old statistics, nbbn's of the new ones: 0.9 becomes 0.1 (to the last bit of the
+    float32 that the file holds; the same for epsilon). The variance enters the running one without a correction
+    (``running_correction=0``). float16 and bfloat16 widen to float32. Needs onnx.
 
     Parameters
     ----------
@@ -70,14 +69,14 @@ def from_onnx(
     activations : bool, default False
         Whether the activation that alone reads a node's output becomes that of the layer: Relu, Clip from 0 to 6,
         LeakyRelu, HardSwish, Mish, PRelu with a constant slope a channel or one for all, Swish, and Sigmoid with the
-        Mul that makes it one. ``bn.activation`` tells. What else follows is left to you.
+        Mul that makes it one. ``bn.activation`` tells. What else follows is left to you, as is what follows an output
+        of the graph.
 
     Returns
     -------
     dict of str to BatchNorm, or BatchNorm
-        New layers in inference mode, by the name of the node, in the order of the file. A node goes by
-        its first output where it has no name or an earlier one has the same, and with "#2" and so on
-        behind it where that is taken, too.
+        New layers in inference mode, by the name of the node, in the order of the file. A node goes by its first output
+        where it has no name or an earlier one has the same, and with "#2" and so on behind it where that is taken, too.
 
     Raises
     ------
@@ -86,18 +85,15 @@ def from_onnx(
     TypeError
         Where ``path_or_model`` is neither a file's name nor a model.
     ValueError
-        Where it is not an ONNX model, there is no node of that name, or a node's parameters are not
-        constants of the model (initializers or Constant nodes, directly or through Identity); the
-        message names node and input. Also where ``path_or_model`` is a pipe or a device, and where nodes
-        share more than 16 MiB of parameters: each layer has its own.
+        Where it is not an ONNX model (as no pipe or device is), where there is no node of that name, and where nodes
+        share more than 16 MiB of parameters: each layer has its own. Also where a node's parameters are not constants
+        of the model (initializers or Constant nodes, directly or through Identity); the message names node and input.
 
     Notes
     -----
-    Nodes in the branches and bodies of If, Loop and Scan are included, those in a model's local
-    functions are not, as their parameters come from the caller. Of external data, only regular files in
-    the folder of the model's file are read: no absolute path, no "..", no link that leads
-    elsewhere. A model that is passed as an object has no folder: load its external data first.
-    An output of the graph is read by whoever runs it, so nothing follows it alone.
+    Nodes in the branches and bodies of If, Loop and Scan are included, those in a model's local functions are not, as
+    their parameters come from the caller. Of external data, only regular files in the folder of the model's file are
+    read: no absolute path, no "..", no link that leads elsewhere. For a model that you pass, load them first.
     ``spatial=0`` (opset 8 and before) with one value a channel is read per channel, as runtimes compute it
     for an input of two dimensions; with parameters of other shapes it's refused.
 
@@ -114,31 +110,27 @@ def from_onnx(
     """
     fuse = _checks.flag("activations", activations)
     onnx = _layers.required("onnx")
-    reading: Any = contextlib.nullcontext
-    if isinstance(path_or_model, onnx.ModelProto):
-        model, folder = path_or_model, None
-    elif isinstance(path_or_model, str | os.PathLike):
-        path = Path(path_or_model)
-        folder = path.parent
-        reading = partial(_layers.reading, "path_or_model", _KIND, path)
-        with paths.opened(f"path_or_model: expected {_KIND}", path) as file, reading():
+    with contextlib.ExitStack() as stack:
+        if isinstance(path_or_model, onnx.ModelProto):
+            model, tensors = path_or_model, _Tensors(None)
+        elif isinstance(path_or_model, str | os.PathLike):
+            path = Path(path_or_model)
+            file = stack.enter_context(paths.opened(f"path_or_model: expected {_KIND}", path))
+            stack.enter_context(_layers.reading("path_or_model", _KIND, path))
             size = os.fstat(file.fileno()).st_size
             if size > _MOST_BYTES:
                 raise ValueError(f"the file has more than {_MOST_BYTES} bytes")
-            model = onnx.ModelProto.FromString(file.read(size))
-    else:
-        raise TypeError(
-            f"path_or_model: expected a file's name or an onnx.ModelProto, got {type(path_or_model).__name__}"
-        )
-    with reading():
+            model, tensors = onnx.ModelProto.FromString(file.read(size)), _Tensors(path.parent)
+        else:
+            kind = type(path_or_model).__name__
+            raise TypeError(f"path_or_model: expected a file's name or an onnx.ModelProto, got {kind}")
         nodes = _named(model, fuse)
-    if name is not None and name not in nodes:
+        layers = {key: _layer(key, found, tensors) for key, found in nodes.items() if name in (None, key)}
+    if name is None:
+        return layers
+    if name not in layers:
         raise ValueError(f"name: expected one of {_layers.shown(nodes)}, got {name!r}")
-    tensors = _Tensors(folder)
-    with reading():
-        if name is not None:
-            return _layer(name, nodes[name], tensors)
-        return {key: _layer(key, found, tensors) for key, found in nodes.items()}
+    return layers[name]
 
 
 def _named(model: Any, fuse: bool) -> dict[str, Found]:
@@ -165,27 +157,13 @@ def _walk(graph: Any, outer: Scope, fuse: bool) -> Iterator[Found]:
     scope = outer.new_child(names)
     readers = onnx_activations.readers_of(graph) if fuse else {}
     for node in graph.node:  # sorted, so what an Identity reads is known
-        meaning = _meaning(node, scope)
+        meaning = scope.get(node.input[0], node) if node.op_type == "Identity" and node.input else node
         for output in filter(None, node.output):
             names.setdefault(output, meaning)
         if node.op_type == "BatchNormalization" and node.domain in onnx_activations.DOMAINS:
             yield node, scope, readers
         for inner in onnx_activations.graphs_in(node):
             yield from _walk(inner, scope, fuse)
-
-
-def _meaning(node: Any, scope: Scope) -> Any:
-    """Return what an output of the node means, as in `Scope`."""
-    if node.op_type == "Identity" and node.input:
-        return scope.get(node.input[0], node)
-    if node.op_type == "Constant":
-        for attribute in node.attribute:
-            if attribute.name == "value" and attribute.HasField("t"):
-                return attribute.t
-            if attribute.name == "value_floats":
-                floats = attribute.floats
-                return _layers.required("onnx").TensorProto(data_type=1, dims=[len(floats)], float_data=floats)
-    return node
 
 
 def _layer(name: str, found: Found, tensors: _Tensors) -> BatchNorm:
@@ -200,13 +178,9 @@ def _layer(name: str, found: Found, tensors: _Tensors) -> BatchNorm:
         values = {}
         for (kind, attribute), given in zip(_INPUTS.items(), node.input[1:], strict=True):
             label = f"input {kind} ({given!r}{places})"
-            tensor = _constant(label, given, scope)
-            shape = tuple(tensor.dims)
-            if len(shape) != 1 or shape[0] < 1:
-                raise ValueError(f"{label}: expected shape (C,), one value a channel, got {shape}")
-            values[attribute] = label, tensors.read(label, tensor)
+            values[attribute] = label, tensors.read(label, given, scope, vector=True)
         fused = onnx_activations.following(
-            node, readers, lambda given: tensors.read(given, _constant(given, given, scope)), values["gamma"][1].size
+            node, readers, lambda given: tensors.read(given, given, scope), values["gamma"][1].size
         )
         if "slope" in fused:
             values["slope"] = "slope", fused.pop("slope")
@@ -221,21 +195,6 @@ def _layer(name: str, found: Found, tensors: _Tensors) -> BatchNorm:
         raise ValueError(f"node {node.name or next(iter(node.output), '')!r}: {error}") from error
 
 
-def _constant(label: str, name: str, scope: Scope) -> Any:
-    """Return the tensor that a name means."""
-    found = scope.get(name)
-    if hasattr(found, "dims"):
-        return found
-    wanted = "a constant"
-    if found is None:
-        got = "an input of the graph" if name in scope else "a name that nothing has"
-    elif found.op_type == "Constant":
-        wanted, got = "a Constant with value or value_floats", str([each.name for each in found.attribute])
-    else:
-        got = f"the output of {found.op_type}"
-    raise ValueError(f"{label}: expected {wanted}, got {got}")
-
-
 class _Tensors:
     """Reads the tensors of a model, and counts the bytes; sizes are compared before memory is taken."""
 
@@ -244,26 +203,29 @@ class _Tensors:
         self._places: set[Any] = set()
         self._shared = 0
 
-    def read(self, label: str, tensor: Any) -> Array:
-        """Return the values of a tensor."""
-        if tensor.data_type not in _TYPES:
-            accepted = ", ".join(sorted(name for name, _, _ in _TYPES.values()))
-            raise ValueError(f"{label}: expected {accepted}, got ONNX's type {tensor.data_type}")
-        name, dtype, field = _TYPES[tensor.data_type]
+    def read(self, label: str, name: str, scope: Scope, vector: bool = False) -> Array:
+        """Return the values of the constant that a name means."""
+        tensor = _constant(label, name, scope)
         shape = tuple(tensor.dims)
+        if vector and (len(shape) != 1 or shape[0] < 1):
+            raise ValueError(f"{label}: expected shape (C,), one value a channel, got {shape}")
+        if tensor.data_type not in _TYPES:
+            accepted = "bfloat16, float16, float32, float64"
+            raise ValueError(f"{label}: expected {accepted}, got ONNX's type {tensor.data_type}")
         if min(shape, default=0) < 0:  # before it is counted
             raise ValueError(f"{label}: expected no size below 0, got shape {shape}")
+        dtype = np.dtype(_TYPES[tensor.data_type][0])
         number = math.prod(shape)
-        size = number * np.dtype(dtype).itemsize
+        size = number * dtype.itemsize
         if tensor.data_location == 1:
             data = self._external(label, tensor, size)
         else:
-            self._take(id(tensor), size, size)
-            data = tensor.raw_data if tensor.HasField("raw_data") else _packed(label, tensor, number, dtype, field)
+            self._take(id(scope[name]), size, size)
+            data = tensor.raw_data if tensor.HasField("raw_data") else _packed(label, tensor, number)
         if len(data) != size:
             raise ValueError(f"{label}: expected {size} bytes for shape {shape}, got {len(data)}")
         values = np.frombuffer(data, dtype).reshape(shape)
-        return _layers.from_bfloat16(values) if name == "bfloat16" else values
+        return _layers.from_bfloat16(values) if tensor.data_type == _BFLOAT16 else values
 
     def _take(self, place: Any, size: int, taken: int) -> None:
         """Count bytes of a place that has ``size`` of them; what is taken again takes more memory."""
@@ -279,35 +241,55 @@ class _Tensors:
     def _external(self, label: str, tensor: Any, length: int) -> bytes:
         """Return the bytes that a file beside the model holds for the tensor."""
         if self._folder is None:
-            raise ValueError(
-                f"{label}: expected the values in the model, got external data, which is read only beside a "
-                "model's file"
-            )
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        path = _beside(label, location, self._folder)
-        offset = _size(label, "offset", entries.get("offset", "0"))
-        given = _size(label, "length", entries.get("length", str(length)))
-        if given != length:
-            raise ValueError(f"{label}: expected {length} bytes of external data, got length {given}")
+            wanted, got = "the values in the model", "external data, which is read only beside a model's file"
+            raise ValueError(f"{label}: expected {wanted}, got {got}")
+        given = {"location": "", "offset": "0", "length": str(length)}
+        given |= {entry.key: entry.value for entry in tensor.external_data}
+        path = _beside(label, given["location"], self._folder)
+        for key in ("offset", "length"):
+            if not re.fullmatch("[0-9]{1,20}", given[key]):
+                raise ValueError(f"{label}: expected {key} to be a number of bytes, got {given[key][:40]!r}")
+        if int(given["length"]) != length:
+            raise ValueError(f"{label}: expected {length} bytes of external data, got length {int(given['length'])}")
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            size, offset = os.fstat(file.fileno()).st_size, int(given["offset"])
             if offset + length > size:
-                wanted = f"{length} bytes from byte {offset} of {location!r}"
+                wanted = f"{length} bytes from byte {offset} of {given['location']!r}"
                 raise ValueError(f"{label}: expected {wanted}, which has {size}")
             self._take(path, size, length)
             file.seek(offset)
             return file.read(length)
 
 
-def _packed(label: str, tensor: Any, count: int, dtype: str, field: str) -> bytes:
-    """Return the bytes of a tensor that is kept as numbers; of types of 16 bits these are the bits."""
+def _constant(label: str, name: str, scope: Scope) -> Any:
+    """Return the tensor that a name means."""
+    found, wanted = scope.get(name), "a constant"
+    if hasattr(found, "dims"):
+        return found
+    if found is None:
+        got = "an input of the graph" if name in scope else "a name that nothing has"
+    elif found.op_type == "Constant":
+        for each in found.attribute:
+            if each.name == "value" and each.HasField("t"):
+                return each.t
+            if each.name == "value_floats":
+                made = _layers.required("onnx").TensorProto
+                return made(data_type=_FLOAT, dims=[len(each.floats)], float_data=each.floats)
+        wanted, got = "a Constant with value or value_floats", str([each.name for each in found.attribute])
+    else:
+        got = f"the output of {found.op_type}"
+    raise ValueError(f"{label}: expected {wanted}, got {got}")
+
+
+def _packed(label: str, tensor: Any, count: int) -> bytes:
+    """Return the bytes of a tensor that is kept as numbers."""
+    dtype, field = _TYPES[tensor.data_type]
     numbers = getattr(tensor, field)
     if len(numbers) != count:
         raise ValueError(f"{label}: expected {count} values in {field}, got {len(numbers)}")
     if field == "int32_data":
         dtype = "<u2"
-        if not 0 <= min(numbers) <= max(numbers) <= np.iinfo(dtype).max:
+        if not 0 <= min(numbers) <= max(numbers) < 1 << 16:
             raise ValueError(f"{label}: expected 16 bits a value in {field}, got more")
     return np.array(numbers, dtype).tobytes()
 
@@ -321,9 +303,3 @@ def _beside(label: str, location: str, folder: Path) -> Path:
     if not location or not found.is_relative_to(root) or not found.is_file():
         raise ValueError(f"{label}: expected external data in a file of the model's folder, got {location!r}")
     return found
-
-
-def _size(label: str, name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 20):
-        raise ValueError(f"{label}: expected {name} to be a number of bytes, got {text[:40]!r}")
-    return int(text)

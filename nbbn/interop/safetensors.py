@@ -21,7 +21,7 @@ _DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", **_INTEGERS}
 
 
 def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
-    """Write configuration, parameters and running statistics to a safetensors file.
+    """Write configuration, parameters and running statistics to a safetensors file, for `load_safetensors`.
 
     The arrays have the names of ``bn.state_dict()``; the configuration is in the file's metadata. Needs safetensors.
 
@@ -34,16 +34,10 @@ def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    ImportError
-        Where safetensors is not installed.
+    ImportError, TypeError
+        Where safetensors is not installed, and where ``bn`` is not a BatchNorm.
     OSError, ValueError
         As `nbbn.BatchNorm.save`.
-    TypeError
-        Where ``bn`` is not a BatchNorm.
-
-    See Also
-    --------
-    load_safetensors : the way back.
 
     Examples
     --------
@@ -68,10 +62,9 @@ def load_safetensors(
 ) -> Any:
     """Return the layer, or the layers, of a safetensors file.
 
-    The file may be one that `save_safetensors` wrote, or one with the arrays of a PyTorch network
-    (``weight, bias, running_mean, running_var, num_batches_tracked``) or of nbbn's (``gamma, beta,
-    ...``). Only the arrays of such layers are read, and sizes are checked before memory is taken. Needs
-    safetensors.
+    The file may be one that `save_safetensors` wrote, or one with the arrays of a PyTorch network (``weight, bias,
+    running_mean, running_var, num_batches_tracked``) or of nbbn's (``gamma, beta, ...``). Only the arrays of such
+    layers are read, and sizes are checked before memory is taken. Needs safetensors.
 
     Parameters
     ----------
@@ -93,10 +86,6 @@ def load_safetensors(
     ValueError
         Where it is not such a file, or has not the arrays of one layer under the prefix.
 
-    See Also
-    --------
-    save_safetensors, from_torch
-
     Examples
     --------
     >>> import numpy as np, nbbn, os, tempfile, safetensors.numpy
@@ -109,40 +98,36 @@ def load_safetensors(
     """
     library = _layers.required("safetensors")
     kind = "a safetensors file with this layer"
-    with paths.opened(f"path: expected {kind}", path) as file:
-        size = os.fstat(file.fileno()).st_size
-        with _layers.reading("path", kind, path):
-            with library.safe_open(path, framework="np"):
-                pass  # it has checked the header: offsets, shapes, nothing twice, nothing left over
-            found = _File(file, size)
-            if not prefix and _OPTIONS in found.metadata:
-                return _load_own(found)
-            tables = _layers.TORCH_NAMES, _layers.NBBN_NAMES
-            return _layers.from_arrays(found.entries, prefix, tables, found.read, eps=eps, momentum=momentum)
+    with paths.opened(f"path: expected {kind}", path) as file, _layers.reading("path", kind, path):
+        with library.safe_open(path, framework="np"):
+            pass  # it has checked the header: offsets, shapes, nothing twice, nothing left over
+        found = _File(file)
+        if not prefix and _OPTIONS in found.metadata:
+            return _load_own(found)
+        tables = _layers.TORCH_NAMES, _layers.NBBN_NAMES
+        return _layers.from_arrays(found.entries, prefix, tables, found.read, eps=eps, momentum=momentum)
 
 
 class _File:
     """An open file; the values are read here, as the library's NumPy side knows no bfloat16."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        length = int.from_bytes(file.read(8), "little")
+    def __init__(self, file: BinaryIO) -> None:
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
         if length > size:
             raise ValueError("the header is longer than the file")
         self.entries: dict[str, Any] = json.loads(file.read(length))
         self.metadata = self.entries.pop("__metadata__", None) or {}
-        self.size = size
-        self._file = file
-        self._start = 8 + length
+        self._file, self._start, self._size = file, 8 + length, size
 
     def read(self, name: str) -> Array:
         """Return an array; bfloat16 widened to float32."""
         entry = self.entries[name]
-        dtype = _DTYPES.get(entry["dtype"])
-        if dtype is None:
+        if entry["dtype"] not in _DTYPES:
             raise ValueError(f"{name}: expected one of the types {[*_DTYPES]}, got {entry['dtype']}")
+        dtype = _DTYPES[entry["dtype"]]
         begin, end = entry["data_offsets"]
         length = math.prod(entry["shape"]) * np.dtype(dtype).itemsize
-        if length != end - begin or self._start + end > self.size:
+        if length != end - begin or self._start + end > self._size:
             raise ValueError(f"{name}: expected {length} bytes within the file, got {end - begin}")
         self._file.seek(self._start + begin)
         values = np.frombuffer(self._file.read(length), dtype).reshape(entry["shape"])

@@ -15,8 +15,8 @@ from nbbn.layer.batch_norm import BatchNorm
 def from_torch(obj: Any, *, prefix: str = "", eps: float = 1e-5, momentum: float | None = 0.1) -> Any:
     """Return the layer, or the layers, that a PyTorch module or state dict describes.
 
-    ``weight`` becomes gamma and ``bias`` beta; momentum and the correction of the running variance
-    mean the same in both libraries. The arrays are copies; float16 and bfloat16 widen to float32.
+    ``weight`` becomes gamma and ``bias`` beta; momentum and the correction of the running variance mean the same in
+    both libraries. The arrays are copies; float16 and bfloat16 widen to float32. `to_torch_state_dict` is the way back.
 
     Parameters
     ----------
@@ -32,9 +32,8 @@ def from_torch(obj: Any, *, prefix: str = "", eps: float = 1e-5, momentum: float
     Returns
     -------
     BatchNorm, or dict of str to BatchNorm
-        A new layer; of a network without ``prefix`` all, by their names: of a state dict those that have
-        running statistics. A layer has the mode of its module; layers of a state dict are in inference
-        mode. float64 where one of the arrays is.
+        A new layer; of a network without ``prefix`` all, by their names: of a state dict those that have running
+        statistics. It has the mode of its module; from a state dict, inference. float64 where one of the arrays is.
 
     Raises
     ------
@@ -45,15 +44,10 @@ def from_torch(obj: Any, *, prefix: str = "", eps: float = 1e-5, momentum: float
         Where nothing is under ``prefix``, for a missing, unknown or misshaped entry, and for a tensor that
         is not in the CPU's memory. The message names the key.
 
-    See Also
-    --------
-    to_torch_state_dict : the way back.
-
     Notes
     -----
-    A module that has running statistics but whose ``track_running_stats`` was set to False later
-    uses them in inference and never updates them: its momentum becomes 0. A module that stands in
-    several places of a network is one layer under each of its names.
+    A module whose ``track_running_stats`` was set to False later uses the running statistics that it has in inference
+    and never updates them: its momentum becomes 0. One that stands in several places is one layer under each name.
 
     Examples
     --------
@@ -101,23 +95,21 @@ def _from_module(where: str, module: Any) -> BatchNorm:
     if getattr(type(module), "forward", None) not in forwards:
         raise _no_batch_norm(where, module)
     start = "" if where == "obj" else f"{where}."
-    arrays = {name: (f"{start}{name}", getattr(module, name)) for name in _layers.TORCH_NAMES}
-    values = {_layers.TORCH_NAMES[name]: array for name, array in arrays.items() if array[1] is not None}
+    given = {attribute: (f"{start}{name}", getattr(module, name)) for name, attribute in _layers.TORCH_NAMES.items()}
+    values = {attribute: (name, value) for attribute, (name, value) in given.items() if value is not None}
     if ("running_mean" in values) != ("running_var" in values):
         raise ValueError(f"{where}: expected running_mean and running_var, got one of them without the other")
-    number = module.num_batches_tracked
     tracked = module.track_running_stats or "running_mean" not in values
     return _layers.make_layer(
         values,
         num_features=module.num_features,
-        number=0 if number is None else number,
         eps=module.eps,
         momentum=module.momentum if tracked else 0.0,
     ).train(module.training)
 
 
 def to_torch_state_dict(bn: BatchNorm) -> dict[str, Any]:
-    """Return a state dict for ``load_state_dict`` of a PyTorch module.
+    """Return a state dict for ``load_state_dict`` of a PyTorch module; `from_torch` is the way back.
 
     The module needs the same number of features, ``affine=True`` where the layer has gamma or beta,
     ``bias=False`` where it has only gamma, and the same ``track_running_stats``. eps, momentum and
@@ -136,16 +128,8 @@ def to_torch_state_dict(bn: BatchNorm) -> dict[str, Any]:
 
     Raises
     ------
-    ImportError
-        Where torch is not installed.
-    RuntimeError
-        Where the layer is not built yet.
-    TypeError
-        Where ``bn`` is not a BatchNorm.
-
-    See Also
-    --------
-    from_torch : the way back.
+    ImportError, RuntimeError, TypeError
+        Where torch is not installed, where the layer is not built yet, and where ``bn`` is not a BatchNorm.
 
     Examples
     --------
@@ -159,8 +143,6 @@ def to_torch_state_dict(bn: BatchNorm) -> dict[str, Any]:
     torch = _layers.required("torch")
     if "beta" in state:
         state.setdefault("gamma", np.ones(bn.num_features, bn.dtype))
-    names = {name: attribute for name, attribute in _layers.TORCH_NAMES.items() if attribute in state}
-    found = {name: torch.from_numpy(state[attribute]) for name, attribute in names.items()}
-    if bn.track_running_stats:
-        found[_layers.COUNTER] = torch.tensor(state[_layers.COUNTER], dtype=torch.int64)
-    return found
+    if not bn.track_running_stats:
+        del state[_layers.COUNTER]
+    return {name: torch.as_tensor(state[own]) for name, own in _layers.TORCH_NAMES.items() if own in state}

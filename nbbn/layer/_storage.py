@@ -37,8 +37,7 @@ class StoredLayer(LayerState):
         Returns
         -------
         dict
-            ``gamma, beta, running_mean, running_var`` (those that exist) and
-            ``num_batches_tracked``.
+            ``gamma, beta, running_mean, running_var`` (those that exist) and ``num_batches_tracked``.
 
         Examples
         --------
@@ -141,10 +140,8 @@ class StoredLayer(LayerState):
 
         Raises
         ------
-        OSError
-            Where the file can't be read.
-        ValueError
-            Where it is not such a file.
+        OSError, ValueError
+            Where the file can't be read, and where it is not such a file.
 
         Examples
         --------

@@ -153,8 +153,7 @@ class BatchNorm(StoredLayer):
         residual : array_like, optional
             Added before the activation, in the same pass; of the shape and dtype of ``x``.
         out : ndarray, optional
-            Where to write, of the shape and dtype of ``x``; may be ``x`` or ``residual`` itself (then
-            there is no `backward`).
+            Where to write, of the shape and dtype of ``x``; may be ``x`` or ``residual`` itself (without a `backward`).
 
         Returns
         -------
@@ -166,11 +165,10 @@ class BatchNorm(StoredLayer):
         TypeError
             For any other dtype, and for masked arrays.
         ValueError
-            For a wrong shape or ``out``, or too few values per channel to train with. The layer and
-            ``out`` are unchanged then.
+            For a wrong shape or ``out``, or too few values per channel to train with.
         FloatingPointError
-            With ``on_nonfinite="raise"``, in training, where the batch's statistics are not finite. The layer and
-            ``out`` are unchanged then, too; for that, a call with ``out`` reads ``x`` once more.
+            With ``on_nonfinite="raise"``, in training, where the batch's statistics are not finite. As after any error,
+            the layer and ``out`` are unchanged then; for that, a call with ``out`` reads ``x`` once more.
 
         Examples
         --------
@@ -348,7 +346,7 @@ class BatchNorm(StoredLayer):
         ``grad_beta`` and ``grad_slope`` (None where there is no such parameter), and ``grad_residual`` where the
         forward had a residual (``grad_y`` itself where there is no activation); does not accumulate. After a training
         forward the gradient goes through the batch's statistics, where a mask let a value into them; after an inference
-        forward ``grad_x = grad_y * gamma * inv_std``.
+        forward ``grad_x = grad_y * gamma * inv_std``. The equations are those of `nbbn.batch_norm_backward`.
 
         Parameters
         ----------
@@ -369,10 +367,6 @@ class BatchNorm(StoredLayer):
             ``out=x`` or afterwards (of more than 4,096 values, a sample is compared).
         TypeError, ValueError
             As for `nbbn.batch_norm_backward`.
-
-        See Also
-        --------
-        nbbn.batch_norm_backward : the equations.
 
         Examples
         --------

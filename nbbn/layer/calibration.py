@@ -12,22 +12,19 @@ from nbbn.layer.batch_norm import BatchNorm
 def calibrate(*layers: BatchNorm) -> Iterator[None]:
     r"""Give layers the exact statistics of all the data that they see inside the ``with`` block.
 
-    Inside it, training forwards normalize as usual. They leave running statistics and counter unchanged, and
-    collect moments instead. On a clean exit each layer that saw data gets the statistics of all its batches
-    together, every value with the same weight,
+    Inside it, training forwards normalize as usual; they leave running statistics and counter unchanged, and collect
+    moments instead. On a clean exit each layer that saw data gets the statistics of all its batches together,
 
     .. math:: \mathrm{running\_mean} = \frac1n \sum_i x_i, \qquad \mathrm{running\_var} =
               \frac{1}{n - \mathrm{running\_correction}} \sum_i (x_i - \mathrm{running\_mean})^2 ,
 
-    and ``num_batches_tracked`` is the number of these batches. A moving average forgets the first batches,
-    and the cumulative one (``momentum=None``) gives a batch of 4 the weight of a batch of 100, and
-    misses how the batches' means differ.
+    and ``num_batches_tracked`` is the number of these batches. A moving average forgets the first batches, and the
+    cumulative one (``momentum=None``) gives a batch of 4 the weight of one of 100, and misses how their means differ.
 
     Parameters
     ----------
     *layers : BatchNorm
-        One or more, with running statistics. Later layers see inputs that were normalized with batch
-        statistics, as in training.
+        One or more, with running statistics. Later ones see inputs normalized with batch statistics, as in training.
 
     Returns
     -------
@@ -50,9 +47,8 @@ def calibrate(*layers: BatchNorm) -> Iterator[None]:
 
     References
     ----------
-    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
-    Covariate Shift", ICML 2015, algorithm 2 (population statistics); Y. Wu, J. Johnson, "Rethinking 'Batch'
-    in BatchNorm", 2021, arXiv:2105.07576, section 3.
+    S. Ioffe, C. Szegedy, ICML 2015, as in `nbbn.normalize`: algorithm 2 (population statistics); Y. Wu, J. Johnson,
+    "Rethinking 'Batch' in BatchNorm", 2021, arXiv:2105.07576, section 3.
 
     Examples
     --------

@@ -39,10 +39,8 @@ def fold_linear(weight: ArrayLike, bias: ArrayLike | None, bn: BatchNorm | Froze
 
     Returns
     -------
-    weight : ndarray, shape (out, in)
-        A new array in the dtype of ``weight``.
-    bias : ndarray, shape (out,)
-        A new array in the dtype of ``weight``.
+    weight, bias : ndarray, shape (out, in) and (out,)
+        New arrays in the dtype of ``weight``.
 
     Raises
     ------
@@ -84,8 +82,8 @@ def fold_conv(
 ) -> tuple[Array, Array]:  # fmt: skip
     r"""Return weight and bias of a convolution that includes the batch normalization after it.
 
-    For ``y = bn(conv(x))`` in inference; the equations are those of `fold_linear`, with ``o`` the output
-    channel that an entry of the kernel belongs to.
+    For ``y = bn(conv(x))`` in inference; the equations, the rounding and the source are those of `fold_linear`, with
+    ``o`` the output channel that an entry of the kernel belongs to.
 
     Parameters
     ----------
@@ -108,10 +106,6 @@ def fold_conv(
     ------
     TypeError, RuntimeError, ValueError
         As `fold_linear`; ``ValueError`` also where ``groups`` do not divide the channels.
-
-    See Also
-    --------
-    fold_linear : with notes on rounding, and the source.
 
     Examples
     --------

@@ -22,9 +22,9 @@ class FrozenBatchNorm:
     .. math:: y = \mathrm{activation}((x - \mathrm{center})\,\mathrm{scale} + \mathrm{shift}
               + \mathrm{residual})
 
-    With ``center = mean``, ``scale = gamma / sqrt(var + eps)`` and ``shift = beta`` that is what a
-    layer computes in inference, with the same bits. It is a snapshot: nothing that happens to a layer
-    it was made from changes it, and any number of threads may call it.
+    With ``center = mean``, ``scale = gamma / sqrt(var + eps)`` and ``shift = beta`` that is what a layer computes in
+    inference, with the same bits. It is a snapshot: nothing that happens to a layer it was made from, by
+    `nbbn.BatchNorm.freeze`, changes it, and any number of threads may call it. `nbbn.fold_linear` takes it, too.
 
     Parameters
     ----------
@@ -42,10 +42,6 @@ class FrozenBatchNorm:
     ------
     TypeError, ValueError
         For an argument of the wrong type, shape or range; the message names it.
-
-    See Also
-    --------
-    nbbn.BatchNorm.freeze, nbbn.fold_conv, nbbn.fold_linear
 
     Examples
     --------

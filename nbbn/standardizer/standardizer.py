@@ -52,10 +52,6 @@ class Standardizer(_estimator.Estimator):
     feature_names_in_ : ndarray of str, shape (F,)
         Names of the columns, where the data came as a data frame whose names are all strings.
 
-    See Also
-    --------
-    nbbn.batch_moments, nbbn.Moments, nbbn.normalize
-
     Notes
     -----
     Statistics are as exact as those of `nbbn.batch_moments`: float64 for every ``X``, and chunks of any
