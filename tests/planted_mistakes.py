@@ -55,7 +55,7 @@ FILES = {
         FORMULAS + "test_moments test_exactness",
         ("the means of parts do not enter the variance", "(squares + n * apart * apart)", "squares"),
         ("a lossy sum is not taken again", "return 8.0 if", "return 8e9 if"),
-        ("what rounding leaves of a mean is lost", "low = where_finite(deviation, (base - mean) + deviation, splat(0.0))", "low = splat(0.0)"),
+        ("what rounding leaves of a mean is lost", "low = where_finite(deviation, (base - mean) + deviation, zero)", "low = zero"),
         ("parts have one reference", "(n * (about - base) + s)", "s"),
         ("a channel has the values of its last column alone", "where_below(most, n, about, base), whole + n", "where_below(most, n, about, base), n"),
     ),
@@ -195,7 +195,7 @@ FILES = {
     "_engine/parts.py": (
         "test_kernels test_moments test_mask",
         ("gaps between rows are summed", "return outer == 1 and bool(stack.strides[1] == row * stack.itemsize)", "return outer == 1"),
-        ("weights of a part begin with those of the next", "(np.cumsum(numbers) - numbers)", "np.minimum(np.cumsum(numbers), weights.size - 1)"),
+        ("weights of a part begin with those of the next", "(np.cumsum(cut.sizes) - cut.sizes)", "np.minimum(np.cumsum(cut.sizes), weights.size - 1)"),
     ),
     "_engine/known.py": (
         "test_layer test_out test_robustness",

@@ -40,15 +40,7 @@ from nbbn._compiler.vectors import (
     widen,
 )
 from nbbn._compiler.weights import RowWeights
-from nbbn._kernels.elementwise import (
-    About,
-    Coefficients,
-    Given,
-    Target,
-    add_products,
-    form_at,
-    no_sums,
-)
+from nbbn._kernels.elementwise import About, Coefficients, Given, Target, add_products, form_at, no_sums
 from nbbn._kernels.loops import GROUP, sum_strip, write_rows, write_strips
 from nbbn._kernels.statistics import Layout, Samples, add_deviations, mean_of, worst_condition
 from nbbn._kernels.table import REFERENCE, SUM, SUM_GRAD

@@ -30,15 +30,7 @@ from nbbn._compiler.memory import (
     store_rows,
 )
 from nbbn._compiler.vectors import LANES, has, has_spare_digits, has_values, larger, smaller, splat, total
-from nbbn._kernels.elementwise import (
-    About,
-    Coefficients,
-    Given,
-    Target,
-    add_products,
-    form_of,
-    no_sums,
-)
+from nbbn._kernels.elementwise import About, Coefficients, Given, Target, add_products, form_of, no_sums
 from nbbn._kernels.loops import sum_run, write_joined, write_rows
 from nbbn._kernels.statistics import PIECE, Samples, add_deviations, worst_condition
 from nbbn._kernels.table import COUNT, MEAN, REFERENCE, SQUARES, SUM, SUM_GRAD, SUM_PRODUCT, SUM_SLOPE

@@ -20,17 +20,7 @@ from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import at, load_every
-from nbbn._compiler.vectors import (
-    LANES,
-    fma,
-    has_spare_digits,
-    keep_first,
-    not_below,
-    splat,
-    where_below,
-    where_finite,
-    widen,
-)
+from nbbn._compiler.vectors import LANES, fma, has_spare_digits, keep_first, splat, where_below, where_finite, widen
 from nbbn._compiler.weights import times_weight, weight_at, where_counted
 from nbbn._kernels.table import REFERENCE
 
@@ -94,13 +84,13 @@ def merged(parts: Any, layout: Layout, c: int, count: int) -> tuple[Any, Any, An
     reference of the first part of the most values.
     """
     number, fold, inner = layout
-    row, first = parts.shape[2] // fold, c * inner
-    base = most = whole = sum_ = m2 = splat(0.0)
+    row, first, zero = parts.shape[2] // fold, c * inner, splat(0.0)
+    base = most = whole = sum_ = m2 = zero
     for r in range(number):
         for j in range(r * row + first, r * row + first + inner):
             about, _, _, n = load_every(4, parts, REFERENCE, j, inner, count)
             base, whole = where_below(most, n, about, base), whole + n
-            most = not_below(n, most)
+            most = where_below(most, n, n, most)
     for r in range(number):
         for j in range(r * row + first, r * row + first + inner):
             about, s, _, n = load_every(4, parts, REFERENCE, j, inner, count)
@@ -112,8 +102,8 @@ def merged(parts: Any, layout: Layout, c: int, count: int) -> tuple[Any, Any, An
             apart = ((about - base) + mean_of(n, s)) - deviation
             m2 = m2 + (squares + n * apart * apart)
     mean = base + deviation
-    low = where_finite(deviation, (base - mean) + deviation, splat(0.0))
-    return whole, mean, low, not_below(m2, splat(0.0))
+    low = where_finite(deviation, (base - mean) + deviation, zero)
+    return whole, mean, low, where_below(m2, zero, zero, m2)
 
 
 @helper

@@ -13,14 +13,7 @@ from nbbn._compiler import jit
 from nbbn._compiler.jit import step
 from nbbn._compiler.memory import ZERO
 from nbbn._kernels.coefficients import Counts, finish_moments, finish_sums
-from nbbn._kernels.columns import (
-    add_up_tile,
-    are_whole,
-    block_at,
-    layout_of,
-    look_at_tile,
-    write_tile,
-)
+from nbbn._kernels.columns import add_up_tile, are_whole, block_at, layout_of, look_at_tile, write_tile
 from nbbn._kernels.elementwise import Forms, Given, Target, backward, forward
 from nbbn._kernels.statistics import Samples
 

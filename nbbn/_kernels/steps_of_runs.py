@@ -11,13 +11,7 @@ from nbbn._compiler.memory import ONE, ZERO
 from nbbn._compiler.vectors import larger, smaller
 from nbbn._kernels.coefficients import Counts, finish_moments, finish_sums
 from nbbn._kernels.elementwise import Forms, Given, Target, backward, forward
-from nbbn._kernels.runs import (
-    Products,
-    add_up_group,
-    look_at_group,
-    write_channel,
-    write_runs,
-)
+from nbbn._kernels.runs import Products, add_up_group, look_at_group, write_channel, write_runs
 from nbbn._kernels.statistics import PIECE, Layout, Samples
 
 
