@@ -95,24 +95,28 @@ def look_at_tile(samples: Samples, parts: Any, block: Block, ahead: int) -> None
     look_from_near(add_rows, rounded, none, read, parts, block, ahead)
 
 
+@inlined
+def moments_of_run(read: Samples, length: int, about: Any) -> tuple[Any, Any, Any]:
+    """Return count, sum of deviations and m2, as vectors."""
+    weight = weight_at(read.weights, ZERO, ZERO, length)
+    n, s, q = sum_run(add_present, read, ZERO, length, about, no_sums(read.x.values, weight))
+    count, sum_ = splat(total(number_of(weight, n))), splat(total(s))
+    return count, sum_, splat(total(q)) - sum_ * mean_of(count, sum_)
+
+
 @helper
 def look_at_run(read: Samples, length: int, parts: Any, place: int) -> None:
-    x, zero = read.x.values, splat(0.0)
-    about, weight = narrow(x, zero), weight_at(read.weights, ZERO, ZERO, length)
-    none = no_sums(x, weight)
+    x = read.x.values
+    about = narrow(x, splat(0.0))
     if not has_spare_digits(x):
-        n, s, _ = sum_run(add_present, read, ZERO, smaller(length, LANES), about, none)
-        about = near(x, splat(total(number_of(weight, n))), splat(total(s)))
-    n, s, q = sum_run(add_present, read, ZERO, length, about, none)
-    count, sum_ = splat(total(number_of(weight, n))), splat(total(s))
-    d = mean_of(count, sum_)
-    m2 = splat(total(q)) - sum_ * d
-    if any_greater(count * d * d, splat(worst_condition(x) - 1.0) * m2):
+        n, s, _ = moments_of_run(read, smaller(length, LANES), about)
+        about = near(x, n, s)
+    n, s, m2 = moments_of_run(read, length, about)
+    d = mean_of(n, s)
+    if any_greater(n * d * d, splat(worst_condition(x) - 1.0) * m2):
         about = narrow(x, widen(about) + d)
-        _, s, q = sum_run(add_present, read, ZERO, length, about, none)
-        sum_ = splat(total(s))
-        m2 = splat(total(q)) - sum_ * mean_of(count, sum_)
-    store_rows(parts, REFERENCE, place, ONE, (widen(about), sum_, m2, count))
+        _, s, m2 = moments_of_run(read, length, about)
+    store_rows(parts, REFERENCE, place, ONE, (widen(about), s, m2, n))
 
 
 @helper

@@ -73,9 +73,7 @@ def part_of(part: int, outer: int, inner: int) -> Part:
 @inlined
 def near(x: Rows, length: int, weights: Any) -> float:
     """Return what the first look takes deviations from: see `nbbn._kernels.statistics`."""
-    if has_spare_digits(x.values):
-        return 0.0
-    if has(weights):
+    if has_spare_digits(x.values) or has(weights):
         return 0.0  # the first values may have little weight, or none
     n = smaller(length, LANES)
     about = total(load_upto(x.values, x.at, n)) / n
@@ -212,10 +210,12 @@ def values_of_run(given: Look, p: Part, row: int, c: int) -> tuple[Samples, Any]
 
 
 @inlined
-def moments_from_sums(n: float, s: float, q: float) -> tuple[float, float]:
-    """Return ``mean - k`` and ``m2`` from the sums about ``k``; zeros of no values."""
-    deviation = s / n if n > 0.0 else 0.0
-    return deviation, q - s * deviation
+def moments_in(room: Any, c: int, n: float) -> tuple[float, float, float]:
+    """Return the sum of deviations of a channel, their mean and m2; zeros of no values."""
+    s, q = load_rows(2, room, room_of(c), ZERO, LANES)
+    sum_ = total(s)
+    mean = sum_ / n if n > 0.0 else 0.0
+    return sum_, mean, total(q) - sum_ * mean
 
 
 @helper
@@ -230,15 +230,11 @@ def look_at_group(samples: Samples, numbers: Any, parts: Any, first: int, stop: 
         parts[REFERENCE, part, c] = near(column_of(x, p.row, c, p.first), p.length, weights)
     sum_group(add_deviations, values_of_run, given, p, (first, stop), none, room)
     for c in range(first, stop):
-        s, q = load_rows(none, room, room_of(c), ZERO, LANES)
-        sum_ = total(s)
-        deviation, m2 = moments_from_sums(n, sum_, total(q))
+        sum_, deviation, m2 = moments_in(room, c, n)
         if n * deviation * deviation > (worst - 1.0) * m2:
             parts[REFERENCE, part, c] += deviation
             sum_group(add_deviations, samples_of_run, given, p, (c, c + 1), none, room)
-            s, q = load_rows(none, room, room_of(c), ZERO, LANES)
-            sum_ = total(s)
-            _, m2 = moments_from_sums(n, sum_, total(q))
+            sum_, _, m2 = moments_in(room, c, n)
         parts[SUM, part, c], parts[SQUARES, part, c], parts[COUNT, part, c] = sum_, m2, n
 
 
