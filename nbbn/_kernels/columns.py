@@ -33,6 +33,7 @@ from nbbn._compiler.vectors import (
     has_spare_digits,
     has_values,
     larger,
+    narrow,
     smaller,
     splat,
     where_below,
@@ -169,11 +170,13 @@ def samples_in(samples: Samples, parts: Any, block: Block) -> Samples:
 
 
 @inlined
-def look_from_near(add: Any, rounded: Any, none: Any, read: Samples, parts: Any, block: Block, ahead: int) -> None:
+def look_from_near(
+    sum_rows: Any, add: Any, none: Any, like: Any, read: Samples, parts: Any, block: Block, ahead: int
+) -> None:
     """Write reference, sum of deviations, m2 and count of columns; ``ahead``, ask for rows ahead of time.
 
-    The references are there, and what ``add(read, rows, k, count, about, sums)`` adds to, as many numbers as ``none``
-    has zeros. ``rounded`` is what it takes deviations from, of a number near the data.
+    The references are there, and what ``sum_rows`` adds to as `sum_strip` does, as many numbers as ``none`` has zeros.
+    It takes deviations from numbers such as ``like`` is computed with.
     """
     x, rows, columns = read.x.values, block.rows, block.columns
     first, depth = block.part * parts.shape[2] + block.first, larger(GROUP, SHALLOW // columns)
@@ -188,7 +191,7 @@ def look_from_near(add: Any, rounded: Any, none: Any, read: Samples, parts: Any,
             if not has_spare_digits(x):
                 about = load_upto(parts, first + k, count)
             sums = load_rows(none, parts, SUM, first + k, count)
-            store_rows(parts, SUM, first + k, count, add(read, some, k, count, about, sums))
+            store_rows(parts, SUM, first + k, count, sum_rows(add, read, some, k, count, about, sums))
     limit = splat(worst_condition(x) - 1.0)
     for k in range(0, columns, LANES):
         count = columns - k
@@ -197,23 +200,13 @@ def look_from_near(add: Any, rounded: Any, none: Any, read: Samples, parts: Any,
         m2 = q - s * d
         bound, loss = limit * m2, n * d * d
         if any_greater(loss, bound):
-            nearer = rounded(x, about + d)
-            found = add(read, (ZERO, rows), k, count, nearer, none)
+            nearer = widen(narrow(like, about + d))
+            found = sum_rows(add, read, (ZERO, rows), k, count, nearer, none)
             # Of each channel by itself: its neighbours must not change its bits.
             about = where_below(bound, loss, nearer, about)
             s = where_below(bound, loss, found[0], s)
             m2 = where_below(bound, loss, found[1] - found[0] * mean_of(n, found[0]), m2)
         store_rows(parts, REFERENCE, first + k, count, (about, s, m2, n))
-
-
-@inlined
-def add_rows(read: Samples, rows: Any, k: int, count: int, about: Any, sums: Any) -> Any:
-    return sum_strip(add_deviations, read, rows, k, count, about, sums)
-
-
-@inlined
-def as_it_is(x: Any, about: Any) -> Any:
-    return about
 
 
 @helper
@@ -225,7 +218,7 @@ def look_at_tile(samples: Samples, numbers: Any, parts: Any, block: Block, ahead
         about, place = near_row(read, k, block.columns - k, block.rows), block.part * parts.shape[2] + block.first + k
         store_rows(parts, REFERENCE, place, block.columns - k, (about, zero, zero, splat(n)))
     if n > 0.0:
-        look_from_near(add_rows, as_it_is, (zero, zero), read, parts, block, ahead)
+        look_from_near(sum_strip, add_deviations, (zero, zero), parts, read, parts, block, ahead)
 
 
 @inlined

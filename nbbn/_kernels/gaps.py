@@ -61,11 +61,6 @@ def near(x: Any, n: Any, s: Any) -> Any:
 
 
 @inlined
-def rounded(x: Any, about: Any) -> Any:
-    return widen(narrow(x, about))
-
-
-@inlined
 def no_sums(x: Any, weight: Any) -> Any:
     """Return zeros for the sums of `add_present`."""
     zero, count = splat(0.0), narrow(x, splat(0.0))
@@ -73,10 +68,10 @@ def no_sums(x: Any, weight: Any) -> Any:
 
 
 @inlined
-def add_rows(read: Samples, rows: Any, k: int, count: int, about: Any, sums: Any) -> Any:
-    """Return ``sum(w * d)``, ``sum(w * d * d)`` and counts with those of some rows."""
+def sum_present(add: Any, read: Samples, rows: Any, k: int, count: int, about: Any, sums: Any) -> Any:
+    """Return ``sum(w * d)``, ``sum(w * d * d)`` and counts with those of some rows; ``add`` is `add_present`."""
     x, weight = read.x.values, weight_at(read.weights, ZERO, ZERO, LANES)
-    n, s, q = sum_strip(add_present, read, rows, k, count, narrow(x, about), no_sums(x, weight))
+    n, s, q = sum_strip(add, read, rows, k, count, narrow(x, about), no_sums(x, weight))
     return sums[0] + s, sums[1] + q, sums[2] + number_of(weight, n)
 
 
@@ -88,11 +83,12 @@ def look_at_tile(samples: Samples, parts: Any, block: Block, ahead: int) -> None
     for k in range(0, block.columns, LANES):
         about, count = narrow(x, zero), block.columns - k
         if not has_spare_digits(x):
-            s, _, n = add_rows(read, (ZERO, smaller(block.rows, GROUP)), k, count, zero, none)
+            some = ZERO, smaller(block.rows, GROUP)
+            s, _, n = sum_present(add_present, read, some, k, count, zero, none)
             about = near(x, n, s)
         place = block.part * parts.shape[2] + block.first + k
         store_rows(parts, REFERENCE, place, count, (widen(about), zero, zero, zero))
-    look_from_near(add_rows, rounded, none, read, parts, block, ahead)
+    look_from_near(sum_present, add_present, none, x, read, parts, block, ahead)
 
 
 @inlined
