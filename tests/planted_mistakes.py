@@ -33,12 +33,12 @@ FILES = {
         ("the rounding of the center is not made up for", "narrow(form, beta - rest * widen(scale))", "narrow(form, beta)"),
         ("a backward forgets the correction", "(of_gamma / splat(counts.freedom))", "(of_gamma / splat(counts.number))"),
         ("a scale divided by 0 is infinite", "where_at_most(std, zero, zero, gamma / std)", "gamma / std"),
-        ("the last channel of a group is not finished", "n = channels.stop - c\n        mean, low, m2", "n = channels.stop - c - 1\n        mean, low, m2"),
+        ("the last channel of a group is not finished", "n = stop - c\n        _, mean, low, m2", "n = stop - c - 1\n        _, mean, low, m2"),
         ("the rest of a gradient is lost", "rest = splat(-1.0) * (of_grad + of_x)", "rest = splat(0.0)"),
     ),
     "_kernels/elementwise.py": (
         FORMULAS + "test_kernels test_functional test_fused test_mask",
-        ("x plus the center", "value = fma(x - c.center, c.scale, c.shift)\n    value = plus(value", "value = fma(x + c.center, c.scale, c.shift)\n    value = plus(value"),
+        ("x plus the center", "fma(x - c.y.center, c.y.scale, c.y.shift)", "fma(x + c.y.center, c.y.scale, c.y.shift)"),
         ("a gradient loses its last term", "fma((x - center) * c.inv_std, c.slope, c.rest))", "(x - center) * c.inv_std * c.slope)", "test_exactness"),
         ("a mask is not looked at in a backward", "return where_counted(weight_at(read.mask, row, k, count), found, grad * c.grad_x.scale)", "return found"),
         ("an infinite masked value enters the sums of a backward", "where_finite(deviation, grad_y, zero))", "grad_y)"),
@@ -55,8 +55,9 @@ FILES = {
         FORMULAS + "test_moments test_exactness",
         ("the means of parts do not enter the variance", "(squares + n * apart * apart)", "squares"),
         ("a lossy sum is not taken again", "return 8.0 if", "return 8e9 if"),
-        ("what rounding leaves of a mean is lost", "low = where_finite(deviation, (base - mean) + deviation, splat(0.0))", "low = splat(0.0)"),
-        ("deviations of columns are divided by the rows alone", "sum_ / splat(whole * inner)", "sum_ / splat(whole)"),
+        ("what rounding leaves of a mean is lost", "low = where_finite(deviation, (base - mean) + deviation, zero)", "low = zero"),
+        ("parts have one reference", "(n * (about - base) + s)", "s"),
+        ("a channel has the values of its last column alone", "where_below(most, n, about, base), whole + n", "where_below(most, n, about, base), n"),
     ),
     "_kernels/table.py": (
         FORMULAS + "test_kernels test_functional test_layer",
@@ -64,21 +65,21 @@ FILES = {
     ),
     "_kernels/columns.py": (
         FORMULAS + "test_kernels test_moments test_exactness",
-        ("what folding left over counts twice", "found[outer * parts] = 1.0", "found[outer * parts] = 2.0"),
+        ("what folding left over is not merged", "* fold + rest if rest", "* fold if rest"),
         ("a column takes its neighbour's second look", "about = where_below(bound, loss, nearer, about)", "about = nearer"),
         ("a second matrix is read from the first one's rows", "rows_of(x, block.outer, block.row * fold,", "rows_of(x, ZERO, block.row * fold,"),
-        ("a second tile gets the first one's coefficients", "block.row * fold, ZERO, fold)\n    columns = block.first, block.first + block.columns", "block.row * fold, block.first, fold)\n    columns = ZERO, block.columns"),
+        ("a second tile gets the first one's coefficients", "rows_in(given, largest, block, fold, ZERO)\n    y = rows_of(to.values, block.outer, block.row * fold, ZERO, fold)\n    columns = block.first, block.first + block.columns", "rows_in(given, largest, block, fold, block.first)\n    y = rows_of(to.values, block.outer, block.row * fold, block.first, fold)\n    columns = ZERO, block.columns"),
     ),
     "_kernels/runs.py": (
         FORMULAS + "test_kernels test_moments test_exactness",
-        ("the last piece of a long run counts as a whole one", "min(rows, outer - row) * min(PIECE, inner - first)", "min(rows, outer - row) * PIECE"),
+        ("the last piece of a long run counts as a whole one", "float(p.rows * p.length)", "float(p.rows * PIECE)"),
         ("gaps between samples are read as values", "right = row_stride(array) == row and outer_stride(array) == rows * row", "right = row_stride(array) == row"),
         ("a second look forgets the first one's reference", "parts[REFERENCE, part, c] += deviation", "parts[REFERENCE, part, c] = deviation"),
         ("masks of later samples are those of the first", "Rows(given.mask, outer * inner + first, inner)", "Rows(given.mask, first, inner)", "test_mask"),
     ),
     "_kernels/gaps.py": (
         "test_standardizer_gaps",
-        ("parts have one reference", "(n * (about - base) + s)", "s"),
+        ("only the last rows are counted", "sums[2] + number_of(weight, n)", "number_of(weight, n)"),
         ("a missing value is counted", "plus_weight(sums[0], weight, value)", "plus_weight(sums[0], weight, about)"),
         ("what lies behind a run is counted", "first_of(count, value, constant(value, np.nan))", "value"),
     ),
@@ -93,12 +94,12 @@ FILES = {
     ),
     "_kernels/steps_of_runs.py": (
         FORMULAS + "test_kernels test_fused",
-        ("one channel after the other, there is no residual", "normalize_channel(Forward(x, residual,", "normalize_channel(Forward(x, None,"),
+        ("one channel after the other, there is no residual", "write_channel(forward, given, to, c)", "write_channel(forward, Given(None, x, None, None, None, kind, None), to, c)"),
         ("the last group of channels is left out", "groups = (channels + group - 1) // group\n    for task in prange(groups * parts.shape[1]):\n        part, first = np.intp(task // groups), np.intp(task % groups) * group\n        stop = smaller(first + group, channels)\n        look_at_group", "groups = channels // group\n    for task in prange(groups * parts.shape[1]):\n        part, first = np.intp(task // groups), np.intp(task % groups) * group\n        stop = smaller(first + group, channels)\n        look_at_group"),
     ),
     "_kernels/steps_of_columns.py": (
         FORMULAS + "test_kernels test_functional",
-        ("a backward of columns forgets the correction", "tile, table, sums, form, Counts(count, freedom))", "tile, table, sums, form, Counts(count, count))"),
+        ("a backward of columns forgets the correction", "block.first, stop, table, sums, form, Counts(count, freedom))", "block.first, stop, table, sums, form, Counts(count, count))"),
     ),
     # --- the compiler's rooms ---
     "_compiler/vectors.py": (
@@ -194,7 +195,7 @@ FILES = {
     "_engine/parts.py": (
         "test_kernels test_moments test_mask",
         ("gaps between rows are summed", "return outer == 1 and bool(stack.strides[1] == row * stack.itemsize)", "return outer == 1"),
-        ("weights of a part begin with those of the next", "(np.cumsum(numbers) - numbers)", "np.minimum(np.cumsum(numbers), weights.size - 1)"),
+        ("weights of a part begin with those of the next", "(np.cumsum(cut.sizes) - cut.sizes)", "np.minimum(np.cumsum(cut.sizes), weights.size - 1)"),
     ),
     "_engine/known.py": (
         "test_layer test_out test_robustness",

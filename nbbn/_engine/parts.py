@@ -17,8 +17,9 @@ class Cut(NamedTuple):
     """How a stack is cut for sums."""
 
     width: int  # values of a row as it is read; of runs, channels
-    numbers: NDArray[np.float64]  # of values in a column of each part
+    sizes: Array  # how many values, of runs, or rows each part has
     blocks: Array | None  # of each matrix of a stack of columns
+    numbers: NDArray[np.float64] | None  # the weight of each part, where there are weights
 
 
 class Rows(NamedTuple):
@@ -32,21 +33,21 @@ def cut_for_sums(view: View, weights: Array | None, *stacks: Array) -> Cut:
     """Return how stacks of this view are cut; ``weights`` are those of their values."""
     if weights is None:
         return _cut(view, all(map(_is_joined, stacks)))
-    width, numbers, blocks = _cut(view, False)
+    cut = _cut(view, False)
     # Weights stand without gaps, one a value of a run or one a row: those of a part follow those of the one before.
-    starts = (np.cumsum(numbers) - numbers).astype(np.intp)
+    starts = (np.cumsum(cut.sizes) - cut.sizes).astype(np.intp)
     with np.errstate(all="ignore"):
-        return Cut(width, np.add.reduceat(weights, starts, dtype=np.float64), blocks)
+        return cut._replace(numbers=np.add.reduceat(weights, starts, dtype=np.float64))
 
 
 @functools.lru_cache(maxsize=1024)
 def _cut(view: View, joined: bool) -> Cut:
     outer, rows, row = view.shape
     if view.runs:
-        return Cut(view.channels, runs.numbers_of_parts(outer, row), None)
+        return Cut(view.channels, runs.numbers_of_parts(outer, row), None, None)
     width = columns.width_to_sum(outer, rows, row) if joined else row
     blocks = columns.blocks_of(rows, row, width, columns.TILE)
-    return Cut(width, columns.numbers_of_parts(outer, rows, row, width), blocks)
+    return Cut(width, np.tile(blocks[blocks[:, 3] == 0, 2], outer), blocks, None)  # of tiles, the first of each part
 
 
 def _is_joined(stack: Array) -> bool:

@@ -147,9 +147,9 @@ class Way:
     def look(self, x: Array, batch: Batch, weights: IfThere = None) -> Array:
         """Write the statistics of x; return the coefficients."""
         plan = self._small or plans.make_plan(self.view, (x,))
-        width, numbers, blocks = self._cut if self._cut and weights is None else self._cut_of(weights, x)
+        width, sizes, blocks, numbers = self._cut if self._cut and weights is None else self._cut_of(weights, x)
         form = np.empty((FORM_ROWS, self._channels), self._computed)
-        written = np.empty((3, numbers.size, width))
+        written = np.empty((4, sizes.size, width))
         table, freedom, eps = batch
         call = self._look[plan.parallel, None if weights is None else weights.dtype.type]
         if self.view.runs:
@@ -161,8 +161,8 @@ class Way:
     def look_with_gaps(self, x: Array, weights: IfThere = None) -> Table:
         """Return count, mean, what its rounding leaves, and m2 of the channels, (4, C): NaN is a missing value."""
         plan, (outer, _, inner) = plans.make_plan(self.view, (x,)), self.view.shape
-        width, numbers, blocks = self._cut if self._cut and weights is None else self._cut_of(weights, x)
-        number = outer * -(-inner // statistics.PIECE) if self.view.runs else numbers.size
+        width, sizes, blocks, _ = self._cut if self._cut and weights is None else self._cut_of(weights, x)
+        number = outer * -(-inner // statistics.PIECE) if self.view.runs else sizes.size
         written, table = np.empty((4, number, width)), np.empty((4, self._channels))
         call = self._look_with_gaps[plan.parallel, None if weights is None else weights.dtype.type]
         call(x, weights, written, table, plan.ahead, *(() if blocks is None else (blocks,)))
@@ -177,9 +177,9 @@ class Way:
             form = self.look(x, batch, weights)
             self.write(x, y, form, kind, residual)
             return form
-        width, numbers, _ = self._cut_of(weights)
+        width, sizes, _, numbers = self._cut_of(weights)
         form = np.empty((FORM_ROWS, width), self._computed)
-        written = np.empty((3, numbers.size, width))
+        written = np.empty((4, sizes.size, width))
         table, freedom, eps = batch
         of_weights = None if weights is None else weights.dtype.type
         call = self._train[plan.parallel, len(kind), residual is not None, of_weights]
@@ -189,11 +189,11 @@ class Way:
     def add_up(self, grad_y: Array, x: Array, of: Sums, fused: Fused = PLAIN, mask: IfThere = None) -> Array:
         """Run the step of `nbbn._engine.steps.sum_gradients`; return the coefficients of `write_back`."""
         plan = self._small or plans.make_plan(self.view, (x, grad_y))
-        width, numbers, blocks = self._cut if self._cut and mask is None else self._cut_of(mask, grad_y, x)
+        width, sizes, blocks, _ = self._cut if self._cut and mask is None else self._cut_of(mask, grad_y, x)
         form = np.empty((GRADIENT_ROWS, self._channels), self._computed)
         kind, of_y, residual, kept = fused
         table, sums, count, freedom = of
-        written, means = np.zeros((len(sums), numbers.size, width)), table
+        written, means = np.zeros((len(sums), sizes.size, width)), table
         if width != self._channels:
             means = spread(table[: MEAN + 1], self.view, width)
             of_y = None if of_y is None else self._per_column(of_y, width)
@@ -237,9 +237,9 @@ class Way:
             form = self.add_up(grad_y, x, of, fused, mask)
             self.write_back(grad_y, x, grad_x, form, fused, mask)
         else:
-            width, numbers, _ = self._cut_of(mask)
+            width, sizes, _, _ = self._cut_of(mask)
             form = np.empty((GRADIENT_ROWS, width), self._computed)
-            results = np.zeros((len(sums), numbers.size, width)), table, sums, form, count, freedom
+            results = np.zeros((len(sums), sizes.size, width)), table, sums, form, count, freedom
             kind, of_y, _, _ = fused
             call = self._differentiate[plan.parallel, len(kind), None if mask is None else mask.dtype.type]
             call(grad_y, x, grad_x, mask, of_y, kind, *results, plan.streaming)

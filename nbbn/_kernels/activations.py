@@ -146,25 +146,19 @@ def through_slope(grad: Any, v: Any) -> Any:
     return where_below(v, zero, grad * v, zero)
 
 
-class Formulas(NamedTuple):
-    """Of an activation."""
-
-    value: Any
-    through: Any  # times the derivative
-
-
-TABLE: dict[str | None, Formulas] = {
-    None: Formulas(_nothing, _through_nothing),
-    "relu": Formulas(_relu, _through_relu),
-    "relu6": Formulas(_relu6, _through_relu6),
-    "leaky_relu": Formulas(_leaky_relu, _through_leaky_relu),
-    "hard_swish": Formulas(_hard_swish, _through_hard_swish),
-    "silu": Formulas(_silu, _through_silu),
-    "mish": Formulas(_mish, _through_mish),
-    "prelu": Formulas(_leaky_relu, _through_leaky_relu),
+# name -> the formula, and what is taken on the way back: the gradient times the derivative
+TABLE: dict[str | None, tuple[Any, Any]] = {
+    None: (_nothing, _through_nothing),
+    "relu": (_relu, _through_relu),
+    "relu6": (_relu6, _through_relu6),
+    "leaky_relu": (_leaky_relu, _through_leaky_relu),
+    "hard_swish": (_hard_swish, _through_hard_swish),
+    "silu": (_silu, _through_silu),
+    "mish": (_mish, _through_mish),
+    "prelu": (_leaky_relu, _through_leaky_relu),
 }
 LEARNED = tuple(TABLE).index("prelu")  # its slope is a parameter, with a gradient of its own
 
 # ``activated(v, a)`` and ``through_activation(grad, v, a)``
-activated = by_length([row.value for row in TABLE.values()])
-through_activation = by_length([row.through for row in TABLE.values()])
+activated = by_length([formula for formula, _ in TABLE.values()])
+through_activation = by_length([through for _, through in TABLE.values()])

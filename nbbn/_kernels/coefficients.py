@@ -32,23 +32,18 @@ def write_coefficients(form: Any, c: int, n: int, mean: Any, low: Any, std: Any,
     store_rows(form, CENTER, c, n, (center, scale, shift, narrow(form, slope)))
 
 
-class Channels(NamedTuple):
-    first: Any
-    stop: Any
-
-
 @helper
 def finish_moments(
-    parts: Any, numbers: Any, layout: Layout, channels: Channels, table: Any, form: Any, freedom: float, eps: float
+    parts: Any, layout: Layout, first: int, stop: int, table: Any, form: Any, freedom: float, eps: float
 ) -> None:
     """Merge the parts of some channels; write their statistics to ``table`` and coefficients to ``form``.
 
     ``var = m2 / freedom`` and ``inv_std = 1 / sqrt(var + eps)``, 0 where that divides by 0.
     """
     zero = splat(0.0)
-    for c in range(channels.first, channels.stop, LANES):
-        n = channels.stop - c
-        mean, low, m2 = merged(parts, numbers, layout, c, n)
+    for c in range(first, stop, LANES):
+        n = stop - c
+        _, mean, low, m2 = merged(parts, layout, c, n)
         var = m2 / splat(freedom)
         std = square_root(var + splat(eps))
         inv_std = where_at_most(std, zero, zero, splat(1.0) / std)
@@ -67,7 +62,7 @@ class Counts(NamedTuple):
 
 @helper
 def finish_sums(
-    parts: Any, layout: Layout, channels: Channels, table: Any, sums: Any, form: Any, counts: Counts
+    parts: Any, layout: Layout, first: int, stop: int, table: Any, sums: Any, form: Any, counts: Counts
 ) -> None:
     """Add the parts of some channels; write their ``sums``, and the coefficients of `backward` to ``form``.
 
@@ -76,8 +71,8 @@ def finish_sums(
     ``grad_x = gamma * inv_std * (grad_y - g/n - (x - mean) * inv_std * (inv_std * h / freedom))``.
     Both means are rounded to the dtype of ``form``, and ``rest`` holds what that leaves.
     """
-    for c in range(channels.first, channels.stop, LANES):
-        n = channels.stop - c
+    for c in range(first, stop, LANES):
+        n = stop - c
         g, h = added(parts, SUM_GRAD, layout, c, n), added(parts, SUM_PRODUCT, layout, c, n)
         store_rows(sums, SUM_GRAD, c, n, (g, h))
         mean, _, gamma = load_rows(3, table, MEAN, c, n)

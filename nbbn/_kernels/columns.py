@@ -33,6 +33,7 @@ from nbbn._compiler.vectors import (
     has_spare_digits,
     has_values,
     larger,
+    narrow,
     smaller,
     splat,
     where_below,
@@ -40,20 +41,9 @@ from nbbn._compiler.vectors import (
     widen,
 )
 from nbbn._compiler.weights import RowWeights
-from nbbn._kernels.elementwise import (
-    About,
-    Backward,
-    Forward,
-    Target,
-    add_products,
-    backward,
-    coefficients_at,
-    forward,
-    gradient_coefficients_at,
-    no_sums,
-)
+from nbbn._kernels.elementwise import About, Coefficients, Given, Target, add_products, form_at, no_sums
 from nbbn._kernels.loops import GROUP, sum_strip, write_rows, write_strips
-from nbbn._kernels.statistics import Layout, Samples, add_deviations, moments_from_sums, worst_condition
+from nbbn._kernels.statistics import Layout, Samples, add_deviations, mean_of, worst_condition
 from nbbn._kernels.table import REFERENCE, SUM, SUM_GRAD
 
 TILE = 512  # columns: their float64 sums (8 KB) stay in L1
@@ -86,20 +76,6 @@ def width_to_write(rows: int, row: int, streaming: int) -> int:
     if row < LONG_ROW and (streaming or row % LANES != 0):
         return row * min(LONG_ROW // row, rows)
     return row
-
-
-def numbers_of_parts(outer: int, rows: int, row: int, width: int) -> Any:
-    """Return how many values a column of each part has."""
-    fold, depth = width // row, max(PART_ROWS, PART // width)
-    whole = rows // fold
-    parts = (whole + depth - 1) // depth
-    left = 1 if rows % fold else 0
-    found = np.empty(outer * parts + left)
-    for part in range(outer * parts):
-        found[part] = min(depth, whole - part % parts * depth)
-    if left:
-        found[outer * parts] = 1.0
-    return found
 
 
 def blocks_of(rows: int, row: int, width: int, tile: int) -> Any:
@@ -185,73 +161,87 @@ def near_row(read: Samples, k: int, count: int, rows: int) -> Any:
     return about
 
 
-@helper
-def look_at_tile(samples: Samples, numbers: Any, parts: Any, block: Block, ahead: int) -> None:
-    """Write reference, sum of deviations and m2 of the columns of a block; ``ahead``, ask for rows ahead of time."""
-    x, n = samples.x, numbers[block.part]
-    if n == 0.0:
-        return
+@inlined
+def samples_in(samples: Samples, parts: Any, block: Block) -> Samples:
+    """Return the rows of a block, from its first column on; weights are one a row."""
+    x, fold = samples.x, parts.shape[2] // samples.x.shape[2]
     weights = RowWeights(samples.weights, block.outer * x.shape[1] + block.row)
-    fold = parts.shape[2] // x.shape[2]
-    read = Samples(rows_of(x, block.outer, block.row * fold, block.first, fold), weights)
-    first, rows, columns = block.part * parts.shape[2] + block.first, block.rows, block.columns
-    zero = splat(0.0)
-    for k in range(0, columns, LANES):
-        count = columns - k
-        store_rows(parts, REFERENCE, first + k, count, (near_row(read, k, count, rows), zero, zero))
-    depth = larger(GROUP, SHALLOW // columns)
+    return Samples(rows_of(x, block.outer, block.row * fold, block.first, fold), weights)
+
+
+@inlined
+def look_from_near(
+    sum_rows: Any, add: Any, none: Any, like: Any, read: Samples, parts: Any, block: Block, ahead: int
+) -> None:
+    """Write reference, sum of deviations, m2 and count of columns; ``ahead``, ask for rows ahead of time.
+
+    The references are there, and what ``sum_rows`` adds to as `sum_strip` does, as many numbers as ``none`` has zeros.
+    It takes deviations from numbers such as ``like`` is computed with.
+    """
+    x, rows, columns = read.x.values, block.rows, block.columns
+    first, depth = block.part * parts.shape[2] + block.first, larger(GROUP, SHALLOW // columns)
     for row in range(0, rows, depth):
-        stop = smaller(row + depth, rows)
-        coming, column = row + depth, ZERO
+        some, coming, column = (row, smaller(row + depth, rows)), row + depth, ZERO
         for k in range(0, columns, LANES):
             if ahead:
                 column = ask_for(read.x, coming, column)
                 if column >= columns:
                     coming, column = coming + 1, ZERO
-            count = columns - k
-            about = zero
+            count, about = columns - k, splat(0.0)
             if not has_spare_digits(x):
                 about = load_upto(parts, first + k, count)
-            sums = load_rows(2, parts, SUM, first + k, count)
-            sums = sum_strip(add_deviations, read, (row, stop), k, count, about, sums)
-            store_rows(parts, SUM, first + k, count, sums)
-    values, limit = splat(n), splat(worst_condition(x) - 1.0)
+            sums = load_rows(none, parts, SUM, first + k, count)
+            store_rows(parts, SUM, first + k, count, sum_rows(add, read, some, k, count, about, sums))
+    limit = splat(worst_condition(x) - 1.0)
     for k in range(0, columns, LANES):
         count = columns - k
-        about, s, q = load_rows(3, parts, REFERENCE, first + k, count)
-        d, m2 = moments_from_sums(values, s, q)
-        bound, loss = limit * m2, values * d * d
+        about, s, q, n = load_rows(4, parts, REFERENCE, first + k, count)
+        d = mean_of(n, s)
+        m2 = q - s * d
+        bound, loss = limit * m2, n * d * d
         if any_greater(loss, bound):
-            nearer = about + d
-            again, q = sum_strip(add_deviations, read, (0, rows), k, count, nearer, (zero, zero))
-            _, squares = moments_from_sums(values, again, q)
+            nearer = widen(narrow(like, about + d))
+            found = sum_rows(add, read, (ZERO, rows), k, count, nearer, none)
             # Of each channel by itself: its neighbours must not change its bits.
             about = where_below(bound, loss, nearer, about)
-            s = where_below(bound, loss, again, s)
-            m2 = where_below(bound, loss, squares, m2)
-        store_rows(parts, REFERENCE, first + k, count, (about, s, m2))
+            s = where_below(bound, loss, found[0], s)
+            m2 = where_below(bound, loss, found[1] - found[0] * mean_of(n, found[0]), m2)
+        store_rows(parts, REFERENCE, first + k, count, (about, s, m2, n))
+
+
+@helper
+def look_at_tile(samples: Samples, numbers: Any, parts: Any, block: Block, ahead: int) -> None:
+    """Write reference, sum of deviations, m2 and count of the columns of a block: see `look_from_near`."""
+    n = float(block.rows) if numbers is None else numbers[block.part]
+    read, zero = samples_in(samples, parts, block), splat(0.0)
+    for k in range(0, block.columns, LANES):
+        about, place = near_row(read, k, block.columns - k, block.rows), block.part * parts.shape[2] + block.first + k
+        store_rows(parts, REFERENCE, place, block.columns - k, (about, zero, zero, splat(n)))
+    if n > 0.0:
+        look_from_near(sum_strip, add_deviations, (zero, zero), parts, read, parts, block, ahead)
 
 
 @inlined
-def backward_in(given: Backward, block: Block, fold: int, first: int) -> Backward:
-    """Return the rows of what a backward reads in a block; a mask has one number a row."""
+def rows_in(given: Given, largest: Any, block: Block, fold: int, first: int) -> Given:
+    """Return the rows of a block from column ``first`` on; a mask has one number a row."""
     outer, row = block.outer, block.row * fold
-    return Backward(
+    return Given(
         rows_of(given.grad_y, outer, row, first, fold),
         rows_of(given.x, outer, row, first, fold),
         RowWeights(given.mask, outer * given.x.shape[1] + block.row),
         rows_of(given.residual, outer, row, first, fold),
         rows_of(given.kept, outer, row, first, fold),
         given.kind,
+        largest,
     )
 
 
 @helper
-def add_up_tile(given: Backward, means: Any, of_y: Any, parts: Any, block: Block) -> None:
+def add_up_tile(given: Given, means: Any, of_y: Any, parts: Any, block: Block) -> None:
     """Write the sums of the columns of a block, with ``means`` and the coefficients of the forward, one a column."""
     fold, none = parts.shape[2] // given.x.shape[2], Rows(None, ZERO, ZERO)
-    more, keeps = backward_in(given, block, fold, block.first), has_values(given.kept)
-    read = Backward(more.grad_y, more.x, more.mask, none, none, given.kind)
+    more, keeps = rows_in(given, None, block, fold, block.first), has_values(given.kept)
+    read = Given(more.grad_y, more.x, more.mask, none, none, given.kind, None)
     first = block.part * parts.shape[2] + block.first
     rows, columns = block.rows, block.columns
     depth = larger(GROUP, SHALLOW // columns)
@@ -264,7 +254,7 @@ def add_up_tile(given: Backward, means: Any, of_y: Any, parts: Any, block: Block
             if column >= columns:
                 coming, column = coming + 1, ZERO
             count, place = columns - k, block.first + k
-            about = About(load_upto(means, place, count), coefficients_at(of_y, place, count))
+            about = About(load_upto(means, place, count), load_rows(Coefficients, of_y, ZERO, place, count))
             sums = load_rows(no_sums(given.kind), parts, SUM_GRAD, first + k, count)
             if keeps:
                 sums = sum_strip(add_products, more, (row, stop), k, count, about, sums)
@@ -283,30 +273,16 @@ def is_in_cache(x: Any) -> bool:
 
 
 @inlined
-def write_tile(operation: Any, pick: Any, read: Any, to: Target, block: Block, fold: int) -> None:
-    """Write a tile of columns of some rows; ``read`` begins with the first column of the rows."""
+def write_tile(operation: Any, given: Given, to: Target, block: Block, fold: int) -> None:
+    """Write a tile of columns of some rows."""
+    largest = room_for_largest(given.noted, given.x)
+    read = rows_in(given, largest, block, fold, ZERO)
     y = rows_of(to.values, block.outer, block.row * fold, ZERO, fold)
     columns = block.first, block.first + block.columns
-    if is_in_cache(read.x.values) and not to.streaming:
-        write_strips(operation, pick, y, read, block.rows, columns, to.form)
+    if is_in_cache(given.x) and not to.streaming:
+        write_strips(operation, y, read, block.rows, columns, to.form)
     else:
-        write_rows(operation, pick, y, read, block.rows, columns, to.form, to.streaming)
+        write_rows(operation, form_at, y, read, block.rows, columns, to.form, to.streaming)
     if to.streaming:
         fence()
-
-
-@helper
-def normalize_tile(given: Forward, to: Target, block: Block) -> None:
-    """Write y in a tile."""
-    fold, largest = to.form.shape[1] // given.x.shape[2], room_for_largest(given.noted, given.x)
-    x = rows_of(given.x, block.outer, block.row * fold, ZERO, fold)
-    residual = rows_of(given.residual, block.outer, block.row * fold, ZERO, fold)
-    write_tile(forward, coefficients_at, Forward(x, residual, given.kind, largest), to, block, fold)
     note_infinite(given.noted, largest)
-
-
-@helper
-def differentiate_tile(given: Backward, to: Target, block: Block) -> None:
-    """Write grad_x in a tile."""
-    fold = to.form.grad_x.shape[1] // given.x.shape[2]
-    write_tile(backward, gradient_coefficients_at, backward_in(given, block, fold, ZERO), to, block, fold)

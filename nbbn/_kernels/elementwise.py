@@ -4,8 +4,8 @@
 of ``x`` and ``shift`` holds the rest: ``x - center`` is exact next to the mean, so nothing cancels. The same
 fma is used in whole and in partial vectors: one value has one result, wherever it stands.
 
-An operation takes what it reads (`Forward`, `Backward`), a place (row, k, count) and the coefficients of that
-place, as vectors; functions in ``_of`` and ``_at`` say where those come from, of a channel or of columns.
+An operation takes what it reads (`Given`), a place (row, k, count) and the coefficients of that place, as vectors:
+`form_of` a channel, or `form_at` columns.
 """
 
 from __future__ import annotations
@@ -19,38 +19,30 @@ from nbbn._compiler.weights import all_count, weight_at, where_counted
 from nbbn._kernels.activations import LEARNED, Activation, activated, through_activation, through_slope
 
 
-class Forward(NamedTuple):
-    """What `forward` reads: arrays or, in an operation, rows of them, whose values may be None."""
+class Given(NamedTuple):
+    """What operations read and keep: arrays or, in an operation, rows of them; what is not there is None."""
 
-    x: Any
-    residual: Any
-    kind: Any  # of the activation
-    noted: Any  # where to note that x has an infinite value or, with rows, room for the largest sizes; or None
-
-
-class Backward(NamedTuple):
-    """What `backward` and `add_products` read, and what these keep, as in `Forward`."""
-
-    grad_y: Any
+    grad_y: Any  # of a backward
     x: Any
     mask: Any
     residual: Any
     kept: Any  # where to write what reaches the activation's argument
     kind: Any  # of the activation
+    noted: Any  # where to note that x has an infinite value or, with rows, room for the largest sizes
 
 
 class Forms(NamedTuple):
-    """The coefficients of a backward, and those of the forward: None without an activation."""
+    """The coefficients of a backward, and those of the forward: a column a channel of runs, else one a column."""
 
-    grad_x: Any
-    y: Any
+    grad_x: Any  # None of a forward
+    y: Any  # None of a backward without an activation
 
 
 class Target(NamedTuple):
     """Where y or grad_x is written, and with what."""
 
     values: Any
-    form: Any  # coefficients, one a column, of a backward `Forms`; of runs, a column a channel
+    form: Forms
     streaming: int
 
 
@@ -82,23 +74,23 @@ class About(NamedTuple):
 
 
 @inlined
-def forward(read: Forward, row: int, k: int, count: int, c: Coefficients) -> Any:
+def forward(read: Given, row: int, k: int, count: int, c: Forms) -> Any:
     """Return ``activation(fma(x - center, scale, shift) + residual)``."""
     x = at(read.x, row, k, count)
     note_largest(read.noted, x)
-    value = fma(x - c.center, c.scale, c.shift)
+    value = fma(x - c.y.center, c.y.scale, c.y.shift)
     value = plus(value, at(read.residual, row, k, count))
-    return activated(value, Activation(read.kind, c.slope))
+    return activated(value, Activation(read.kind, c.y.slope))
 
 
 @inlined
-def argument(read: Backward, row: int, k: int, count: int, x: Any, c: Coefficients) -> Any:
+def argument(read: Given, row: int, k: int, count: int, x: Any, c: Coefficients) -> Any:
     value = fma(x - c.center, c.scale, c.shift)
     return plus(value, at_any(read.residual, row, k, count))
 
 
 @inlined
-def before_activation(read: Backward, row: int, k: int, count: int, x: Any, c: Any) -> Any:
+def before_activation(read: Given, row: int, k: int, count: int, x: Any, c: Any) -> Any:
     """Return what reaches the activation's argument of ``grad_y``; and keep it, where that is asked for."""
     grad_y = at(read.grad_y, row, k, count)
     if c is None:
@@ -110,29 +102,23 @@ def before_activation(read: Backward, row: int, k: int, count: int, x: Any, c: A
 
 
 @inlined
-def input_gradient(grad_y: Any, x: Any, c: GradientCoefficients, center: Any) -> Any:
+def input_gradient(grad_y: Any, x: Any, c: GradientCoefficients, of_y: Any) -> Any:
     """Return ``(grad_y - grad_center) * scale + (x - center) * inv_std * slope + rest``.
 
     ``x - center`` meets ``inv_std`` first: their product is of the order of 1, where
     ``inv_std * slope`` alone may leave the range of float32.
     """
+    # of two centers that are the same that of the forward: so ``x - center`` is one difference
+    center = c.center if of_y is None else of_y.center
     return fma(grad_y - c.grad_center, c.scale, fma((x - center) * c.inv_std, c.slope, c.rest))
 
 
 @inlined
-def center_of(center: Any, of_y: Any) -> Any:
-    """Return the center, of two that are the same that of the forward: so ``x - center`` is one difference."""
-    if of_y is None:
-        return center
-    return of_y.center
-
-
-@inlined
-def backward(read: Backward, row: int, k: int, count: int, c: Forms) -> Any:
+def backward(read: Given, row: int, k: int, count: int, c: Forms) -> Any:
     """Return the gradient with respect to x."""
     x = at(read.x, row, k, count)
     grad = before_activation(read, row, k, count, x, c.y)
-    found = input_gradient(grad, x, c.grad_x, center_of(c.grad_x.center, c.y))
+    found = input_gradient(grad, x, c.grad_x, c.y)
     return where_counted(weight_at(read.mask, row, k, count), found, grad * c.grad_x.scale)
 
 
@@ -147,7 +133,7 @@ def harmless(grad_y: Any, deviation: Any, weight: Any) -> tuple[Any, Any]:
 
 
 @inlined
-def add_products(read: Backward, row: int, k: int, count: int, about: About, sums: Any) -> Any:
+def add_products(read: Given, row: int, k: int, count: int, about: About, sums: Any) -> Any:
     """Return ``sum(g)`` and ``sum(g * (x - mean))`` with those of a place.
 
     ``g`` is what reaches the activation's argument; and where a slope is learned, ``sum(grad_y * dy/dslope)``.
@@ -174,25 +160,13 @@ def no_sums(kind: Any) -> Any:
 
 
 @inlined
-def coefficients_of(form: Any, c: int) -> Any:
-    """Return the coefficients of a channel; None of None."""
-    return splat_rows(Coefficients, form, ZERO, c)
-
-
-@inlined
-def coefficients_at(form: Any, j: int, count: int) -> Any:
-    """Return the coefficients of columns ``j`` to ``j + count``, at most sixteen; None of None."""
-    return load_rows(Coefficients, form, ZERO, j, count)
-
-
-@inlined
-def gradient_coefficients_of(forms: Forms, c: int) -> Forms:
+def form_of(forms: Forms, c: int) -> Forms:
     """Return the coefficients of a channel."""
     return Forms(splat_rows(GradientCoefficients, forms.grad_x, ZERO, c), splat_rows(Coefficients, forms.y, ZERO, c))
 
 
 @inlined
-def gradient_coefficients_at(forms: Forms, j: int, count: int) -> Forms:
+def form_at(forms: Forms, j: int, count: int) -> Forms:
     """Return the coefficients of columns ``j`` to ``j + count``, at most sixteen."""
     grad_x = load_rows(GradientCoefficients, forms.grad_x, ZERO, j, count)
     return Forms(grad_x, load_rows(Coefficients, forms.y, ZERO, j, count))

@@ -26,24 +26,14 @@ from nbbn._compiler.memory import (
     prefetch,
     room_for_largest,
     row_stride,
+    splat_rows,
     store_rows,
 )
 from nbbn._compiler.vectors import LANES, has, has_spare_digits, has_values, larger, smaller, splat, total
-from nbbn._kernels.elementwise import (
-    About,
-    Backward,
-    Forward,
-    Target,
-    add_products,
-    backward,
-    coefficients_of,
-    forward,
-    gradient_coefficients_of,
-    no_sums,
-)
+from nbbn._kernels.elementwise import About, Coefficients, Given, Target, add_products, form_of, no_sums
 from nbbn._kernels.loops import sum_run, write_joined, write_rows
-from nbbn._kernels.statistics import PIECE, Samples, add_deviations, moments_from_sums, worst_condition
-from nbbn._kernels.table import MEAN, REFERENCE, SQUARES, SUM, SUM_GRAD, SUM_PRODUCT, SUM_SLOPE
+from nbbn._kernels.statistics import PIECE, Samples, add_deviations, worst_condition
+from nbbn._kernels.table import COUNT, MEAN, REFERENCE, SQUARES, SUM, SUM_GRAD, SUM_PRODUCT, SUM_SLOPE
 
 GROUP = 32  # channels that are summed side by side, at most: their lanes are 12 KB
 MOST_SUMS = 3  # of a channel
@@ -83,9 +73,7 @@ def part_of(part: int, outer: int, inner: int) -> Part:
 @inlined
 def near(x: Rows, length: int, weights: Any) -> float:
     """Return what the first look takes deviations from: see `nbbn._kernels.statistics`."""
-    if has_spare_digits(x.values):
-        return 0.0
-    if has(weights):
+    if has_spare_digits(x.values) or has(weights):
         return 0.0  # the first values may have little weight, or none
     n = smaller(length, LANES)
     about = total(load_upto(x.values, x.at, n)) / n
@@ -101,23 +89,17 @@ def is_stack(array: Any, like: Any) -> bool:
 
 
 @inlined
-def forward_rows(given: Forward, outer: int, c: int, first: int) -> Forward:
-    """Return the runs of a channel, of each matrix from ``outer`` on, in what is read."""
-    x, residual = column_of(given.x, outer, c, first), column_of(given.residual, outer, c, first)
-    return Forward(x, residual, given.kind, given.noted)
-
-
-@inlined
-def backward_rows(given: Backward, outer: int, c: int, first: int) -> Backward:
-    """`forward_rows` of a backward; a mask has one number a value of a matrix, without gaps."""
+def runs_of(given: Given, largest: Any, outer: int, c: int, first: int) -> Given:
+    """Return the runs of a channel, of each matrix from ``outer`` on; a mask has one number a value, without gaps."""
     inner = given.x.shape[2]
-    return Backward(
+    return Given(
         column_of(given.grad_y, outer, c, first),
         column_of(given.x, outer, c, first),
         Rows(given.mask, outer * inner + first, inner),
         column_of(given.residual, outer, c, first),
         column_of(given.kept, outer, c, first),
         given.kind,
+        largest,
     )
 
 
@@ -128,63 +110,37 @@ def same(form: Any, k: int, count: int) -> Any:
 
 
 @inlined
-def write_runs(operation: Any, rows_in: Any, pick: Any, given: Any, to: Target, joined: bool, task: int) -> None:
-    """Write some neighbouring runs, or a segment of a long one.
-
-    ``joined``, if what is read beside x has no gaps between its runs.
-    """
-    x, y = given.x, to.values
+def write_runs(operation: Any, given: Given, to: Target, task: int) -> None:
+    """Write some neighbouring runs, or a segment of a long one."""
+    x, y, largest = given.x, to.values, room_for_largest(given.noted, given.x)
     outer, channels, inner = x.shape
     segments, depth = (inner + PIECE - 1) // PIECE, larger(ONE, PIECE // inner)
     row, first = task // segments * depth, task % segments * PIECE
     rows = smaller(depth, outer * channels - row)
-    if joined and inner >= LANES and rows > 1 and is_stack(x, x) and is_stack(y, x):
+    joined = not has(given.mask) and is_stack(x, x) and is_stack(y, x)
+    joined = joined and is_stack(given.grad_y, x) and is_stack(given.residual, x)
+    if joined and inner >= LANES and rows > 1:
         o, c = row // channels, row % channels
-        read, runs = rows_in(given, o, c, first), (rows, c, channels)
-        write_joined(operation, pick, column_of(y, o, c, first), read, runs, inner, to.form, to.streaming)
+        read, runs = runs_of(given, largest, o, c, first), (rows, c, channels)
+        write_joined(operation, column_of(y, o, c, first), read, runs, inner, to.form, to.streaming)
     else:
         columns = ZERO, smaller(PIECE, inner - first)
         for r in range(row, row + rows):
             o, c = r // channels, r % channels
-            read, form = rows_in(given, o, c, first), pick(to.form, c)
+            read, form = runs_of(given, largest, o, c, first), form_of(to.form, c)
             write_rows(operation, same, column_of(y, o, c, first), read, ONE, columns, form, to.streaming)
     if to.streaming:
         fence()  # once a task: it waits for all that was streamed, some 80 ns
-
-
-@inlined
-def write_channel(operation: Any, rows_in: Any, pick: Any, given: Any, to: Target, c: int) -> None:
-    outer, _, inner = given.x.shape
-    read, y = rows_in(given, ZERO, c, ZERO), column_of(to.values, ZERO, c, ZERO)
-    write_rows(operation, same, y, read, outer, (ZERO, inner), pick(to.form, c), to.streaming)
-    if to.streaming:
-        fence()
-
-
-@helper
-def normalize_runs(given: Forward, to: Target, task: int) -> None:
-    """Write y of a task."""
-    largest = room_for_largest(given.noted, given.x)
-    noting = Forward(given.x, given.residual, given.kind, largest)
-    write_runs(forward, forward_rows, coefficients_of, noting, to, is_stack(given.residual, given.x), task)
     note_infinite(given.noted, largest)
 
 
-@helper
-def differentiate_runs(given: Backward, to: Target, task: int) -> None:
-    """Write grad_x of a task."""
-    joined = not has(given.mask) and is_stack(given.grad_y, given.x)
-    write_runs(backward, backward_rows, gradient_coefficients_of, given, to, joined, task)
-
-
-@helper
-def normalize_channel(given: Forward, to: Target, c: int) -> None:
-    write_channel(forward, forward_rows, coefficients_of, given, to, c)
-
-
-@helper
-def differentiate_channel(given: Backward, to: Target, c: int) -> None:
-    write_channel(backward, backward_rows, gradient_coefficients_of, given, to, c)
+@inlined
+def write_channel(operation: Any, given: Given, to: Target, c: int) -> None:
+    outer, _, inner = given.x.shape
+    read, y = runs_of(given, None, ZERO, c, ZERO), column_of(to.values, ZERO, c, ZERO)
+    write_rows(operation, same, y, read, outer, (ZERO, inner), form_of(to.form, c), to.streaming)
+    if to.streaming:
+        fence()
 
 
 @inlined
@@ -253,47 +209,52 @@ def values_of_run(given: Look, p: Part, row: int, c: int) -> tuple[Samples, Any]
     return samples, splat(0.0) if has_spare_digits(given.samples.x) else about
 
 
+@inlined
+def moments_in(room: Any, c: int, n: float) -> tuple[float, float, float]:
+    """Return the sum of deviations of a channel, their mean and m2; zeros of no values."""
+    s, q = load_rows(2, room, room_of(c), ZERO, LANES)
+    sum_ = total(s)
+    mean = sum_ / n if n > 0.0 else 0.0
+    return sum_, mean, total(q) - sum_ * mean
+
+
 @helper
 def look_at_group(samples: Samples, numbers: Any, parts: Any, first: int, stop: int, part: int) -> None:
-    """Write reference, sum of deviations and m2 of one part of a group of neighbouring channels."""
+    """Write reference, sum of deviations, m2 and count of one part of a group of neighbouring channels."""
     x, weights = samples
-    p, n = part_of(part, x.shape[0], x.shape[2]), numbers[part]
+    p = part_of(part, x.shape[0], x.shape[2])
+    n = float(p.rows * p.length) if numbers is None else numbers[part]
     room, worst = lanes(ROOM), worst_condition(x)
     given, none = Look(samples, parts, part), (splat(0.0), splat(0.0))
     for c in range(first, stop):
         parts[REFERENCE, part, c] = near(column_of(x, p.row, c, p.first), p.length, weights)
     sum_group(add_deviations, values_of_run, given, p, (first, stop), none, room)
     for c in range(first, stop):
-        s, q = load_rows(none, room, room_of(c), ZERO, LANES)
-        sum_ = total(s)
-        deviation, m2 = moments_from_sums(n, sum_, total(q))
+        sum_, deviation, m2 = moments_in(room, c, n)
         if n * deviation * deviation > (worst - 1.0) * m2:
             parts[REFERENCE, part, c] += deviation
             sum_group(add_deviations, samples_of_run, given, p, (c, c + 1), none, room)
-            s, q = load_rows(none, room, room_of(c), ZERO, LANES)
-            sum_ = total(s)
-            _, m2 = moments_from_sums(n, sum_, total(q))
-        parts[SUM, part, c] = sum_
-        parts[SQUARES, part, c] = m2
+            sum_, _, m2 = moments_in(room, c, n)
+        parts[SUM, part, c], parts[SQUARES, part, c], parts[COUNT, part, c] = sum_, m2, n
 
 
 class Products(NamedTuple):
     """What the sums of a backward are taken of: arrays, and the tables of what they are taken with."""
 
-    arrays: Backward
+    arrays: Given
     table: Any
     form: Any  # coefficients of the forward, as in `Forms`
 
 
 @inlined
-def products_of_run(given: Products, p: Part, row: int, c: int) -> tuple[Backward, About]:
+def products_of_run(given: Products, p: Part, row: int, c: int) -> tuple[Given, About]:
     """Return a run of what is read, and what its sums are taken with."""
     arrays = given.arrays
     if is_far(arrays.x) and row + 1 < p.row + p.rows:
         ask_for(arrays.grad_y, p, row + 1, c)
         ask_for(arrays.x, p, row + 1, c)
-    about = About(splat(given.table[MEAN, c]), coefficients_of(given.form, c))
-    return backward_rows(arrays, row, c, p.first), about
+    about = About(splat(given.table[MEAN, c]), splat_rows(Coefficients, given.form, ZERO, c))
+    return runs_of(arrays, None, row, c, p.first), about
 
 
 @inlined
@@ -306,13 +267,13 @@ def keep_totals(sums: Any, parts: Any, part: int, c: int) -> None:
 @helper
 def add_up_group(given: Products, parts: Any, first: int, stop: int, part: int) -> None:
     """Take the sums of one part of a group of neighbouring channels."""
-    grad_y, x, mask, _, kept, kind = given.arrays
+    grad_y, x, mask, _, kept, kind, _ = given.arrays
     p, room = part_of(part, x.shape[0], x.shape[2]), lanes(ROOM)
     none, group = no_sums(kind), (first, stop)
     if has_values(kept):
         sum_group(add_products, products_of_run, given, p, group, none, room)
     else:
-        alone = Products(Backward(grad_y, x, mask, None, None, kind), given.table, given.form)
+        alone = Products(Given(grad_y, x, mask, None, None, kind, None), given.table, given.form)
         sum_group(add_products, products_of_run, alone, p, group, none, room)
     for c in range(first, stop):
         keep_totals(load_rows(none, room, room_of(c), ZERO, LANES), parts, part, c)

@@ -29,7 +29,6 @@ _moments_of_columns = helper(moments_of_columns.function)
 _width_to_sum = helper(columns.width_to_sum)
 _width_to_write = helper(columns.width_to_write)
 _blocks_of = allocating(columns.blocks_of)
-_numbers_of_columns = allocating(columns.numbers_of_parts)
 _numbers_of_runs = allocating(runs.numbers_of_parts)
 
 
@@ -70,17 +69,15 @@ def moments_of_sample(x3: Any, mean: Any, m2: Any) -> None:
     outer, channels, inner = x3.shape
     table, form = np.empty((STATISTICS_ROWS, channels)), np.empty((FORM_ROWS, channels), working_dtype(x3))
     if are_runs(outer, channels, inner):
-        numbers = _numbers_of_runs(outer, inner)
-        parts = np.empty((3, numbers.size, channels))
-        _moments_of_runs(x3, None, numbers, parts, table, form, 1.0, 0.0, 1)
+        parts = np.empty((4, _numbers_of_runs(outer, inner).size, channels))
+        _moments_of_runs(x3, None, None, parts, table, form, 1.0, 0.0, 1)
     else:
         row = channels * inner
         width = _width_to_sum(1, outer, row)
-        numbers = _numbers_of_columns(1, outer, row, width)
-        parts = np.empty((3, numbers.size, width))
-        x = x3.reshape((1, outer, row))
         blocks = _blocks_of(outer, row, width, columns.TILE)
-        _moments_of_columns(x, None, numbers, parts, table, form, 1.0, 0.0, 0, blocks)
+        parts = np.empty((4, blocks[len(blocks) - 1, 0] + 1, width))
+        x = x3.reshape((1, outer, row))
+        _moments_of_columns(x, None, None, parts, table, form, 1.0, 0.0, 0, blocks)
     for c in range(channels):
         mean[c] = table[MEAN, c]
         m2[c] = table[M2, c]

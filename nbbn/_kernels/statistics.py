@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import at, load_every
-from nbbn._compiler.vectors import LANES, fma, has_spare_digits, keep_first, not_below, splat, where_finite, widen
+from nbbn._compiler.vectors import LANES, fma, has_spare_digits, keep_first, splat, where_below, where_finite, widen
 from nbbn._compiler.weights import times_weight, weight_at, where_counted
 from nbbn._kernels.table import REFERENCE
 
@@ -58,10 +58,10 @@ def worst_condition(x: Any) -> float:
 
 
 @inlined
-def moments_from_sums(n: Any, s: Any, q: Any) -> tuple[Any, Any]:
-    """Return ``mean - k`` and ``m2`` from the sums about ``k``, of scalars or of vectors."""
-    deviation = s / n
-    return deviation, q - s * deviation
+def mean_of(n: Any, s: Any) -> Any:
+    """Return ``s / n``, of vectors; 0 where there is no value."""
+    zero = splat(0.0)
+    return where_below(zero, n, s / n, zero)
 
 
 class Layout(NamedTuple):
@@ -77,40 +77,33 @@ class Layout(NamedTuple):
 
 
 @helper
-def merged(parts: Any, numbers: Any, layout: Layout, c: int, count: int) -> tuple[Any, Any, Any]:
-    """Return mean, what its rounding leaves, and m2 of up to sixteen channels from ``c`` on.
+def merged(parts: Any, layout: Layout, c: int, count: int) -> tuple[Any, Any, Any, Any]:
+    """Return how many values up to sixteen channels from ``c`` on have, the mean, what its rounding leaves, and m2.
 
-    A column of part ``i`` has ``numbers[i]`` values, or that weight.
     ``mean = base + sum(n_i (k_i - base) + s_i) / n`` and ``m2 = sum(m2_i + n_i (mean_i - mean)**2)``, ``base`` the
-    reference of the first part of the greatest weight.
+    reference of the first part of the most values.
     """
     number, fold, inner = layout
-    row, first = parts.shape[2] // fold, c * inner
-    lead, whole = 0, 0.0
+    row, first, zero = parts.shape[2] // fold, c * inner, splat(0.0)
+    base = most = whole = sum_ = m2 = zero
     for r in range(number):
-        n = numbers[r // fold]
-        whole += n
-        if n > numbers[lead // fold]:
-            lead = r
-    (base,) = load_every(1, parts, REFERENCE, lead * row + first, inner, count)
-    sum_ = m2 = splat(0.0)
+        for j in range(r * row + first, r * row + first + inner):
+            about, _, _, n = load_every(4, parts, REFERENCE, j, inner, count)
+            base, whole = where_below(most, n, about, base), whole + n
+            most = where_below(most, n, n, most)
     for r in range(number):
-        n = splat(numbers[r // fold])
-        if numbers[r // fold] > 0.0:
-            for j in range(r * row + first, r * row + first + inner):
-                about, s, _ = load_every(3, parts, REFERENCE, j, inner, count)
-                sum_ = sum_ + (n * (about - base) + s)
-    deviation = sum_ / splat(whole * inner)
+        for j in range(r * row + first, r * row + first + inner):
+            about, s, _, n = load_every(4, parts, REFERENCE, j, inner, count)
+            sum_ = sum_ + (n * (about - base) + s)
+    deviation = mean_of(whole, sum_)
     for r in range(number):
-        n = splat(numbers[r // fold])
-        if numbers[r // fold] > 0.0:
-            for j in range(r * row + first, r * row + first + inner):
-                about, s, squares = load_every(3, parts, REFERENCE, j, inner, count)
-                apart = ((about - base) + s / n) - deviation
-                m2 = m2 + (squares + n * apart * apart)
+        for j in range(r * row + first, r * row + first + inner):
+            about, s, squares, n = load_every(4, parts, REFERENCE, j, inner, count)
+            apart = ((about - base) + mean_of(n, s)) - deviation
+            m2 = m2 + (squares + n * apart * apart)
     mean = base + deviation
-    low = where_finite(deviation, (base - mean) + deviation, splat(0.0))
-    return mean, low, not_below(m2, splat(0.0))
+    low = where_finite(deviation, (base - mean) + deviation, zero)
+    return whole, mean, low, where_below(m2, zero, zero, m2)
 
 
 @helper

@@ -12,17 +12,9 @@ from numba import prange
 from nbbn._compiler import jit
 from nbbn._compiler.jit import step
 from nbbn._compiler.memory import ZERO
-from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
-from nbbn._kernels.columns import (
-    add_up_tile,
-    are_whole,
-    block_at,
-    differentiate_tile,
-    layout_of,
-    look_at_tile,
-    normalize_tile,
-)
-from nbbn._kernels.elementwise import Backward, Forms, Forward, Target
+from nbbn._kernels.coefficients import Counts, finish_moments, finish_sums
+from nbbn._kernels.columns import add_up_tile, are_whole, block_at, layout_of, look_at_tile, write_tile
+from nbbn._kernels.elementwise import Forms, Given, Target, backward, forward
 from nbbn._kernels.statistics import Samples
 
 
@@ -32,21 +24,22 @@ def infer_columns(
     form: jit.Form, kind: jit.Kind, streaming: jit.Int, noted: jit.IfNoted, blocks: jit.Blocks,
 ) -> None:  # fmt: skip
     """`infer_runs` of channels that lie side by side. Parallel over tiles of columns of some rows."""
+    fold = form.shape[1] // x.shape[2]
     for task in prange(x.shape[0] * len(blocks)):
-        given, to = Forward(x, residual, kind, noted), Target(y, form, streaming)
-        normalize_tile(given, to, block_at(blocks, np.intp(task)))
+        given, to = Given(None, x, None, residual, None, kind, noted), Target(y, Forms(None, form), streaming)
+        write_tile(forward, given, to, block_at(blocks, np.intp(task)), fold)
 
 
 @step
 def moments_of_columns(
-    x: jit.Stack, weights: jit.IfWeights, numbers: jit.Numbers,
+    x: jit.Stack, weights: jit.IfWeights, numbers: jit.IfNumbers,
     parts: jit.Parts, table: jit.OutTable, form: jit.OutForm,
     freedom: jit.Float, eps: jit.Float, ahead: jit.Int, blocks: jit.Blocks,
 ) -> None:  # fmt: skip
     """`moments_of_runs` of channels that lie side by side.
 
-    ``numbers`` are how many values a column of each part has, or their ``weights``, one a row; ``parts``, (3, number of
-    parts, width), is written over.
+    ``numbers`` are the sums of the ``weights`` of each part, one a row; ``parts``, (4, number of parts, width), is
+    written over.
 
     ``ahead``, it asks for rows ahead of time. Parallel over tiles of columns of parts of the rows.
     """
@@ -55,11 +48,11 @@ def moments_of_columns(
         block = block_at(blocks, np.intp(task))
         look_at_tile(Samples(x, weights), numbers, parts, block, ahead)
         if at_once:
-            tile = Channels(block.first, block.first + block.columns)
-            finish_moments(parts, numbers, layout_of(x, parts, table.shape[1]), tile, table, form, freedom, eps)
+            layout, stop = layout_of(x, parts, table.shape[1]), block.first + block.columns
+            finish_moments(parts, layout, block.first, stop, table, form, freedom, eps)
     if not at_once:
-        layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
-        finish_moments(parts, numbers, layout, every, table, form, freedom, eps)
+        layout = layout_of(x, parts, table.shape[1])
+        finish_moments(parts, layout, ZERO, table.shape[1], table, form, freedom, eps)
 
 
 @step
@@ -76,14 +69,14 @@ def gradient_sums_of_columns(
     """
     at_once = are_whole(parts, table)
     for task in prange(x.shape[0] * len(blocks)):
-        given, block = Backward(grad_y, x, mask, residual, kept, kind), block_at(blocks, np.intp(task))
+        given, block = Given(grad_y, x, mask, residual, kept, kind, None), block_at(blocks, np.intp(task))
         add_up_tile(given, means, of_y, parts, block)
         if at_once:
-            tile = Channels(block.first, block.first + block.columns)
-            finish_sums(parts, layout_of(x, parts, table.shape[1]), tile, table, sums, form, Counts(count, freedom))
+            layout, stop = layout_of(x, parts, table.shape[1]), block.first + block.columns
+            finish_sums(parts, layout, block.first, stop, table, sums, form, Counts(count, freedom))
     if not at_once:
-        layout, every = layout_of(x, parts, table.shape[1]), Channels(ZERO, table.shape[1])
-        finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
+        layout = layout_of(x, parts, table.shape[1])
+        finish_sums(parts, layout, ZERO, table.shape[1], table, sums, form, Counts(count, freedom))
 
 
 @step
@@ -92,6 +85,7 @@ def gradient_of_columns(
     form: jit.Form, of_y: jit.IfFusedForm, kind: jit.Kind, streaming: jit.Int, blocks: jit.Blocks,
 ) -> None:  # fmt: skip
     """`gradient_of_runs` of channels that lie side by side. Parallel over tiles of columns of some rows."""
+    fold = form.shape[1] // x.shape[2]
     for task in prange(x.shape[0] * len(blocks)):
-        given, to = Backward(grad_y, x, mask, None, None, kind), Target(grad_x, Forms(form, of_y), streaming)
-        differentiate_tile(given, to, block_at(blocks, np.intp(task)))
+        given, to = Given(grad_y, x, mask, None, None, kind, None), Target(grad_x, Forms(form, of_y), streaming)
+        write_tile(backward, given, to, block_at(blocks, np.intp(task)), fold)

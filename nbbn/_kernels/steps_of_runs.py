@@ -9,17 +9,9 @@ from nbbn._compiler import jit
 from nbbn._compiler.jit import step
 from nbbn._compiler.memory import ONE, ZERO
 from nbbn._compiler.vectors import larger, smaller
-from nbbn._kernels.coefficients import Channels, Counts, finish_moments, finish_sums
-from nbbn._kernels.elementwise import Backward, Forms, Forward, Target
-from nbbn._kernels.runs import (
-    Products,
-    add_up_group,
-    differentiate_channel,
-    differentiate_runs,
-    look_at_group,
-    normalize_channel,
-    normalize_runs,
-)
+from nbbn._kernels.coefficients import Counts, finish_moments, finish_sums
+from nbbn._kernels.elementwise import Forms, Given, Target, backward, forward
+from nbbn._kernels.runs import Products, add_up_group, look_at_group, write_channel, write_runs
 from nbbn._kernels.statistics import PIECE, Layout, Samples
 
 
@@ -37,19 +29,20 @@ def infer_runs(
     depth = larger(ONE, PIECE // inner)
     tasks = (outer * channels + depth - 1) // depth * ((inner + PIECE - 1) // PIECE)
     for task in prange(tasks):
-        normalize_runs(Forward(x, residual, kind, noted), Target(y, form, streaming), np.intp(task))
+        given, to = Given(None, x, None, residual, None, kind, noted), Target(y, Forms(None, form), streaming)
+        write_runs(forward, given, to, np.intp(task))
 
 
 @step
 def moments_of_runs(
-    x: jit.Stack, weights: jit.IfWeights, numbers: jit.Numbers,
+    x: jit.Stack, weights: jit.IfWeights, numbers: jit.IfNumbers,
     parts: jit.Parts, table: jit.OutTable, form: jit.OutForm,
     freedom: jit.Float, eps: jit.Float, group: jit.Int,
 ) -> None:  # fmt: skip
     """Write the statistics of each channel to ``table``, which holds gamma and beta, and its coefficients to ``form``.
 
-    ``freedom`` is ``n - correction``; ``numbers`` are how many values each part has, or their ``weights``, (outer,
-    inner) without gaps; ``parts``, (3, number of parts, C), is written over.
+    ``freedom`` is ``n - correction``; ``numbers`` are the sums of the ``weights`` of each part, (outer, inner) without
+    gaps; ``parts``, (4, number of parts, C), is written over.
 
     Reads x once, in memory's order. Parallel over the parts of groups of channels.
     """
@@ -59,13 +52,13 @@ def moments_of_runs(
         part, first = np.intp(task // groups), np.intp(task % groups) * group
         stop = smaller(first + group, channels)
         look_at_group(Samples(x, weights), numbers, parts, first, stop, part)
-    layout, every = Layout(parts.shape[1], ONE, ONE), Channels(ZERO, channels)
-    finish_moments(parts, numbers, layout, every, table, form, freedom, eps)
+    layout = Layout(parts.shape[1], ONE, ONE)
+    finish_moments(parts, layout, ZERO, channels, table, form, freedom, eps)
 
 
 @step
 def train_channels(
-    x: jit.Stack, y: jit.OutStack, residual: jit.IfResidual, weights: jit.IfWeights, numbers: jit.Numbers,
+    x: jit.Stack, y: jit.OutStack, residual: jit.IfResidual, weights: jit.IfWeights, numbers: jit.IfNumbers,
     parts: jit.Parts, table: jit.OutTable, form: jit.OutForm, kind: jit.Kind,
     freedom: jit.Float, eps: jit.Float, streaming: jit.Int,
 ) -> None:  # fmt: skip
@@ -79,9 +72,10 @@ def train_channels(
         c = np.intp(task)
         for part in range(number):
             look_at_group(Samples(x, weights), numbers, parts, c, c + 1, part)
-        layout, one = Layout(number, ONE, ONE), Channels(c, c + 1)
-        finish_moments(parts, numbers, layout, one, table, form, freedom, eps)
-        normalize_channel(Forward(x, residual, kind, None), Target(y, form, streaming), c)
+        layout = Layout(number, ONE, ONE)
+        finish_moments(parts, layout, c, c + 1, table, form, freedom, eps)
+        given, to = Given(None, x, None, residual, None, kind, None), Target(y, Forms(None, form), streaming)
+        write_channel(forward, given, to, c)
 
 
 @step
@@ -107,10 +101,10 @@ def gradient_sums_of_runs(
     for task in prange(groups * parts.shape[1]):
         part, first = np.intp(task // groups), np.intp(task % groups) * group
         stop = smaller(first + group, channels)
-        given = Products(Backward(grad_y, x, mask, residual, kept, kind), table, of_y)
+        given = Products(Given(grad_y, x, mask, residual, kept, kind, None), table, of_y)
         add_up_group(given, parts, first, stop, part)
-    layout, every = Layout(parts.shape[1], ONE, ONE), Channels(ZERO, channels)
-    finish_sums(parts, layout, every, table, sums, form, Counts(count, freedom))
+    layout = Layout(parts.shape[1], ONE, ONE)
+    finish_sums(parts, layout, ZERO, channels, table, sums, form, Counts(count, freedom))
 
 
 @step
@@ -127,8 +121,8 @@ def gradient_of_runs(
     depth = larger(ONE, PIECE // inner)
     tasks = (outer * channels + depth - 1) // depth * ((inner + PIECE - 1) // PIECE)
     for task in prange(tasks):
-        given, to = Backward(grad_y, x, mask, None, None, kind), Target(grad_x, Forms(form, of_y), streaming)
-        differentiate_runs(given, to, np.intp(task))
+        given, to = Given(grad_y, x, mask, None, None, kind, None), Target(grad_x, Forms(form, of_y), streaming)
+        write_runs(backward, given, to, np.intp(task))
 
 
 @step
@@ -145,9 +139,9 @@ def differentiate_channels(
     channels, number = x.shape[1], parts.shape[1]
     for task in prange(channels):
         c = np.intp(task)
-        given = Backward(grad_y, x, mask, None, None, kind)
+        given = Given(grad_y, x, mask, None, None, kind, None)
         for part in range(number):
             add_up_group(Products(given, table, of_y), parts, c, c + 1, part)
-        layout, one = Layout(number, ONE, ONE), Channels(c, c + 1)
-        finish_sums(parts, layout, one, table, sums, form, Counts(count, freedom))
-        differentiate_channel(given, Target(grad_x, Forms(form, of_y), streaming), c)
+        layout = Layout(number, ONE, ONE)
+        finish_sums(parts, layout, c, c + 1, table, sums, form, Counts(count, freedom))
+        write_channel(backward, given, Target(grad_x, Forms(form, of_y), streaming), c)

@@ -35,7 +35,7 @@ GRADIENT_ROWS = 9
 REFERENCE = 0
 SUM = 1
 SQUARES = 2
-COUNT = 3  # where values are missing
+COUNT = 3  # of values, or their weight
 
 # the sums of a backward
 SUM_GRAD = 0
