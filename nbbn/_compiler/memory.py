@@ -64,6 +64,10 @@ def _pointer(to: Emitting, kind: Any, array: Any, index: Any) -> Any:
     return to.builder.bitcast(to.builder.gep(data, [index]), _stored_vector(kind.dtype).as_pointer())
 
 
+def _address(to: Emitting, kind: Any, array: Any, index: Any) -> Any:
+    return to.builder.ptrtoint(_pointer(to, kind, array, index), index.type)
+
+
 def place_in(to: Emitting, rows: Any, row: Any, k: Any) -> tuple[Any, Any]:
     """The array of `Rows`, and the index of value ``k`` of a row."""
     array, first, stride = (to.builder.extract_value(rows, part) for part in range(3))
@@ -364,9 +368,21 @@ def keep(to: Emitting, rows: Any, row: Any, k: Any, count: Any, value: Any) -> N
 def to_line(to: Emitting, array: Any, index: Any) -> Any:
     """How many elements stand between element ``index`` and where `put` may stream."""
     dtype, number = to.kinds[0].dtype, index.type
-    address = to.builder.ptrtoint(_pointer(to, to.kinds[0], array, index), number)
+    address = _address(to, to.kinds[0], array, index)
     rest = to.builder.and_(to.builder.neg(address), number(_streamed_at_once(dtype) - 1))
     return to.builder.udiv(rest, number(_size(dtype)))
+
+
+@intrinsic(types.boolean, lambda read, written: False)
+def is_level(to: Emitting, read: Any, written: Any) -> Any:
+    """Whether the second of some rows begins within 128 bytes of where the first of others does, in its 4 KB."""
+    if to.kinds[0].types[0] == types.none:
+        return ir.Constant(ir.IntType(1), 0)
+    (array, first, stride), (target, start, _) = (cgutils.unpack_tuple(to.builder, rows) for rows in (read, written))
+    second = _address(to, to.kinds[0].types[0], array, to.builder.add(first, stride))
+    apart = to.builder.sub(second, _address(to, to.kinds[1].types[0], target, start))
+    ahead = to.builder.and_(to.builder.add(apart, apart.type(128)), apart.type(4095))
+    return to.builder.icmp_unsigned("<", ahead, apart.type(256))
 
 
 @intrinsic(None, lambda: None)

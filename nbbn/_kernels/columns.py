@@ -18,6 +18,7 @@ from nbbn._compiler.memory import (
     Rows,
     at,
     fence,
+    is_level,
     load_rows,
     load_upto,
     note_infinite,
@@ -50,7 +51,7 @@ TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 WIDE_TILE = 1024  # columns of the elementwise steps: three float32 coefficients each, 12 KB
 SHALLOW = 2048  # values of rows side by side
 SMALL = 1 << 20  # bytes that a core's own cache holds
-LONG_ROW = 480  # columns that short rows are joined to: not next to 4 KB, see `write_tile`
+LONG_ROW = 480  # columns that short rows are joined to: not next to 4 KB, see `suit_strips`
 FULL_ROW = 128  # ... and where they are summed, or are not whole vectors
 PART = 1 << 16  # values of a part
 PART_ROWS = 64  # at least: what is kept for a part then is little beside the part
@@ -264,12 +265,15 @@ def add_up_tile(given: Given, means: Any, of_y: Any, parts: Any, block: Block) -
 
 
 @inlined
-def is_in_cache(x: Any) -> bool:
-    """Whether rows are best written in strips, which share their coefficients.
+def suit_strips(x: Any, read: Given, y: Rows) -> bool:
+    """Whether rows are best written in strips, which share their coefficients: those in the cache.
 
-    0.7 of the time for 512 rows of 256; but the processor reads less far ahead: 1.7 for 65,536 rows.
+    0.7 of the time for 512 rows of 256; but 1.7 for 65,536 rows, as the processor reads less far ahead. And 4 for 64
+    rows of 1,024, if each is read whole pages (4 KB) from where the one before was written: it waits for that.
     """
-    return x.size * x.itemsize <= SMALL
+    if x.size * x.itemsize > SMALL:
+        return False
+    return not (is_level(read.x, y) or is_level(read.grad_y, y) or is_level(read.residual, y))
 
 
 @inlined
@@ -279,7 +283,7 @@ def write_tile(operation: Any, given: Given, to: Target, block: Block, fold: int
     read = rows_in(given, largest, block, fold, ZERO)
     y = rows_of(to.values, block.outer, block.row * fold, ZERO, fold)
     columns = block.first, block.first + block.columns
-    if is_in_cache(given.x) and not to.streaming:
+    if not to.streaming and suit_strips(given.x, read, y):
         write_strips(operation, y, read, block.rows, columns, to.form)
     else:
         write_rows(operation, form_at, y, read, block.rows, columns, to.form, to.streaming)
