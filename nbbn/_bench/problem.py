@@ -37,7 +37,6 @@ class Case:
     shape: Shape
     threads: int
     limit: ClassVar[str] = "limit"  # the yardstick
-    storage: ClassVar[str] = ""  # where it is not the usual one
 
     @property
     def base(self) -> str:
@@ -47,6 +46,10 @@ class Case:
     @property
     def has_residual(self) -> bool:
         return "residual" in self.operation
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return (0, *range(2, len(self.shape)))
 
     @property
     def label(self) -> str:
@@ -104,13 +107,9 @@ def make_problem(case: Case) -> Problem:
     x += along_channels(offset, x)
     mean, var = offset.astype(np.float64), spread.astype(np.float64) ** 2
     if case.base == "backward":
-        mean, var = x.mean(axes_of(x), dtype=np.float64), x.var(axes_of(x), dtype=np.float64)
+        mean, var = x.mean(case.axes, dtype=np.float64), x.var(case.axes, dtype=np.float64)
     inv_std = 1.0 / np.sqrt(var + EPS)
     return Problem(case, x, second, gamma, beta, running_mean, running_var, mean, inv_std)
-
-
-def axes_of(x: Array) -> tuple[int, ...]:
-    return (0, *range(2, x.ndim))
 
 
 def along_channels(vector: Array, x: Array) -> Array:
@@ -139,7 +138,7 @@ def formula(p: Problem) -> Callable[[], Outputs]:
 
     It returns y; mean and variance; y and, one step later, the running statistics; or the three gradients.
     """
-    x, second, axes, n = p.x, p.second, axes_of(p.x), p.x.size // p.x.shape[1]
+    x, second, axes, n = p.x, p.second, p.case.axes, p.x.size // p.x.shape[1]
     vectors = (p.gamma, p.beta, p.running_mean.copy(), p.running_var.copy())
     gamma, beta, running_mean, running_var = (along_channels(v, x) for v in vectors)
     mean, inv_std = (along_channels(v.astype(x.dtype), x) for v in (p.mean, p.inv_std))
