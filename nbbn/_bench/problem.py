@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -117,18 +117,11 @@ def along_channels(vector: Array, x: Array) -> Array:
     return vector.reshape(-1, *[1] * (x.ndim - 2))
 
 
-def aligned(size: int, dtype: Any) -> Array:
-    """Return an empty stack of one row that begins at a multiple of 64 bytes."""
-    nbytes = size * np.dtype(dtype).itemsize
-    buffer = np.empty(nbytes + 64, np.uint8)
-    start = -buffer.ctypes.data % 64
-    array: Array = buffer[start : start + nbytes].view(dtype).reshape(1, 1, size)
-    return array
-
-
 def stack(x: Array) -> Array:
-    """Return a copy of the values of x, as `aligned` does."""
-    copy = aligned(x.size, x.dtype)
+    """Return a copy of the values of x, a stack of one row that begins at a multiple of 64 bytes."""
+    buffer = np.empty(x.nbytes + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    copy: Array = buffer[start : start + x.nbytes].view(x.dtype).reshape(1, 1, x.size)
     copy[...] = x.ravel()
     return copy
 
@@ -172,8 +165,7 @@ def formula(p: Problem) -> Callable[[], Outputs]:
         grad_x *= gamma * inv_std
         return grad_x, grad_gamma, grad_beta
 
-    formulas = (inference, moments, training, backward)
-    return {function.__name__: function for function in formulas}[p.case.base]
+    return {"inference": inference, "moments": moments, "training": training, "backward": backward}[p.case.base]
 
 
 def check_outputs(problem: Problem, outputs: Outputs) -> None:

@@ -39,10 +39,7 @@ _NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and that takes whole names alone."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+    """An argument parser whose errors are one line."""
 
     def parse_known_args(self, *given: Any, **options: Any) -> Any:
         found, rest = super().parse_known_args(*given, **options)
@@ -60,12 +57,13 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="nbbn",
         description="Batch normalization for NumPy arrays on the CPU.",
         epilog="example: nbbn normalize people.csv standardized.csv (more: nbbn COMMAND --help)",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"nbbn {nbbn.__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for command in (demo, normalize, moments, bench, info, warmup):
-        name, example = command.__name__.rpartition(".")[2], f"example: {command.EXAMPLE}"
-        one = commands.add_parser(name, help=command.HELP, description=command.run.__doc__, epilog=example)
+        name, text, example = command.__name__.rpartition(".")[2], command.run.__doc__, f"example: {command.EXAMPLE}"
+        one = commands.add_parser(name, help=command.HELP, description=text, epilog=example, allow_abbrev=False)
         one.set_defaults(run=command.run)
         if hasattr(command, "add_arguments"):
             command.add_arguments(one)

@@ -20,8 +20,6 @@ LIBRARIES = (BASELINE, "numpy", "torch", "onnxruntime", "jax", "openvino", "skle
 # Rounds of the same call that differ by more were disturbed.
 NOISY_RATIO = 1.5
 
-_UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
-
 _EXPLANATION = (
     f"{BASELINE}: time of a call, median. of limit: that time over that of loops that only move "
     "as much memory; 1.00 is as fast as this machine can. The other columns: how many times "
@@ -56,7 +54,7 @@ def format_ratio(ratio: float | None) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Return a duration with three digits and its unit."""
-    unit, scale = next((pair for pair in _UNITS if seconds >= pair[1]), _UNITS[-1])
+    unit, scale = ("s", 1.0) if seconds >= 1.0 else ("ms", 1e-3) if seconds >= 1e-3 else ("us", 1e-6)
     value = seconds / scale
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:.{digits}f} {unit}"
@@ -152,11 +150,7 @@ class _Group(NamedTuple):
 
     label: str
     ratios: dict[str, float]
-
-    @property
-    def rows(self) -> int:
-        # A label of several lines needs a group of their height.
-        return max(len(self.ratios), 1 + self.label.count("\n"))
+    rows: int
 
 
 def make_figure(results: Sequence[Result]) -> Any:
@@ -174,7 +168,8 @@ def make_figure(results: Sequence[Result]) -> Any:
         if ratios[BASELINE] is not None:
             count = f"\n{format_threads(case.threads)}" if len(threads) > 1 else ""
             known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
-            panels.setdefault(case.operation, []).append(_Group(format_shape(case.shape) + count, known))
+            rows = max(len(known), 2 if count else 1)  # a label of two lines needs a group of their height
+            panels.setdefault(case.operation, []).append(_Group(format_shape(case.shape) + count, known, rows))
     if not panels:
         raise ValueError(f"nothing to draw: no race timed {BASELINE} and its limit")
     heights = [sum(group.rows + _GAP for group in groups) for groups in panels.values()]
