@@ -350,7 +350,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     # Only where it is drawn: the test of the pages does without matplotlib.
     import matplotlib
 
-    from nbbn.cli._bench_plot import make_figure
+    from nbbn.cli._bench_report import make_figure
 
     results = run_of(record).results
     threads = max(result.case.threads for result in results)

@@ -11,7 +11,7 @@ from benchmarks.harness.implementations import BASELINE, LIMITS, UNADORNED
 from benchmarks.harness.race import Result
 from benchmarks.harness.report import from_json
 from benchmarks.harness.shapes import Shape, format_shape
-from nbbn.cli._bench_table import NOISY_RATIO, behind, format_ratio, format_seconds, timed_peers
+from nbbn.cli._bench_report import NOISY_RATIO, behind, format_ratio, format_seconds, timed_peers
 
 _STORAGES = {"out": "with `out=`", "inplace": "in place"}
 
@@ -93,19 +93,20 @@ def _ratios(ratios: Sequence[float | None]) -> str:
 def not_fastest(run: Run) -> list[str]:
     """Return a table of every case in which a library is faster than nbbn."""
     compared = sum(r.ratio(peer) is not None for r in run.results for peer in run.peers)
-    found = [(flags, r) for r in run.results if (flags := behind(r, run.peers))]
+    found = [(faster, r) for r in run.results if (faster := behind(r))]
     if not found:
         return [f"Nowhere: nbbn is the fastest in all {compared} comparisons."]
-    found.sort(key=lambda each: each[0][0][1])
-    count = sum(len(flags) for flags, _ in found)
+    found.sort(key=lambda each: min(each[0].values()))
+    count = sum(len(faster) for faster, _ in found)
     lines = [
         f"In {count} of {compared} comparisons a library took less time. The number is its time over nbbn's, and in "
         "parentheses the same by the fastest rounds: where that is above 1, the machine was disturbed.",
         "",
         *header("case", "faster libraries"),
     ]
-    for flags, result in found:
-        cells = (f"{peer} {ratio:.2f} ({format_ratio(result.ratio(peer, 'minimum'))})" for peer, ratio in flags)
+    for faster, result in found:
+        ratios = ((peer, ratio, result.ratio(peer, "minimum")) for peer, ratio in faster.items())
+        cells = (f"{peer} {ratio:.2f} ({format_ratio(least)})" for peer, ratio, least in ratios)
         lines.append(row(result.case.label, ", ".join(cells)))
     return lines
 

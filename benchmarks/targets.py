@@ -13,7 +13,7 @@ from benchmarks.harness.implementations import AUTOGRAD, BASELINE, FROZEN, LIMIT
 from benchmarks.harness.race import Result
 from benchmarks.harness.shapes import Shape
 from benchmarks.runs import Run, header, median, row, threads_text
-from nbbn.cli._bench_table import format_ratio, format_seconds
+from nbbn.cli._bench_report import format_ratio, format_seconds
 
 # Below, a call costs as much as the memory: small calls have lines of their own.
 LIMIT_BYTES = 64 << 10

@@ -390,16 +390,16 @@ FILES = {
     # --- commands and yardsticks ---
     "cli/__init__.py": (
         "test_cli test_cli_files",
-        ("a signal ends a command as an error does", "return 128 + int(end.args[0])", "return BAD_INPUT"),
+        ("a signal ends a command as an error does", "raise SystemExit(128 + number)", "raise SystemExit(BAD_INPUT)"),
     ),
-    "cli/_arrays.py": (
+    "cli/_inputs.py": (
         "test_cli_files",
         ("statistics of other channels are applied", "if statistics.mean.size != self.channels:", "if False:"),
     ),
     "cli/_files.py": (
         "test_cli_files test_tables",
         ("room on the disk is not looked for", "if free < size:", "if free < 0:"),
-        ("a link to the input may be the output of statistics", "if path.resolve() == other.resolve():", "if path == other:"),
+        ("a link to the input may be the output of statistics", "path.resolve() == other.resolve():", "path == other:"),
     ),
     "cli/_tables.py": (
         "test_tables",
@@ -415,7 +415,7 @@ FILES = {
     ),
     "cli/_progress.py": (
         "test_cli",
-        ("a bar is not wiped", 'self._write("\\r" + " " * self._columns() + "\\r")', "pass"),
+        ("a bar is not wiped", 'self._draw(wipe=True)', "pass"),
     ),
     "_bench/problem.py": (
         "test_bench test_yardsticks",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import nbbn
-from nbbn.cli._bench_table import describe_versions
 from nbbn.cli.bench import usable_cores
 
 _SYSTEM_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -76,6 +75,11 @@ def describe_run(machine: dict[str, Any], versions: dict[str, str]) -> str:
     parts = [machine["cpu"], cores, caches, f"{machine['system']} {machine['architecture']}"]
     software = describe_versions(versions)
     return f"{', '.join(filter(None, parts))}; {machine['python']}, {software}"
+
+
+def describe_versions(versions: dict[str, str]) -> str:
+    # OpenVINO's goes on with the build, after a hyphen.
+    return ", ".join(f"{name} {version.partition('-')[0]}" for name, version in sorted(versions.items()))
 
 
 def _short_size(size: str) -> str:

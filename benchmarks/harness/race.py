@@ -6,24 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nbbn._bench import race
-from nbbn._bench.race import BASELINE, Outcome, Result, WorkerDiedError
+from nbbn._bench.race import BASELINE, Outcome, Result
 
-__all__ = ["BASELINE", "Kept", "Outcome", "Race", "Result", "Worker", "WorkerDiedError"]
-
-REGISTRY = "benchmarks.harness.implementations"
+__all__ = ["BASELINE", "Kept", "Outcome", "Race", "Result"]
 
 
 class Race(race.Race):
     """Races of all implementations."""
 
-    registry: ClassVar[str] = REGISTRY
-
-
-class Worker(race.Worker):
-    """The process of one of them."""
-
-    def __init__(self, implementation: str, threads: int) -> None:
-        super().__init__(REGISTRY, implementation, threads)
+    registry: ClassVar[str] = "benchmarks.harness.implementations"
 
 
 @dataclass

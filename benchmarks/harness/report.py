@@ -13,7 +13,7 @@ from benchmarks.harness.implementations import BASELINE, IMPLEMENTATIONS, LIMITS
 from benchmarks.harness.machine import describe_machine
 from benchmarks.harness.race import Kept, Outcome, Race, Result
 from benchmarks.harness.shapes import format_shape
-from nbbn.cli._bench_table import NOISY_RATIO, format_seconds
+from nbbn.cli._bench_report import NOISY_RATIO, format_seconds
 
 JSON_FORMAT = 1
 

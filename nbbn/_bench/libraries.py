@@ -10,39 +10,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nbbn._bench.problem import (
-    EPS,
-    MOMENTUM,
-    Array,
-    Case,
-    Problem,
-    axes_of,
-    check_outputs,
-    formula,
-    make_problem,
-    stack,
-)
+from nbbn._bench.problem import EPS, MOMENTUM, Array, Case, Problem, check_outputs, formula, make_problem, stack
 from nbbn._bench.timer import fastest, ways
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case ready to be timed: ``call`` is what is timed, once a repetition.
-
-    ``outputs`` finds the arrays in what the first ``call`` returned. ``note`` says which of several ways was chosen.
-    """
+    """A case ready to be timed."""
 
     call: Callable[[], Any]
-    outputs: Callable[[Any], Any] = lambda result: (result,)
-    note: str = ""
+    outputs: Callable[[Any], Any] = lambda result: (result,)  # the arrays in what ``call`` returned
+    note: str = ""  # which of several ways was chosen
 
 
 class Implementation:
-    """Something that can be measured: a method ``prepare_OPERATION`` for each that it has.
-
-    Libraries are imported in `load` only, which runs in a process of its own after the thread count is in the
-    environment.
-    """
+    """Something that can be measured: a method ``prepare_OPERATION`` for each that it has."""
 
     name: ClassVar[str]
     module: ClassVar[str]
@@ -53,19 +35,17 @@ class Implementation:
         return None if found else f"{self.module} is not installed"
 
     def load(self, threads: int) -> None:
-        """Import the library, and tell it its threads where it can be told."""
+        """Import the library, in a process of its own whose environment says the thread count; tell it, too."""
         self.library = importlib.import_module(self.module)
         if hasattr(self.library, "set_num_threads"):
             self.library.set_num_threads(threads)
+            actual = self.library.get_num_threads()
+            if actual != threads:
+                raise RuntimeError(f"it uses {actual} threads where {threads} were asked for")
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the library and of what its speed depends on."""
         return {self.name: str(self.library.__version__)}
-
-    def threads(self) -> int | None:
-        """Return the threads the library says it uses, or None if it does not say."""
-        tell = getattr(self.library, "get_num_threads", None)
-        return None if tell is None else int(tell())
 
     def declines(self, case: Any) -> str | None:
         """Return why it cannot do this case, or None; asked before it is loaded."""
@@ -97,15 +77,14 @@ class Nbbn(Implementation):
         return {name: config[name] for name in ("nbbn", "numba", "llvmlite")}
 
     def layer(self, p: Any, **options: Any) -> Any:
-        activation = "relu" if p.case.has_residual else None
-        options = {"activation": activation} | options
         layer = self.library.BatchNorm(len(p.gamma), eps=EPS, momentum=MOMENTUM, **options)
         layer.gamma[...], layer.beta[...] = p.gamma, p.beta
         layer.running_mean[...], layer.running_var[...] = p.running_mean, p.running_var
         return layer
 
     def prepare_inference(self, p: Problem) -> Prepared:
-        return Prepared(partial(self.layer(p).eval(), p.x, **p.options))
+        layer = self.layer(p, activation="relu" if p.case.has_residual else None)
+        return Prepared(partial(layer.eval(), p.x, **p.options))
 
     def prepare_moments(self, p: Problem) -> Prepared:
         call = partial(self.library.batch_moments, p.x)
@@ -160,7 +139,7 @@ class Torch(Implementation):
         return Prepared(call, lambda y: (y.numpy(),))
 
     def prepare_moments(self, p: Problem) -> Prepared:
-        call = partial(self.library.var_mean, *self._tensors(p.x), axes_of(p.x), correction=0)
+        call = partial(self.library.var_mean, *self._tensors(p.x), p.case.axes, correction=0)
         return Prepared(call, lambda pair: (pair[1].numpy(), pair[0].numpy()))
 
     def prepare_training(self, p: Problem) -> Prepared:
@@ -180,7 +159,6 @@ class OnnxRuntime(Implementation):
 
     name = "onnxruntime"
     module = "onnxruntime"
-    opset, ir = 15, 8  # the last version of the operator, and the file format of its time
 
     def missing(self) -> str | None:
         """Return what is not installed: onnx writes the model."""
@@ -191,29 +169,25 @@ class OnnxRuntime(Implementation):
         """Import both libraries; a session takes its threads from its options."""
         super().load(threads)
         self.onnx = importlib.import_module("onnx")
-        importlib.import_module("onnx.parser")
         self.options = self.library.SessionOptions()
         self.options.intra_op_num_threads, self.options.inter_op_num_threads = threads, 1
 
-    def session(self, p: Any, inputs: Iterable[str], outputs: Sequence[str], *then: str) -> Any:
-        """Return one that makes ``outputs`` of ``inputs``; ``then`` follows: the right sides of nodes, of v."""
+    def session(self, p: Any, inputs: Iterable[str], outputs: Sequence[str], then: str = "") -> Any:
+        """Return one that makes ``outputs`` of ``inputs``; ``then``, nodes that follow, make y of what is v."""
         vectors = ("gamma", "beta", "running_mean", "running_var")
         shapes = [",".join(map(str, shape)) for shape in (p.x.shape, p.gamma.shape)]
         types = [f"{'double' if p.x.dtype == np.float64 else 'float'}[{shape}]" for shape in shapes]
         given = ", ".join(f"{types[0]} {name}" for name in inputs)
         found = ", ".join(f"{types[name != 'y']} {name}" for name in outputs)
-        values = ["y", *(f"v{number}" for number in range(len(then)))][::-1]
         # the momentum of ONNX is the weight of the old value
         options = f"epsilon = {EPS:f}, momentum = {1 - MOMENTUM}, training_mode = {len(outputs) // 2}"
-        first = ", ".join([values[0], *outputs[1:]])
-        nodes = [f"{first} = BatchNormalization <{options}> (x, {', '.join(vectors)})"]
-        for node, before, after in zip(then, values, values[1:], strict=False):
-            nodes.append(f"{after} = {node.format(v=before)}")
+        results = ", ".join(["v" if then else "y", *outputs[1:]])
+        # the last version of the operator, and the file format of its time
         model = self.onnx.parser.parse_model(
-            f'<ir_version: {self.ir}, opset_import: ["": {self.opset}]>\n'
-            f"batch_norm ({given}) => ({found}) {{ {' '.join(nodes)} }}"
+            f'<ir_version: 8, opset_import: ["": 15]> batch_norm ({given}) => ({found}) '
+            f"{{ {results} = BatchNormalization <{options}> (x, {', '.join(vectors)}) {then} }}"
         )
-        to_tensor = importlib.import_module("onnx.numpy_helper").from_array
+        to_tensor = self.onnx.numpy_helper.from_array
         model.graph.initializer.extend(to_tensor(getattr(p, name), name) for name in vectors)
         return self.library.InferenceSession(
             model.SerializeToString(), self.options, providers=["CPUExecutionProvider"]
@@ -221,8 +195,8 @@ class OnnxRuntime(Implementation):
 
     def prepare_inference(self, p: Problem) -> Prepared:
         given = {"x": p.x} | p.options
-        then = ("Add({v}, residual)", "Relu({v})") if p.case.has_residual else ()
-        return Prepared(partial(self.session(p, given, ["y"], *then).run, None, given), tuple)
+        then = "sum = Add(v, residual) y = Relu(sum)" if p.case.has_residual else ""
+        return Prepared(partial(self.session(p, given, ["y"], then).run, None, given), tuple)
 
     def prepare_training(self, p: Problem) -> Prepared:
         """The same with ``training_mode=1``: y and the new running statistics are its outputs."""
@@ -244,14 +218,12 @@ class ScikitLearn(Implementation):
     def load(self, threads: int) -> None:
         super().load(threads)
         self.library.set_config(assume_finite=True, skip_parameter_validation=True)
+        self.new_scaler = importlib.import_module("sklearn.preprocessing").StandardScaler
 
     def declines(self, case: Any) -> str | None:
         if len(case.shape) != 2 or case.has_residual:
             return "StandardScaler takes (N, C) only, and adds no residual"
         return super().declines(case)
-
-    def new_scaler(self, **options: Any) -> Any:
-        return importlib.import_module("sklearn.preprocessing").StandardScaler(**options)
 
     def folded(self, p: Any, **options: Any) -> Any:
         """Return one whose ``transform`` is inference."""
@@ -266,8 +238,7 @@ class ScikitLearn(Implementation):
         return Prepared(partial(self.folded(p).transform, p.x))
 
     def prepare_moments(self, p: Problem) -> Prepared:
-        fit = self.new_scaler().fit
-        return Prepared(partial(fit, p.x), lambda scaler: (scaler.mean_, scaler.var_))
+        return Prepared(partial(self.new_scaler().fit, p.x), lambda scaler: (scaler.mean_, scaler.var_))
 
 
 class Limit(Implementation):

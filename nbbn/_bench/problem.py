@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,6 @@ class Case:
     shape: Shape
     threads: int
     limit: ClassVar[str] = "limit"  # the yardstick
-    storage: ClassVar[str] = ""  # where it is not the usual one
 
     @property
     def base(self) -> str:
@@ -47,6 +46,10 @@ class Case:
     @property
     def has_residual(self) -> bool:
         return "residual" in self.operation
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return (0, *range(2, len(self.shape)))
 
     @property
     def label(self) -> str:
@@ -104,13 +107,9 @@ def make_problem(case: Case) -> Problem:
     x += along_channels(offset, x)
     mean, var = offset.astype(np.float64), spread.astype(np.float64) ** 2
     if case.base == "backward":
-        mean, var = x.mean(axes_of(x), dtype=np.float64), x.var(axes_of(x), dtype=np.float64)
+        mean, var = x.mean(case.axes, dtype=np.float64), x.var(case.axes, dtype=np.float64)
     inv_std = 1.0 / np.sqrt(var + EPS)
     return Problem(case, x, second, gamma, beta, running_mean, running_var, mean, inv_std)
-
-
-def axes_of(x: Array) -> tuple[int, ...]:
-    return (0, *range(2, x.ndim))
 
 
 def along_channels(vector: Array, x: Array) -> Array:
@@ -118,18 +117,11 @@ def along_channels(vector: Array, x: Array) -> Array:
     return vector.reshape(-1, *[1] * (x.ndim - 2))
 
 
-def aligned(size: int, dtype: Any) -> Array:
-    """Return an empty stack of one row that begins at a multiple of 64 bytes."""
-    nbytes = size * np.dtype(dtype).itemsize
-    buffer = np.empty(nbytes + 64, np.uint8)
-    start = -buffer.ctypes.data % 64
-    array: Array = buffer[start : start + nbytes].view(dtype).reshape(1, 1, size)
-    return array
-
-
 def stack(x: Array) -> Array:
-    """Return a copy of the values of x, as `aligned` does."""
-    copy = aligned(x.size, x.dtype)
+    """Return a copy of the values of x, a stack of one row that begins at a multiple of 64 bytes."""
+    buffer = np.empty(x.nbytes + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    copy: Array = buffer[start : start + x.nbytes].view(x.dtype).reshape(1, 1, x.size)
     copy[...] = x.ravel()
     return copy
 
@@ -139,7 +131,7 @@ def formula(p: Problem) -> Callable[[], Outputs]:
 
     It returns y; mean and variance; y and, one step later, the running statistics; or the three gradients.
     """
-    x, second, axes, n = p.x, p.second, axes_of(p.x), p.x.size // p.x.shape[1]
+    x, second, axes, n = p.x, p.second, p.case.axes, p.x.size // p.x.shape[1]
     vectors = (p.gamma, p.beta, p.running_mean.copy(), p.running_var.copy())
     gamma, beta, running_mean, running_var = (along_channels(v, x) for v in vectors)
     mean, inv_std = (along_channels(v.astype(x.dtype), x) for v in (p.mean, p.inv_std))
@@ -173,8 +165,7 @@ def formula(p: Problem) -> Callable[[], Outputs]:
         grad_x *= gamma * inv_std
         return grad_x, grad_gamma, grad_beta
 
-    formulas = (inference, moments, training, backward)
-    return {function.__name__: function for function in formulas}[p.case.base]
+    return {"inference": inference, "moments": moments, "training": training, "backward": backward}[p.case.base]
 
 
 def check_outputs(problem: Problem, outputs: Outputs) -> None:

@@ -23,10 +23,6 @@ ANSWER_LIMIT_SECONDS = 600.0
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-class WorkerDiedError(Exception):
-    """A worker ended, or was ended because it did not answer."""
-
-
 @dataclass
 class Outcome:
     """What one implementation did in one race: ``durations`` are seconds per call, by round."""
@@ -60,15 +56,12 @@ class Result:
 
     @property
     def timed(self) -> dict[str, Outcome]:
-        """The outcomes of those that were timed."""
         return {name: outcome for name, outcome in self.outcomes.items() if outcome.status == "timed"}
 
     def ratio_to(self, name: str, reference: str, statistic: str = "median") -> float | None:
         """Return the time of ``name`` over that of ``reference``, or None where one has none."""
-        timed = self.timed
-        if name not in timed or reference not in timed:
-            return None
-        return float(getattr(timed[name], statistic) / getattr(timed[reference], statistic))
+        first, second = self.timed.get(name), self.timed.get(reference)
+        return float(getattr(first, statistic) / getattr(second, statistic)) if first and second else None
 
     def ratio(self, peer: str, statistic: str = "median") -> float | None:
         """Return the time of ``peer`` over that of nbbn: above 1, nbbn is faster."""
@@ -99,23 +92,25 @@ class Worker:
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request and return its answer; `WorkerDiedError` if there is none."""
-        assert self._process.stdin is not None
+        """Send a request and return its answer: fields of an outcome, which has failed where there is no answer."""
+        pipes: Any = self._process
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-            self._process.stdin.flush()
-        assert self._process.stdout is not None
+            pipes.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            pipes.stdin.flush()
         watchdog = threading.Timer(ANSWER_LIMIT_SECONDS, self._process.kill)
         watchdog.start()
-        line = self._process.stdout.readline()
+        line = pipes.stdout.readline()
         watchdog.cancel()
         if line:
             return dict(json.loads(line))
         status = self._process.wait()
         self._errors.seek(0)
         last_words = self._errors.read()[-2000:].decode(errors="replace").strip()
-        self.close()
-        raise WorkerDiedError(f"the worker ended with status {status}\n{last_words}".strip())
+        return {"status": "failed", "reason": f"the worker ended with status {status}\n{last_words}".strip()}
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.returncode is not None
 
     def close(self) -> None:
         try:
@@ -162,33 +157,26 @@ class Race(AbstractContextManager["Race"]):
         new = [name for name in result.timed if name not in self._workers]
         # all at a time: loading takes seconds
         self._workers |= {name: Worker(self.registry, name, self._threads) for name in new}
-        for name, outcome in result.timed.items():
-            answer = self._ask(name, "prepare", case=vars(case))
-            self.versions |= answer.pop("versions", {})
-            vars(outcome).update(answer)
-        self._run_rounds(result)
         for name in result.timed:
-            self._ask(name, "release")
-        return result
-
-    def _run_rounds(self, result: Result) -> None:
+            self._ask(result, name, "prepare", case=vars(case))
         start = time.monotonic()
         for number in range(self.rounds):
-            racers = list(result.timed.items())
-            is_late = number >= MIN_ROUNDS and time.monotonic() - start > self.seconds
-            if not racers or is_late:
-                return
+            racers = list(result.timed)
+            if not racers or (number >= MIN_ROUNDS and time.monotonic() - start > self.seconds):
+                break
             # Whoever always ran after the same neighbour would always find the same caches.
             first = number % len(racers)
-            for name, outcome in racers[first:] + racers[:first]:
-                answer = self._ask(name, "measure")
-                outcome.durations += answer.pop("durations", [])
-                vars(outcome).update(answer)
+            for name in racers[first:] + racers[:first]:
+                self._ask(result, name, "measure")
+        for name in result.timed:
+            self._ask(result, name, "release")
+        return result
 
-    def _ask(self, name: str, do: str, **arguments: Any) -> dict[str, Any]:
-        """Return the answer of a worker: fields of the outcome."""
-        try:
-            return self._workers[name].ask(do, **arguments)
-        except WorkerDiedError as error:
-            del self._workers[name]
-            return {"status": "failed", "reason": str(error)}
+    def _ask(self, result: Result, name: str, do: str, **arguments: Any) -> None:
+        """Have a worker do something, and keep what it answers."""
+        answer, outcome = self._workers[name].ask(do, **arguments), result.outcomes[name]
+        self.versions |= answer.pop("versions", {})
+        outcome.durations += answer.pop("durations", [])
+        vars(outcome).update(answer)
+        if self._workers[name].has_ended:
+            self._workers.pop(name).close()

@@ -1,8 +1,9 @@
 """The command line: ``nbbn COMMAND ...``, the same as ``python -m nbbn COMMAND ...``.
 
-One file a command, of which each has texts for its help, ``add_arguments(parser)`` if it takes some, and
-``run(arguments)``, which does the work and raises :class:`~nbbn.cli._files.CommandError` for bad input. Exit statuses,
-signals and the form of error messages are decided here, once.
+One file a command, of which each has a line and an example for its help, ``add_arguments(parser)`` if it takes some,
+and ``run(arguments)``, which does what its docstring, the help as well, says, and raises
+:class:`~nbbn.cli._files.CommandError` for bad input. Exit statuses, signals and the form of error messages are decided
+here, once.
 """
 
 from __future__ import annotations
@@ -38,10 +39,7 @@ _NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and that takes whole names alone."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+    """An argument parser whose errors are one line."""
 
     def parse_known_args(self, *given: Any, **options: Any) -> Any:
         found, rest = super().parse_known_args(*given, **options)
@@ -59,12 +57,13 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="nbbn",
         description="Batch normalization for NumPy arrays on the CPU.",
         epilog="example: nbbn normalize people.csv standardized.csv (more: nbbn COMMAND --help)",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"nbbn {nbbn.__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for command in (demo, normalize, moments, bench, info, warmup):
-        name, example = command.__name__.rpartition(".")[2], f"example: {command.EXAMPLE}"
-        one = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION, epilog=example)
+        name, text, example = command.__name__.rpartition(".")[2], command.run.__doc__, f"example: {command.EXAMPLE}"
+        one = commands.add_parser(name, help=command.HELP, description=text, epilog=example, allow_abbrev=False)
         one.set_defaults(run=command.run)
         if hasattr(command, "add_arguments"):
             command.add_arguments(one)
@@ -78,19 +77,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     says what), 130 after Ctrl-C, 141 where the reader of standard output has gone; 129 after SIGHUP, 143 after
     SIGTERM, 152 after SIGXCPU.
     """
-    parser = _build_parser()
+    parser, status = _build_parser(), OK
     try:
         try:
             arguments = parser.parse_args(argv)
-        except SystemExit as stop:  # argparse leaves this way after --help, --version and errors
-            _flush()
-            return stop.code if isinstance(stop.code, int) else BAD_INPUT
-        if arguments.command is None:
-            parser.print_help(sys.stderr)
-            return BAD_INPUT
-        with _unwinding():
-            arguments.run(arguments)
-        _flush()
+            if arguments.command is None:
+                parser.print_help(sys.stderr)
+                return BAD_INPUT
+            with _unwinding():
+                arguments.run(arguments)
+        except SystemExit as stop:  # of argparse, after --help, --version and errors, or of a signal
+            status = int(stop.code or OK)
+        if sys.stdout is not None:  # as it is in a process that began with it closed
+            sys.stdout.flush()  # not at the interpreter's exit, where no error can be caught
+        return status
     except CommandError as error:
         _tell(f"nbbn {arguments.command}: error: {error}")
         return BAD_INPUT
@@ -106,18 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _tell("nbbn: interrupted")
         return INTERRUPTED
-    except _Terminated as end:
-        return 128 + int(end.args[0])
-    return OK
-
-
-class _Terminated(BaseException):
-    """The number of a signal that ends the process, as an exception: half-written files go, as after Ctrl-C."""
 
 
 @contextlib.contextmanager
 def _unwinding() -> Iterator[None]:
-    """Raise `_Terminated` on signals that would end the process.
+    """Raise SystemExit on signals that would end the process: half-written files go, as after Ctrl-C.
 
     Not on those that are ignored, as SIGHUP is under nohup, and not where a program that calls `main` has
     a handler of its own.
@@ -135,7 +128,7 @@ def _unwinding() -> Iterator[None]:
         if ended - before > _AT_ONCE:
             # What is being opened just now is closed with the process.
             warnings.simplefilter("ignore", ResourceWarning)
-            raise _Terminated(number)
+            raise SystemExit(128 + number)
 
     for number in ours:
         signal.signal(number, end)
@@ -144,12 +137,6 @@ def _unwinding() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _flush() -> None:
-    """Flush standard output here, not at the interpreter's exit, where no error can be caught."""
-    if sys.stdout is not None:  # as it is in a process that began with it closed
-        sys.stdout.flush()
 
 
 def _tell(text: str) -> None:

@@ -1,8 +1,7 @@
 """What ``nbbn demo`` measures: a small classifier in NumPy, trained by hand with and without :class:`nbbn.BatchNorm`.
 
-A layer is called forwards, ``y = layer(x)``, and then backwards, ``grad_x = layer.backward(grad_y)``, which also
-leaves the gradient of each of its parameters beside it, as ``grad_NAME``. :class:`nbbn.BatchNorm` has the same form,
-so it goes into the list of layers as it is.
+Layers have the form of :class:`nbbn.BatchNorm`: ``y = layer(x)``, and then ``grad_x = layer.backward(grad_y)``, which
+also leaves the gradient of each of its parameters beside it, as ``grad_NAME``.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ class Dense:
     def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, dtype: DTypeLike) -> None:
         self.weight: FloatArray = rng.normal(0.0, np.sqrt(2.0 / inputs), (inputs, outputs)).astype(dtype)
         self.bias: FloatArray = np.zeros(outputs, dtype)
-        self.grad_weight: FloatArray = np.zeros_like(self.weight)
-        self.grad_bias: FloatArray = np.zeros_like(self.bias)
+        self.grad_weight, self.grad_bias = np.zeros_like(self.weight), np.zeros_like(self.bias)
 
     def __call__(self, x: FloatArray) -> FloatArray:
         self._x = x
@@ -92,14 +90,10 @@ class Network:
         return grad_logits
 
     def train(self, mode: bool = True) -> None:
-        """Normalize with the statistics of each batch, and update the running ones."""
+        """Normalize with the statistics of each batch, and update the running ones; or with these, if not ``mode``."""
         for layer in self.layers:
             if isinstance(layer, nbbn.BatchNorm):
                 layer.train(mode)
-
-    def eval(self) -> None:
-        """Normalize with the running statistics: a sample's result depends on nothing else."""
-        self.train(False)
 
     def parameters(self) -> list[tuple[FloatArray, FloatArray]]:
         """Return each parameter with the gradient of the last backward call, in a fixed order."""
@@ -125,7 +119,7 @@ def softmax_cross_entropy(logits: FloatArray, labels: IntArray) -> tuple[float, 
 
 
 class SGD:
-    """Stochastic gradient descent with momentum, in place."""
+    """Stochastic gradient descent with momentum."""
 
     def __init__(self, learning_rate: float, momentum: float) -> None:
         self.learning_rate, self.momentum = learning_rate, momentum
@@ -140,16 +134,14 @@ class SGD:
             parameter += velocity
 
 
-def train_one_epoch(
-    network: Network, optimizer: SGD, x: FloatArray, labels: IntArray, batches: Sequence[IntArray]
-) -> float:
+def train_one_epoch(network: Network, sgd: SGD, x: FloatArray, labels: IntArray, batches: Sequence[IntArray]) -> float:
     """Take one step a batch, in training mode; return the mean loss."""
     network.train()
     losses = []
     for batch in batches:
         loss, gradient = softmax_cross_entropy(network(x[batch]), labels[batch])
         network.backward(gradient)
-        optimizer.step(network.parameters())
+        sgd.step(network.parameters())
         losses.append(loss)
     return float(np.mean(losses))
 
@@ -191,8 +183,7 @@ class Setting(NamedTuple):
     scaled: bool  # whether the first layer's weights are multiplied by 100 before training
 
 
-SETTINGS = tuple(Setting(*each) for each in itertools.product(LEARNING_RATES, (True, False), (False, True)))
-"""Everything that is compared."""
+SETTINGS = tuple(itertools.starmap(Setting, itertools.product(LEARNING_RATES, (True, False), (False, True))))
 
 
 class Outcome(NamedTuple):
@@ -210,22 +201,20 @@ class Outcome(NamedTuple):
 def train(setting: Setting, digits: Digits, *, epochs: int, seed: int, after_epoch: Callable[[], None]) -> Outcome:
     """Train one network and test it after each epoch.
 
-    Settings differ in nothing else: the initial weights (but for their scale) and the order of
-    the images are the same for the same seed.
+    Settings differ in nothing else: a seed stands for initial weights (but for their scale) and an order of the images.
     """
     # A dependency of scikit-learn, so it is there where the digits are.
     from threadpoolctl import threadpool_limits
 
     network = Network(SIZES, batch_norm=setting.batch_norm, seed=seed, scale=SCALE if setting.scaled else 1.0)
-    optimizer, shuffler = SGD(setting.learning_rate, MOMENTUM), np.random.default_rng(seed)
-    # A diverging network overflows; that is found below, by looking for it. The matrices are so
-    # small that a second BLAS thread gains nothing, and on a busy machine waiting for it made the
-    # training six times slower.
+    sgd, shuffler = SGD(setting.learning_rate, MOMENTUM), np.random.default_rng(seed)
+    # A diverging network overflows; that is found below, by looking for it. The matrices are so small that a second
+    # BLAS thread gains nothing, and on a busy machine waiting for it made the training six times slower.
     with np.errstate(all="ignore"), threadpool_limits(limits=1, user_api="blas"):
         accuracies = [_test(network, digits)]
         for _ in range(epochs):
             batches = shuffled_batches(len(digits.x_train), BATCH_SIZE, shuffler)
-            loss = train_one_epoch(network, optimizer, digits.x_train, digits.y_train, batches)
+            loss = train_one_epoch(network, sgd, digits.x_train, digits.y_train, batches)
             accuracy = _test(network, digits)
             after_epoch()
             if not np.isfinite(loss + accuracy):
@@ -236,7 +225,7 @@ def train(setting: Setting, digits: Digits, *, epochs: int, seed: int, after_epo
 
 def _test(network: Network, digits: Digits) -> float:
     """Return the accuracy on the test images, in inference mode; NaN if the logits overflowed."""
-    network.eval()
+    network.train(False)
     logits = network(digits.x_test)
     if not np.isfinite(logits).all():
         return float("nan")
@@ -244,10 +233,9 @@ def _test(network: Network, digits: Digits) -> float:
 
 
 def logit_change(digits: Digits, *, batch_norm: bool, seed: int) -> float:
-    """Return how much the logits of a training batch change with the first layer's scale.
+    """Return the largest change of a logit of a training batch, as a share of the largest one.
 
-    That is the largest change of a logit, as a share of the largest logit, when the first layer
-    of the untrained network is multiplied by 100.
+    What changes is the first layer of the untrained network: it is multiplied by 100.
     """
     networks = (Network(SIZES, batch_norm=batch_norm, seed=seed, scale=scale) for scale in (1.0, SCALE))
     before, after = (network(digits.x_train[:BATCH_SIZE]) for network in networks)

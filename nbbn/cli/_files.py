@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,9 +44,8 @@ def is_table(path: Path, name: str) -> bool:
 def explained(path: Path) -> Iterator[None]:
     """Make a CommandError of what is wrong with an input; other errors are mistakes in the code."""
     try:
-        yield
-    except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror or error}") from None
+        with _told(f"cannot read {path}"):
+            yield
     except MemoryError as error:
         raise CommandError(f"{path}: not enough memory for its channels or for threads ({error})") from error
     except (TypeError, ValueError) as error:
@@ -61,10 +59,17 @@ def explained(path: Path) -> Iterator[None]:
         raise CommandError(text) from error
 
 
-def check_file(path: Path, name: str, *others: Path, size: int = 0) -> None:
-    """Make sure that a file can be made in the folder, has room there, and is none of others."""
-    try:
-        paths.check_regular(f"{name}: expected a file", path)
+def check_file(path: Path | None, name: str, *others: Path | None, size: int = 0) -> None:
+    """Make sure that a file can be made in the folder, has room there, and is none of others; of None, nothing."""
+    if path is None:
+        return
+    with _told(f"{name}: cannot write {path}"):
+        try:
+            paths.check_regular(f"{name}: expected a file", path)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        except IsADirectoryError:
+            raise CommandError(f"{name}: {path} is a folder, expected a file") from None
         temporary = state_files.beside(path)
         try:  # an interrupt leaves no file, and nothing that is not closed
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -74,31 +79,27 @@ def check_file(path: Path, name: str, *others: Path, size: int = 0) -> None:
                 temporary.unlink()
             raise
         free = shutil.disk_usage(path.resolve().parent).free
-    except ValueError as error:
-        raise CommandError(str(error)) from None
-    except IsADirectoryError:
-        raise CommandError(f"{name}: {path} is a folder, expected a file") from None
-    except OSError as error:
-        raise _cannot_write(path, name, error) from None
     if free < size:
         raise CommandError(f"{name}: {path} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free")
     for other in others:
-        if path.resolve() == other.resolve():
+        if other is not None and path.resolve() == other.resolve():
             raise CommandError(f"{name}: expected a file of its own, got {path}")
 
 
 @contextlib.contextmanager
 def writing(path: Path, name: str) -> Iterator[BinaryIO]:
     """Open a file that is made, or replaced, once it is whole."""
+    with _told(f"{name}: cannot write {path}"), state_files.replacing(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _told(failed: str) -> Iterator[None]:
+    """Make a CommandError of what the system says."""
     try:
-        with state_files.replacing(path) as file:
-            yield file
+        yield
     except OSError as error:
-        raise _cannot_write(path, name, error) from None
-
-
-def _cannot_write(path: Path, name: str, error: OSError) -> CommandError:
-    return CommandError(f"{name}: cannot write {path}: {error.strerror or error}")
+        raise CommandError(f"{failed}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager
@@ -115,29 +116,30 @@ def values_of(path: Path, file: BinaryIO, key: str = "arr_0") -> Iterator[Binary
 def load_statistics(path: Path) -> Statistics:
     """Return statistics that were saved."""
     try:
-        return _stream.load(path)
-    except OSError as error:
-        raise CommandError(f"--stats: cannot read {path}: {error.strerror or error}") from None
+        with _told(f"--stats: cannot read {path}"):
+            return _stream.load(path)
     except ValueError as error:
         raise CommandError(str(error).replace("path:", "--stats:", 1)) from error
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
     """Write an .npz file, whole or not at all."""
-    try:
+    with _told(f"--save-stats: cannot write {path}"):
         _stream.save(path, *statistics)
-    except OSError as error:
-        raise _cannot_write(path, "--save-stats", error) from None
 
 
-def check_figure(path: Path) -> None:
-    """Make sure, before the work is done, that there can be a drawing, and that it can be written."""
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise missing("matplotlib", error) from None
-    suffix_of(path, "--plot", FIGURES)
-    check_file(path, "--plot")
+def new_figure(width: float, height: float) -> Any:
+    """Return a matplotlib figure of this size in inches."""
+    # Without pyplot: no window system is looked for, and no state is left behind.
+    return imported("matplotlib.figure", "matplotlib").Figure(figsize=(width, height), layout="constrained")
+
+
+def check_figure(path: Path | None) -> None:
+    """Make sure, before the work is done, that there can be a drawing, if one is wanted, and that it can be written."""
+    if path is not None:
+        imported("matplotlib.figure", "matplotlib")
+        suffix_of(path, "--plot", FIGURES)
+        check_file(path, "--plot")
 
 
 def write_figure(path: Path, figure: Any) -> None:
@@ -146,13 +148,10 @@ def write_figure(path: Path, figure: Any) -> None:
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
 
 
-def missing(package: str, error: ImportError) -> CommandError:
-    """Return the error that says what is to be installed."""
-    reason = str(error).partition("\n")[0]
-    return CommandError(f"{package} is needed ({reason}); {INSTALL}")
-
-
-def tell(line: str) -> None:
-    """Print a line for who sits at a terminal."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        print(line, file=sys.stderr)
+def imported(module: str, package: str) -> Any:
+    """Return a module of a package; where it is not there, say what is to be installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        reason = str(error).partition("\n")[0]
+        raise CommandError(f"{package} is needed ({reason}); {INSTALL}") from None

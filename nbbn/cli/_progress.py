@@ -29,8 +29,7 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         """Wipe the bar, also after an error, so that what follows starts on a clean line."""
-        if self._visible:
-            self._write("\r" + " " * self._columns() + "\r")
+        self._draw(wipe=True)
 
     def advance(self, steps: int = 1) -> None:
         """Count steps as done and, ten times a second at most, redraw the bar."""
@@ -38,18 +37,18 @@ class Progress:
         if time.monotonic() - self._drawn_at >= _SECONDS_BETWEEN_DRAWINGS:
             self._draw()
 
-    def _draw(self) -> None:
-        if self._visible:
-            columns = self._columns()
-            self._write("\r" + self._line()[:columns].ljust(columns))
-            self._drawn_at = time.monotonic()
-
-    def _write(self, text: str) -> None:
+    def _draw(self, wipe: bool = False) -> None:
+        if not self._visible:
+            return
+        # One less than the terminal has: a full last column makes some terminals scroll.
+        columns = max(1, shutil.get_terminal_size().columns - 1)
+        text = " " * columns + "\r" if wipe else self._line()[:columns].ljust(columns)
         try:
-            self._stream.write(text)
+            self._stream.write(f"\r{text}")
             self._stream.flush()
         except OSError:  # the terminal has gone; the work goes on
             self._visible = False
+        self._drawn_at = time.monotonic()
 
     def _line(self) -> str:
         share = min(1.0, self.done / self.total) if self.total else 1.0
@@ -62,10 +61,6 @@ class Progress:
         if 0 < self.done < self.total:
             line += f", {_duration(elapsed * (self.total - self.done) / self.done)} left"
         return line
-
-    def _columns(self) -> int:
-        # One less than the terminal has: a full last column makes some terminals scroll.
-        return max(1, shutil.get_terminal_size().columns - 1)
 
 
 def _duration(seconds: float) -> str:

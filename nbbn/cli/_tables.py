@@ -15,12 +15,10 @@ from nbbn.cli._progress import Progress
 from nbbn.standardizer import _tables
 
 
-@contextlib.contextmanager
-def opened(arguments: argparse.Namespace) -> Iterator[TableInput]:
-    """Open the input."""
+def opened(arguments: argparse.Namespace) -> Any:
+    """Open the input, for a `TableInput`."""
     path = arguments.input
-    with _tables.opened(path, "IN", path.suffix.lower(), _delimiter(arguments, path)) as table:
-        yield TableInput(arguments, table)
+    return _tables.opened(path, "IN", path.suffix.lower(), _delimiter(arguments, path))
 
 
 class TableInput:

@@ -16,15 +16,11 @@ from nbbn._bench.problem import FUSED, OPERATIONS, Case, Shape
 from nbbn._bench.race import BASELINE, Outcome, Race, Result
 from nbbn._engine.threads import affinity as usable_cores
 from nbbn.cli import _files
-from nbbn.cli._bench_table import overview_lines
+from nbbn.cli._bench_report import make_figure, overview_lines
 from nbbn.cli._files import CommandError
 from nbbn.cli._progress import Progress
 
 HELP = "measure nbbn on this machine, beside other libraries and the limit of the memory"
-DESCRIPTION = (
-    "Time nbbn in float32, beside NumPy, torch, onnxruntime and scikit-learn, as far as they are installed, and loops "
-    "that only move memory."
-)
 EXAMPLE = f"nbbn bench --quick --plot bars.png (--plot needs matplotlib: {_files.INSTALL})"
 
 BATCH = 32
@@ -56,13 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, print the tables and write what was asked for."""
+    """Time nbbn in float32, beside other libraries and loops that only move memory.
+
+    The libraries are NumPy, torch, onnxruntime and scikit-learn, as far as they are installed.
+    """
     record, drawing = arguments.json, arguments.plot
     # Before the work: a mistyped path should not cost minutes.
-    if record is not None:
-        _files.check_file(record, "--json")
-    if drawing is not None:
-        _files.check_figure(drawing)
+    _files.check_file(record, "--json")
+    _files.check_figure(drawing)
     compiled, started = _count_compiled(), time.monotonic()
     rounds, seconds = _BRIEF if arguments.quick else _THOROUGH
     cases, results = list_cases(arguments.quick, usable_cores()), []
@@ -77,12 +74,16 @@ def run(arguments: argparse.Namespace) -> None:
             file.write(f"{json.dumps(_as_json(results, race), indent=1)}\n".encode())
         print(f"All numbers are in {record}")
     if drawing is not None:
-        _write_plot(drawing, results)
+        try:
+            figure = make_figure(results)
+        except ValueError as error:
+            raise CommandError(f"--plot: {error}") from None
+        _files.write_figure(drawing, figure)
         print(f"The bars are in {drawing}")
     # A result of nbbn that is wrong, or missing, must not look like success.
     for result in results:
-        outcome = result.outcomes.get(BASELINE)
-        if outcome is not None and outcome.status == "failed":
+        outcome = result.outcomes[BASELINE]
+        if outcome.status == "failed":
             raise CommandError(f"{BASELINE} failed in {result.case.label}: {outcome.cause}")
 
 
@@ -134,19 +135,7 @@ def _print_duration(seconds: float, compiled: int) -> None:
     if nbbn.config()["cache_directory"] is None:
         print("Compiled code is not kept here (see NBBN_CACHE_DIR), so each run compiles.")
     elif compiled > 0:
-        print(
-            f"In these, {compiled} kernels were compiled;\nthat is not part of the times above, and "
-            "the next run finds them on disk."
-        )
+        print(f"In these, {compiled} kernels were compiled;")
+        print("that is not part of the times above, and the next run finds them on disk.")
     else:
         print("All kernels were compiled before.")
-
-
-def _write_plot(path: Path, results: list[Result]) -> None:
-    from nbbn.cli import _bench_plot
-
-    try:
-        figure = _bench_plot.make_figure(results)
-    except ValueError as error:
-        raise CommandError(f"--plot: {error}") from None
-    _files.write_figure(path, figure)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nbbn.cli import _experiment as experiment
 from nbbn.cli import _files
@@ -13,14 +15,18 @@ from nbbn.cli._experiment import Digits, Outcome, Setting
 from nbbn.cli._progress import Progress
 
 HELP = "train a classifier on handwritten digits, with and without batch normalization"
-DESCRIPTION = (
-    "Train a small classifier on scikit-learn's 1,797 handwritten digits with and without "
-    "batch normalization, at several learning rates, and print what happened."
-)
 EXAMPLE = f"nbbn demo --plot curves.png (needs scikit-learn, and matplotlib for --plot: {_files.INSTALL})"
 
 _LINE = "{:>8}  {:13}  {:>8}  {:>7}  {:>17}"
 _WIDTH = 79
+
+# Blue and vermilion of Okabe and Ito's palette, which colour-blind readers can tell apart; in black
+# and white the line (solid or dashed) and the marker (full or hollow) say the same.
+_LOOKS: dict[str, dict[str, Any]] = {
+    "with": {"color": "#0072B2", "linestyle": "-"},
+    "without": {"color": "#D55E00", "linestyle": "--", "markerfacecolor": "white"},
+}
+_MARKERS = "os^"  # of the learning rates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,16 +66,15 @@ def _natural(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, print the table and, with ``--plot``, draw the learning curves."""
-    path, epochs, seed = arguments.plot, arguments.epochs, arguments.seed
-    if path is not None:
-        # Before training, because a mistyped path should not cost a minute.
-        _files.check_figure(path)
-    try:
-        digits = experiment.load_digits()
-    except ImportError as error:
-        raise _files.missing("scikit-learn", error) from None
+    """Train a small classifier on scikit-learn's 1,797 handwritten digits with and without batch normalization.
 
+    That is done at several learning rates, and what happened is printed.
+    """
+    path, epochs, seed = arguments.plot, arguments.epochs, arguments.seed
+    # Before training, because a mistyped path should not cost a minute.
+    _files.check_figure(path)
+    _files.imported("sklearn", "scikit-learn")
+    digits = experiment.load_digits()
     train, test = len(digits.x_train), len(digits.x_test)
     print(
         f"{train + test:,} handwritten digits of 8x8 pixels: {train:,} to learn from, {test} to test on.\n"
@@ -82,22 +87,18 @@ def run(arguments: argparse.Namespace) -> None:
     _print_table(outcomes)
     _print_explanation(outcomes, digits, seed)
     if path is not None:
-        from nbbn.cli import _plot
-
-        _files.write_figure(path, _plot.make_figure(outcomes))
+        _files.write_figure(path, make_figure(outcomes))
         print(f"\nThe learning curves are in {path}")
 
 
 def _train_all(digits: Digits, epochs: int, seed: int) -> dict[Setting, Outcome]:
-    settings = experiment.SETTINGS
+    settings, train = experiment.SETTINGS, partial(experiment.train, digits=digits, seed=seed)
     with Progress(1, "Compiling") as progress:  # before the clock of the next bar starts
-        experiment.train(settings[0], digits, epochs=1, seed=seed, after_epoch=progress.advance)
+        train(settings[0], epochs=1, after_epoch=progress.advance)
     outcomes = {}
     with Progress(len(settings) * epochs, "Training") as progress:
         for number, setting in enumerate(settings, start=1):
-            outcomes[setting] = experiment.train(
-                setting, digits, epochs=epochs, seed=seed, after_epoch=progress.advance
-            )
+            outcomes[setting] = train(setting, epochs=epochs, after_epoch=progress.advance)
             # One that diverged stopped early.
             progress.advance(number * epochs - progress.done)
     return outcomes
@@ -126,19 +127,48 @@ def _print_explanation(outcomes: Mapping[Setting, Outcome], digits: Digits, seed
 
     with_layer, without = (experiment.logit_change(digits, batch_norm=has, seed=seed) for has in (True, False))
     happened = (
-        f"What happened: 95 % was reached at {reached(True, False)} of {len(experiment.LEARNING_RATES)} "
-        f"learning rates with batch normalization and at {reached(False, False)} "
-        "without; when the first layer's weights were multiplied by 100 before training, at "
-        f"{reached(True, True)} with and at {reached(False, True)} without. "
+        f"What happened: 95 % was reached at {reached(True, False)} of {len(experiment.LEARNING_RATES)} learning rates "
+        f"with batch normalization and at {reached(False, False)} without; when the first layer's weights were "
+        f"multiplied by 100 before training, at {reached(True, True)} with and at {reached(False, True)} without. "
         "About 10 % is guessing; 'diverged' means that the numbers overflowed."
     )
     why = (
-        "Why: the layer subtracts the mean of each feature over the batch and divides by its "
-        "standard deviation, so a factor on the weights before it cancels: 100 times the first "
-        f"layer changes the logits of a training batch by {100 * with_layer:.1g} % of the largest "
-        f"one (which is due to eps). Without batch normalization it changes them by "
-        f"{100 * without:,.0f} %, and with them the gradients, so that the first steps are far too "
-        "long."
+        "Why: the layer subtracts the mean of each feature over the batch and divides by its standard deviation, so a "
+        "factor on the weights before it cancels: 100 times the first layer changes the logits of a training batch by "
+        f"{100 * with_layer:.1g} % of the largest one (which is due to eps). Without batch normalization it changes "
+        f"them by {100 * without:,.0f} %, and with them the gradients, so that the first steps are far too long."
     )
     for paragraph in (happened, why):
         print(f"\n{textwrap.fill(paragraph, _WIDTH)}")
+
+
+def make_figure(outcomes: Mapping[Setting, Outcome]) -> Any:
+    """Return the learning curves: usual initial weights on the left, scaled ones on the right."""
+    figure = _files.new_figure(9, 5)
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    left.set_title("usual initial weights")
+    right.set_title("first layer's initial weights x 100")
+    left.set_ylabel("test accuracy (%)")
+    for axes, scaled in ((left, False), (right, True)):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylim(0, 102)
+        axes.set_yticks((0, 20, 40, 60, 80, 100 * experiment.GOAL, 100))
+        axes.grid(color="0.9")
+        axes.axhline(100 * experiment.GOAL, color="0.5", linestyle=":", linewidth=1)
+        for name, look in _LOOKS.items():
+            for number, (rate, marker) in enumerate(zip(experiment.LEARNING_RATES, _MARKERS, strict=True)):
+                outcome = outcomes[Setting(rate, name == "with", scaled)]
+                percent = [100 * accuracy for accuracy in outcome.accuracies]
+                # Markers of curves that lie on each other should not.
+                every = number, len(experiment.LEARNING_RATES)
+                label = f"{name} batch normalization, learning rate {rate:g}"
+                axes.plot(percent, marker=marker, markevery=every, markersize=6, linewidth=1.5, label=label, **look)
+                if outcome.diverged:
+                    end, text = (len(percent) - 1, percent[-1]), f"diverged: {name}, learning rate {rate:g}"
+                    axes.plot(*end, marker="x", color="black", markersize=10)
+                    axes.annotate(text, end, xytext=(8, 8 + 14 * number), textcoords="offset points")
+    # Below the axes, where it covers no curve.
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure

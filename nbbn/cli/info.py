@@ -9,12 +9,12 @@ from nbbn._compiler import jit
 from nbbn._engine import threads
 
 HELP = "print versions, threads and cache folder"
-DESCRIPTION = "Print versions, threading layer, threads, SIMD width and cache folder, for a bug report."
 EXAMPLE = "nbbn info"
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print :func:`nbbn.show_config`, with the threading layer that a large call would load."""
+    """Print versions, threading layer, threads, SIMD width and cache folder, for a bug report."""
+    # the layer that a large call would load
     if nbbn.get_num_threads() > 1 and jit.is_enabled():
         threads.has_usable_layer()
     nbbn.show_config()

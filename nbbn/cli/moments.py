@@ -11,11 +11,6 @@ from nbbn.cli._files import Statistics, check_file, save_statistics
 from nbbn.cli._inputs import add_input, opened
 
 HELP = "print count, mean and variance of each channel or column of a file"
-DESCRIPTION = (
-    "Print a line for each channel of an array, or each numeric column of a table: its number or name, the count of "
-    "its values, their mean and their population variance, with all digits. Missing values (NaN, empty cells) are "
-    "left out. The file may be larger than memory."
-)
 EXAMPLE = "nbbn moments people.csv --json"
 
 _WIDTH = 24  # of the longest float64 that repr writes
@@ -34,11 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the table, or save the statistics."""
+    """Print a line for each channel of an array, or each numeric column of a table.
+
+    It has a number or name, the count of the values, their mean and their population variance, with all digits.
+    Missing values (NaN, empty cells) are left out. The file may be larger than memory.
+    """
     saved = arguments.save_stats
     with opened(arguments) as source:
-        if saved is not None:
-            check_file(saved, "--save-stats", arguments.input)
+        check_file(saved, "--save-stats", arguments.input)
         found = source.moments("statistics")
     if saved is not None:
         save_statistics(saved, found)
@@ -53,13 +51,8 @@ def _rows(found: Statistics) -> list[dict[str, Any]]:
     features, names = found
     columns = features.counts.tolist(), features.means().tolist(), features.variances().tolist()
     return [
-        {
-            "channel": names[number] if names else number,
-            "count": int(count),
-            "mean": mean if count else None,
-            "var": var if count else None,
-        }
-        for number, (count, mean, var) in enumerate(zip(*columns, strict=True))
+        {"channel": channel, "count": int(count), "mean": mean if count else None, "var": var if count else None}
+        for channel, count, mean, var in zip(names or range(len(columns[0])), *columns, strict=True)
     ]
 
 

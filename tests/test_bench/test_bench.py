@@ -22,7 +22,7 @@ from nbbn._bench.problem import (
     make_problem,
 )
 from nbbn._bench.race import Outcome, Race, Result
-from nbbn.cli import _bench_table as table
+from nbbn.cli import _bench_report as table
 from nbbn.cli import bench, main
 
 NAMES = ("nbbn", "numpy", "limit")
@@ -217,8 +217,6 @@ def test_unwritable_files(no_race, capsys, tmp_path):
 def test_without_matplotlib(no_race, capsys, monkeypatch, tmp_path):
     for name in ("matplotlib", "matplotlib.axes", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "nbbn.cli._bench_plot", raising=False)
-    monkeypatch.delattr(nbbn.cli, "_bench_plot", raising=False)
     assert main(["bench", "--plot", str(tmp_path / "bars.svg")]) == 2
     check_error(capsys, "matplotlib", 'pip install ".[demo]"')
 
@@ -291,7 +289,7 @@ def test_ratios_have_three_digits(ratio, text):
 
 def test_bars_are_the_ratios():
     pytest.importorskip("matplotlib", reason="it draws the bars")
-    from nbbn.cli._bench_plot import make_figure
+    from nbbn.cli._bench_report import make_figure
 
     results = [
         result({"nbbn": 1.2, "numpy": 30.0, "jax": 0.8, "limit": 1.0}),
@@ -310,7 +308,7 @@ def test_bars_are_the_ratios():
 
 def test_labels_stay_inside(tmp_path):
     pytest.importorskip("matplotlib", reason="it draws the bars")
-    from nbbn.cli._bench_plot import make_figure
+    from nbbn.cli._bench_report import make_figure
 
     times = {"numpy": 9e4, "torch": 0.9, "onnxruntime": 1e5, "openvino": 1.1, "sklearn": 900.0}
     shape = (1_000_000, 32)

@@ -12,7 +12,7 @@ import pytest
 
 import nbbn
 import nbbn.cli
-from nbbn.cli import _experiment, _files, main
+from nbbn.cli import _experiment, _files, demo, main
 from nbbn.cli._experiment import (
     SGD,
     Network,
@@ -36,9 +36,7 @@ def load_digits():
 
 def import_plot():
     pytest.importorskip("matplotlib", reason="it draws the learning curves")
-    from nbbn.cli import _plot
-
-    return _plot
+    return demo
 
 
 @pytest.fixture
@@ -124,7 +122,7 @@ def test_initial_weights_are_the_same_with_and_without_the_layer():
 def test_train_and_eval_reach_every_normalization():
     network = Network((5, 7, 6, 3), batch_norm=True, seed=0)
     normalizations = [layer for layer in network.layers if isinstance(layer, nbbn.BatchNorm)]
-    network.eval()
+    network.train(False)
     assert [layer.training for layer in normalizations] == [False, False]
     network.train()
     assert [layer.training for layer in normalizations] == [True, True]
@@ -134,7 +132,7 @@ def test_in_inference_a_sample_depends_on_no_other():
     network = Network((5, 7, 3), batch_norm=True, seed=0, dtype=np.float64)
     x = np.random.default_rng(0).normal(size=(8, 5))
     network(x)
-    network.eval()
+    network.train(False)
     np.testing.assert_allclose(network(x[:1]), network(x)[:1], rtol=1e-12)
 
 
@@ -167,7 +165,7 @@ def test_one_epoch_changes_every_parameter():
     x, labels = rng.normal(size=(40, 5)).astype(np.float32), rng.integers(0, 3, 40)
     network = Network((5, 7, 3), batch_norm=True, seed=0)
     before = [parameter.copy() for parameter, _ in network.parameters()]
-    network.eval()
+    network.train(False)
     train_one_epoch(network, SGD(0.1, 0.9), x, labels, shuffled_batches(40, 10, rng))
     after = [parameter for parameter, _ in network.parameters()]
     assert len(after) == 6
@@ -341,8 +339,6 @@ def test_without_scikit_learn(no_training, capsys, monkeypatch):
 def test_without_matplotlib(no_training, capsys, monkeypatch, tmp_path):
     for name in ("matplotlib", "matplotlib.axes", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "nbbn.cli._plot", raising=False)
-    monkeypatch.delattr(nbbn.cli, "_plot", raising=False)
     assert main(["demo", "--plot", str(tmp_path / "curves.png")]) == 2
     check_error(capsys, "matplotlib", 'pip install ".[demo]"')
 

@@ -19,19 +19,16 @@ from nbbn._bench import libraries
 
 _TRAINED = ("y", "new_mean", "new_var")
 
-_STEPS: dict[tuple[str, ...], tuple[str, ...]] = {
-    (): (),
-    ("relu",): ("Relu({v})",),
-    ("residual", "relu"): ("Add({v}, residual)", "Relu({v})"),
-    ("hard_swish",): ("HardSwish({v})",),
-    ("silu",): ("Identity({v}) part = Sigmoid({v})", "Mul({v}, part)"),
-    ("mish",): ("Identity({v}) soft = Softplus({v}) part = Tanh(soft)", "Mul({v}, part)"),
-    ("prelu",): (
-        f"Identity({{v}}) number = Constant <value_float = {SLOPE}> () slope = CastLike(number, {{v}})",
-        "PRelu({v}, slope)",
-    ),
+_STEPS: dict[tuple[str, ...], str] = {
+    (): "",
+    ("relu",): "y = Relu(v)",
+    ("residual", "relu"): "sum = Add(v, residual) y = Relu(sum)",
+    ("hard_swish",): "y = HardSwish(v)",
+    ("silu",): "part = Sigmoid(v) y = Mul(v, part)",
+    ("mish",): "soft = Softplus(v) part = Tanh(soft) y = Mul(v, part)",
+    ("prelu",): f"number = Constant <value_float = {SLOPE}> () slope = CastLike(number, v) y = PRelu(v, slope)",
 }
-"""The nodes that follow."""
+"""The nodes that follow, which make y of what is v."""
 
 
 class OnnxRuntime(Implementation, libraries.OnnxRuntime):
@@ -65,7 +62,7 @@ class OnnxRuntime(Implementation, libraries.OnnxRuntime):
     def _calls(self, problem: Problem, names: tuple[str, ...]) -> tuple[Any, Any]:
         """Return the call, and what makes the list of output arrays of its result."""
         x, given = problem.x, _inputs(problem)
-        session = self.session(problem, given, names, *_STEPS[problem.case.steps])
+        session = self.session(problem, given, names, _STEPS[problem.case.steps])
         if problem.case.variant == "fresh":
             return partial(session.run, None, given), list
         shapes = [x.shape, *[(problem.case.channels,)] * (len(names) - 1)]

@@ -26,7 +26,7 @@ from benchmarks.harness.implementations.base import (
     named_y,
 )
 from benchmarks.harness.problem import EPS, TOLERANCE, Array, Problem, WrongResultError
-from nbbn._bench.problem import aligned, stack
+from nbbn._bench.problem import stack
 from nbbn._bench.timer import fastest, ways
 
 _LANES = 16  # what is left over of a size that is no multiple is not touched
@@ -90,6 +90,11 @@ class Yardstick(Implementation):
         return spread
 
 
+def _aligned(size: int, dtype: Any) -> Array:
+    """Return a stack of one row, as `stack` does, to be written to."""
+    return stack(np.empty(size, dtype))
+
+
 def _used(x: Array) -> int:
     return x.size // _LANES * _LANES
 
@@ -127,7 +132,7 @@ class CopyAffine(Yardstick):
         """``y = 0.75 x + 0.25``, over x where the case is in place; ``y = x`` for half types."""
         p = problem
         x = stack(p.x)
-        y = x if p.case.variant == "inplace" else aligned(x.size, p.result_dtype)
+        y = x if p.case.variant == "inplace" else _aligned(x.size, p.result_dtype)
 
         def make(parallel: bool, streaming: int) -> Callable[[], Any]:
             if p.case.dtype in _SEEN_AS:  # two values as one, bit by bit
@@ -169,7 +174,7 @@ class AddAffine(Yardstick):
         """``y = 0.75 x + residual + 0.25``."""
         p = problem
         seen = _SEEN_AS.get(p.case.dtype, p.x.dtype)
-        result = aligned(p.x.size, p.x.dtype)
+        result = _aligned(p.x.size, p.x.dtype)
         x, residual, y = (array.view(seen) for array in (stack(p.x), stack(p.residual), result))
 
         def make(parallel: bool, streaming: int) -> Callable[[], Any]:
@@ -220,7 +225,7 @@ class _Trips(Yardstick):
         return self._prepare(problem, stack(problem.x), stack(problem.grad_y))
 
     def _prepare(self, problem: Problem, *inputs: Array) -> Prepared:
-        y, sums = aligned(problem.x.size, problem.x.dtype), self._sums(problem)
+        y, sums = _aligned(problem.x.size, problem.x.dtype), self._sums(problem)
         sums.fill(0.0)
 
         def reset() -> None:
