@@ -203,7 +203,7 @@ def dask_normalize(
     for name, vector in (("mean", mean), ("var", var), ("gamma", gamma), ("beta", beta)):
         if vector is not None:
             array = _checks.per_channel(name, vector, x.shape[index], scalar=True)
-            others[name] = _in_chunks(array, (x.chunks[index],)), (index,)
+            others[name] = in_chunks(array, (x.chunks[index],)), (index,)
     return by_block("normalize", normalize, x, others, dtype, **{**options, "axis": index, "dtype": dtype})
 
 
@@ -229,7 +229,7 @@ def _beside(residual: Any, x: Any) -> Any:
         return added  # what does not fit is found block by block
     if unknown or added.shape != x.shape:
         raise ValueError(f"residual: expected shape {x.shape}, that of x, got {added.shape}")
-    return _in_chunks(added, x.chunks)
+    return in_chunks(added, x.chunks)
 
 
 def _aligned(mask: Any, x: Any, index: int) -> Any:
@@ -255,10 +255,11 @@ def _aligned(mask: Any, x: Any, index: int) -> Any:
         of_x if size == wanted and k != index else (size,)
         for k, (size, wanted, of_x) in enumerate(zip(found.shape, x.shape, x.chunks, strict=True))
     )
-    return _in_chunks(found, chunks)
+    return in_chunks(found, chunks)
 
 
-def _in_chunks(array: Any, chunks: Any) -> Any:
+def in_chunks(array: Any, chunks: Any) -> Any:
+    """Return an array, in memory or of dask, as one of dask in these chunks."""
     import dask.array as da
 
     return array.rechunk(chunks) if is_dask(array) else da.from_array(array, chunks=chunks)

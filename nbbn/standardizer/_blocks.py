@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -17,12 +17,12 @@ Advance = Callable[[int], None]  # moves a bar on by so many bytes
 _MOST_THREADS = 8  # each has buffers; more than these wait for the memory anyway
 
 
-def cut(shape: tuple[int, ...], index: int, most: int) -> list[Place]:
-    """Return places, of about ``most`` values each, that follow each other along the axis of the samples."""
+def cut(shape: tuple[int, ...], index: int, most: int) -> Iterator[Place]:
+    """Yield places, of about ``most`` values each, that follow each other along the axis of the samples."""
     axis = samples_axis(index)
     each = max(1, most * shape[axis] // max(1, math.prod(shape)))
-    starts = range(0, shape[axis], each)
-    return [(slice(None),) * axis + (slice(start, start + each),) for start in starts]
+    for start in range(0, shape[axis], each):
+        yield (slice(None),) * axis + (slice(start, start + each),)
 
 
 def samples_axis(index: int) -> int:

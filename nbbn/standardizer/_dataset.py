@@ -112,19 +112,18 @@ def _is_wide(mean: Vector, variances: Vector) -> bool:
     """Return whether float32 has not the range to compute with these."""
     mean = np.abs(mean)
     outside = (variances < _WIDE**-2) | (variances > _WIDE**2) | (mean > _WIDE)
-    if not outside.any():
-        return False
     # Where they are infinite or NaN, so is the result; other features keep their bits.
-    return bool((outside & np.isfinite(variances) & np.isfinite(mean)).any())
+    return bool(outside.any() and (outside & np.isfinite(variances) & np.isfinite(mean)).any())
 
 
-def apply_form(values: Array, index: int, form: Array, dtype: np.dtype[Any], out: Array | None) -> Array:
+def apply_form(values: Array, index: int, form: Array, dtype: np.dtype[Any], out: Array | None = None) -> Array:
     """Return the values that `Fitted.form` makes of others, computed in its dtype.
 
     An infinite value is a ValueError, once all are written.
     """
     if not values.size:
         return np.empty_like(values, dtype) if out is None else out
+    form = np.ascontiguousarray(form)  # of some of the features it is not
     if not _features.is_read_as_it_is(values.dtype):
         y = np.empty_like(values, dtype, subok=False) if out is None else out
 
@@ -192,7 +191,9 @@ class Dense:
         """Check that a mean may be subtracted."""
 
     def has_samples(self, found: FeatureMoments) -> bool:
-        return 0 not in self.values.shape
+        """Return whether there was a sample: a shape of dask's, with NaN in it, does not always tell."""
+        size = math.prod(self.values.shape)
+        return bool(found.counts.any() if math.isnan(size) else size)
 
     def check_fits(self, owner: Any, fitted: Fitted) -> None:
         """Check the features against those of earlier data."""
@@ -235,8 +236,9 @@ class Dense:
         self.is_seen = weights is None  # of weight 0 there may be any
         return found
 
-    def check_frames(self, library: str) -> None:
-        if not (self.values.ndim == 2 and self.index == 1):
+    def check_frames(self, library: str | None) -> None:
+        """Check that the result can be a data frame of the library, if of one."""
+        if library is not None and not (self.values.ndim == 2 and self.index == 1):
             raise ValueError(
                 "X: expected two dimensions, the features last, for a data frame as set_output asked, "
                 f"got shape {self.values.shape} with the features along axis {self.index}"
@@ -278,17 +280,16 @@ class Sparse(Dense):
                 f"scikit-learn), got {error}"
             ) from error
         # As float64: of float32 it would round means, variances and counts to float32.
-        matrix = self._with(self._stored.astype(np.float64, copy=False), self.matrix, copy=False)
+        matrix = self._with(self._stored.astype(np.float64, copy=False), copy=False)
         if not matrix.shape[0]:
             return FeatureMoments.nothing(matrix.shape[1])
         with np.errstate(all="ignore"):
             mean, var, count = sums.mean_variance_axis(matrix, axis=0, weights=weights, return_sum_weights=True)
-            some, m2 = count > 0.0, var * count
-        if not np.isfinite(mean[some] + m2[some]).all():
+            mean, m2 = np.where(count > 0.0, (mean, var * count), 0.0)
+        if not np.isfinite(mean + m2).all():
             _features.check_not_infinite(self._stored[:, None], 1)
         self.is_seen = True
-        low = np.zeros(some.size)
-        mean, m2 = np.where(some, mean, 0.0), np.where(some, m2, 0.0)
+        low = np.zeros(mean.size)
         return FeatureMoments.of((np.maximum(count, 0.0), mean, low, m2, low))
 
     def target(self, out: Any, copy: bool) -> Array | None:
@@ -301,11 +302,12 @@ class Sparse(Dense):
         in_place = not copy and stored is self.values.data and self.matrix.format == "csr"
         return stored if in_place and stored.flags.writeable else None
 
-    def check_frames(self, library: str) -> None:
-        raise ValueError(
-            f"X: expected a dense array for a data frame of {library}, as set_output asked, got a sparse matrix "
-            f"({library.capitalize()} output does not support sparse data)"
-        )
+    def check_frames(self, library: str | None) -> None:
+        if library is not None:
+            raise ValueError(
+                f"X: expected a dense array for a data frame of {library}, as set_output asked, got a sparse matrix "
+                f"({library.capitalize()} output does not support sparse data)"
+            )
 
     def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Any:
         """Return the matrix in CSR form with its stored values divided, or multiplied."""
@@ -313,7 +315,7 @@ class Sparse(Dense):
             _features.check_not_infinite(self._stored[:, None], 1)
         matrix = self.matrix
         if out is None:
-            matrix = self._with(self._stored, matrix, copy=matrix.format == "csr").tocsr()
+            matrix = self._with(self._stored, copy=matrix.format == "csr").tocsr()
         if fitted.with_std:
             scale = fitted.divisors()
             factors = scale if inverse else 1.0 / scale
@@ -324,9 +326,9 @@ class Sparse(Dense):
                     np.multiply(part, those, out=part, casting="same_kind")
         return self.values if out is not None else matrix
 
-    @staticmethod
-    def _with(stored: Array, like: Any, copy: bool) -> Any:
-        """Return a matrix of these stored values at the places of another's."""
+    def _with(self, stored: Array, copy: bool) -> Any:
+        """Return a matrix of these stored values at the same places."""
+        like = self.matrix
         return type(like)((stored, like.indices, like.indptr), shape=like.shape, copy=copy)
 
 
@@ -343,53 +345,36 @@ class Lazy(Dense):
                 f"{X.chunks[self.index]} (compute_chunk_sizes finds them)"
             )
 
-    def has_samples(self, found: FeatureMoments) -> bool:
-        """Return whether there was a sample: a shape does not always tell."""
-        shape = self.values.shape
-        return 0 not in shape and bool(found.counts.any() or not np.isnan(shape).any())
-
     def target(self, out: Any, copy: bool) -> Array | None:
         if out is not None:
             raise ValueError(f"out: expected None for a dask array, got {type(out).__name__}")
         return None
 
-    def check_frames(self, library: str) -> None:
-        raise ValueError("X: expected an array in memory for a data frame as set_output asked, got a dask array")
+    def check_frames(self, library: str | None) -> None:
+        if library is not None:
+            raise ValueError("X: expected an array in memory for a data frame as set_output asked, got a dask array")
 
     def moments(self, weights: Vector | None) -> FeatureMoments:
         """Return the moments of each feature, with the scheduler that dask is set to."""
-        others: dict[str, Any] = {}
+        others, axis = {}, samples_axis(self.index)
         if weights is not None:
-            import dask.array as da
-
-            axis = samples_axis(self.index)
-            others["weights"] = da.from_array(weights, chunks=(self.values.chunks[axis],)), (axis,)
-        found = dask_arrays.merged_blocks(self.values, self.index, _moments_of_block, others)
+            others["weights"] = dask_arrays.in_chunks(weights, (self.values.chunks[axis],)), (axis,)
+        found = dask_arrays.merged_blocks(self.values, self.index, _features.moments_of, others)
         return FeatureMoments.joined(found)
 
     def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Any:
         """Return a dask array of what `Dense.mapped` makes of the blocks."""
-        import dask.array as da
-
         x, index, dtype = self.values, self.index, self.dtype
-        form = da.from_array(fitted.form(inverse, dtype), chunks=(-1, x.chunks[index]))
+        form = dask_arrays.in_chunks(fitted.form(inverse, dtype), (-1, x.chunks[index]))
         others = {"form": (form, (x.ndim, index))}
-        return dask_arrays.by_block("standardize", _mapped_block, x, others, dtype, index=index, dtype=dtype)
-
-
-def _moments_of_block(x: Any, *, axis: int, weights: Any = None) -> FeatureMoments:
-    return _features.moments_of(x, axis, weights)
-
-
-def _mapped_block(values: Array, form: Array, *, index: int, dtype: np.dtype[Any]) -> Array:
-    return apply_form(values, index, np.ascontiguousarray(form), dtype, None)
+        return dask_arrays.by_block("standardize", apply_form, x, others, dtype, index=index, dtype=dtype)
 
 
 def as_dataset(X: Any, axis: Any) -> Dense:
     """Return ``X``, in memory, sparse or of dask, as fitting and transforming look at it."""
-    if type(X) is np.ndarray:
-        return Dense(X, axis)
-    if dask_arrays.is_dask(X):
-        return Lazy(X, axis)
-    is_sparse = hasattr(X, "nnz") and hasattr(X, "tocsr")
-    return Sparse(X, axis) if is_sparse else Dense(X, axis)
+    if type(X) is not np.ndarray:
+        if dask_arrays.is_dask(X):
+            return Lazy(X, axis)
+        if hasattr(X, "nnz") and hasattr(X, "tocsr"):
+            return Sparse(X, axis)
+    return Dense(X, axis)

@@ -13,8 +13,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-_CONTAINERS = ("default", "pandas", "polars")
-
 
 class NotFittedError(ValueError, AttributeError):
     """What `not_fitted` returns in a process without scikit-learn."""
@@ -117,9 +115,9 @@ class Estimator:
         >>> nbbn.Standardizer().set_output(transform="default")
         Standardizer()
         """
+        if transform not in (None, "default", "pandas", "polars"):
+            raise ValueError(f"transform: expected 'default', 'pandas', 'polars' or None, got {transform!r}")
         if transform is not None:
-            if transform not in _CONTAINERS:
-                raise ValueError(f"transform: expected 'default', 'pandas', 'polars' or None, got {transform!r}")
             vars(self)["_sklearn_output_config"] = {"transform": transform}
         return self
 
@@ -264,6 +262,13 @@ def _mismatch(given: Any, known: tuple[str, ...]) -> str:
     return text + ")"
 
 
+def names_in(known: tuple[str, ...] | None) -> NDArray[Any]:
+    """Return the names of the features that came, if they had some."""
+    if known is None:
+        raise AttributeError("feature_names_in_: expected a data frame in fit, got an array")
+    return np.asarray(known, dtype=object)
+
+
 def names_out(given: Sequence[str] | None, known: tuple[str, ...] | None, count: int) -> NDArray[Any]:
     """Return the names of the features that leave, which are those that came."""
     if given is not None and known is not None and tuple(given) != known:
@@ -276,9 +281,8 @@ def names_out(given: Sequence[str] | None, known: tuple[str, ...] | None, count:
             f"input_features: expected {count} names, got {len(given)} "
             f"(input_features should have length equal to number of features ({count}))"
         )
-    names = given if known is None else known
-    numbered = [f"x{number}" for number in range(count)] if names is None else list(names)
-    return np.asarray(numbered, dtype=object)
+    numbered = [f"x{number}" for number in range(count)]
+    return np.asarray(known or (numbered if given is None else list(given)), dtype=object)
 
 
 def as_frame(library: str | None, y: Any, X: Any, known: tuple[str, ...] | None) -> Any:

@@ -103,9 +103,9 @@ class FeatureMoments(NamedTuple):
         return self.counts.astype(np.int64) if whole else self.counts.copy()
 
 
-def moments_of(values: Array, index: int, weights: Vector | None = None) -> FeatureMoments:
-    """Return the moments of each feature, whose axis is ``index``; ``weights`` are of the samples."""
-    return look(values, index, weights)[0]
+def moments_of(values: Array, axis: int, weights: Vector | None = None) -> FeatureMoments:
+    """Return the moments of each feature, whose axis this is; ``weights`` are of the samples."""
+    return look(values, axis, weights)[0]
 
 
 def look(values: Array, index: int, weights: Vector | None) -> tuple[FeatureMoments, Array | None]:
@@ -187,10 +187,8 @@ def _begins_with_gaps(values: Array, index: int) -> bool:
     """Whether one of the first values is missing; of a few values it takes as long to sum them."""
     if values.size <= _FEW or values.dtype not in _checks.PLAIN_DTYPES:
         return False
-    axis = _blocks.samples_axis(index)
-    rows = max(1, _FIRST * values.shape[axis] // values.size)
-    first = values[:rows] if axis == 0 else values[:, :rows]
-    return math.isnan(np.maximum.reduce(first, axis=None))
+    first = next(_blocks.cut(values.shape, index, _FIRST))
+    return math.isnan(np.maximum.reduce(values[first], axis=None))
 
 
 def _whole(values: Array, index: int, weights: masks.Weights | None) -> tuple[FeatureMoments | None, Array | None]:

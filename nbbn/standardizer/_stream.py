@@ -11,9 +11,8 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,8 +32,7 @@ _PER_CHANNEL = 64
 _MEMBERS = "count", "mean", "mean_low", "m2", "m2_low"  # of a file, besides var
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """Some values of some neighbouring channels, in runs that lie in the file ``step`` values apart."""
 
     first: int
@@ -47,10 +45,10 @@ class Block:
     def size(self) -> int:
         return math.prod(self.shape)
 
-    def runs_of(self, values: Array) -> Iterator[tuple[int, Array]]:
-        """Yield for each run of the block's values where it begins in the file, and the values."""
+    def move(self, values: Array, move: Callable[[int, Array], None]) -> None:
+        """Read the block's values, or write them: call ``move`` with each run and where it begins in the file."""
         for number, run in enumerate(values.reshape(self.runs, -1)):
-            yield self.first + number * self.step, run
+            move(self.first + number * self.step, run)
 
 
 def view(header: Header, axis: int) -> tuple[int, int, int]:
@@ -101,8 +99,7 @@ def moments(source: NpyFile, axis: int, advance: Advance) -> FeatureMoments:
 
     def work(block: Block) -> FeatureMoments:
         (values,) = buffers.take(block)
-        for place, run in block.runs_of(values):
-            source.read(place, run)
+        block.move(values, source.read)
         return moments_of(values, 1)
 
     def use(block: Block, result: FeatureMoments) -> None:
@@ -168,13 +165,9 @@ def normalize(source: NpyFile, axis: int, found: FeatureMoments, target: NpyOutp
 
     def work(block: Block) -> None:
         values, result = buffers.take(block)
-        for place, run in block.runs_of(values):
-            source.read(place, run)
-        last = block.channel + block.shape[1]
-        own = form if block.shape[1] == sizes[1] else form[:, block.channel : last].copy()
-        apply_form(values, 1, own, dtype, result)
-        for place, run in block.runs_of(result):
-            target.write(place, run)
+        block.move(values, source.read)
+        apply_form(values, 1, form[:, block.channel : block.channel + block.shape[1]], dtype, result)
+        block.move(result, target.write)
         if block.runs == 1:
             # Now the system begins to write them to the disk: less is left for the end. Until then they are kept.
             target.advise(block.first, block.size, "DONTNEED")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ _BLOCK = 1 << 22  # bytes of text that are read at once
 _VALUES = 1 << 21  # values of a batch of Parquet's
 _BUFFER = 1 << 16  # bytes of a column of it that are read at once
 _FLOAT64 = np.dtype(np.float64)
+_join = compute.binary_join_element_wise
 
 
 class _Table(paths.Source):
@@ -45,25 +47,25 @@ class CsvTable(_Table):
         with self._open({}) as reader:
             self._take(reader.schema)  # of the first block
 
-    def _open(self, types: dict[str, Any], alone: Sequence[str] = ()) -> Any:
+    def _open(self, types: dict[str, Any], columns: Sequence[str] = ()) -> Any:
         self._file.seek(0)
         return csv.open_csv(
             _unclosed(self._file),
             read_options=csv.ReadOptions(block_size=_BLOCK),
             parse_options=csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=types, include_columns=list(alone), check_utf8=False),
+            convert_options=csv.ConvertOptions(column_types=types, include_columns=list(columns), check_utf8=False),
         )
 
     def candidates(self) -> list[str]:
         """Return the columns that look numeric, or empty, in the first block."""
         return [f.name for f in self.schema if _is_numeric(f.type) or pa.types.is_null(f.type)]
 
-    def batches(self, numeric: Sequence[str], alone: bool, advance: Advance) -> Iterator[Any]:
-        """Yield record batches; a cell that is no number is a `NotNumericError`."""
+    def batches(self, numeric: Sequence[str], columns: Sequence[str], advance: Advance) -> Iterator[Any]:
+        """Yield record batches of some columns; a cell that is no number is a `NotNumericError`."""
         types = {name: pa.float64() if name in numeric else pa.binary() for name in self.names}
         before = 0
         try:
-            with self._open(types, numeric if alone else ()) as reader:
+            with self._open(types, columns) as reader:
                 for batch in reader:
                     yield batch
                     place = self._file.tell()
@@ -98,12 +100,11 @@ class ParquetTable(_Table):
     def candidates(self) -> list[str]:
         return [field.name for field in self.schema if _is_numeric(field.type)]
 
-    def batches(self, numeric: Sequence[str], alone: bool, advance: Advance) -> Iterator[Any]:
-        columns = list(numeric) if alone else self.names
+    def batches(self, numeric: Sequence[str], columns: Sequence[str], advance: Advance) -> Iterator[Any]:
         rows, done = max(1, _VALUES // max(1, len(columns))), 0
         total = self._parquet.metadata.num_rows
         for group in range(self._parquet.num_row_groups):
-            for batch in self._parquet.iter_batches(rows, [group], columns):
+            for batch in self._parquet.iter_batches(rows, [group], list(columns)):
                 yield batch
                 before, done = done, done + batch.num_rows
                 advance(self.size * done // total - self.size * before // total)
@@ -124,10 +125,7 @@ def opened(path: str | os.PathLike[str], name: str, suffix: str, delimiter: str)
     """Open a table; what is wrong with it, now or later, is a FileError."""
     with paths.opened(f"{name}: expected a {suffix} file", path) as file:
         try:
-            if suffix == ".parquet":
-                yield ParquetTable(path, file)
-            else:
-                yield CsvTable(path, file, delimiter)
+            yield ParquetTable(path, file) if suffix == ".parquet" else CsvTable(path, file, delimiter)
         except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter: of names
             line = " ".join(str(error).split())
             raise paths.FileError(f"{path}: expected a {suffix} file ({line})") from error
@@ -138,7 +136,7 @@ def moments(table: Any, wanted: Sequence[str] | None, advance: Advance) -> tuple
     names = list(table.candidates() if wanted is None else wanted)
     while names:
         try:
-            found = _moments(table.batches(names, True, advance), names)
+            found = _moments(table.batches(names, names, advance), names)
         except NotNumericError as error:
             if wanted is not None:
                 raise
@@ -147,12 +145,10 @@ def moments(table: Any, wanted: Sequence[str] | None, advance: Advance) -> tuple
         table.check_unchanged()
         if found is None:
             raise paths.FileError(f"{table.path}: expected at least one row, got none")
-        if wanted is not None or found.counts.all():
-            return found, names
-        # Without a single value a column may be of anything: its cells stay as they are.
-        some = found.counts > 0.0
-        names = [name for name, has in zip(names, some, strict=True) if has]
-        found = FeatureMoments.of(tuple(part[some] for part in found))
+        if wanted is None:  # without a single value a column may be of anything: its cells stay as they are
+            some = found.counts > 0.0
+            names = list(itertools.compress(names, some))
+            found = FeatureMoments.of(tuple(part[some] for part in found))
         if names:
             return found, names
     alone = isinstance(table, CsvTable) and len(table.names) == 1
@@ -246,7 +242,7 @@ def normalize(table: Any, found: FeatureMoments, names: Sequence[str], output: A
         output.write(made)
         rows += batch.num_rows
 
-    for_each(table.batches(names, False, advance), work, use)
+    for_each(table.batches(names, table.names, advance), work, use)
     table.check_unchanged()
     return rows
 
@@ -311,9 +307,8 @@ class ParquetOutput(_Output):
             some = first[name].slice(0, 1 << 12)
             return not pa.types.is_floating(some.type) or compute.count_distinct(some).as_py() * 2 < len(some)
 
-        names: Any = self._schema.names
         nested = any(pa.types.is_nested(field.type) for field in self._schema)  # have names of their own
-        chosen = True if nested else [name for name in names if repeats(name)]
+        chosen = True if nested else list(filter(repeats, self._schema.names))
         return parquet.ParquetWriter(self._file, self._schema, use_dictionary=chosen)
 
     def close(self) -> None:
@@ -326,9 +321,9 @@ class CsvOutput(_Output):
 
     def __init__(self, file: BinaryIO, schema: Any, delimiter: str) -> None:
         super().__init__(file, schema)
-        self._delimiter, self._names = delimiter, list(schema.names)
+        self._delimiter, self._names = delimiter.encode(), list(schema.names)
         # A line without anything is no row to who reads it.
-        self._missing = '""' if len(self._names) == 1 else ""
+        self._missing = b'""' if len(self._names) == 1 else b""
         self._structural = f'[{re.escape(delimiter)}"\r\n]'
         self._options = csv.WriteOptions(
             include_header=False, delimiter=delimiter, quoting_style="none", batch_size=16384
@@ -342,42 +337,37 @@ class CsvOutput(_Output):
         """Return the text of some rows: most of the work, for any thread."""
         columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in columns]
         if self._missing or any(map(self._has_structure, columns)):
-            return self._quoted(columns)
-        fitting, text = [self._as_text(column) for column in columns], pa.BufferOutputStream()
-        csv.write_csv(pa.Table.from_arrays(fitting, names=self._names), text, self._options)
+            *cells, last = map(self._quoted, columns)
+            replaced = {"null_handling": "replace", "null_replacement": self._missing}
+            lines = _join(*cells, _join(last, b"\n", b"", **replaced), self._delimiter, **replaced)
+            _, offsets, text = lines.buffers()
+            return memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]]
+        fitting, text = map(_as_text, columns), pa.BufferOutputStream()
+        csv.write_csv(pa.Table.from_arrays(list(fitting), names=self._names), text, self._options)
         return text.getvalue()
-
-    @staticmethod
-    def _as_text(column: Any) -> Any:
-        """Return bytes as text of whatever encoding."""
-        if not pa.types.is_binary(column.type):
-            return column
-        return compute.cast(column, options=compute.CastOptions(pa.string(), allow_invalid_utf8=True))
 
     def _has_structure(self, column: Any) -> bool:
         """Whether there may be a cell that needs quotes."""
         text = column.buffers()[2] if _is_text(column.type) else None
         found = b"" if text is None else text.to_pybytes()
-        return any(mark in found for mark in (b'"', b"\n", b"\r", self._delimiter.encode()))
+        return any(mark in found for mark in (b'"', b"\n", b"\r", self._delimiter))
 
-    def _quoted(self, columns: list[Any]) -> Any:
-        binary, cells = pa.binary(), []
-        quote, nothing, end, parts = (pa.scalar(mark, binary) for mark in (b'"', b"", b"\n", self._delimiter.encode()))
-        join = compute.binary_join_element_wise
-        for column in columns:
-            if _is_text(column.type):
-                text = column.cast(binary)
-                quoted = join(quote, compute.replace_substring(text, b'"', b'""'), quote, nothing)
-                text = compute.if_else(compute.match_substring_regex(text, self._structural), quoted, text)
-            else:
-                text = column.cast(pa.string()).cast(binary)
-            cells.append(text)
-        lines = join(*cells, parts, null_handling="replace", null_replacement=self._missing.encode())
-        lines = join(lines, nothing, end)  # what stands last stands between the others
-        _, offsets, text = lines.buffers()
-        return memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]]
+    def _quoted(self, column: Any) -> Any:
+        """Return cells as bytes, in quotes where they need them."""
+        if not _is_text(column.type):
+            return column.cast(pa.string()).cast(pa.binary())
+        text = column.cast(pa.binary())
+        quoted = _join(b'"', compute.replace_substring(text, b'"', b'""'), b'"', b"")
+        return compute.if_else(compute.match_substring_regex(text, self._structural), quoted, text)
 
 
 def _is_text(kind: Any) -> bool:
     kinds = pa.types
     return any(test(kind) for test in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary))
+
+
+def _as_text(column: Any) -> Any:
+    """Return bytes as text of whatever encoding."""
+    if not pa.types.is_binary(column.type):
+        return column
+    return compute.cast(column, options=compute.CastOptions(pa.string(), allow_invalid_utf8=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +15,11 @@ from nbbn._engine.steps import NOTHING
 from nbbn.standardizer import _estimator
 from nbbn.standardizer._dataset import Dense, Fitted, as_dataset
 from nbbn.standardizer._features import Chunks, FeatureMoments
+
+
+def _found(doc: str, of: Callable[[Fitted], Any]) -> Any:
+    """Return a property: what this makes of what fitting found."""
+    return property(lambda self: of(self._known()), doc=doc)
 
 
 class Standardizer(_estimator.Estimator):
@@ -257,7 +263,8 @@ class Standardizer(_estimator.Estimator):
         """
         given = as_dataset(X, self.axis)
         target = given.target(out, _checks.flag("copy", self.copy))
-        library = self._library(given)
+        library = self._frames()
+        given.check_frames(library)
         fitted = self._learn(given, True, sample_weight)
         assert fitted is not None  # X is not empty
         found = given.mapped(fitted, False, target)
@@ -292,41 +299,18 @@ class Standardizer(_estimator.Estimator):
         fitted = self._known()
         return _estimator.names_out(input_features, fitted.names, fitted.features)
 
-    @property
-    def mean_(self) -> Vector | None:
-        """Mean of each feature."""
-        fitted = self._known()
-        return fitted.moments.means() if fitted.with_mean or fitted.with_std else None
-
-    @property
-    def var_(self) -> Vector | None:
-        """Variance of each feature."""
-        fitted = self._known()
-        return fitted.moments.variances() if fitted.with_std else None
-
-    @property
-    def scale_(self) -> Vector | None:
-        """What each feature is divided by."""
-        fitted = self._known()
-        return fitted.divisors() if fitted.with_std else None
-
-    @property
-    def n_samples_seen_(self) -> Any:
-        """Number of values of each feature."""
-        return self._known().moments.samples()
-
-    @property
-    def n_features_in_(self) -> int:
-        """Number of features."""
-        return self._known().features
-
-    @property
-    def feature_names_in_(self) -> Array:
-        """Names of the columns."""
-        names = self._known().names
-        if names is None:
-            raise AttributeError("feature_names_in_: expected a data frame in fit, got an array")
-        return np.asarray(names, dtype=object)
+    mean_: Vector | None = _found(
+        "Mean of each feature.", lambda fitted: fitted.moments.means() if fitted.with_mean or fitted.with_std else None
+    )
+    var_: Vector | None = _found(
+        "Variance of each feature.", lambda fitted: fitted.moments.variances() if fitted.with_std else None
+    )
+    scale_: Vector | None = _found(
+        "What each feature is divided by.", lambda fitted: fitted.divisors() if fitted.with_std else None
+    )
+    n_samples_seen_: Any = _found("Number of values of each feature.", lambda fitted: fitted.moments.samples())
+    n_features_in_: int = _found("Number of features.", lambda fitted: fitted.features)
+    feature_names_in_: Array = _found("Names of the columns.", lambda fitted: _estimator.names_in(fitted.names))
 
     def __repr__(self) -> str:
         fitted = self._settled()
@@ -346,25 +330,22 @@ class Standardizer(_estimator.Estimator):
 
     def _settled(self) -> Fitted | None:
         """Return what was found, with chunks that were kept."""
-        if self._chunks is not None and (self._chunks.filled or self._chunks.found):
+        chunks = self._chunks
+        if chunks is not None and (chunks.filled or chunks.found):
             with self._lock:
-                self._settle()
+                # Another thread may have taken them, or begun anew.
+                found = chunks.take() if chunks is self._chunks else None
+                if found is not None and self._fitted is not None:
+                    self._fitted = self._fitted.merged(found)
         return self._fitted
-
-    def _settle(self) -> None:
-        found = None if self._chunks is None else self._chunks.take()
-        if found is not None:
-            assert self._fitted is not None
-            self._fitted = self._fitted.merged(found)
 
     def _keep(self, X: Any) -> bool:
         """Keep a small chunk, to be summed with those after it; return whether nothing else is to do."""
         fitted, axis = self._fitted, self.axis
         if fitted is None or fitted.names is not None or axis not in (-1, 1) or axis != fitted.axis:
             return False
-        if self.with_mean is not fitted.with_mean or self.with_std is not fitted.with_std:
-            return False
-        if not Chunks.are_made_of(X, fitted.moments.mean.shape):
+        as_before = self.with_mean is fitted.with_mean and self.with_std is fitted.with_std
+        if not as_before or not Chunks.are_made_of(X, fitted.moments.mean.shape):
             return False
         with self._lock:
             chunks = self._chunks
@@ -372,7 +353,7 @@ class Standardizer(_estimator.Estimator):
                 return False
             if chunks is not None and chunks.keep(X):
                 return True
-            self._settle()
+            self._settled()
             self._chunks = Chunks(X)
             return self._chunks.keep(X)
 
@@ -391,12 +372,8 @@ class Standardizer(_estimator.Estimator):
         with self._lock:
             if fresh:
                 self._chunks = None
-            self._settle()
-            earlier, form = self._fitted, given.form
-            if earlier is None or earlier.axis != given.axis or earlier.features != moments.mean.size:
-                known = Memory()
-            else:
-                known = earlier.known
+            earlier, form, like = self._settled(), given.form, (given.axis, moments.mean.size)
+            known = earlier.known if earlier and (earlier.axis, earlier.features) == like else Memory()
             if earlier is not None and not fresh:
                 moments, names, form = earlier.moments.merge(moments), earlier.names or names, None
             fitted = Fitted(moments, given.axis, with_mean, with_std, names, known, form)
@@ -419,18 +396,12 @@ class Standardizer(_estimator.Estimator):
         given.check_mean(fitted.with_mean)
         given.check_fits(self, fitted)
         target = given.target(out, _checks.flag("copy", copy))
-        library = None if inverse else self._library(given)
+        library = None if inverse else self._frames()
+        given.check_frames(library)
         found = given.mapped(fitted, inverse, target)
         if type(X) is np.ndarray:
             fitted.known.learn(X, given.index)
         return _estimator.as_frame(library, found if out is None else out, X, fitted.names)
-
-    def _library(self, given: Dense) -> str | None:
-        """Return the name of the library of the data frames that `set_output` asked for, or None."""
-        library = self._frames()
-        if library is not None:
-            given.check_frames(library)
-        return library
 
     def __getstate__(self) -> dict[str, Any]:
         hidden = "_fitted", "_chunks", "_lock"
