@@ -10,8 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from nbbn import _checks
 from nbbn._checks import Activation, Array, Differentiated, DType, Normalized, Trained
 from nbbn._engine import masks, steps
-from nbbn._engine.known import met_with_target
-from nbbn._engine.steps import Epilogue
+from nbbn._engine.steps import Call, Epilogue
 from nbbn._kernels import table as rows
 
 Numbers = ArrayLike | None  # one a channel
@@ -112,7 +111,8 @@ def normalize(
     )
     epsilon = _checks.real("eps", eps, 0.0)
     target = None if out is None else _checks.out("out", out, values, kind)
-    y = _infer(values, index, table, epsilon, target, after, kind)
+    form = steps.coefficients(table, epsilon, steps.computed_dtype(values))
+    y = steps.infer(Call(values, index, target, after), form, kind)
     return y if out is None else out
 
 
@@ -229,18 +229,14 @@ def batch_norm(
                 np.zeros(channels) if means is None else means,
                 np.ones(channels) if variances is None else variances,
             )
+    call = Call(values, index, target, after, weights)
     if given is not None:
         table = steps.given_table(*given, gammas, betas, after.slope)
-        y = _infer(values, index, table, epsilon, target, after)
+        y = steps.infer(call, steps.coefficients(table, epsilon, steps.computed_dtype(values)))
         return y if out is None else out
-    count = values.size // channels if weights is None else weights.total
-    _checks.enough_values(count, taken, running_taken, "x" if weights is None else "mask")
-    table = _batch_table(channels, gammas, betas, after.slope)
-    known, y = met_with_target(values, index, target, weights is None and after.residual is None)
-    if known is None:
-        y = steps.train(values, index, table, epsilon, taken, target, after, weights)
-    else:
-        known.train(values, y, table, count - taken, epsilon, after)
+    count = call.checked_total(taken, running_taken)
+    table = steps.new_table(channels, gammas, betas, after.slope)
+    y = steps.train(call, table, count - taken, epsilon)
     for running, of_batch, freedom in ((means, rows.MEAN, 1.0), (variances, rows.M2, count - running_taken)):
         if running is not None:
             with np.errstate(all="ignore"):
@@ -333,46 +329,16 @@ def batch_norm_backward(
     through_statistics = _checks.flag("training", training)
     taken = _checks.real("correction", correction, 0.0)
     target = None if out is None else _checks.out("out", out, values)
-    weights = masks.of_mask(mask, values.shape, index)
-    if weights is not None and weights.total == 0.0:
+    call = Call(values, index, target, steps.NOTHING, masks.of_mask(mask, values.shape, index))
+    if call.weights is not None and call.weights.total == 0.0:
         through_statistics = False  # there were none
     if through_statistics and values.size:
-        count = values.size // channels if weights is None else weights.total
-        _checks.enough_values(count, taken, 0.0, "x" if weights is None else "mask")
-    dtype = np.result_type(values.dtype, np.float32) if gammas is None else gammas.dtype
-    table = _batch_table(channels, gammas)
+        call.checked_total(taken, 0.0)
+    dtype = steps.computed_dtype(values) if gammas is None else gammas.dtype
+    table = steps.new_table(channels, gammas)
     table[rows.MEAN], table[rows.INV_STD], table[rows.MEAN_LOW] = means, inverse, 0.0
-    as_usual = through_statistics and weights is None and dtype == values.dtype
-    known, grad_x = met_with_target(values, index, target, as_usual, gradient)
-    if known is None:
-        grads = steps.differentiate(gradient, values, index, table, taken, through_statistics, target, weights)
-        grad_x = grads.x
-        grad_gamma, grad_beta = steps.parameter_gradients(table, grads.sums, dtype)
-    else:
-        counts = float(count), count - taken
-        grad_gamma, grad_beta = known.differentiate(gradient, values, grad_x, table, *counts, steps.PLAIN)
+    grad_x, (grad_gamma, grad_beta), _ = steps.differentiate(gradient, call, table, taken, dtype, through_statistics)
     return (grad_x if out is None else out), grad_gamma, grad_beta
-
-
-def _infer(
-    x: Array, index: int, table: Array, eps: float, out: Array | None, after: Epilogue, dtype: Any = None
-) -> Array:
-    form = steps.coefficients(table, eps, steps.computed_dtype(x))
-    known, y = met_with_target(x, index, out, after.residual is None and dtype in (None, x.dtype))
-    if known is None:
-        return steps.infer(x, index, form, out, after, dtype)
-    known.infer(x, y, form, after)
-    return y
-
-
-def _batch_table(channels: int, gamma: Array | None, beta: Array | None = None, slope: Any = 0.0) -> Array:
-    """Return a table for statistics, with gamma, beta and the activation's slope in it."""
-    table = steps.new_table(channels, slope=slope)
-    if gamma is not None:
-        table[rows.GAMMA] = gamma
-    if beta is not None:
-        table[rows.BETA] = beta
-    return table
 
 
 def _optional(name: str, value: Any, channels: int, scalar: bool = False) -> Array | None:

@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike
 from nbbn import _checks
 from nbbn._checks import Vector
 from nbbn._engine import masks, steps
-from nbbn._engine.known import met
+from nbbn._engine.steps import Call
 from nbbn._kernels import table as rows
 
 Parts = tuple[Any, Vector, Vector, Vector, Vector]  # count, mean and m2, both in two parts each
 
+_NAMES = "count", "mean", "_mean_low", "m2", "_m2_low"
 _SMALLEST = 2.2250738585072014e-308  # of a count that is not 0
 
 
@@ -107,15 +108,10 @@ class Moments:
         return self.count, self.mean, self._mean_low, self.m2, self._m2_low
 
     def __setstate__(self, parts: Parts) -> None:
-        count, mean, mean_low, m2, m2_low = parts
-        for vector in (mean, mean_low, m2, m2_low):
-            vector.flags.writeable = False
-        put = object.__setattr__
-        put(self, "count", count)
-        put(self, "mean", mean)
-        put(self, "_mean_low", mean_low)
-        put(self, "m2", m2)
-        put(self, "_m2_low", m2_low)
+        for vector in parts[1:]:
+            vector.setflags(write=False)
+        for name, part in zip(_NAMES, parts, strict=True):
+            object.__setattr__(self, name, part)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Moments):
@@ -467,10 +463,5 @@ def batch_moments(
 def statistics_of(values: Vector, index: int, weights: masks.Weights | None) -> tuple[float, Vector, Vector]:
     """Return the count, which is not 0, a table with the statistics of each channel, and coefficients from these."""
     table = steps.new_table(values.shape[index])
-    known = met(values, index) if weights is None else None
-    if known is None:
-        count, form = steps.moments(values, index, table, weights)
-    else:
-        count = values.size / table.shape[1]
-        form = known.look(values, table, count)
+    count, form = steps.moments(Call(values, index, None, steps.NOTHING, weights), table)
     return count, table, form

@@ -1,4 +1,4 @@
-"""Arrays like one that was met before: what was checked and found of that one, kept for the next.
+"""Arrays like one that was met before: what was found of that one, kept for the next.
 
 In a server or a training loop, a layer or a function gets arrays of the same few shapes. For small ones, checks take
 longer than the arithmetic: frozen (32, 64) 8.4 us, this way 3.7. The steps are the same, and so are the bits.
@@ -6,8 +6,8 @@ longer than the arithmetic: frozen (32, 64) 8.4 us, this way 3.7. The steps are 
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -16,26 +16,25 @@ from numpy import ndarray
 from nbbn._checks import Array, overlap
 from nbbn._engine import plan
 from nbbn._engine.memory import empty_like
-from nbbn._engine.steps import Epilogue
-from nbbn._engine.views import View, view_of
-from nbbn._engine.ways import Fused, new_sums, way_of
+from nbbn._engine.views import View, contiguous_view
+from nbbn._engine.ways import Epilogue, new_sums, way_of
 
-_MOST = 256  # shapes that a layer remembers, and functions of each channel axis
+_MOST = 256  # shapes that a layer remembers
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class Known:
     """How contiguous float arrays of one shape are run."""
 
-    def __init__(self, x: Array, view: View) -> None:
-        self._like = x.shape, x.strides, x.dtype
+    def __init__(self, view: View, *like: Any) -> None:
+        shape, _, dtype = self._like = like
         self._is_small = view.size < plan.PARALLEL_FROM
-        self._way = way_of(view, x.dtype)
+        self.way = way_of(view, dtype)
         # What returns the stack of an array: of a matrix without `reshape`, which takes 0.15 us more.
-        is_matrix = view.shape == (1, *x.shape)
-        self._stack: Any = operator.itemgetter(None) if is_matrix else lambda array: array.reshape(view.shape)
+        is_matrix = view.shape == (1, *shape)
+        self.stack: Any = operator.itemgetter(None) if is_matrix else lambda array: array.reshape(view.shape)
 
-    def target(self, x: Array, out: Any, *read: Array) -> Array | None:
+    def target(self, x: Array, out: Any, read: tuple[Array, ...] = ()) -> Array | None:
         """Return where to write, a new array or ``out``, while x and others are read; None to take a closer look."""
         if out is None:
             return np.empty(self._like[0], self._like[2]) if self._is_small else empty_like(x)
@@ -54,28 +53,42 @@ class Known:
 
     def infer(self, x: Array, y: Array, form: Array, after: Epilogue, noted: Array | None = None) -> None:
         """Write y."""
-        stack = self._stack
-        self._way.write(stack(x), stack(y), form, after.kind, None, noted)
+        stack = self.stack
+        self.way.write(stack(x), stack(y), form, after.kind, None, noted)
 
     def train(self, x: Array, y: Array, table: Array, freedom: float, eps: float, after: Epilogue) -> Array:
         """Write the statistics of x to ``table``, which holds gamma and beta, and y; return the coefficients."""
-        stack = self._stack
-        return self._way.train(stack(x), stack(y), (table, freedom, eps), after.kind)
-
-    def look(self, x: Array, table: Array, count: float) -> Array:
-        """Write the statistics of x, which has ``count`` values a channel, to ``table``; return the coefficients."""
-        return self._way.look(self._stack(x), (table, count, 0.0))
+        stack = self.stack
+        return self.way.train(stack(x), stack(y), (table, freedom, eps), after.kind)
 
     def differentiate(
-        self, grad_y: Array, x: Array, grad_x: Array, table: Array, count: float, freedom: float, fused: Fused
+        self, grad_y: Array, x: Array, grad_x: Array, table: Array, count: float, freedom: float, after: Epilogue
     ) -> Array:
         """Write grad_x; return the gradients with respect to gamma, beta and a learned slope."""
-        stack, of = self._stack, (table, new_sums(table.shape[1], fused), count, freedom)
-        return self._way.differentiate(stack(grad_y), stack(x), stack(grad_x), of, fused)
+        stack, of = self.stack, (table, new_sums(table.shape[1], after), count, freedom)
+        return self.way.differentiate(stack(grad_y), stack(x), stack(grad_x), of, after)
 
 
-class Memory(dict[Any, Known | None]):
-    """What a layer or a function knows, by shape, strides and dtype; None of an array that was met once."""
+@functools.lru_cache(maxsize=1024)
+def _known(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any], index: int) -> Known | None:
+    view = contiguous_view(shape, index, False) if dtype in _DTYPES and 0 not in shape else None
+    return None if view is None or view.order is not None else Known(view, shape, strides, dtype)
+
+
+def known_of(x: Array, index: int, others: tuple[Array, ...] = ()) -> Known | None:
+    """Return how ``x``, and others of its kind, are run; None where that takes a closer look."""
+    flags = x.flags
+    if not (flags.c_contiguous and flags.aligned):
+        return None
+    known = _known(x.shape, x.strides, x.dtype, index)
+    for other in others:
+        if known is None or not known.is_like(other, written=False):
+            return None
+    return known
+
+
+class Memory(dict[Any, Known]):
+    """What a layer knows of arrays whose checks were passed, by shape, strides and dtype."""
 
     def of(self, x: Any) -> Known | None:
         """Return what is known of an array like ``x``."""
@@ -83,46 +96,10 @@ class Memory(dict[Any, Known | None]):
             return None
         return self.get((x.shape, x.strides, x.dtype))
 
-    def learn(self, x: Any, index: int) -> Known | None:
-        """Note ``x``, whose checks were passed, if it is of the kind that is worth it; return what is known then."""
-        if type(x) is not ndarray or not x.size or not x.flags.c_contiguous or x.dtype not in _DTYPES:
-            return None
-        view = view_of(index, False, x)
-        return None if view is None or view.order is not None else self._note(x, Known(x, view))
-
-    def is_new(self, x: Array) -> bool:
-        """Whether no array like ``x`` was met; then note that one was."""
-        if (x.shape, x.strides, x.dtype) in self:
-            return False
-        self._note(x, None)
-        return True
-
-    def _note(self, x: Array, known: Known | None) -> Known | None:
-        if len(self) >= _MOST:
-            self.clear()
-        self[x.shape, x.strides, x.dtype] = known
-        return known
-
-
-_of_functions: defaultdict[int, Memory] = defaultdict(Memory)  # by channel axis
-
-
-def met(x: Array, index: int) -> Known | None:
-    """Return what functions know of an array like ``x``, whose checks were passed.
-
-    From its second call on: lengths that are always new ones would cost more to learn than to look at.
-    """
-    memory = _of_functions[index]
-    found = memory.of(x)
-    return memory.learn(x, index) if found is None and not memory.is_new(x) else found
-
-
-def met_with_target(
-    x: Array, index: int, out: Array | None, as_usual: bool, *read: Array
-) -> tuple[Known | None, Array]:
-    """Return what functions know of such arrays, and where to write; None, and anything, where that is not enough."""
-    known = met(x, index) if as_usual else None
-    if known is None or False in [known.is_like(array, False) for array in read]:
-        return None, x
-    y = known.target(x, out, *read)
-    return (None, x) if y is None else (known, y)
+    def learn(self, x: Any, index: int) -> None:
+        """Note ``x``, whose checks were passed, if it is of the kind that is worth it."""
+        known = known_of(x, index) if type(x) is ndarray else None
+        if known is not None:
+            if len(self) >= _MOST:
+                self.clear()
+            self[x.shape, x.strides, x.dtype] = known

@@ -61,7 +61,7 @@ def view_of(index: int, weighted: bool, *arrays: Array) -> View | None:
         if not (flags.c_contiguous and flags.aligned):
             break
     else:
-        return _contiguous(arrays[0].shape, index, weighted)
+        return contiguous_view(arrays[0].shape, index, weighted)
     if not all(array.flags.aligned for array in arrays):
         return None
     strides = tuple((array.strides, array.itemsize) for array in arrays)
@@ -69,7 +69,8 @@ def view_of(index: int, weighted: bool, *arrays: Array) -> View | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _contiguous(shape: tuple[int, ...], index: int, weighted: bool) -> View | None:
+def contiguous_view(shape: tuple[int, ...], index: int, weighted: bool) -> View | None:
+    """Return how contiguous arrays of one shape are read, or None; there are values."""
     strides = np.empty(shape, np.uint8).strides
     return _strided(shape, index, weighted, ((strides, 1),))
 

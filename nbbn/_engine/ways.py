@@ -34,16 +34,27 @@ Sums = tuple[Table, Table, float, float]  # statistics; sums, to be written; val
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
-class Fused(NamedTuple):
-    """An activation on the way back, where there was one."""
+class Epilogue(NamedTuple):
+    """What follows the affine map: ``y = activation(affine(x) + residual)``."""
 
     kind: Kind = ()
-    form: IfThere = None  # coefficients of the forward
+    slope: Any = None  # below 0, a number or one a channel; None where the table of the channels has it
     residual: IfThere = None
-    kept: IfThere = None  # to write to what reaches the argument of the activation
+    has_residual: bool = False  # whether there was one, though backward needs it no more
+    form: IfThere = None  # for backward, where there is an activation: the coefficients of the forward
+
+    @property
+    def read(self) -> tuple[Array, ...]:
+        return () if self.residual is None else (self.residual,)
+
+    def again(self) -> Epilogue:
+        """Return what backward needs: a residual only where an activation follows."""
+        if self.residual is None:
+            return self
+        return self._replace(residual=self.residual if self.kind else None, has_residual=True)
 
 
-PLAIN = Fused()
+NOTHING = Epilogue()
 
 
 def computed_dtype(x: Array) -> np.dtype[Any]:
@@ -51,9 +62,9 @@ def computed_dtype(x: Array) -> np.dtype[Any]:
     return _FLOAT64 if x.dtype == _FLOAT64 else _FLOAT32
 
 
-def new_sums(channels: int, fused: Fused = PLAIN) -> Table:
+def new_sums(channels: int, after: Epilogue = NOTHING) -> Table:
     """Return a table for the sums of a backward."""
-    return np.zeros((3 if len(fused.kind) == LEARNED else 2, channels))
+    return np.zeros((3 if len(after.kind) == LEARNED else 2, channels))
 
 
 class Calls(dict[tuple[Any, ...], Callable[..., None]]):
@@ -186,12 +197,14 @@ class Way:
         call(x, y, residual, weights, numbers, written, table, form, kind, freedom, eps, plan.streaming)
         return form
 
-    def add_up(self, grad_y: Array, x: Array, of: Sums, fused: Fused = PLAIN, mask: IfThere = None) -> Array:
+    def add_up(
+        self, grad_y: Array, x: Array, of: Sums, after: Epilogue, mask: IfThere = None, kept: IfThere = None
+    ) -> Array:
         """Run the step of `nbbn._engine.steps.sum_gradients`; return the coefficients of `write_back`."""
         plan = self._small or plans.make_plan(self.view, (x, grad_y))
         width, sizes, blocks, _ = self._cut if self._cut and mask is None else self._cut_of(mask, grad_y, x)
         form = np.empty((GRADIENT_ROWS, self._channels), self._computed)
-        kind, of_y, residual, kept = fused
+        kind, residual, of_y = after.kind, after.residual, after.form
         table, sums, count, freedom = of
         written, means = np.zeros((len(sums), sizes.size, width)), table
         if width != self._channels:
@@ -209,11 +222,11 @@ class Way:
         return form
 
     def write_back(
-        self, grad_y: Array, x: Array, grad_x: Array, form: Array, fused: Fused = PLAIN, mask: IfThere = None
+        self, grad_y: Array, x: Array, grad_x: Array, form: Array, after: Epilogue, mask: IfThere = None
     ) -> None:
         """Run the step that writes grad_x."""
         plan = self._small or plans.make_plan(self.view, (x, grad_y), grad_x, 1, mask is None)
-        kind, of_y, _, _ = fused
+        kind, of_y = after.kind, after.form
         if mask is None:
             width, blocks = self._rows[plan.streaming] or self._rows_of(plan.streaming)
         else:
@@ -225,7 +238,7 @@ class Way:
         call(grad_y, x, grad_x, mask, form, of_y, kind, plan.streaming, *blocks)
 
     def differentiate(
-        self, grad_y: Array, x: Array, grad_x: Array, of: Sums, fused: Fused = PLAIN, mask: IfThere = None
+        self, grad_y: Array, x: Array, grad_x: Array, of: Sums, after: Epilogue, mask: IfThere = None
     ) -> Array:
         """Run `add_up` and `write_back`, or one step that does both channel by channel.
 
@@ -234,15 +247,14 @@ class Way:
         plan = self._small or plans.make_plan(self.view, (x, grad_y), grad_x, 2)
         table, sums, count, freedom = of
         if not plan.by_channel:
-            form = self.add_up(grad_y, x, of, fused, mask)
-            self.write_back(grad_y, x, grad_x, form, fused, mask)
+            form = self.add_up(grad_y, x, of, after, mask)
+            self.write_back(grad_y, x, grad_x, form, after, mask)
         else:
             width, sizes, _, _ = self._cut_of(mask)
             form = np.empty((GRADIENT_ROWS, width), self._computed)
             results = np.zeros((len(sums), sizes.size, width)), table, sums, form, count, freedom
-            kind, of_y, _, _ = fused
-            call = self._differentiate[plan.parallel, len(kind), None if mask is None else mask.dtype.type]
-            call(grad_y, x, grad_x, mask, of_y, kind, *results, plan.streaming)
+            call = self._differentiate[plan.parallel, len(after.kind), None if mask is None else mask.dtype.type]
+            call(grad_y, x, grad_x, mask, after.form, after.kind, *results, plan.streaming)
         return form[OF_GAMMA : OF_GAMMA + len(sums)]
 
 

@@ -148,13 +148,12 @@ class SyncBatchNorm(BatchNorm):
         return None if self._trains(training) else super()._call_known(known, x, training, out)
 
     def _train(self, call: Call, mode: bool) -> Array:
-        x, index, local = call.x, call.axis, call.total()
-        table = steps.new_table(self._num_features, self._table, self._after.slope)
+        x, local, table = call.x, call.total(), self._new_table()
         last = call.forward(True, table, self._eps)
         y = empty_like(x) if call.out is None else call.out  # before the others count on this worker
         table[_SENT] = 0.0
         if local:
-            steps.moments(x, index, table, call.weights)
+            steps.moments(call, table)
         total, table[_SENT] = merged(*self._connected().exchange(FORWARD, local, table[_SENT]))
         if not total:
             return self._infer(call)
@@ -166,29 +165,30 @@ class SyncBatchNorm(BatchNorm):
         if self._on_nonfinite == "raise":
             self._accepts(table, total)
         form = steps.coefficients(table, self._eps, steps.computed_dtype(x))
-        steps.infer(x, index, form, y, call.after)
+        steps.infer(call._replace(out=y), form)
         self._learn(last._replace(total=total), total, mode)
         return y
 
     def _differentiate(self, last: Forward, grad_y: Array, out: Array | None) -> Gradients:
         if not last.training:
             return super()._differentiate(last, grad_y, out)
-        x, index, weights, fused = last.x, self._axis % last.x.ndim, last.weights, self._fused(last)
+        x = last.x
         grad_x = empty_like(x) if out is None else out  # before the others count on this worker
+        call = self._call_again(last, grad_x)
         # Not in out, which may be grad_y: another worker may yet fail.
-        of_residual = None if fused.residual is None else empty_like(x)
-        sums = steps.new_sums(self._num_features, fused)
+        of_residual = None if call.after.residual is None else empty_like(x)
+        sums = steps.new_sums(self._num_features, call.after)
         if x.size:
-            steps.sum_gradients(grad_y, x, index, last.table, sums, weights, 1.0, fused, of_residual)
+            steps.sum_gradients(grad_y, call, last.table, sums, 1.0, of_residual)
         _, theirs = self._connected().exchange(BACKWARD, last.total, sums)
         with np.errstate(all="ignore"):
             sums[...] = theirs[:, : len(sums)].sum(axis=0)
         if x.size:
             form = steps.gradient_coefficients(last.table, sums, last.total, self._correction, steps.computed_dtype(x))
             if of_residual is not None:
-                grad_y, fused = of_residual, steps.PLAIN
-            steps.write_gradient(grad_y, x, index, form, grad_x, weights, fused)
-        return Gradients(grad_x, sums, of_residual)
+                grad_y, call = of_residual, call._replace(after=steps.NOTHING)
+            steps.write_gradient(grad_y, call, form)
+        return Gradients(grad_x, steps.parameter_gradients(last.table, sums, self._dtype), of_residual)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._peers = None

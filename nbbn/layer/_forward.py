@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from nbbn import _checks
 from nbbn._checks import Array, overlap
+from nbbn._engine import steps
 from nbbn._engine.known import Known
 from nbbn._engine.masks import Weights, of_mask
 from nbbn._engine.memory import empty_like
@@ -48,14 +49,10 @@ class Forward(NamedTuple):
     form: Array | None = None  # the coefficients, where they are at hand
 
 
-class Call(NamedTuple):
-    """One forward, or a part of one: what was given, checked."""
+class Call(steps.Call):
+    """One forward of a layer, or a part of one."""
 
-    x: Array
-    axis: int
-    out: Array | None
-    after: Epilogue
-    weights: Weights | None = None
+    __slots__ = ()
 
     @classmethod
     def checked(cls, layer: Any, x: Any, residual: Any, out: Any, mask: Any = None) -> Call:
@@ -73,10 +70,6 @@ class Call(NamedTuple):
         x, after = self.x, self.after.again()
         of_residual = None if after.residual is None else token_of(after.residual, self.out)
         return Forward(x.view(), training, table, eps, token_of(x, self.out), after, of_residual, self.weights, total)
-
-    def total(self) -> float:
-        """Return how many values a channel enter the statistics."""
-        return self.x.size // self.x.shape[self.axis] if self.weights is None else self.weights.total
 
     def part(self, at: At) -> Call:
         """Return what was given for some of the samples."""

@@ -107,6 +107,8 @@ class LayerState:
     _virtual_batch_size: int | None
     _on_nonfinite: OnNonfinite
     _dtype: np.dtype[Any]
+    _gamma: Array | None
+    _beta: Array | None
     _slope: Array | None
     _running_mean: Array | None
     _after: Epilogue

@@ -12,13 +12,11 @@ from nbbn._checks import Array, Called, DType, Written
 from nbbn._engine import steps
 from nbbn._engine.known import Known
 from nbbn._engine.memory import empty_like
-from nbbn._engine.steps import Fused, Gradients
+from nbbn._engine.steps import Epilogue, Gradients
 from nbbn._kernels import table as rows
 from nbbn.layer._forward import At, Call, Forward, Snapshot, is_unchanged, to_write, token_of, without_gaps
 from nbbn.layer._storage import StoredLayer
 from nbbn.layer.frozen import FrozenBatchNorm
-
-Backward = tuple[Array, list[Array], Array | None]  # the gradients of x, of the parameters, of a residual
 
 
 class BatchNorm(StoredLayer):
@@ -231,11 +229,16 @@ class BatchNorm(StoredLayer):
         count, eps = x.size // self._num_features, self._eps
         if count <= self._too_few or self._on_nonfinite != "propagate" or self._virtual_batch_size is not None:
             return None
-        table = steps.new_table(self._num_features, self._table, self._after.slope)
+        table = self._new_table()
         form = known.train(x, y, table, count - self._correction, eps, after)
         parts = table, eps, token, after, None, None, count, known, (), form
         self._learn(Forward(x.view(), True, *parts), count, mode)
         return y
+
+    def _new_table(self) -> Array:
+        """Return a table for statistics, with gamma, beta and slope of this moment."""
+        slope = self._after.slope
+        return steps.new_table(self._num_features, self._gamma, self._beta, self._slope if slope is None else slope)
 
     def _snapshot(self, dtype: np.dtype[Any]) -> Snapshot:
         """Return the layer's numbers of this moment, whatever other threads train meanwhile."""
@@ -256,39 +259,33 @@ class BatchNorm(StoredLayer):
     def _infer(self, call: Call) -> Array:
         now = self._snapshot(steps.computed_dtype(call.x))
         last = call.forward(False, now.table, now.eps)
-        y = steps.infer(call.x, call.axis, now.form, call.out, call.after)
+        y = steps.infer(call, now.form)
         self._keep(last)
         return y
 
     def _train(self, call: Call, mode: bool) -> Array:
-        x, eps = call.x, self._eps
-        table = steps.new_table(self._num_features, self._table, self._after.slope)
-        if x.size == 0:
+        table, eps = self._new_table(), self._eps
+        if call.x.size == 0:
             self._keep(call.forward(True, table, eps))
-            return np.empty_like(x) if call.out is None else call.out
+            return np.empty_like(call.x) if call.out is None else call.out
         if call.total() == 0.0:  # all of it is masked
             return self._infer(call)
         if mode and self._virtual_batch_size is not None:
             places = call.cut(self._virtual_batch_size, self._too_few)
             if len(places) > 1:
                 return self._train_parts(call, places)
-        count = self._checked_total(call)
+        count = call.checked_total(self._correction, self._running_correction)
         if call.out is not None:
             self._look_before(call, table, count)
         last = call.forward(True, table, eps, count)
-        y = steps.train(x, call.axis, table, eps, self._correction, call.out, call.after, call.weights)
+        y = steps.train(call, table, count - self._correction, eps)
         self._learn(last, count, mode)
         return y
-
-    def _checked_total(self, call: Call) -> float:
-        count, name = call.total(), "x" if call.weights is None else "mask"
-        _checks.enough_values(count, self._correction, self._running_correction, name)
-        return count
 
     def _look_before(self, call: Call, table: Array, count: float) -> None:
         """Raise, where the layer is to, before anything is written over ``out``."""
         if self._on_nonfinite == "raise":
-            steps.moments(call.x, call.axis, table, call.weights)
+            steps.moments(call, table)
             self._accepts(table, count)
 
     def _train_parts(self, call: Call, places: list[At]) -> Array:
@@ -296,17 +293,18 @@ class BatchNorm(StoredLayer):
         out, eps = call.out, self._eps
         y = to_write(out, call.x, *call.after.read)
         parts = [call._replace(out=y).part(at) for at in places]
-        counts = [self._checked_total(part) if part.total() else 0.0 for part in parts]
-        tables = [steps.new_table(self._num_features, self._table, self._after.slope) for _ in parts]
+        taken = self._correction, self._running_correction
+        counts = [part.checked_total(*taken) if part.total() else 0.0 for part in parts]
+        tables = [self._new_table() for _ in parts]
         every = list(zip(places, parts, tables, counts, strict=True))
         learned = [each for each in every if each[-1]]
         if out is not None:
             for _, part, table, count in learned:
                 self._look_before(part, table, count)
         last = call.forward(True, tables[-1], eps)
-        for at, part, table, _ in learned:
+        for at, part, table, count in learned:
             to = without_gaps(part.out, part.x, *part.after.read)
-            found = steps.train(part.x, part.axis, table, eps, self._correction, to, part.after, part.weights)
+            found = steps.train(part._replace(out=to), table, count - self._correction, eps)
             if to is None:
                 y[at] = found
         accepted = self._on_nonfinite == "propagate" or all(self._accepts(*each[-2:]) for each in learned)
@@ -317,7 +315,7 @@ class BatchNorm(StoredLayer):
                 used = table, eps
             else:  # all of it is masked
                 now = self._snapshot(steps.computed_dtype(part.x))
-                steps.infer(part.x, part.axis, now.form, part.out, part.after)
+                steps.infer(part, now.form)
                 used = now.table, now.eps
             after = part.after.again()
             kept.append((at, Forward(part.x, bool(count), *used, None, after, None, part.weights, count)))
@@ -397,7 +395,7 @@ class BatchNorm(StoredLayer):
         self._set_gradients(*parameters, residual=of_residual)
         return grad_x if out is None else out
 
-    def _backward(self, last: Forward, gradient: Array, target: Array | None) -> Backward:
+    def _backward(self, last: Forward, gradient: Array, target: Array | None) -> Gradients:
         if not last.training:
             last = last._replace(table=steps.completed(last.table, last.eps))
         of_residual = None
@@ -406,10 +404,9 @@ class BatchNorm(StoredLayer):
             shared = target is None or not _checks.overlap(target, gradient)
             of_residual = gradient if shared else gradient.copy()
         grads = self._differentiate(last, gradient, target)
-        found = steps.parameter_gradients(last.table, grads.sums, self._dtype)
-        return grads.x, found, grads.residual if of_residual is None else of_residual
+        return grads if of_residual is None else grads._replace(residual=of_residual)
 
-    def _backward_parts(self, last: Forward, gradient: Array, out: Array | None) -> Backward:
+    def _backward_parts(self, last: Forward, gradient: Array, out: Array | None) -> Gradients:
         """`_backward` of one ghost batch after the other; gradients of parameters are added up."""
         x, after = last.x, last.after
         grad_x = to_write(out, x, gradient, *after.read)
@@ -423,34 +420,38 @@ class BatchNorm(StoredLayer):
                 grad_x[at] = found
             if grad_residual is not None and not shared:
                 grad_residual[at] = of_residual
-            sums = [a + b for a, b in zip(sums, parameters, strict=True)] if sums else parameters
+            sums = [a + b for a, b in zip(sums, parameters, strict=True)] if sums else list(parameters)
         if out is not None and out is not grad_x:
             out[...] = grad_x
-        return grad_x, sums, grad_residual
+        return Gradients(grad_x, sums, grad_residual)
 
     def _backward_known(self, known: Known, last: Forward, grad_y: Any, out: Any) -> Array | None:
         """Backward of a small array; None where that takes a closer look."""
-        grad_x = known.target(grad_y, out, last.x) if known.is_like(grad_y, False) else None
+        grad_x = known.target(grad_y, out, (last.x,)) if known.is_like(grad_y, False) else None
         if grad_x is None:
             return None
-        counts, fused = (last.total, last.total - self._correction), self._fused(last)
-        found = known.differentiate(grad_y, last.x, grad_x, last.table, *counts, fused)
+        counts, before = (last.total, last.total - self._correction), self._before(last)
+        found = known.differentiate(grad_y, last.x, grad_x, last.table, *counts, before)
         self._set_gradients(*found)
         return grad_x
 
-    def _fused(self, last: Forward) -> Fused:
+    def _before(self, last: Forward) -> Epilogue:
         """Return what takes a gradient back through the activation."""
         after, x, form = last.after, last.x, last.form
         if not after.kind:
-            return steps.PLAIN
+            return steps.NOTHING
         if form is None:
             form = steps.coefficients(last.table, last.eps, steps.computed_dtype(x))
-        return Fused(after.kind, form, after.residual)
+        return Epilogue(after.kind, None, after.residual, form=form)
+
+    def _call_again(self, last: Forward, out: Array | None) -> Call:
+        """Return the call of a forward as one that writes the gradient of x."""
+        return Call(last.x, self._axis % last.x.ndim, out, self._before(last), last.weights)
 
     def _differentiate(self, last: Forward, grad_y: Array, out: Array | None) -> Gradients:
         """Return the gradients of the last forward, that of x in ``out`` or a new array."""
-        rest = last.table, self._correction, last.training, out, last.weights, self._fused(last)
-        return steps.differentiate(grad_y, last.x, self._axis % last.x.ndim, *rest)
+        call = self._call_again(last, out)
+        return steps.differentiate(grad_y, call, last.table, self._correction, self._dtype, last.training)
 
     def freeze(self) -> FrozenBatchNorm:
         """Return a read-only snapshot of the layer, for inference.

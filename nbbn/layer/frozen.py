@@ -163,7 +163,7 @@ class FrozenBatchNorm:
                 known.infer(x, y, self._form(x.dtype), self._after)
                 return y
         call = Call.checked(self, x, residual, out)
-        found = steps.infer(call.x, call.axis, self._form(steps.computed_dtype(call.x)), call.out, call.after)
+        found = steps.infer(call, self._form(steps.computed_dtype(call.x)))
         self._known.learn(x, call.axis)
         return found if out is None else out
 

@@ -12,7 +12,7 @@ import numpy as np
 from nbbn import _checks
 from nbbn._checks import Array, Vector
 from nbbn._engine import steps
-from nbbn._engine.known import Memory, met_with_target
+from nbbn._engine.known import Memory
 from nbbn._kernels import table as rows
 from nbbn.distributed import dask as dask_arrays
 from nbbn.standardizer import _estimator, _features
@@ -133,13 +133,10 @@ def apply_form(values: Array, index: int, form: Array, dtype: np.dtype[Any], out
         for_each(cut(values.shape, index, BLOCK), work, lambda _, __: None)
         return y
     noted = np.zeros(1, np.uint8)
-    known, y = met_with_target(values, index, out, form.dtype == values.dtype == dtype)
-    if known is not None:
-        known.infer(values, y, form, steps.NOTHING, noted)
-    elif form.dtype == steps.computed_dtype(values):
-        y = steps.infer(values, index, form, out, dtype=dtype, noted=noted)
+    if form.dtype == steps.computed_dtype(values):
+        y = steps.infer(steps.Call(values, index, out), form, dtype, noted)
     else:
-        y = steps.infer(values.astype(np.float64), index, form, noted=noted)
+        y = steps.infer(steps.Call(values.astype(np.float64), index), form, noted=noted)
     if y.dtype != dtype:
         with np.errstate(all="ignore"):
             y = y.astype(dtype)

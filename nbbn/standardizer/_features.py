@@ -206,7 +206,7 @@ def _whole(values: Array, index: int, weights: masks.Weights | None) -> tuple[Fe
 
 def _with_gaps(values: Array, index: int, weights: masks.Weights | None) -> FeatureMoments:
     """Return the moments of values some of which may be missing, or infinite: then that is a ValueError."""
-    count, mean, low, m2 = steps.moments_with_gaps(values, index, weights)
+    count, mean, low, m2 = steps.moments_with_gaps(steps.Call(values, index, weights=weights))
     if not np.isfinite(m2).all():  # or sums overflow
         check_not_infinite(values, index)
     return FeatureMoments.of((count, mean, low, m2, np.zeros(mean.size)))

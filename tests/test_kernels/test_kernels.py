@@ -65,7 +65,7 @@ def test_moments(shape, axis, dtype):
 
     def moments():
         found = steps.new_table(shape[axis])
-        assert steps.moments(x, axis, found, None, 1.0, EPS)[0] == count
+        assert steps.moments(steps.Call(x, axis), found, 1.0, EPS)[0] == count
         return (found,)
 
     (found,) = in_every_way(moments)
@@ -83,7 +83,7 @@ def test_inference(shape, axis, dtype):
     x = cases.values(shape, dtype, loc=3.0)
     gamma, beta, mean, var = cases.parameters(shape[axis], dtype)
     form = steps.coefficients(steps.given_table(mean, var, gamma, beta), EPS, x.dtype)
-    (y,) = in_every_way(lambda: (steps.infer(x, axis, form),))
+    (y,) = in_every_way(lambda: (steps.infer(steps.Call(x, axis), form),))
     expected = reference.inference(x, mean, var, gamma, beta, axis=axis, eps=EPS).y
     np.testing.assert_allclose(y, expected, rtol=0, atol=30 * np.finfo(dtype).eps)
 
@@ -96,7 +96,7 @@ def test_training(shape, axis, dtype):
 
     def train():
         found = table_of(gamma, beta)
-        return steps.train(x, axis, found, EPS, 0.0), found
+        return steps.train(steps.Call(x, axis), found, x.size / gamma.size, EPS), found
 
     y, found = in_every_way(train)
     expected = reference.training(x, gamma, beta, axis=axis, eps=EPS)
@@ -111,25 +111,30 @@ def test_gradients(shape, axis, dtype):
     x, grad_y = cases.values(shape, dtype, loc=3.0), cases.values(shape, dtype, seed=1)
     gamma, beta = cases.parameters(shape[axis], np.float64)[:2]
     found = table_of(gamma, beta)
-    steps.moments(x, axis, found, None, 0.0, EPS)
-    grad_x, sums = in_every_way(lambda: steps.differentiate(grad_y, x, axis, found, 0.0)[:2])
+    call = steps.Call(x, axis)
+    steps.moments(call, found, 0.0, EPS)
+
+    def differentiate():
+        grads = steps.differentiate(grad_y, call, found, 0.0, np.dtype(np.float64))
+        return grads.x, *grads.parameters
+
+    grad_x, of_gamma, of_beta = in_every_way(differentiate)
     expected = reference.backward(grad_y, x, gamma, axis=axis, eps=EPS)
     scale = np.abs(expected.x).max()
     np.testing.assert_allclose(grad_x, expected.x, rtol=0, atol=scale * 50 * np.finfo(dtype).eps)
-    np.testing.assert_allclose(sums[table.SUM_GRAD], expected.beta, rtol=1e-11, atol=1e-9)
-    of_gamma, of_beta = steps.parameter_gradients(found, sums, np.dtype(np.float64))
+    np.testing.assert_allclose(of_beta, expected.beta, rtol=1e-11, atol=1e-9)
     np.testing.assert_allclose(of_gamma, expected.gamma, rtol=1e-11, atol=1e-9)
-    np.testing.assert_array_equal(of_beta, sums[table.SUM_GRAD])
 
     def in_two_steps():
-        added, count = np.empty_like(sums), float(x.size // shape[axis])
-        form = steps.sum_gradients(grad_y, x, axis, found, added, None, count)
+        added, count = np.empty((2, gamma.size)), float(x.size // shape[axis])
+        form = steps.sum_gradients(grad_y, call, found, added, count)
         again = steps.gradient_coefficients(found, added, count, 0.0, form.dtype)
         np.testing.assert_array_equal(form[: table.OF_GAMMA], again)
-        return steps.write_gradient(grad_y, x, axis, form), added
+        of_parameters = steps.parameter_gradients(found, added, added.dtype)
+        return steps.write_gradient(grad_y, call, form), *of_parameters
 
     again = in_every_way(in_two_steps)
-    for one, other in zip(again, (grad_x, sums), strict=True):
+    for one, other in zip(again, (grad_x, of_gamma, of_beta), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -278,15 +283,16 @@ arrays += [row(3, 520, 49)[:, :512], row(3, 512, 60)[:, :, :49], row(3, 48, 500)
 for x in arrays:
     outer, channels, inner = x.shape
     form, table = np.ones((6, channels), np.float32), steps.new_table(channels)
-    mask = masks.Weights(np.ones((outer, inner), bool), (outer, inner), 1.0)
+    whole = steps.Call(x, 1)
+    masked = whole._replace(weights=masks.Weights(np.ones((outer, inner), bool), (outer, inner), 1.0))
     calls = {
-        "infer": lambda: steps.infer(x, 1, form[:4]),
-        "train": lambda: steps.train(x, 1, table, 0.0, 0.0),
-        "train, masked": lambda: steps.train(x, 1, table, 0.0, 0.0, weights=mask),
-        "differentiate": lambda: steps.differentiate(x, x, 1, table, 0.0),
-        "differentiate, masked": lambda: steps.differentiate(x, x, 1, table, 0.0, mask=mask),
-        "write_gradient": lambda: steps.write_gradient(x, x, 1, form),
-        "write_gradient, masked": lambda: steps.write_gradient(x, x, 1, form, mask=mask),
+        "infer": lambda: steps.infer(whole, form[:4]),
+        "train": lambda: steps.train(whole, table, 1.0, 0.0),
+        "train, masked": lambda: steps.train(masked, table, 1.0, 0.0),
+        "differentiate": lambda: steps.differentiate(x, whole, table, 0.0, x.dtype),
+        "differentiate, masked": lambda: steps.differentiate(x, masked, table, 0.0, x.dtype),
+        "write_gradient": lambda: steps.write_gradient(x, whole, form),
+        "write_gradient, masked": lambda: steps.write_gradient(x, masked, form),
     }
     for name, call in calls.items():
         written.clear(), past.clear()
