@@ -16,9 +16,9 @@ from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import (
     ZERO,
     Rows,
+    are_level,
     at,
     fence,
-    is_level,
     load_rows,
     load_upto,
     note_infinite,
@@ -271,9 +271,7 @@ def suit_strips(x: Any, read: Given, y: Rows) -> bool:
     0.7 of the time for 512 rows of 256; but 1.7 for 65,536 rows, as the processor reads less far ahead. And 4 for 64
     rows of 1,024, if each is read whole pages (4 KB) from where the one before was written: it waits for that.
     """
-    if x.size * x.itemsize > SMALL:
-        return False
-    return not (is_level(read.x, y) or is_level(read.grad_y, y) or is_level(read.residual, y))
+    return x.size * x.itemsize <= SMALL and not are_level(read, y)
 
 
 @inlined

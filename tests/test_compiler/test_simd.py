@@ -68,10 +68,11 @@ def test_rows_are_level_where_the_next_one_is_read_whole_pages_from_what_is_writ
     values, page = np.zeros(1 << 15, dtype), 4096 // np.dtype(dtype).itemsize
     at = page + apart // values.itemsize
 
-    def is_level(values, at, stride):
-        return _memory.is_level(_memory.Rows(values, at - stride, stride), _memory.Rows(values, 3 * stride, stride))
+    def are_level(values, at, stride):
+        read = _memory.Rows(None, at, stride), 0, _memory.Rows(values, at - stride, stride)
+        return _memory.are_level(read, _memory.Rows(values, 3 * stride, stride))
 
-    assert compiled(is_level, values, at, page) == level
+    assert compiled(are_level, values, at, page) == level
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
