@@ -295,7 +295,13 @@ Line by line, what the compiled loops and the profiles of calls show (AVX2, Zen 
 - **Inference in the cache**: 2 loads that subtract, 2 fused multiply-adds and 2 stores for 16 values, as many accesses
   as the yardstick has. What is left is the call, which the layer begins with a comparison of its table (a frozen layer
   does not), and the coefficients. Tried: one loop for rows and for strips of eight rows, which share coefficients. It
-  compiles a fifth less, but rows, past 1 MB, took 1.1 to 1.8 times as long.
+  compiles a fifth less, but rows, past 1 MB, took 1.1 to 1.8 times as long. Rows whole pages (4 KB) apart are not
+  written in strips: to the processor, what is read next looks like what was just written, and (64, 1024) took 4 times
+  as long.
+- **Inference past the cache**: a run keeps its coefficients in registers and takes 1.06 to 1.1 of the yardstick. Rows
+  load three coefficients with each value, 1.12 to 1.25; a bare loop of these instructions takes 1.07 to 1.15. Rows
+  joined to 256 up to 2,048 columns take the same. Tried: two, four and eight rows at a time, which share coefficients;
+  stores past the cache to several rows in turn take 1.3 to 5 times as long.
 - **Past the cache**: training and backward read their arrays twice, and their sums wait for arithmetic as above. Rows
   are asked for ahead of time. Tried: one group of channels after the other, in place of two passes, which took up to
   2.3 times as long where runs have 49 to 784 values.
