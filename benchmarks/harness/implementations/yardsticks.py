@@ -345,5 +345,6 @@ def _bare_call(problem: Problem, x: Array, y: Array) -> Callable[[], Any]:
     form = engine.coefficients(table, EPS, x.dtype)
     matrices = (array.reshape(1, -1, p.case.channels) for array in (x, y))
     kernel = kernels.infer_columns.variant(variant(x.dtype.type))
-    blocks = importlib.import_module("nbbn._kernels.columns").blocks_of(len(x), p.case.channels, form.shape[1], 1024)
+    columns, channels = importlib.import_module("nbbn._kernels.columns"), p.case.channels
+    blocks = columns.blocks_of(x.size // channels, channels, form.shape[1], columns.WIDE_TILE)
     return partial(kernel, *matrices, None, form, (), 0, None, blocks)
