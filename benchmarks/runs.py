@@ -61,7 +61,7 @@ def peer_tables(results: Iterable[Result], *, limit: bool = True, level: str = "
             ordered = [races[count] for count in sorted(races)]
             times = " / ".join(_time(result) for result in ordered)
             cells = [
-                " / ".join(format_ratio(r.ratio_to(BASELINE, name)) for r in ordered) for name in references.values()
+                " / ".join(format_ratio(r.ratio(BASELINE, to=name)) for r in ordered) for name in references.values()
             ]
             cells += [_ratios([r.ratio(peer) for r in ordered]) for peer in found]
             lines.append(row(format_shape(shape), times, *cells))

@@ -93,7 +93,7 @@ def over(name: str, other: str, operation: str, variant: str) -> Callable[[Run],
     """Return what finds the time of one implementation over another's, for small calls."""
 
     def values(run: Run) -> Values:
-        found = [(r.case, r.ratio_to(name, other)) for r in _small(run, operation, variant)]
+        found = [(r.case, r.ratio(name, to=other)) for r in _small(run, operation, variant)]
         return [(case, ratio) for case, ratio in found if ratio is not None]
 
     return values
@@ -228,7 +228,7 @@ def _only(chooses: Callable[[Case], bool]) -> Callable[[Case, Run], bool]:
 def masked_over_plain(run: Run) -> Values:
     """Return the time with a mask over that without, past the cache."""
     wanted = [r for r in run.results if r.case.operation in ("moments+mask", "training+mask")]
-    found = [(r.case, r.ratio_to(BASELINE, UNADORNED)) for r in wanted if not _fits(r.case, run)]
+    found = [(r.case, r.ratio(BASELINE, to=UNADORNED)) for r in wanted if not _fits(r.case, run)]
     return [(case, ratio) for case, ratio in found if ratio is not None]
 
 

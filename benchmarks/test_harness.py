@@ -429,7 +429,7 @@ def test_ratios_come_back_from_json() -> None:
     }
     result = Result(CASE, outcomes)
     assert result.ratio_to_limit("nbbn") == 2.5
-    assert result.ratio_to("nbbn", "copy-affine", "minimum") == 2.0
+    assert result.ratio("nbbn", "minimum", to="copy-affine") == 2.0
     assert result.ratio("torch") is None
     lines = summary_lines([result], {})
     assert any("2.50" in line and "plain stores, serial" in line for line in lines)

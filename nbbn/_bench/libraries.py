@@ -16,10 +16,10 @@ from nbbn._bench.timer import fastest, ways
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case ready to be timed."""
+    """A case ready to be timed; of what ``call`` returns, ``outputs`` are the arrays that have to be right, if any."""
 
     call: Callable[[], Any]
-    outputs: Callable[[Any], Any] = lambda result: (result,)  # the arrays in what ``call`` returned
+    outputs: Callable[[Any], Any] | None = lambda result: result if isinstance(result, tuple | list) else (result,)
     note: str = ""  # which of several ways was chosen
 
 
@@ -52,18 +52,14 @@ class Implementation:
         has = hasattr(self, f"prepare_{case.base}")
         return None if has else f"{self.name} has no {case.operation}"
 
-    def problem(self, fields: dict[str, Any]) -> Any:
-        """Return the input of the case whose fields these are."""
-        return make_problem(Case(**fields))
-
-    def prepare(self, problem: Any) -> Prepared:
-        """Return the call for ``problem``; NotImplementedError says why there is none."""
+    def ready(self, fields: dict[str, Any]) -> Prepared:
+        """Return the call of the case whose fields these are, or raise `WrongResultError`, or NotImplementedError."""
+        problem = make_problem(Case(**fields))
         prepared: Prepared = getattr(self, f"prepare_{problem.case.base}")(problem)
+        result = prepared.call()
+        if prepared.outputs is not None:
+            check_outputs(problem, prepared.outputs(result))
         return prepared
-
-    def verify(self, problem: Any, prepared: Prepared, result: Any) -> None:
-        """Raise `WrongResultError` if ``result`` of the first call is not what it has to be."""
-        check_outputs(problem, prepared.outputs(result))
 
 
 class Nbbn(Implementation):
@@ -96,7 +92,7 @@ class Nbbn(Implementation):
 
     def prepare_backward(self, p: Problem) -> Prepared:
         arrays = (p.second, p.x, p.mean, p.inv_std, p.gamma)
-        return Prepared(partial(self.library.batch_norm_backward, *arrays), tuple)
+        return Prepared(partial(self.library.batch_norm_backward, *arrays))
 
 
 class NumPy(Implementation):
@@ -107,7 +103,7 @@ class NumPy(Implementation):
 
     def prepare_inference(self, p: Problem) -> Prepared:
         """The formulas; of inference scale and shift are computed beforehand."""
-        return Prepared(formula(p), tuple)
+        return Prepared(formula(p))
 
     prepare_moments = prepare_training = prepare_backward = prepare_inference
 
@@ -132,15 +128,13 @@ class Torch(Implementation):
         batch_norm = self.library.nn.functional.batch_norm
         call = partial(batch_norm, *self._tensors(p.x, *vectors), training, MOMENTUM, EPS)
         if training:
-            return Prepared(call, lambda y: (y.numpy(), *vectors[:2]))
-        if p.case.has_residual:
-            (residual,), relu = self._tensors(p.second), self.library.relu_
-            return Prepared(lambda: relu(call().add_(residual)), lambda y: (y.numpy(),))
-        return Prepared(call, lambda y: (y.numpy(),))
+            return Prepared(call, lambda y: (y, *vectors[:2]))
+        (residual,), relu = self._tensors(p.second), self.library.relu_
+        return Prepared((lambda: relu(call().add_(residual))) if p.case.has_residual else call)
 
     def prepare_moments(self, p: Problem) -> Prepared:
         call = partial(self.library.var_mean, *self._tensors(p.x), p.case.axes, correction=0)
-        return Prepared(call, lambda pair: (pair[1].numpy(), pair[0].numpy()))
+        return Prepared(call, lambda pair: pair[::-1])
 
     def prepare_training(self, p: Problem) -> Prepared:
         return Torch.prepare_inference(self, p, training=True)
@@ -150,8 +144,7 @@ class Torch(Implementation):
         saved = (v.astype(np.float32) for v in (p.mean, p.inv_std))
         arrays = (p.second, p.x, p.gamma, p.running_mean, p.running_var, *saved)
         function = self.library.ops.aten.native_batch_norm_backward.default
-        call = partial(function, *self._tensors(*arrays), True, EPS, [True, True, True])
-        return Prepared(call, lambda grads: tuple(g.numpy() for g in grads))
+        return Prepared(partial(function, *self._tensors(*arrays), True, EPS, [True, True, True]))
 
 
 class OnnxRuntime(Implementation):
@@ -196,7 +189,7 @@ class OnnxRuntime(Implementation):
     def prepare_inference(self, p: Problem) -> Prepared:
         given = {"x": p.x} | p.options
         then = "sum = Add(v, residual) y = Relu(sum)" if p.case.has_residual else ""
-        return Prepared(partial(self.session(p, given, ["y"], then).run, None, given), tuple)
+        return Prepared(partial(self.session(p, given, ["y"], then).run, None, given))
 
     def prepare_training(self, p: Problem) -> Prepared:
         """The same with ``training_mode=1``: y and the new running statistics are its outputs."""
@@ -264,12 +257,9 @@ class Limit(Implementation):
             return {"moments": read, "inference": write}.get(base, lambda: (read(), write()))
 
         calls = ways(make, problem.case.threads)
-        return Prepared(calls[name := fastest(calls)], note=name)
+        return Prepared(calls[name := fastest(calls)], None, note=name)
 
     prepare_moments = prepare_training = prepare_backward = prepare_inference
-
-    def verify(self, problem: Problem, prepared: Prepared, result: Any) -> None:
-        """Nothing: it has no result."""
 
 
 def sample_var(p: Any, var: Array) -> Any:

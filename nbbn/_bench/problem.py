@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -168,14 +168,15 @@ def formula(p: Problem) -> Callable[[], Outputs]:
     return {"inference": inference, "moments": moments, "training": training, "backward": backward}[p.case.base]
 
 
-def check_outputs(problem: Problem, outputs: Outputs) -> None:
-    """Raise `WrongResultError` if the formula returns other ``outputs``."""
+def check_outputs(problem: Problem, outputs: Iterable[Any]) -> None:
+    """Raise `WrongResultError` if the formula returns other ``outputs``, which are arrays or tensors."""
+    arrays = [np.asarray(output) for output in outputs]
     channels = problem.case.shape[1]
     step = max(8, _BLOCK_VALUES * channels // problem.x.size)
     for first in range(0, channels, step):
         block = slice(first, first + step)
         expected = formula(problem.block(block))()
-        for number, (found, values) in enumerate(zip(outputs, expected, strict=True), 1):
+        for number, (found, values) in enumerate(zip(arrays, expected, strict=True), 1):
             whole = problem.x.shape if values.ndim > 1 else (channels,)
             if found.shape != whole:
                 raise WrongResultError(f"result {number} has shape {found.shape}, not {whole}")

@@ -58,18 +58,14 @@ class Result:
     def timed(self) -> dict[str, Outcome]:
         return {name: outcome for name, outcome in self.outcomes.items() if outcome.status == "timed"}
 
-    def ratio_to(self, name: str, reference: str, statistic: str = "median") -> float | None:
-        """Return the time of ``name`` over that of ``reference``, or None where one has none."""
-        first, second = self.timed.get(name), self.timed.get(reference)
+    def ratio(self, name: str, statistic: str = "median", *, to: str = BASELINE) -> float | None:
+        """Return the time of ``name`` over that of another one, or None where one has none."""
+        first, second = self.timed.get(name), self.timed.get(to)
         return float(getattr(first, statistic) / getattr(second, statistic)) if first and second else None
-
-    def ratio(self, peer: str, statistic: str = "median") -> float | None:
-        """Return the time of ``peer`` over that of nbbn: above 1, nbbn is faster."""
-        return self.ratio_to(peer, BASELINE, statistic)
 
     def ratio_to_limit(self, name: str, statistic: str = "median") -> float | None:
         """Return the time of ``name`` over that of the operation's yardstick."""
-        return self.ratio_to(name, self.case.limit, statistic)
+        return self.ratio(name, statistic, to=self.case.limit)
 
 
 class Worker:
@@ -83,7 +79,7 @@ class Worker:
         warnings = [f"-W{option}" for option in sys.warnoptions]
         command = [sys.executable, "-P", *warnings, "-m", "nbbn._bench.worker"]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [*command, registry, implementation, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -93,31 +89,27 @@ class Worker:
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send a request and return its answer: fields of an outcome, which has failed where there is no answer."""
-        pipes: Any = self._process
+        pipes: Any = self.process
         with suppress(BrokenPipeError):
             pipes.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             pipes.stdin.flush()
-        watchdog = threading.Timer(ANSWER_LIMIT_SECONDS, self._process.kill)
+        watchdog = threading.Timer(ANSWER_LIMIT_SECONDS, self.process.kill)
         watchdog.start()
         line = pipes.stdout.readline()
         watchdog.cancel()
         if line:
             return dict(json.loads(line))
-        status = self._process.wait()
+        status = self.process.wait()
         self._errors.seek(0)
         last_words = self._errors.read()[-2000:].decode(errors="replace").strip()
         return {"status": "failed", "reason": f"the worker ended with status {status}\n{last_words}".strip()}
 
-    @property
-    def has_ended(self) -> bool:
-        return self._process.returncode is not None
-
     def close(self) -> None:
         try:
-            self._process.communicate(timeout=10)
+            self.process.communicate(timeout=10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
+            self.process.kill()
+            self.process.communicate()
         self._errors.close()
 
 
@@ -137,12 +129,11 @@ class Race(AbstractContextManager["Race"]):
         self._threads = 0
         self._workers: dict[str, Worker] = {}
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def close(self, *error: object) -> None:
         while self._workers:
             self._workers.popitem()[1].close()
+
+    __exit__ = close
 
     def run(self, case: Any) -> Result:
         """Check and time every implementation on ``case``."""
@@ -178,5 +169,5 @@ class Race(AbstractContextManager["Race"]):
         self.versions |= answer.pop("versions", {})
         outcome.durations += answer.pop("durations", [])
         vars(outcome).update(answer)
-        if self._workers[name].has_ended:
+        if self._workers[name].process.returncode is not None:  # it has ended
             self._workers.pop(name).close()

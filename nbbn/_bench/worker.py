@@ -64,10 +64,7 @@ class Worker:
 
     def prepare(self, case: dict[str, Any]) -> Answer:
         """Make the input, check the first result, calibrate."""
-        problem = self.implementation.problem(case)
-        prepared = self.implementation.prepare(problem)
-        self.implementation.verify(problem, prepared, prepared.call())
-        del problem
+        prepared = self.implementation.ready(case)
         self.timer = Timer(prepared.call)
         gc.collect()
         gc.disable()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
 import nbbn
 from nbbn._bench.problem import format_shape, format_threads
@@ -13,9 +14,6 @@ from nbbn._bench.race import BASELINE, Result
 from nbbn.cli._files import new_figure
 
 WIDTH = 100
-
-LIBRARIES = (BASELINE, "numpy", "torch", "onnxruntime", "jax", "openvino", "sklearn")
-"""In the order of tables; all others are yardsticks. Two of them are in runs of ``benchmarks/`` only."""
 
 # Rounds of the same call that differ by more were disturbed.
 NOISY_RATIO = 1.5
@@ -36,6 +34,8 @@ _STYLES: dict[str, dict[str, Any]] = {
     "openvino": {"facecolor": "white", "hatch": "xxxx"},
     "sklearn": {"facecolor": "white", "hatch": "----"},
 }
+LIBRARIES = (*_STYLES,)
+"""In the order of tables; all others are yardsticks. Two of them are in runs of ``benchmarks/`` only."""
 
 # In units of a bar's height, and inches.
 _GAP = 0.9
@@ -43,6 +43,8 @@ _HEAD = 1.5
 _BAR_INCHES = 0.155
 _PANEL_INCHES = 0.55
 _WIDTH_INCHES = 11.0
+
+Bars = dict[str, dict[str, float]]  # what a race is labelled by -> library -> its ratio to the limit
 
 _TICKS = (0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
@@ -65,13 +67,9 @@ def overview_lines(results: Sequence[Result], versions: dict[str, str]) -> list[
     config = nbbn.config()
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()) if name != "limit")
     machine = f"{config['cpu']}, {config['simd_bits']} bits; Python {config['python']}, {libraries}"
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        case = result.case
-        groups.setdefault(f"{case.operation}, {format_threads(case.threads)}", []).append(result)
     lines = [*_wrap(machine), ""]
-    for title, group in groups.items():
-        lines += [title, *_table(group), ""]
+    for title, group in groupby(results, lambda r: f"{r.case.operation}, {format_threads(r.case.threads)}"):
+        lines += [title, *_table(list(group)), ""]
     lines += [*_wrap(_EXPLANATION), ""]
     return [*lines, *_behind(results), *_noise(results), *_troubles(results)]
 
@@ -106,15 +104,14 @@ def _behind(results: Sequence[Result]) -> list[str]:
     compared = sum(result.ratio(peer) is not None for result in results for peer in timed_peers([result]))
     if not compared:
         return [f"nothing to compare {BASELINE} with"]
-    lines, count = [], 0
-    for result in results:
-        if faster := behind(result):
-            found = ", ".join(f"{name} {format_ratio(ratio)}" for name, ratio in faster.items())
-            lines += _wrap(f"{result.case.label}: {found}", "  ")
-            count += len(faster)
-    if not count:
+    found = {result.case.label: faster for result in results if (faster := behind(result))}
+    if not found:
         return [f"{BASELINE} is the fastest in all {compared} comparisons."]
-    return [f"{BASELINE} is not the fastest in {count} of {compared} comparisons:", *lines]
+    lines = [f"{BASELINE} is not the fastest in {sum(map(len, found.values()))} of {compared} comparisons:"]
+    for label, faster in found.items():
+        ratios = ", ".join(f"{name} {format_ratio(ratio)}" for name, ratio in faster.items())
+        lines += _wrap(f"{label}: {ratios}", "  ")
+    return lines
 
 
 def _noise(results: Sequence[Result]) -> list[str]:
@@ -145,14 +142,6 @@ def _wrap(text: str, indent: str = "") -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=2 * indent, break_on_hyphens=False)
 
 
-class _Group(NamedTuple):
-    """The bars of one race."""
-
-    label: str
-    ratios: dict[str, float]
-    rows: int
-
-
 def make_figure(results: Sequence[Result]) -> Any:
     """Return a figure of times as multiples of the yardstick's: a panel for each operation, two in a row.
 
@@ -162,51 +151,55 @@ def make_figure(results: Sequence[Result]) -> Any:
         If no race timed both nbbn and the yardstick of its operation.
     """
     threads = {result.case.threads for result in results}
-    panels: dict[str, list[_Group]] = {}
+    panels: dict[str, Bars] = {}
     for result in results:
-        case, ratios = result.case, {name: result.ratio_to_limit(name) for name in LIBRARIES}
-        if ratios[BASELINE] is not None:
-            count = f"\n{format_threads(case.threads)}" if len(threads) > 1 else ""
-            known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
-            rows = max(len(known), 2 if count else 1)  # a label of two lines needs a group of their height
-            panels.setdefault(case.operation, []).append(_Group(format_shape(case.shape) + count, known, rows))
+        ratios = {name: ratio for name in LIBRARIES if (ratio := result.ratio_to_limit(name)) is not None}
+        if BASELINE in ratios:
+            count = f"\n{format_threads(result.case.threads)}" if len(threads) > 1 else ""
+            panels.setdefault(result.case.operation, {})[format_shape(result.case.shape) + count] = ratios
     if not panels:
         raise ValueError(f"nothing to draw: no race timed {BASELINE} and its limit")
-    heights = [sum(group.rows + _GAP for group in groups) for groups in panels.values()]
+    heights = [sum(_rows(*bars) + _GAP for bars in races.items()) for races in panels.values()]
     heights = [max(heights[i : i + 2]) for i in range(0, len(heights), 2)]  # of rows
     inches = [_BAR_INCHES * (height + _HEAD) + _PANEL_INCHES for height in heights]
     figure = new_figure(_WIDTH_INCHES, sum(inches) + 0.3)
     grid = figure.add_gridspec(len(heights), min(2, len(panels)), height_ratios=inches)
-    for number, (operation, groups) in enumerate(panels.items()):
+    for number, (operation, races) in enumerate(panels.items()):
         axes = figure.add_subplot(grid[divmod(number, 2)])
         axes.set_title(f"{operation}: times the limit", fontsize=10, loc="left")
         axes.set_ylim(heights[number // 2] - _GAP / 2, -_HEAD)
-        _draw(axes, groups)
+        _draw(axes, races)
     return figure
 
 
-def _draw(axes: Any, groups: Sequence[_Group]) -> None:
-    ratios = [ratio for group in groups for ratio in group.ratios.values()]
-    least, most = min(0.5, 0.8 * min(ratios)), max(2.0, max(ratios))
+def _rows(label: str, ratios: Mapping[str, float]) -> int:
+    """Return the height of the bars of a race: at least that of the label's lines."""
+    return max(len(ratios), 1 + label.count("\n"))
+
+
+def _draw(axes: Any, races: Bars) -> None:
+    every = [ratio for ratios in races.values() for ratio in ratios.values()]
+    least, most = min(0.5, 0.8 * min(every)), max(2.0, max(every))
     axes.set_xscale("log")
     # The longest bar leaves room for its name.
     axes.set_xlim(least, most * (most / least) ** 0.45)
     places, y = [], 0.0
-    for group in groups:
-        places.append(y + (group.rows - 1) / 2)
-        for i, (name, ratio) in enumerate(group.ratios.items()):
-            place = y + i + (group.rows - len(group.ratios)) / 2
+    for label, ratios in races.items():
+        rows = _rows(label, ratios)
+        places.append(y + (rows - 1) / 2)
+        for i, (name, ratio) in enumerate(ratios.items()):
+            place = y + i + (rows - len(ratios)) / 2
             look = {"height": 0.82, "edgecolor": "black", "linewidth": 0.6, **_STYLES[name]}
             axes.barh(place, ratio - least, left=least, **look)
             weight = "bold" if name == BASELINE else "normal"
             # Behind the limit line where the bar ends before it.
             _write(axes, f"{name} {format_ratio(ratio)}", (max(ratio, 1.0), place), 4, va="center", fontweight=weight)
-        y += group.rows + _GAP
+        y += rows + _GAP
     # White beneath the dashes: a line that is seen on black bars, too.
     axes.axvline(1.0, color="white", linewidth=1.8, zorder=3)
     axes.axvline(1.0, color="black", linewidth=1.2, linestyle=(0, (4, 2)), zorder=3)
     _write(axes, "limit", (1.0, -_HEAD), 3, va="top")
-    axes.set_yticks(places, [group.label for group in groups], fontsize=8)
+    axes.set_yticks(places, list(races), fontsize=8)
     axes.tick_params(axis="y", length=0)
     ticks = [tick for tick in _TICKS if least <= tick <= most]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)

@@ -56,9 +56,12 @@ class Implementation(libraries.Implementation, ABC):
             return "ml_dtypes, which has bfloat16, is not installed"
         return None
 
-    def problem(self, fields: dict[str, Any]) -> Problem:
-        """Return the input of the case whose fields these are."""
-        return make_problem(Case.from_dict(fields))
+    def ready(self, fields: dict[str, Any]) -> Prepared:
+        """Return the call of the case whose fields these are, its first result checked."""
+        problem = make_problem(Case.from_dict(fields))
+        prepared = self.prepare(problem)
+        self.verify(problem, prepared, prepared.call())
+        return prepared
 
     def prepare(self, problem: Problem) -> Prepared:
         """Return the call for ``problem``, whose case it does not decline.
