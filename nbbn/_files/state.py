@@ -79,22 +79,12 @@ def save_arrays(path: str | os.PathLike[str], arrays: dict[str, Any]) -> None:
         np.savez(file, **arrays)
 
 
-def beside(path: str | os.PathLike[str]) -> Path:
-    """Return a name that is free, in the folder where `replacing` makes the file."""
-    return _resolved(path).with_name(f".nbbn-{secrets.token_hex(8)}.tmp")
-
-
-def _resolved(path: str | os.PathLike[str]) -> Path:
-    """Follow links: a link stays a link."""
-    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for links in a ring
-
-
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Open a file beside ``path`` for writing and rename it to ``path`` once it is on the disk."""
     old = paths.check_regular("path: expected a regular file or a new name", path)
-    target = _resolved(path)
-    temporary = beside(target)
+    target = Path(os.path.realpath(path))  # a link stays one; Path.resolve raises RuntimeError for links in a ring
+    temporary = target.with_name(f".nbbn-{secrets.token_hex(8)}.tmp")
 
     def create(name: str, flags: int) -> int:
         # Whom the mode of the old file keeps out, the new one's does, while it is written too.

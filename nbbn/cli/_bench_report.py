@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -145,10 +146,7 @@ def _wrap(text: str, indent: str = "") -> list[str]:
 def make_figure(results: Sequence[Result]) -> Any:
     """Return a figure of times as multiples of the yardstick's: a panel for each operation, two in a row.
 
-    Raises
-    ------
-    ValueError
-        If no race timed both nbbn and the yardstick of its operation.
+    It is a ValueError if no race timed both nbbn and the yardstick.
     """
     threads = {result.case.threads for result in results}
     panels: dict[str, Bars] = {}
@@ -183,6 +181,7 @@ def _draw(axes: Any, races: Bars) -> None:
     axes.set_xscale("log")
     # The longest bar leaves room for its name.
     axes.set_xlim(least, most * (most / least) ** 0.45)
+    write = partial(axes.annotate, textcoords="offset points", fontsize=7)
     places, y = [], 0.0
     for label, ratios in races.items():
         rows = _rows(label, ratios)
@@ -193,19 +192,16 @@ def _draw(axes: Any, races: Bars) -> None:
             axes.barh(place, ratio - least, left=least, **look)
             weight = "bold" if name == BASELINE else "normal"
             # Behind the limit line where the bar ends before it.
-            _write(axes, f"{name} {format_ratio(ratio)}", (max(ratio, 1.0), place), 4, va="center", fontweight=weight)
+            end = max(ratio, 1.0), place
+            write(f"{name} {format_ratio(ratio)}", end, xytext=(4, 0), va="center", fontweight=weight)
         y += rows + _GAP
     # White beneath the dashes: a line that is seen on black bars, too.
     axes.axvline(1.0, color="white", linewidth=1.8, zorder=3)
     axes.axvline(1.0, color="black", linewidth=1.2, linestyle=(0, (4, 2)), zorder=3)
-    _write(axes, "limit", (1.0, -_HEAD), 3, va="top")
+    write("limit", (1.0, -_HEAD), xytext=(3, 0), va="top")
     axes.set_yticks(places, list(races), fontsize=8)
     axes.tick_params(axis="y", length=0)
     ticks = [tick for tick in _TICKS if least <= tick <= most]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
     axes.set_xticks([], minor=True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-
-
-def _write(axes: Any, text: str, place: tuple[float, float], right: int, **look: Any) -> None:
-    axes.annotate(text, place, xytext=(right, 0), textcoords="offset points", fontsize=7, **look)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,10 @@ Statistics = tuple[FeatureMoments, Sequence[str]]
 
 class CommandError(Exception):
     """Bad usage or bad input: one line for standard error, exit status 2."""
+
+
+class _TriedError(Exception):
+    """A file can be made, and is not."""
 
 
 def suffix_of(path: Path, name: str, accepted: Sequence[str]) -> str:
@@ -70,14 +73,8 @@ def check_file(path: Path | None, name: str, *others: Path | None, size: int = 0
             raise CommandError(str(error)) from None
         except IsADirectoryError:
             raise CommandError(f"{name}: {path} is a folder, expected a file") from None
-        temporary = state_files.beside(path)
-        try:  # an interrupt leaves no file, and nothing that is not closed
-            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            temporary.unlink()
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        with contextlib.suppress(_TriedError), state_files.replacing(path):
+            raise _TriedError
         free = shutil.disk_usage(path.resolve().parent).free
     if free < size:
         raise CommandError(f"{name}: {path} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free")

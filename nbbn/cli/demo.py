@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "--epochs",
-        type=_positive,
+        type=partial(_number, least=1),
         default=20,
         metavar="N",
         help="passes over the training images (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
-        type=_natural,
+        type=_number,
         default=0,
         metavar="N",
         help="seed of the initial weights and of the order of the images (default: %(default)s)",
@@ -48,20 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the learning curves, as .png, .svg or .pdf")
 
 
-def _positive(text: str) -> int:
-    number = _natural(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("must be at least 1, got 0")
-    return number
-
-
-def _natural(text: str) -> int:
+def _number(text: str, least: int = 0) -> int:
     try:
         number = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
+    if number < least:
+        expected = f"be at least {least}" if least else "not be negative"
+        raise argparse.ArgumentTypeError(f"must {expected}, got {number}")
     return number
 
 
