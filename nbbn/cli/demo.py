@@ -140,14 +140,11 @@ def make_figure(outcomes: Mapping[Setting, Outcome]) -> Any:
     """Return the learning curves: usual initial weights on the left, scaled ones on the right."""
     figure = _files.new_figure(9, 5)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    left.set_title("usual initial weights")
-    right.set_title("first layer's initial weights x 100")
-    left.set_ylabel("test accuracy (%)")
+    left.set(title="usual initial weights", ylabel="test accuracy (%)")
+    right.set(title="first layer's initial weights x 100")
     for axes, scaled in ((left, False), (right, True)):
-        axes.set_xlabel("epoch")
+        axes.set(xlabel="epoch", ylim=(0, 102), yticks=(0, 20, 40, 60, 80, 100 * experiment.GOAL, 100))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylim(0, 102)
-        axes.set_yticks((0, 20, 40, 60, 80, 100 * experiment.GOAL, 100))
         axes.grid(color="0.9")
         axes.axhline(100 * experiment.GOAL, color="0.5", linestyle=":", linewidth=1)
         for name, look in _LOOKS.items():
