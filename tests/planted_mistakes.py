@@ -249,17 +249,14 @@ FILES = {
         ("a running variance has no correction", "divisor = count - self._running_correction", "divisor = count"),
         ("a variance that is not finite is accepted", "finite = np.isfinite(mean) & np.isfinite(var)", "finite = np.isfinite(mean)"),
         ("calibration leaves the counter alone", "                self._counter[0] = batches\n", ""),
+        ("a loaded layer trains, whatever it did before", "layer.train(training)", "_checks.flag(\"training\", training)", "test_persistence"),
+        ("a negative variance is loaded", '_checks.not_negative("running_var", found["running_var"])', "pass", "test_persistence"),
     ),
     "layer/_forward.py": (
         "test_backward test_ghost_batches",
         ("an input that was written over is not noticed", "if out is not None and (out is x or overlap(x, out)):", "if out is x:", "test_backward test_out"),
         ("a last part of too few values stands alone", "<= too_few:", "< too_few:"),
         ("changes at some places are not looked for", "return flat[(x.size - 1) % step :: step].tobytes()", "return flat[:1].tobytes()"),
-    ),
-    "layer/_storage.py": (
-        "test_persistence",
-        ("a loaded layer trains, whatever it did before", "layer.train(training)", "_checks.flag(\"training\", training)"),
-        ("a negative variance is loaded", '_checks.not_negative("running_var", found["running_var"])', "pass"),
     ),
     "layer/batch_norm.py": (
         "test_layer test_backward test_out test_robustness",

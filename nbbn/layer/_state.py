@@ -1,12 +1,13 @@
-"""The state of a layer in memory: options, parameters and running statistics; `_storage` keeps them elsewhere."""
+"""The state of a layer: options, parameters and running statistics, in memory, in files, pickles and copies."""
 
 from __future__ import annotations
 
 import functools
 import operator
+import os
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypeVar, get_args
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Never, Self, TypeVar, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -23,26 +24,44 @@ from nbbn.layer import _words
 from nbbn.layer._forward import Forward, Snapshot
 from nbbn.moments import Moments, of_table
 
-# The options, in the order in which files and `repr` have them; their defaults stand in the signature alone.
-CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "num_features": lambda name, value: None if value is None else _checks.positive_integer(name, value),
-    "axis": _checks.integer,
-    "eps": functools.partial(_checks.real, least=0.0),
-    "momentum": lambda name, value: None if value is None else _checks.real(name, value),
-    "scale": _checks.flag,
-    "center": _checks.flag,
-    "track_running_stats": _checks.flag,
-    "correction": functools.partial(_checks.real, least=0.0),
-    "running_correction": functools.partial(_checks.real, least=0.0),
-    "activation": lambda _, value: steps.activation(value),
-    "negative_slope": _checks.real,
-    "virtual_batch_size": lambda name, value: None if value is None else _checks.positive_integer(name, value),
-    "on_nonfinite": functools.partial(_checks.choice, accepted=get_args(OnNonfinite)),
-    "dtype": _checks.dtype,
+Check = Callable[[str, Any], Any]
+
+
+def _optional(check: Check) -> Check:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _activation(_: str, value: Any) -> Activation | None:
+    return steps.activation(value)
+
+
+class _Options:
+    """The options and their checks, in the order of files and `repr`; the defaults stand in the signature alone."""
+
+    __slots__ = ()
+    _num_features: Annotated[int, _optional(_checks.positive_integer)]  # 0: not built yet
+    _axis: Annotated[int, _checks.integer]
+    _eps: Annotated[float, functools.partial(_checks.real, least=0.0)]
+    _momentum: Annotated[float | None, _optional(_checks.real)]
+    _scale: Annotated[bool, _checks.flag]
+    _center: Annotated[bool, _checks.flag]
+    _track_running_stats: Annotated[bool, _checks.flag]
+    _correction: Annotated[float, functools.partial(_checks.real, least=0.0)]
+    _running_correction: Annotated[float, functools.partial(_checks.real, least=0.0)]
+    _activation: Annotated[Activation | None, _activation]
+    _negative_slope: Annotated[float, _checks.real]
+    _virtual_batch_size: Annotated[int | None, _optional(_checks.positive_integer)]
+    _on_nonfinite: Annotated[OnNonfinite, functools.partial(_checks.choice, accepted=get_args(OnNonfinite))]
+    _dtype: Annotated[np.dtype[Any], _checks.dtype]
+
+
+_CHECKS: dict[str, Check] = {
+    name.removeprefix("_"): option.__metadata__[0]
+    for name, option in get_type_hints(_Options, include_extras=True).items()
 }
 
 # The arrays: where each stands in the layer's table, and which option says whether it exists.
-ARRAYS = {
+_ARRAYS = {
     "gamma": (rows.GAMMA, "scale"),
     "beta": (rows.BETA, "center"),
     "slope": (rows.SLOPE, "learns_slope"),
@@ -52,6 +71,9 @@ ARRAYS = {
 
 # What stands in the table's rows at first: of mean, var, gamma, beta and, as in PyTorch, slope.
 _INITIAL = np.array([[0.0], [1.0], [1.0], [0.0], [0.25]])
+
+_OF_BATCH = [rows.MEAN, rows.VAR, rows.INV_STD]  # what is shown of a training batch
+_KEPT = ("_training", "grad_gamma", "grad_beta", "grad_slope", "grad_residual")  # in pickles, besides the state
 
 Got = TypeVar("Got")
 Given = TypeVar("Given")
@@ -82,31 +104,17 @@ def _of_batch(row: int) -> Callable[[Any], Any]:
     return lambda layer: None if layer._batch is None else layer._batch[row].copy()
 
 
-class LayerState:
+class LayerState(_Options):
     """Options and arrays of a layer, and how they are set; `nbbn.BatchNorm` computes with them."""
 
     # So that a misspelt attribute is an error, at no cost to a call. Classes of users have a __dict__.
     __slots__ = (
-        *(f"_{name}" for name in (*CHECKS, *ARRAYS)),
+        *(f"_{name}" for name in (*_CHECKS, *_ARRAYS)),
         *("_after", "_batch", "_collected", "_counter", "_here", "_known", "_last"),
         *("_last_snapshot", "_lock", "_table", "_too_few", "_training"),
         *("__weakref__", "grad_beta", "grad_gamma", "grad_residual", "grad_slope"),
     )
 
-    _num_features: int  # 0: not built yet
-    _axis: int
-    _eps: float
-    _momentum: float | None
-    _scale: bool
-    _center: bool
-    _correction: float
-    _running_correction: float
-    _track_running_stats: bool
-    _activation: Activation | None
-    _negative_slope: float
-    _virtual_batch_size: int | None
-    _on_nonfinite: OnNonfinite
-    _dtype: np.dtype[Any]
     _gamma: Array | None
     _beta: Array | None
     _slope: Array | None
@@ -135,8 +143,8 @@ class LayerState:
     ) -> None:  # fmt: skip
         given = locals()
         for name in others:
-            raise TypeError(f"{name}: {_words.unknown(name, _words.OPTIONS, CHECKS)}")
-        for name, check in CHECKS.items():
+            raise TypeError(f"{name}: {_words.unknown(name, _words.OPTIONS, _CHECKS)}")
+        for name, check in _CHECKS.items():
             setattr(self, f"_{name}", check(name, given[name]))
         self._after = self._epilogue()
         self._set_table(self._num_features or 0)
@@ -159,7 +167,7 @@ class LayerState:
             table = np.empty((rows.LAYER_ROWS, channels), self._dtype)
             table[...] = _INITIAL
         self._table = table
-        for name, (row, option) in ARRAYS.items():
+        for name, (row, option) in _ARRAYS.items():
             exists = channels and getattr(self, f"_{option}")
             setattr(self, f"_{name}", table[row] if exists else None)
         self._num_features = channels  # last: other threads may look at it
@@ -221,10 +229,10 @@ class LayerState:
         check = _checks.variances if name == "running_var" else _checks.per_channel
         found = check(name, value, self._num_features)
         with self._lock, np.errstate(all="ignore"):
-            self._table[ARRAYS[name][0]] = found
+            self._table[_ARRAYS[name][0]] = found
 
     def _set(self, name: str, value: Any) -> None:
-        setattr(self, f"_{name}", CHECKS[name](name, value))
+        setattr(self, f"_{name}", _CHECKS[name](name, value))
         if self._num_features and self._learns_slope != (self._slope is not None):
             self._slope = self._table[rows.SLOPE] if self._learns_slope else None
         self._after = self._epilogue()
@@ -405,3 +413,173 @@ class LayerState:
                 f"got mean {mean[channel]} and variance {var[channel]} in channel {channel}"
             )
         return False
+
+    def _arrays(self) -> dict[str, Array]:
+        """Return the rows of the table that exist as attributes."""
+        return {name: self._table[row] for name, (row, _) in _ARRAYS.items() if getattr(self, f"_{name}") is not None}
+
+    def _options(self) -> dict[str, Any]:
+        """Return the options, as the constructor takes them and JSON can hold them."""
+        found = {name: getattr(self, f"_{name}") for name in _CHECKS}
+        return {**found, "num_features": self.num_features, "dtype": self._dtype.name}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of the parameters and running statistics, and the counter.
+
+        Returns
+        -------
+        dict
+            ``gamma, beta, running_mean, running_var`` (those that exist) and ``num_batches_tracked``.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> sorted(nbbn.BatchNorm(3, center=False).state_dict())
+        ['gamma', 'num_batches_tracked', 'running_mean', 'running_var']
+        """
+        with self._lock:
+            state: dict[str, Any] = {name: a.copy() for name, a in self._arrays().items()}
+            state["num_batches_tracked"] = self.num_batches_tracked
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set parameters, running statistics and counter from what `state_dict` returned.
+
+        Parameters
+        ----------
+        state : mapping
+            With exactly the names of `state_dict`, and arrays of this layer's shapes and dtype; the
+            counter may be an array of one value, of any numeric dtype. A layer that is not built yet
+            takes its number of channels from them.
+
+        Raises
+        ------
+        TypeError
+            Where it is not a mapping, or the counter not an integer.
+        ValueError
+            For a wrong name, shape or dtype, and a negative variance. The layer is unchanged then.
+
+        Examples
+        --------
+        >>> import nbbn
+        >>> bn, other = nbbn.BatchNorm(3), nbbn.BatchNorm(3)
+        >>> bn.load_state_dict(other.state_dict())
+        """
+        found, number = state_files.checked_state(state, self._expected(state))
+        if "running_var" in found:
+            _checks.not_negative("running_var", found["running_var"])
+        if found:
+            self.build(next(iter(found.values())).size)
+        self._put(found, number)
+
+    def _expected(self, state: Any) -> dict[str, Array]:
+        """Return arrays of the shapes and the dtype that those in ``state`` must have."""
+        names = [name for name, (_, option) in _ARRAYS.items() if getattr(self, f"_{option}")]
+        if self._num_features or not isinstance(state, Mapping) or len(state) == 1:
+            return self._arrays()
+        channels = max((np.asarray(state[name]).size for name in names if name in state), default=1)
+        return dict.fromkeys(names, np.empty(channels or 1, self._dtype))
+
+    def _put(self, values: Mapping[str, Array], number: int) -> None:
+        with self._lock:
+            for name, array in self._arrays().items():
+                array[...] = values[name]
+            self._counter[0] = number
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write configuration, parameters and running statistics to an ``.npz`` file.
+
+        The file is written under another name in the same folder and renamed when it is whole.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file's name, used as it is.
+
+        Raises
+        ------
+        OSError
+            Where it can't be written; a file that was there before is unchanged.
+        ValueError
+            Where ``path`` is a pipe or a device.
+
+        Examples
+        --------
+        >>> import nbbn, os, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "bn.npz")
+        ...     nbbn.BatchNorm(3, axis=-1).eval().save(path)
+        ...     nbbn.BatchNorm.load(path)
+        BatchNorm(3, axis=-1, inference)
+        """
+        state_files.save(path, {**self._options(), "training": self.training}, self.state_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Return the layer that `save` wrote.
+
+        Nothing in the file is executed, and sizes are checked before memory is taken.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file's name.
+
+        Returns
+        -------
+        BatchNorm
+            A new layer, in the mode that it was saved in.
+
+        Raises
+        ------
+        OSError, ValueError
+            Where the file can't be read, and where it is not such a file.
+
+        Examples
+        --------
+        As of `save`.
+        """
+        with state_files.opened(path) as file:
+            options = file.options()
+            training = options.pop("training", None)
+            try:
+                layer = cls(**options)
+                layer.train(training)
+                layer.load_state_dict(file.state(layer._arrays()))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"path: expected what save writes, got {path!s}: {error}") from error
+        return layer
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in _KEPT} | getattr(self, "__dict__", {})
+        batch = None if self._batch is None else self._batch[_OF_BATCH]
+        options, state = self._options(), self.state_dict()
+        return {"options": options, "state": state, "batch": batch, "attributes": own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        LayerState.__init__(self, **state["options"])
+        self._put(*state_files.checked_state(state["state"], self._arrays()))
+        own = state["attributes"]
+        batch = state.get("batch")
+        if own.get("_batch") is not None:  # a pickle with a table whose rows stood otherwise
+            batch = own["_batch"][[0, 2, 6]]
+        if batch is not None:
+            self._batch = np.zeros((rows.STATISTICS_ROWS, self._num_features))
+            self._batch[_OF_BATCH] = batch
+        private = {*LayerState.__slots__} - {*_KEPT}
+        for name, value in own.items():
+            if name not in private:
+                setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        shown = [str(self._num_features) if self._num_features else "not built"]
+        for name, value in self._options().items():
+            if name != "num_features" and value != _DEFAULTS[name]:
+                shown.append(f"{name}={value!r}")
+        shown.append("training" if self._training else "inference")
+        if self.num_batches_tracked:
+            shown.append(f"{self.num_batches_tracked} batches tracked")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+_DEFAULTS = LayerState()._options()

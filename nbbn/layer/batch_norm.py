@@ -1,4 +1,4 @@
-"""The layer: forward in training and inference, and backward; `_state` and `_storage` hold its options and arrays."""
+"""The layer: forward in training and inference, and backward; `_state` holds its options and arrays."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nbbn._engine.memory import empty_like
 from nbbn._engine.steps import Epilogue, Gradients
 from nbbn._kernels import table as rows
 from nbbn.layer._forward import At, Call, Forward, Snapshot, is_unchanged, to_write, token_of, without_gaps
-from nbbn.layer._storage import StoredLayer
+from nbbn.layer._state import LayerState
 from nbbn.layer.frozen import FrozenBatchNorm
 
 
-class BatchNorm(StoredLayer):
+class BatchNorm(LayerState):
     r"""Batch normalization of the activations of a layer, with learned scale and shift.
 
     .. math:: y = \frac{x - \mathrm{mean}}{\sqrt{\mathrm{var} + \varepsilon}}\,\gamma + \beta
