@@ -239,7 +239,7 @@ FILES = {
         "test_faults test_persistence test_hostile_files",
         ("a file has its name before it is on the disk", "            os.fsync(file.fileno())\n", ""),
         ("an error leaves half a file behind", "            temporary.unlink()\n        if isinstance(error", "            pass\n        if isinstance(error"),
-        ("a state of another dtype is taken", "if array.dtype != like.dtype:", "if False:"),
+        ("a state of another dtype is taken", "if array.dtype != dtype:", "if False:"),
         ("a compressed member is unpacked", "if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:", "if False:"),
         ("a counter may be below 0", "if not 0 <= number <=", "if not -1 <= number <="),
     ),

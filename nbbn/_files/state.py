@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,31 @@ from nbbn._files.npy import read_header
 Array = NDArray[Any]
 
 _COUNTER = "num_batches_tracked"
-_OPTIONS = "options"
+OPTIONS = "options"
 _MOST_OPTIONS = 1 << 16  # bytes
 FEW_FEATURES = 1 << 20
 
 
-def checked_state(state: Mapping[str, Any], expected: Mapping[str, Array]) -> tuple[dict[str, Array], int]:
-    """Return the arrays and the counter of ``state`` if they fit the ``expected`` arrays."""
+def checked_state(
+    state: Mapping[str, Any], arrays: Collection[str], channels: int, dtype: np.dtype[Any]
+) -> tuple[dict[str, Array], int]:
+    """Return these arrays of ``state``, of so many channels and this dtype, and its counter; it has no others."""
     if not isinstance(state, Mapping):
         raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
-    names = sorted([*expected, _COUNTER])
+    names = sorted([*arrays, _COUNTER])
     if sorted(map(str, state)) != names:
         torch = any(str(name).rpartition(".")[2] in ("weight", "running_mean") for name in state)
         advice = " (nbbn.interop.from_torch makes layers of PyTorch's)" if torch else ""
         raise ValueError(f"state: expected the names {names}, got {sorted(map(str, state))}{advice}")
     found = {}
-    for name, like in expected.items():
+    for name in arrays:
         if isinstance(state[name], np.ma.MaskedArray):
             raise TypeError(f"{name}: expected a plain array, got a masked array")
         array = np.array(state[name])  # a copy: it may be another array of the same layer
-        if array.dtype != like.dtype:
-            raise ValueError(f"{name}: expected dtype {like.dtype.name}, got {array.dtype.name}")
-        if array.shape != like.shape:
-            raise ValueError(f"{name}: expected shape {like.shape}, got {array.shape}")
+        if array.dtype != dtype:
+            raise ValueError(f"{name}: expected dtype {dtype.name}, got {array.dtype.name}")
+        if array.shape != (channels,):
+            raise ValueError(f"{name}: expected shape {(channels,)}, got {array.shape}")
         found[name] = array
     return found, counter(state[_COUNTER])
 
@@ -66,11 +68,6 @@ def counter(value: Any) -> int:
     if not 0 <= number <= np.iinfo(np.int64).max:
         raise ValueError(f"{_COUNTER}: expected an integer from 0 to 2**63 - 1, got {number}")
     return number
-
-
-def save(path: str | os.PathLike[str], options: dict[str, Any], state: dict[str, Any]) -> None:
-    text, number = np.array(json.dumps(options)), np.array(state[_COUNTER], np.int64)
-    save_arrays(path, {**state, _COUNTER: number, _OPTIONS: text})
 
 
 def save_arrays(path: str | os.PathLike[str], arrays: dict[str, Any]) -> None:
@@ -121,10 +118,10 @@ class StateFile:
         self._size = size
 
     def options(self) -> dict[str, Any]:
-        text = self._read(_OPTIONS, lambda dtype, shape: dtype.kind == "U" and shape == ())
+        text = self._read(OPTIONS, "U")
         found = json.loads(str(text))
         if not isinstance(found, dict):
-            raise ValueError(f"{_OPTIONS}: expected a JSON object, got {type(found).__name__}")
+            raise ValueError(f"{OPTIONS}: expected a JSON object, got {type(found).__name__}")
         # The layer takes num_features values a vector: a member must claim to hold them, and the file
         # be as large. A layer may have none to hold, so up to a million, a few MB, are believed.
         features = found.get("num_features") or 0  # None: not built when it was saved
@@ -135,54 +132,43 @@ class StateFile:
             raise ValueError(f"num_features: expected what the file can hold, got {features!r}")
         return found
 
-    def state(self, expected: Mapping[str, Array]) -> dict[str, Any]:
-        """Return what `checked_state` takes; ``expected`` gives shapes and dtypes."""
-        members = self._members()
-        wanted = sorted(f"{name}.npy" for name in (*expected, _COUNTER, _OPTIONS))
-        if members != wanted:
-            raise ValueError(f"expected the members {wanted}, got {members}")
-        found: dict[str, Any] = {}
-        for name, like in expected.items():
-            found[name] = self._read(name, lambda dtype, shape, like=like: (dtype, shape) == (like.dtype, like.shape))
-        found[_COUNTER] = self._read(_COUNTER, lambda dtype, shape: dtype.kind in "iu" and shape == ())
+    def state(self, arrays: Collection[str]) -> dict[str, Any]:
+        """Return these arrays and the counter, for `checked_state`."""
+        found = self.vectors((*arrays, _COUNTER), (), OPTIONS)
+        del found[OPTIONS]
+        number = found[_COUNTER]
+        if number.dtype.kind not in "iu" or number.shape:  # `counter` takes more
+            raise ValueError(f"{_COUNTER}: got dtype {number.dtype} and shape {number.shape}")
         return found
 
     def vectors(self, required: tuple[str, ...], optional: tuple[str, ...], text: str) -> dict[str, Array]:
         """Return the members, vectors of numbers, or scalars, and one of ``text``, and nothing else."""
-        names = [member.removesuffix(".npy") for member in self._members()]
+        names = sorted(member.filename.removesuffix(".npy") for member in self._archive.infolist())
         others = (*optional, text)
         if len({*names}) < len(names) or not {*required} <= {*names} <= {*required, *others}:
             raise ValueError(
                 f"expected the arrays {' and '.join(required)}, and no others than {', '.join(others)}, "
                 f"got {', '.join(names)}"
             )
-        return {name: self._read(name, _is_text if name == text else _is_numeric) for name in names}
+        return {name: self._read(name, "U" if name == text else "fiu") for name in names}
 
-    def _members(self) -> list[str]:
-        return sorted(member.filename for member in self._archive.infolist())
-
-    def _read(self, name: str, fits: Any) -> Array:
+    def _read(self, name: str, kinds: str) -> Array:
+        """Return a vector or a scalar of one of these kinds of dtypes, of at most 8 bytes but for text."""
         info = self._archive.getinfo(f"{name}.npy")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise ValueError(f"{name}: expected an uncompressed member")
-        if name == _OPTIONS and info.file_size > _MOST_OPTIONS:
+        if name == OPTIONS and info.file_size > _MOST_OPTIONS:
             raise ValueError(f"{name}: expected at most {_MOST_OPTIONS} bytes")
         with self._archive.open(info) as member:
             header = read_header(name, member)
-            if header.fortran_order or not fits(header.dtype, header.shape):
-                raise ValueError(f"{name}: got dtype {header.dtype} and shape {header.shape}")
+            shape, fortran_order, dtype = header
+            right = dtype.kind in kinds and dtype.isnative and (dtype.kind == "U" or dtype.itemsize <= 8)
+            if fortran_order or not right or len(shape) > 1:
+                raise ValueError(f"{name}: got dtype {dtype} and shape {shape}")
             payload = member.read()
         if len(payload) != header.nbytes:
             raise ValueError(f"{name}: expected as many bytes as its header says")
-        return np.frombuffer(payload, header.dtype).reshape(header.shape)
-
-
-def _is_numeric(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
-    return dtype.kind in "fiu" and dtype.itemsize <= 8 and dtype.isnative and len(shape) < 2
-
-
-def _is_text(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
-    return dtype.kind == "U" and dtype.isnative and len(shape) < 2
+        return np.frombuffer(payload, dtype).reshape(shape)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import operator
 import os
 import threading
@@ -465,20 +466,16 @@ class LayerState(_Options):
         >>> bn, other = nbbn.BatchNorm(3), nbbn.BatchNorm(3)
         >>> bn.load_state_dict(other.state_dict())
         """
-        found, number = state_files.checked_state(state, self._expected(state))
+        names, channels = [*self._arrays()], self._num_features
+        if not channels and isinstance(state, Mapping) and len(state) > 1:  # with 1, it is of a layer not built either
+            names = [name for name, (_, option) in _ARRAYS.items() if getattr(self, f"_{option}")]
+            channels = max((np.asarray(state[name]).size for name in names if name in state), default=1) or 1
+        found, number = state_files.checked_state(state, names, channels, self._dtype)
         if "running_var" in found:
             _checks.not_negative("running_var", found["running_var"])
         if found:
-            self.build(next(iter(found.values())).size)
+            self.build(channels)
         self._put(found, number)
-
-    def _expected(self, state: Any) -> dict[str, Array]:
-        """Return arrays of the shapes and the dtype that those in ``state`` must have."""
-        names = [name for name, (_, option) in _ARRAYS.items() if getattr(self, f"_{option}")]
-        if self._num_features or not isinstance(state, Mapping) or len(state) == 1:
-            return self._arrays()
-        channels = max((np.asarray(state[name]).size for name in names if name in state), default=1)
-        return dict.fromkeys(names, np.empty(channels or 1, self._dtype))
 
     def _put(self, values: Mapping[str, Array], number: int) -> None:
         with self._lock:
@@ -512,7 +509,8 @@ class LayerState(_Options):
         ...     nbbn.BatchNorm.load(path)
         BatchNorm(3, axis=-1, inference)
         """
-        state_files.save(path, {**self._options(), "training": self.training}, self.state_dict())
+        options = json.dumps({**self._options(), "training": self.training})
+        state_files.save_arrays(path, {**self.state_dict(), state_files.OPTIONS: options})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -558,7 +556,7 @@ class LayerState(_Options):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         LayerState.__init__(self, **state["options"])
-        self._put(*state_files.checked_state(state["state"], self._arrays()))
+        self._put(*state_files.checked_state(state["state"], self._arrays(), self._num_features, self._dtype))
         own = state["attributes"]
         batch = state.get("batch")
         if own.get("_batch") is not None:  # a pickle with a table whose rows stood otherwise
