@@ -369,48 +369,46 @@ def positive_integer(name: str, value: Any) -> int:
     return number
 
 
+def _named(value: Any) -> tuple[np.dtype[Any] | None, str]:
+    """Return the dtype that ``value`` names, or None, and in words what came."""
+    if value is not None:
+        with contextlib.suppress(TypeError):
+            found = np.dtype(value)
+            return found, _name(found)
+    return None, repr(value)
+
+
 def dtype(name: str, value: Any) -> np.dtype[Any]:
     """Return float32 or float64."""
-    try:
-        found: np.dtype[Any] | None = None if value is None else np.dtype(value)
-    except TypeError:
-        found = None
-    if found is None:
-        raise TypeError(f"{name}: expected {FLOATS}, got {value!r}")
-    if found not in (_FLOAT32, _FLOAT64):
-        raise TypeError(f"{name}: expected {FLOATS}, got {_name(found)}")
+    found, came = _named(value)
+    if found is None or found not in PLAIN_DTYPES:
+        raise TypeError(f"{name}: expected {FLOATS}, got {came}")
     return found
 
 
 def stored_dtype(name: str, value: Any) -> str:
     """Return the name of a dtype that ``x`` may have."""
-    try:
-        # bfloat16 has a name for NumPy only once ml_dtypes is loaded
-        found = value if value == "bfloat16" else np.dtype(value).name
-    except TypeError:
-        found = repr(value)
-    if value is None or found not in _names(STORED):
-        raise TypeError(f"{name}: expected {STORED}, got {value if value is None else found}")
-    return str(found)
+    found, came = _named(value)
+    if value == "bfloat16":  # a name for NumPy only once ml_dtypes is loaded
+        return "bfloat16"
+    if found is None or found.name not in _names(STORED):
+        raise TypeError(f"{name}: expected {STORED}, got {came if found is None else found.name}")
+    return found.name
 
 
 def result_dtype(value: Any, of_x: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype of what is made of ``x``: its own, or float32 of bytes."""
-    if of_x == np.uint8:
-        if value is None:
-            raise ValueError("dtype: expected float32 for an x of uint8, got None")
-        if dtype("dtype", value) != _FLOAT32:
-            raise ValueError(f"dtype: expected float32 for an x of uint8, got {_name(np.dtype(value))}")
-        return _FLOAT32
-    if value is None:
+    of_bytes = of_x == np.uint8
+    if value is None and not of_bytes:
         return of_x
-    try:
-        found = np.dtype(value)
-    except TypeError:
-        raise TypeError(f"dtype: expected {of_x.name}, that of x, or None, got {value!r}") from None
-    if found != of_x:
-        kind = ValueError if _is_among(found, HALVES) else TypeError
-        raise kind(f"dtype: expected {of_x.name}, that of x, or None, got {_name(found)}")
+    found, came = _named(value)
+    if of_bytes:
+        if value is None or dtype("dtype", value) != _FLOAT32:
+            raise ValueError(f"dtype: expected float32 for an x of uint8, got {came}")
+        return _FLOAT32
+    if found is None or found != of_x:
+        kind = ValueError if found is not None and _is_among(found, HALVES) else TypeError
+        raise kind(f"dtype: expected {of_x.name}, that of x, or None, got {came}")
     return of_x
 
 

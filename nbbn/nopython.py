@@ -199,14 +199,11 @@ def moments(x3: Any, mean: Any, m2: Any) -> float:
     """
     _check_moments(x3, mean, m2)
     outer, channels, inner = x3.shape
-    if mean.size != channels or m2.size != channels:
-        _fill(mean, math.nan)
-        _fill(m2, math.nan)
-        return math.nan
-    count = outer * inner
-    if count == 0:
-        _fill(mean, 0.0)
-        _fill(m2, 0.0)
-        return 0.0
-    moments_of_sample(x3, mean, m2)
-    return float(count)
+    fits = mean.size == channels and m2.size == channels
+    count = float(outer * inner) if fits else math.nan
+    if count > 0.0:
+        moments_of_sample(x3, mean, m2)
+    else:
+        _fill(mean, count)
+        _fill(m2, count)
+    return count

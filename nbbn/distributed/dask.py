@@ -140,19 +140,10 @@ def _merge(parts: Any, **_: Any) -> Any:
 
 
 def dask_normalize(
-    x: Any,
-    mean: Any,
-    var: Any,
-    gamma: Any = None,
-    beta: Any = None,
-    *,
-    eps: float = 1e-5,
-    axis: int = 1,
-    residual: Any = None,
-    activation: str | None = None,
-    negative_slope: float = 0.01,
-    dtype: Any = None,
-) -> Any:
+    x: Any, mean: Any, var: Any, gamma: Any = None, beta: Any = None,
+    *, eps: float = 1e-5, axis: int = 1, residual: Any = None,
+    activation: str | None = None, negative_slope: float = 0.01, dtype: Any = None,
+) -> Any:  # fmt: skip
     """Standardize a dask array with given statistics, then scale and shift, as `nbbn.normalize` does: lazily.
 
     Parameters
