@@ -16,7 +16,7 @@ import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -80,13 +80,23 @@ class _Values:
         self._file, self.header, self._start = file, header, file.tell()
         self._seeking = threading.Lock()
 
-    def _move(self, first: int, values: Array, move: Callable[[memoryview, int], int]) -> None:
-        """Read or write contiguous ``values``, from number ``first`` on; the system may do a part at a time."""
+    def _move(self, first: int, values: Array, at_place: str, where_it_is: str) -> bool:
+        """Read or write contiguous ``values``, from number ``first`` on; return whether the file has them all.
+
+        By the function of ``os`` where the system has it, else by the method of the file, after a seek.
+        """
         of_bytes: Any = values.reshape(-1).view(np.uint8)
-        memory, place = memoryview(of_bytes), self._start + first * values.itemsize
-        while memory:
-            done = move(memory, place)
+        memory, place, done = memoryview(of_bytes), self._start + first * values.itemsize, 1
+        while memory and done:  # the system may do a part at a time
+            if hasattr(os, at_place):
+                done = getattr(os, at_place)(self._file.fileno(), [memory], place)
+            else:
+                with self._seeking:
+                    self._file.seek(place)
+                    done = getattr(self._file, where_it_is)(memory)
+                    self._file.flush()
             memory, place = memory[done:], place + done
+        return not memory
 
     def advise(self, first: int, count: int, advice: str) -> None:
         """Tell the system what becomes of these values: see `os.posix_fadvise`."""
@@ -118,21 +128,12 @@ class NpyFile(_Values, paths.Source):
 
     def read(self, first: int, values: Array) -> None:
         """Fill contiguous ``values`` with those of the file from number ``first`` on."""
-        self._move(first, values, self._read_at)
-
-    def _read_at(self, memory: memoryview, place: int) -> int:
         try:
-            if hasattr(os, "preadv"):
-                done: int = os.preadv(self._file.fileno(), [memory], place)
-            else:
-                with self._seeking:
-                    self._file.seek(place)
-                    done = self._file.readinto(memory)  # type: ignore[attr-defined]
+            whole = self._move(first, values, "preadv", "readinto")
         except OSError as error:
             raise paths.FileError(f"{self.path}: cannot be read: {error.strerror}") from error
-        if not done:
+        if not whole:
             raise paths.FileError(f"{self.path}: it became shorter while it was read")
-        return done
 
 
 @contextlib.contextmanager
@@ -189,13 +190,4 @@ class NpyOutput(_Values):
 
     def write(self, first: int, values: Array) -> None:
         """Write contiguous ``values`` from number ``first`` on."""
-        self._move(first, values, self._write_at)
-
-    def _write_at(self, memory: memoryview, place: int) -> int:
-        if hasattr(os, "pwritev"):
-            return os.pwritev(self._file.fileno(), [memory], place)
-        with self._seeking:
-            self._file.seek(place)
-            done = self._file.write(memory)
-            self._file.flush()
-            return done
+        self._move(first, values, "pwritev", "write")
