@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import operator
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Never, Self, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -382,22 +383,24 @@ class LayerState(_Options):
                 divisor = count - self._running_correction
                 steps.move_averages(self._table, table, divisor, momentum, self._counter)
 
-    def _begin_collecting(self) -> None:
-        """Collect moments from now on, and leave the running statistics alone; see `nbbn.calibrate`."""
+    @contextlib.contextmanager
+    def _collecting(self) -> Iterator[None]:
+        """Collect the moments of all the data seen inside, and make the running statistics of them at a clean end."""
         self._check_built("layers")
         with self._lock:
             if self._collected is not None:
                 raise ValueError(f"layers: expected none twice at a time, got {self!r} again")
             self._collected = Moments.empty(self._num_features), 0
-
-    def _end_collecting(self, keep: bool) -> None:
-        """Stop; to ``keep`` what was collected, make statistics of all the data the running ones, if there was any."""
-        with self._lock, np.errstate(all="ignore"):
-            found, self._collected = self._collected, None
-            if keep and found is not None and found[0].count:
-                moments, batches = found
-                self._table[rows.MEAN], self._table[rows.VAR] = moments.mean, moments.var(self._running_correction)
-                self._counter[0] = batches
+        is_clean = False
+        try:
+            yield
+            is_clean = True
+        finally:
+            with self._lock, np.errstate(all="ignore"):
+                (moments, batches), self._collected = self._collected, None
+                if is_clean and moments.count:
+                    self._table[rows.MEAN], self._table[rows.VAR] = moments.mean, moments.var(self._running_correction)
+                    self._counter[0] = batches
 
     def _accepts(self, table: Array, count: float) -> bool:
         """Whether the statistics are finite, also as running ones; with "raise" they must be."""

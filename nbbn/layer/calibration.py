@@ -69,14 +69,7 @@ def calibrate(*layers: BatchNorm) -> Iterator[None]:
             raise TypeError(f"layers: expected BatchNorm, got {type(layer).__name__}")
         if not layer.track_running_stats:
             raise ValueError(f"layers: expected layers with running statistics, got {layer!r}")
-    begun: list[BatchNorm] = []
-    is_clean = False
-    try:
+    with contextlib.ExitStack() as stack:
         for layer in {id(layer): layer for layer in layers}.values():
-            layer._begin_collecting()
-            begun.append(layer)
+            stack.enter_context(layer._collecting())
         yield
-        is_clean = True
-    finally:
-        for layer in begun:
-            layer._end_collecting(keep=is_clean)
