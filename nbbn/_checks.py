@@ -87,17 +87,12 @@ def _names(accepted: str) -> frozenset[str]:
 
 def array(name: str, value: Any, accepted: str = FLOATS) -> Array:
     """Return ``value`` as an ndarray of such a dtype, without a copy where there is a buffer."""
-    if type(value) is not np.ndarray:
-        value = _as_ndarray(name, value, accepted)
-    elif value.dtype is _FLOAT32 or value.dtype is _FLOAT64 or value.dtype in PLAIN_DTYPES:
-        plain: Array = value
-        return plain
-    if not _is_among(value.dtype, accepted):
-        whole = value.dtype.kind in "biu"
-        advice = f" ({name}.astype(np.float32) makes floats of it)" if whole else ""
-        raise TypeError(f"{name}: expected dtype {accepted}, got {_name(value.dtype)}{advice}")
-    found: Array = value
-    return found
+    found: Array = value if type(value) is np.ndarray else _as_ndarray(name, value, accepted)
+    dtype = found.dtype
+    if dtype is _FLOAT32 or dtype is _FLOAT64 or dtype in PLAIN_DTYPES or _is_among(dtype, accepted):
+        return found
+    advice = f" ({name}.astype(np.float32) makes floats of it)" if dtype.kind in "biu" else ""
+    raise TypeError(f"{name}: expected dtype {accepted}, got {_name(dtype)}{advice}")
 
 
 def counted(name: str, value: Any) -> Array:

@@ -135,8 +135,7 @@ def merged(counts: Vector, rows: Array) -> tuple[float, Array]:
     which are exact to their own last digits, however far from 0 the means are.
     """
     present = counts > 0.0
-    if not present.all():
-        counts, rows = counts[present], rows[present]
+    counts, rows = counts[present], rows[present]
     if not counts.size:
         return 0.0, np.zeros(rows.shape[1:])
     means, lows, squares = rows[:, 0], rows[:, 1], rows[:, 2]

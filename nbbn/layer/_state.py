@@ -129,9 +129,7 @@ class LayerState(_Options):
     grad_residual: Array  #: Gradient of the residual, set by `backward`; None where there was none.
 
     if not TYPE_CHECKING:  # for whom they are not there
-        for _word in _words.ATTRIBUTES:
-            locals()[_word] = _words.Foreign()
-        del _word
+        locals().update({word: _words.Foreign() for word in _words.ATTRIBUTES})
 
         def __dir__(self) -> list[str]:
             return [name for name in super().__dir__() if name not in _words.ATTRIBUTES]
@@ -543,12 +541,9 @@ class LayerState(_Options):
         with state_files.opened(path) as file:
             options = file.options()
             training = options.pop("training", None)
-            try:
-                layer = cls(**options)
-                layer.train(training)
-                layer.load_state_dict(file.state(layer._arrays()))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"path: expected what save writes, got {path!s}: {error}") from error
+            layer = cls(**options)
+            layer.train(training)
+            layer.load_state_dict(file.state(layer._arrays()))
         return layer
 
     def __getstate__(self) -> dict[str, Any]:
