@@ -107,7 +107,7 @@ def _of_batch(row: int) -> Callable[[Any], Any]:
 
 
 class LayerState(_Options):
-    """Options and arrays of a layer, and how they are set; `nbbn.BatchNorm` computes with them."""
+    """Options and arrays of a layer: how they are set, saved and shown; `nbbn.BatchNorm` computes with them."""
 
     # So that a misspelt attribute is an error, at no cost to a call. Classes of users have a __dict__.
     __slots__ = (
