@@ -11,6 +11,7 @@ stores them. Under ``NUMBA_DISABLE_JIT`` their twins stand in, on arrays of sixt
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable
 from types import FunctionType
@@ -54,8 +55,11 @@ def intrinsic(result: Any = None, twin: Any = None) -> Callable[[Any], Any]:
         if config.DISABLE_JIT:
             return in_python
 
+        number = len(inspect.signature(emit).parameters) - 1
+
         @functools.wraps(emit)
         def typed(typingctx: Any, *kinds: Any) -> Any:
+            kinds += (types.none,) * (number - len(kinds))  # numba gives what is left out its default, None
             found = result(*kinds) if isinstance(result, FunctionType) else result
             if result is not None and found is None:  # another overload: numba asks again, with constants
                 return None
@@ -232,23 +236,12 @@ def splat(to: Emitting, scalar: Any) -> Any:
     return _splat(to.builder, scalar)
 
 
-@intrinsic(lambda vector, number: vector, lambda vector, number: np.full(LANES, number, vector.dtype))
-def constant(to: Emitting, vector: Any, number: Any) -> Any:
-    """A vector of the dtype of another one, with ``number``, float64, in every lane."""
+@intrinsic(lambda vector, number, of_float64: vector)
+def constant(to: Emitting, vector: Any, number: Any, of_float64: Any = None) -> Any:
+    """A vector of the dtype of another one, with ``number`` in every lane; of float64 the other, if there is one."""
     if to.kinds[0] == FLOAT32X16:
-        number = to.builder.fptrunc(number, ir.FloatType())
-    return _splat(to.builder, number)
-
-
-@intrinsic(
-    lambda vector, of_float32, of_float64: vector,
-    lambda v, of_float32, of_float64: np.full(LANES, of_float32 if v.dtype == np.float32 else of_float64, v.dtype),
-)
-def constant_of(to: Emitting, vector: Any, of_float32: Any, of_float64: Any) -> Any:
-    """`constant` with a number that depends on the dtype."""
-    if to.kinds[0] == FLOAT32X16:
-        of_float64 = to.builder.fptrunc(of_float32, ir.FloatType())
-    return _splat(to.builder, of_float64)
+        return _splat(to.builder, to.builder.fptrunc(number, ir.FloatType()))
+    return _splat(to.builder, number if to.kinds[2] == types.none else of_float64)
 
 
 @intrinsic(_of_last)
