@@ -37,8 +37,6 @@ from numba.core.serialize import dumps
 
 from nbbn._compiler import announce, sources
 
-_SUFFIX = ".nbbn"
-
 
 def cache_directory() -> Path | str:
     """Return the folder for compiled code, or why there is none to be trusted.
@@ -200,7 +198,7 @@ class DiskCache(NullCache):  # type: ignore[misc]
             (numba.config.BOUNDSCHECK, str(numba.config.OPT)),
         )
         digest = hashlib.sha256(repr(key).encode()).hexdigest()
-        return directory / f"{self._name}-{digest[:32]}{_SUFFIX}"
+        return directory / f"{self._name}-{digest[:32]}.nbbn"
 
 
 def _digest(path: Path, payload: bytes) -> bytes:

@@ -62,11 +62,6 @@ def _encode(dtype: np.dtype[Any], vector: NDArray[Any]) -> NDArray[Any]:
     return vector
 
 
-def note_largest(largest: Any, x: NDArray[Any]) -> None:
-    if largest is not None:
-        np.fmax(largest, np.abs(x), out=largest)
-
-
 def note_infinite(noted: Any, largest: Any) -> None:
     if noted is not None and np.isinf(largest).any():
         noted[0] = 1

@@ -403,7 +403,7 @@ def room_for_largest(to: Emitting, noted: Any, array: Any) -> Any:
     return to.builder.bitcast(room, zeros.type.element.as_pointer())
 
 
-@intrinsic()
+@intrinsic(None, lambda largest, x: None if largest is None else np.fmax(largest, np.abs(x), out=largest))
 def note_largest(to: Emitting, largest: Any, x: Any) -> None:
     """Keep the sizes of ``x`` that are greater than those there, NaN none; nothing without room."""
     if to.kinds[0] == types.none:

@@ -30,7 +30,7 @@ from nbbn._compiler import formats, interpreted
 
 LANES = 16
 
-_INT32 = ir.IntType(32)
+_BIT, _INT32 = ir.IntType(1), ir.IntType(32)
 
 
 class Emitting(NamedTuple):
@@ -84,21 +84,15 @@ def _of_last(*kinds: Any) -> Any:
     return [kind for kind in kinds if not isinstance(kind, types.Integer)][-1]
 
 
-def cpu_name() -> str:
-    """Return the processor that kernels are compiled for, by LLVM's name."""
-    return str(config.CPU_NAME or llvm.get_host_cpu_name())
-
-
-def simd_bits() -> int:
-    """Return the width of the vector registers that kernels are compiled for."""
+def processor() -> dict[str, Any]:
+    """Return the processor that kernels are compiled for, by LLVM's name, and the width of its vector registers."""
     features = formats.cpu_features()
-    if "avx512f" in features:
-        return 512
-    return 256 if "avx2" in features else 128
+    bits = 512 if "avx512f" in features else 256 if "avx2" in features else 128
+    return {"cpu": str(config.CPU_NAME or llvm.get_host_cpu_name()), "simd_bits": bits}
 
 
 def _stored_vector(dtype: types.Type) -> ir.VectorType:
-    return ir.VectorType(formats.stored(dtype), LANES)
+    return ir.VectorType(formats.STORED[dtype], LANES)
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -176,10 +170,6 @@ def _call(builder: Any, name: str, *values: Any) -> Any:
     return builder.call(_declare(builder, f"llvm.{name}.{lanes}{suffix}", kind, [kind] * len(values)), values)
 
 
-def _constant(to: Emitting, truth: bool) -> Any:
-    return ir.Constant(ir.IntType(1), int(truth))
-
-
 def _any(to: Emitting, lanes: Any) -> Any:
     """Whether one of the lanes, bits, is set."""
     bits = to.builder.bitcast(lanes, ir.IntType(LANES))
@@ -206,14 +196,14 @@ def larger(to: Emitting, a: Any, b: Any) -> Any:
 @intrinsic(types.boolean, lambda value: value is not None)
 def has(to: Emitting, value: Any) -> Any:
     """Whether there is a ``value``, and not None: a constant of the compiled variant."""
-    return _constant(to, to.kinds[0] != types.none)
+    return _BIT(to.kinds[0] != types.none)
 
 
 @intrinsic(types.boolean, lambda array: array is not None and array.size > 0)
 def has_values(to: Emitting, array: Any) -> Any:
     """Whether an array is not empty; None is."""
     if to.kinds[0] == types.none:
-        return _constant(to, False)
+        return _BIT(False)
     size = to.context.make_array(to.kinds[0])(to.context, to.builder, value=array).nitems
     return to.builder.icmp_signed("!=", size, size.type(0))
 
@@ -227,7 +217,7 @@ def plus(to: Emitting, vector: Any, other: Any) -> Any:
 @intrinsic(types.boolean, lambda array: array.dtype != np.float64)
 def has_spare_digits(to: Emitting, array: Any) -> Any:
     """Whether float64 holds values of ``array`` with digits to spare: a constant of the compiled variant."""
-    return _constant(to, to.kinds[0].dtype != types.float64)
+    return _BIT(to.kinds[0].dtype != types.float64)
 
 
 @intrinsic(lambda scalar: _VECTOR[scalar], lambda scalar: np.full(LANES, scalar, np.asarray(scalar).dtype))
