@@ -25,7 +25,7 @@ FILES = {
         ("the derivative of relu at 0 is 1", "where_at_most(v, zero, zero, grad)", "where_below(v, zero, zero, grad)"),
         ("the derivative of relu6 at 6 is 1", "where_below(v, constant(v, 6.0), where_below", "where_at_most(v, constant(v, 6.0), where_below"),
         ("the derivative of mish loses a factor of 2", "fma(v * g * q, q, constant(v, 1.0) - q)", "fma(v * g * q, constant(v, 0.5) * q, constant(v, 1.0) - q)"),
-        ("silu of float32 ends too early", "constant_of(v, 94.96, 716.02)", "constant_of(v, 80.0, 716.02)"),
+        ("silu of float32 ends too early", "constant(v, 94.96, 716.02)", "constant(v, 80.0, 716.02)"),
         ("the gradient of a slope is not multiplied by the argument", "where_below(v, zero, grad * v, zero)", "where_below(v, zero, grad, zero)"),
     ),
     "_kernels/coefficients.py": (

@@ -29,8 +29,8 @@ def note_once(text: str) -> None:
         logging.getLogger("nbbn").info(text)
 
 
-def compiling(name: str, folder: Path | None) -> None:
-    """Say that something is compiled, and kept in ``folder``: to the logger ``nbbn``, and where somebody looks.
+def compiling(name: str, folder: Path | str) -> None:
+    """Say that something is compiled, and kept in a folder if it is one: to the logger, and where somebody looks.
 
     That is a terminal or a notebook; ``NBBN_QUIET=1`` silences it there.
     """
@@ -41,7 +41,7 @@ def compiling(name: str, folder: Path | None) -> None:
     _said = True
     import logging  # not before it is needed: 5 ms of an import of nbbn
 
-    kept = "kept for this process alone" if folder is None else f"kept in {folder}"
+    kept = f"kept in {folder}" if isinstance(folder, Path) else "kept for this process alone"
     text = f"compiling for this machine, {kept}, a few seconds"
     logging.getLogger("nbbn").info(text)
     if _is_watched() and os.environ.get("NBBN_QUIET", "") in ("", "0"):

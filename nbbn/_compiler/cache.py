@@ -37,43 +37,24 @@ from numba.core.serialize import dumps
 
 from nbbn._compiler import announce, sources
 
-_SUFFIX = ".nbbn"
 
-
-def cache_directory() -> Path | None:
-    """Return the folder for compiled code, or None where there is none to be trusted.
+def cache_directory() -> Path | str:
+    """Return the folder for compiled code, or why there is none to be trusted.
 
     ``NBBN_CACHE_DIR`` if it is set (an empty value turns the cache off), else ``NUMBA_CACHE_DIR``,
     else ``nbbn`` in the user's cache folder (``XDG_CACHE_HOME`` if it is absolute, or ``~/.cache``).
     """
-    found = _found_directory()
-    return found if isinstance(found, Path) else None
-
-
-def cache_problem() -> str | None:
-    """Return why compiled code is not kept, or None."""
-    found = _found_directory()
-    return found if isinstance(found, str) else None
-
-
-def _found_directory() -> Path | str:
-    return _usable_directory(
-        os.environ.get("NBBN_CACHE_DIR"), os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
-    )
+    return _usable_directory(*map(os.environ.get, ("NBBN_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME")))
 
 
 @functools.lru_cache(maxsize=8)
 def _usable_directory(own: str | None, numbas: str | None, xdg: str | None) -> Path | str:
-    """Return the folder, or why there is none."""
     if own == "":
         return "NBBN_CACHE_DIR is empty"
     try:
-        if own or numbas:
-            base = Path(own or numbas or "")
-        else:
-            # https://specifications.freedesktop.org/basedir: "must be absolute", else "ignore it"
-            base = Path(xdg) if xdg and Path(xdg).is_absolute() else Path.home() / ".cache"
-        directory = base.absolute() / "nbbn"
+        # https://specifications.freedesktop.org/basedir: "must be absolute", else "ignore it"
+        base = own or numbas or (xdg if xdg and Path(xdg).is_absolute() else Path.home() / ".cache")
+        directory = Path(base).absolute() / "nbbn"
         _make(directory)
         return _problem_of(directory) or directory
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
@@ -205,8 +186,7 @@ class DiskCache(NullCache):  # type: ignore[misc]
 
     def _path(self, sig: Any, codegen: Any) -> Path | None:
         directory = cache_directory()
-        code = None if directory is None else sources.digest(self._module)
-        if directory is None or code is None:
+        if isinstance(directory, str) or (code := sources.digest(self._module)) is None:
             return None
         key = (
             code,
@@ -218,7 +198,7 @@ class DiskCache(NullCache):  # type: ignore[misc]
             (numba.config.BOUNDSCHECK, str(numba.config.OPT)),
         )
         digest = hashlib.sha256(repr(key).encode()).hexdigest()
-        return directory / f"{self._name}-{digest[:32]}{_SUFFIX}"
+        return directory / f"{self._name}-{digest[:32]}.nbbn"
 
 
 def _digest(path: Path, payload: bytes) -> bytes:

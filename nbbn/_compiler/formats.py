@@ -23,7 +23,8 @@ _FLOAT = ir.FloatType()
 
 FLOAT16, BFLOAT16, BYTE = types.uint16, types.int16, types.uint8
 
-_STORED: dict[types.Type, Any] = {
+# LLVM's types of values in memory.
+STORED: dict[types.Type, Any] = {
     types.float32: _FLOAT,
     types.float64: ir.DoubleType(),
     FLOAT16: _I16,
@@ -42,11 +43,6 @@ def cpu_features() -> set[str]:
 def computed(dtype: types.Type) -> types.Type:
     """Return the type that values of ``dtype`` are computed with."""
     return types.float64 if dtype == types.float64 else types.float32
-
-
-def stored(dtype: types.Type) -> Any:
-    """Return LLVM's type of a value in memory."""
-    return _STORED[dtype]
 
 
 def suffix(dtype: types.Type) -> str:

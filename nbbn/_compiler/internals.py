@@ -14,16 +14,12 @@ from numba.np.ufunc import parallel as numba_parallel
 
 # What compiling and loading a threading layer need for themselves: numba's two locks, then LLVM's.
 # One that is missing is not waited for before a fork.
-COMPILER_LOCKS: tuple[Any, ...] = tuple(
-    lock
-    for lock in (
-        getattr(global_compiler_lock, "_lock", None),
-        getattr(numba_parallel, "_backend_init_thread_lock", None),
-        getattr(getattr(ffi.lib, "_lock", None), "_lock", None),
-    )
-    if hasattr(lock, "acquire")
+_LOCKS = (
+    getattr(global_compiler_lock, "_lock", None),
+    getattr(numba_parallel, "_backend_init_thread_lock", None),
+    getattr(getattr(ffi.lib, "_lock", None), "_lock", None),
 )
-
+COMPILER_LOCKS: tuple[Any, ...] = tuple(lock for lock in _LOCKS if hasattr(lock, "acquire"))
 
 load_layer = numba_parallel._launch_threads  # if no code has yet; ValueError where none is to be had
 threads_of_caller, set_threads_of_caller = numba.get_num_threads, numba.set_num_threads

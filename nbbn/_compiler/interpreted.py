@@ -62,22 +62,19 @@ def _encode(dtype: np.dtype[Any], vector: NDArray[Any]) -> NDArray[Any]:
     return vector
 
 
-def note_largest(largest: Any, x: NDArray[Any]) -> None:
-    if largest is not None:
-        np.fmax(largest, np.abs(x), out=largest)
-
-
 def note_infinite(noted: Any, largest: Any) -> None:
     if noted is not None and np.isinf(largest).any():
         noted[0] = 1
 
 
-def load_upto(array: Any, index: int, count: int) -> Any:
-    if array is None:
-        return None
-    vector, n = np.zeros(LANES, working_dtype(array)), min(count, LANES)
-    vector[:n] = _decode(_memory(array, index, n))
+def _stored(array: NDArray[Any], index: int, count: int) -> NDArray[Any]:
+    vector, n = np.zeros(LANES, array.dtype), min(count, LANES)
+    vector[:n] = _memory(array, index, n)
     return vector
+
+
+def load(array: Any, index: int, count: int = LANES) -> Any:
+    return None if array is None else _decode(_stored(array, index, count))
 
 
 def _rows(like: Any, table: NDArray[Any], first: int) -> NDArray[Any]:
@@ -93,11 +90,11 @@ def _filled(like: Any, vectors: Any) -> Any:
 def load_rows(like: Any, table: Any, first: int, index: int, count: int) -> Any:
     if table is None:
         return None
-    return _filled(like, (load_upto(row, index, count) for row in _rows(like, table, first)))
+    return _filled(like, (load(row, index, count) for row in _rows(like, table, first)))
 
 
 def load_every(like: Any, table: NDArray[Any], first: int, index: int, stride: int, count: int) -> Any:
-    return _filled(like, (load_upto(row[::stride], 0, count) for row in _rows(like, table, first)[:, index:]))
+    return _filled(like, (load(row[::stride], 0, count) for row in _rows(like, table, first)[:, index:]))
 
 
 def splat_rows(like: Any, table: Any, first: int, index: int) -> Any:
@@ -112,7 +109,7 @@ def store_rows(table: NDArray[Any], first: int, index: int, count: int, vectors:
 
 
 def at(rows: Any, row: int, k: int, count: int) -> Any:
-    return load_upto(rows.values, rows.at + row * rows.stride + k, count)
+    return load(rows.values, rows.at + row * rows.stride + k, count)
 
 
 def at_any(rows: Any, row: int, k: int, count: int) -> Any:
@@ -128,6 +125,11 @@ def keep(rows: Any, row: int, k: int, count: int, value: NDArray[Any]) -> None:
 
 def store_first(array: NDArray[Any], index: int, count: int, value: NDArray[Any]) -> None:
     _memory(array, index, count)[:] = _encode(array.dtype, value[:count])
+
+
+def constant(vector: NDArray[Any], number: float, of_float64: float | None = None) -> NDArray[Any]:
+    is_other = of_float64 is not None and vector.dtype == np.float64
+    return np.full(LANES, of_float64 if is_other else number, vector.dtype)
 
 
 def power_of_two(exponent: NDArray[Any]) -> NDArray[Any]:
@@ -180,7 +182,4 @@ def weight_at(rows: Any, row: int, k: int, count: int) -> Any:
         return None
     if len(rows) == 2:  # `RowWeights`
         return np.full(LANES, rows.values[rows.at + row])
-    vector, n = np.zeros(LANES, rows.values.dtype), min(count, LANES)
-    index = rows.at + row * rows.stride + k
-    vector[:n] = rows.values[index : index + n]
-    return vector
+    return _stored(rows.values, rows.at + row * rows.stride + k, count)

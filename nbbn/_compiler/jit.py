@@ -12,8 +12,9 @@ have any strides between their rows.
 from __future__ import annotations
 
 import threading
-import types as python_types
 from collections.abc import Callable, Sequence
+from functools import partial
+from types import FunctionType
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import llvmlite
@@ -38,7 +39,13 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wra
 _BORROWED: dict[str, Any] = {"_nrt": False}
 
 # What only other compiled code calls needs no entry from Python.
-_INSIDE: dict[str, Any] = {"no_cpython_wrapper": True, **INSIDE}
+_ALLOCATING: dict[str, Any] = {"no_cpython_wrapper": True, **INSIDE, **_OPTIONS}
+_HELPER: dict[str, Any] = {**_ALLOCATING, **_BORROWED}
+_INLINED: dict[str, Any] = {**_HELPER, "forceinline": True}
+
+# For functions that users' compiled code calls. What is not said here, numba takes from the function that
+# calls first: fastmath, of all.
+_ENTRY: dict[str, Any] = {"error_model": "numpy", "fastmath": False, "forceinline": False, "no_cfunc_wrapper": True}
 
 Int = int
 Float = float
@@ -85,19 +92,25 @@ def is_enabled() -> bool:
     return not config.DISABLE_JIT
 
 
-def helper(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile ``function`` for use inside kernels; never called from Python."""
-    return _of_any_number(njit(**_INSIDE, **_BORROWED, **_OPTIONS)(function))
+def _inside(options: dict[str, Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile ``function`` for use inside kernels; never called from Python.
+
+    Calls that spell out a number share the variant of those that do not. For ``f(x, 0)`` numba compiles another
+    variant than for ``f(x, i)``, and for ``Rows(x, 0)`` than for ``Rows(x, i)``.
+    """
+    compiled: Any = njit(**options)(function)
+    if is_enabled():
+        find = compiled.get_call_template
+        compiled.get_call_template = lambda args, kws: find(
+            tuple(map(types.unliteral, args)), {name: types.unliteral(kind) for name, kind in kws.items()}
+        )
+    found: Callable[..., Any] = compiled
+    return found
 
 
-def allocating(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Like ``helper``, for what makes arrays."""
-    return _of_any_number(njit(**_INSIDE, **_OPTIONS)(function))
-
-
-def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Like ``helper``, and always inlined by LLVM: for what is called in a loop."""
-    return _of_any_number(njit(forceinline=True, **_INSIDE, **_BORROWED, **_OPTIONS)(function))
+helper = partial(_inside, _HELPER)
+inlined = partial(_inside, _INLINED)  # by LLVM, always: for what is called in a loop
+allocating = partial(_inside, _ALLOCATING)  # for what makes arrays
 
 
 def by_length(functions: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
@@ -110,30 +123,9 @@ def by_length(functions: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
         return functions[len(given[-1][0])](*given)
 
     if is_enabled():
-        options = {"forceinline": True, **_INSIDE, **_BORROWED, **_OPTIONS}
-        choose = overload(chosen, jit_options=options, strict=False)
+        choose = overload(chosen, jit_options=_INLINED, strict=False)
         choose(lambda *given: functions[len(given[-1].types[0])])
     return chosen
-
-
-def _of_any_number(compiled: Any) -> Callable[..., Any]:
-    """Let calls that spell out a number share the variant of those that do not.
-
-    For ``f(x, 0)`` numba compiles another variant than for ``f(x, i)``, and for ``Rows(x, 0)`` than for
-    ``Rows(x, i)``.
-    """
-    if is_enabled():
-        find = compiled.get_call_template
-        compiled.get_call_template = lambda args, kws: find(
-            tuple(map(types.unliteral, args)), {name: types.unliteral(kind) for name, kind in kws.items()}
-        )
-    found: Callable[..., Any] = compiled
-    return found
-
-
-# For functions that users' compiled code calls. What is not said here, numba takes from the function that
-# calls first: fastmath, of all.
-_ENTRY: dict[str, Any] = {"error_model": "numpy", "fastmath": False, "forceinline": False, "no_cfunc_wrapper": True}
 
 
 def entry(function: Callable[..., Any]) -> Any:
@@ -193,7 +185,8 @@ def _compiled(function: Callable[..., Any], parallel: bool, signature: tuple[typ
     if config.DISABLE_JIT:
         return np.errstate(all="ignore")(function)  # as compiled code: NaN and Inf, no warning
     # The twins must not share a qualified name: compiled symbols are named after it.
-    twin = _renamed(function, "_parallel" if parallel else "_serial")
+    name = function.__name__ + ("_parallel" if parallel else "_serial")
+    twin = FunctionType(function.__code__.replace(co_name=name, co_qualname=name), function.__globals__, name)
     options = {"parallel": parallel, **_BORROWED, **_OPTIONS}
     dispatcher = njit(**options, **WHOLE)(twin)
     dispatcher._cache = DiskCache(twin, options)
@@ -223,16 +216,6 @@ def _uninterrupted(work: Callable[[], Any]) -> None:
     thread.join()
     if errors:
         raise errors[0]
-
-
-def _renamed(function: Callable[..., Any], suffix: str) -> Any:
-    name = function.__name__ + suffix
-    twin = python_types.FunctionType(
-        function.__code__.replace(co_name=name, co_qualname=name), function.__globals__, name
-    )
-    twin.__qualname__ = name
-    twin.__module__ = function.__module__
-    return twin
 
 
 def _numba_type(hint: Any, wanted: Variant) -> types.Type:

@@ -120,20 +120,12 @@ def _either(to: Emitting, test: Any, yes: Callable[[], Any], no: Callable[[], An
     return found
 
 
-@intrinsic(
-    lambda array, index: types.none if array == types.none else _vector_of(array),
-    lambda array, index: interpreted.load_upto(array, index, LANES),
-)
-def load(to: Emitting, array: Any, index: Any) -> Any:
-    """Sixteen values of ``array`` from ``index`` on; None of None."""
-    return formats.decode(to.builder, to.kinds[0].dtype, _load(to, to.kinds[0], array, index))
-
-
 @intrinsic(lambda array, index, count: types.none if array == types.none else _vector_of(array))
-def load_upto(to: Emitting, array: Any, index: Any, count: Any) -> Any:
-    """Sixteen values from ``index`` on, or the first ``count`` of them and zeros; None of None."""
-    found = load_vector_upto(to, to.kinds[0], array, index, count)
-    return formats.decode(to.builder, to.kinds[0].dtype, found)
+def load(to: Emitting, array: Any, index: Any, count: Any = None) -> Any:
+    """Sixteen values of ``array`` from ``index`` on, or the first ``count`` of them and zeros; None of None."""
+    kind, _, upto = to.kinds
+    found = _load(to, kind, array, index) if upto == types.none else load_vector_upto(to, kind, array, index, count)
+    return formats.decode(to.builder, kind.dtype, found)
 
 
 def _places(to: Emitting, kind: Any, table: Any, first: Any, index: Any, number: int) -> list[Any]:
@@ -296,12 +288,12 @@ def prefetch(to: Emitting, array: Any, index: Any) -> None:
 # --- what is stored ---
 
 
-def _store(to: Emitting, kind: Any, array: Any, index: Any, value: Any) -> None:
-    to.builder.store(value, _pointer(to, kind, array, index), align=_size(kind.dtype))
-
-
-def _store_first(to: Emitting, kind: Any, array: Any, index: Any, count: Any, value: Any) -> None:
+def _store(to: Emitting, kind: Any, array: Any, index: Any, value: Any, count: Any = None) -> None:
+    """Write sixteen values as they are stored, or the first ``count`` of them."""
     pointer, dtype = _pointer(to, kind, array, index), kind.dtype
+    if count is None:
+        to.builder.store(value, pointer, align=_size(dtype))
+        return
     mask, vector = _first_lanes(to.builder, count), _stored_vector(dtype)
     name = f"llvm.masked.store.v{LANES}{formats.suffix(dtype)}.p0"
     function = _declare(to.builder, name, ir.VoidType(), [vector, pointer.type, _INT32, mask.type])
@@ -319,21 +311,15 @@ def _streamed_at_once(dtype: types.Type) -> int:
 
 
 def _store_upto(to: Emitting, kind: Any, array: Any, index: Any, count: Any, value: Any) -> None:
-    value = formats.encode(to.builder, kind.dtype, value)
-    whole, given = to.builder.icmp_signed(">=", count, count.type(LANES)), (to, kind, array, index)
-    _either(to, whole, lambda: _store(*given, value), lambda: _store_first(*given, count, value))
+    given = to, kind, array, index, formats.encode(to.builder, kind.dtype, value)
+    whole = to.builder.icmp_signed(">=", count, count.type(LANES))
+    _either(to, whole, lambda: _store(*given), lambda: _store(*given, count))
 
 
 @intrinsic()
 def store_first(to: Emitting, array: Any, index: Any, count: Any, value: Any) -> None:
     """Write the first ``count`` (at most sixteen) lanes of ``value``; touch nothing behind them."""
-    _store_first(to, to.kinds[0], array, index, count, formats.encode(to.builder, to.kinds[0].dtype, value))
-
-
-@intrinsic(None, lambda array, index, count, value: interpreted.store_first(array, index, min(count, LANES), value))
-def store_upto(to: Emitting, array: Any, index: Any, count: Any, value: Any) -> None:
-    """Write sixteen lanes to ``index`` on, or the first ``count`` of them."""
-    _store_upto(to, to.kinds[0], array, index, count, value)
+    _store(to, to.kinds[0], array, index, formats.encode(to.builder, to.kinds[0].dtype, value), count)
 
 
 @intrinsic()
@@ -417,7 +403,7 @@ def room_for_largest(to: Emitting, noted: Any, array: Any) -> Any:
     return to.builder.bitcast(room, zeros.type.element.as_pointer())
 
 
-@intrinsic()
+@intrinsic(None, lambda largest, x: None if largest is None else np.fmax(largest, np.abs(x), out=largest))
 def note_largest(to: Emitting, largest: Any, x: Any) -> None:
     """Keep the sizes of ``x`` that are greater than those there, NaN none; nothing without room."""
     if to.kinds[0] == types.none:

@@ -11,6 +11,7 @@ stores them. Under ``NUMBA_DISABLE_JIT`` their twins stand in, on arrays of sixt
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable
 from types import FunctionType
@@ -29,7 +30,7 @@ from nbbn._compiler import formats, interpreted
 
 LANES = 16
 
-_INT32 = ir.IntType(32)
+_BIT, _INT32 = ir.IntType(1), ir.IntType(32)
 
 
 class Emitting(NamedTuple):
@@ -54,8 +55,11 @@ def intrinsic(result: Any = None, twin: Any = None) -> Callable[[Any], Any]:
         if config.DISABLE_JIT:
             return in_python
 
+        number = len(inspect.signature(emit).parameters) - 1
+
         @functools.wraps(emit)
         def typed(typingctx: Any, *kinds: Any) -> Any:
+            kinds += (types.none,) * (number - len(kinds))  # numba gives what is left out its default, None
             found = result(*kinds) if isinstance(result, FunctionType) else result
             if result is not None and found is None:  # another overload: numba asks again, with constants
                 return None
@@ -80,21 +84,15 @@ def _of_last(*kinds: Any) -> Any:
     return [kind for kind in kinds if not isinstance(kind, types.Integer)][-1]
 
 
-def cpu_name() -> str:
-    """Return the processor that kernels are compiled for, by LLVM's name."""
-    return str(config.CPU_NAME or llvm.get_host_cpu_name())
-
-
-def simd_bits() -> int:
-    """Return the width of the vector registers that kernels are compiled for."""
+def processor() -> dict[str, Any]:
+    """Return the processor that kernels are compiled for, by LLVM's name, and the width of its vector registers."""
     features = formats.cpu_features()
-    if "avx512f" in features:
-        return 512
-    return 256 if "avx2" in features else 128
+    bits = 512 if "avx512f" in features else 256 if "avx2" in features else 128
+    return {"cpu": str(config.CPU_NAME or llvm.get_host_cpu_name()), "simd_bits": bits}
 
 
 def _stored_vector(dtype: types.Type) -> ir.VectorType:
-    return ir.VectorType(formats.stored(dtype), LANES)
+    return ir.VectorType(formats.STORED[dtype], LANES)
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -172,10 +170,6 @@ def _call(builder: Any, name: str, *values: Any) -> Any:
     return builder.call(_declare(builder, f"llvm.{name}.{lanes}{suffix}", kind, [kind] * len(values)), values)
 
 
-def _constant(to: Emitting, truth: bool) -> Any:
-    return ir.Constant(ir.IntType(1), int(truth))
-
-
 def _any(to: Emitting, lanes: Any) -> Any:
     """Whether one of the lanes, bits, is set."""
     bits = to.builder.bitcast(lanes, ir.IntType(LANES))
@@ -202,14 +196,14 @@ def larger(to: Emitting, a: Any, b: Any) -> Any:
 @intrinsic(types.boolean, lambda value: value is not None)
 def has(to: Emitting, value: Any) -> Any:
     """Whether there is a ``value``, and not None: a constant of the compiled variant."""
-    return _constant(to, to.kinds[0] != types.none)
+    return _BIT(to.kinds[0] != types.none)
 
 
 @intrinsic(types.boolean, lambda array: array is not None and array.size > 0)
 def has_values(to: Emitting, array: Any) -> Any:
     """Whether an array is not empty; None is."""
     if to.kinds[0] == types.none:
-        return _constant(to, False)
+        return _BIT(False)
     size = to.context.make_array(to.kinds[0])(to.context, to.builder, value=array).nitems
     return to.builder.icmp_signed("!=", size, size.type(0))
 
@@ -223,7 +217,7 @@ def plus(to: Emitting, vector: Any, other: Any) -> Any:
 @intrinsic(types.boolean, lambda array: array.dtype != np.float64)
 def has_spare_digits(to: Emitting, array: Any) -> Any:
     """Whether float64 holds values of ``array`` with digits to spare: a constant of the compiled variant."""
-    return _constant(to, to.kinds[0].dtype != types.float64)
+    return _BIT(to.kinds[0].dtype != types.float64)
 
 
 @intrinsic(lambda scalar: _VECTOR[scalar], lambda scalar: np.full(LANES, scalar, np.asarray(scalar).dtype))
@@ -232,23 +226,12 @@ def splat(to: Emitting, scalar: Any) -> Any:
     return _splat(to.builder, scalar)
 
 
-@intrinsic(lambda vector, number: vector, lambda vector, number: np.full(LANES, number, vector.dtype))
-def constant(to: Emitting, vector: Any, number: Any) -> Any:
-    """A vector of the dtype of another one, with ``number``, float64, in every lane."""
+@intrinsic(lambda vector, number, of_float64: vector)
+def constant(to: Emitting, vector: Any, number: Any, of_float64: Any = None) -> Any:
+    """A vector of the dtype of another one, with ``number`` in every lane; of float64 the other, if there is one."""
     if to.kinds[0] == FLOAT32X16:
-        number = to.builder.fptrunc(number, ir.FloatType())
-    return _splat(to.builder, number)
-
-
-@intrinsic(
-    lambda vector, of_float32, of_float64: vector,
-    lambda v, of_float32, of_float64: np.full(LANES, of_float32 if v.dtype == np.float32 else of_float64, v.dtype),
-)
-def constant_of(to: Emitting, vector: Any, of_float32: Any, of_float64: Any) -> Any:
-    """`constant` with a number that depends on the dtype."""
-    if to.kinds[0] == FLOAT32X16:
-        of_float64 = to.builder.fptrunc(of_float32, ir.FloatType())
-    return _splat(to.builder, of_float64)
+        return _splat(to.builder, to.builder.fptrunc(number, ir.FloatType()))
+    return _splat(to.builder, number if to.kinds[2] == types.none else of_float64)
 
 
 @intrinsic(_of_last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ def config() -> dict[str, Any]:
     >>> nbbn.config()["nbbn"] == nbbn.__version__
     True
     """
-    directory = cache.cache_directory()
+    directory = cache.cache_directory()  # or why there is none
+    is_kept = isinstance(directory, Path)
     return {
         "nbbn": __version__,
         "python": platform.python_version(),
@@ -51,11 +53,10 @@ def config() -> dict[str, Any]:
         "threading_layer": threads.loaded_threading_layer(),
         "wanted_layer": internals.wanted_layer(),
         "parallel": _parallel(),
-        "cpu": vectors.cpu_name(),
-        "simd_bits": vectors.simd_bits(),
+        **vectors.processor(),
         "jit": jit.is_enabled(),
-        "cache_directory": None if directory is None else str(directory),
-        "cache_problem": cache.cache_problem(),
+        "cache_directory": str(directory) if is_kept else None,
+        "cache_problem": None if is_kept else directory,
         "pool_bytes": memory.pool_limit(),
     }
 

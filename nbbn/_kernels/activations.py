@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from nbbn._compiler.jit import by_length, inlined
 from nbbn._compiler.vectors import (
     constant,
-    constant_of,
     exponential_series,
     fma,
     not_above,
@@ -85,7 +84,7 @@ def _through_hard_swish(grad: Any, v: Any, a: Activation) -> Any:
 @inlined
 def _limited(v: Any, least: float, of_float64: float) -> Any:
     """Return ``v``, or the nearest number up to where sigmoid is 1 to the last bit, from ``least`` on."""
-    return not_above(not_below(v, constant_of(v, least, of_float64)), constant_of(v, 20.0, 45.0))
+    return not_above(not_below(v, constant(v, least, of_float64)), constant(v, 20.0, 45.0))
 
 
 @inlined
@@ -96,19 +95,19 @@ def _exponential(v: Any, more: float, of_float64: float) -> tuple[Any, Any]:
     number whose last digit is worth 1 rounds it, and its last bits are then those of the power. They hold no less
     than 0 and no more than infinity: ``v`` is limited to where these are reached.
     """
-    large = constant_of(v, 1.5 * 2.0**23 + 127.0 + more, 1.5 * 2.0**52 + 1023.0 + of_float64)
+    large = constant(v, 1.5 * 2.0**23 + 127.0 + more, 1.5 * 2.0**52 + 1023.0 + of_float64)
     sum_ = fma(v, constant(v, 1.4426950408889634), large)
     k = sum_ - large
-    r = fma(k, constant_of(v, -0.693359375, -0.6931471803691238), v)
-    r = fma(k, constant_of(v, 2.1219444005469057e-04, -1.9082149292705877e-10), r)
+    r = fma(k, constant(v, -0.693359375, -0.6931471803691238), v)
+    r = fma(k, constant(v, 2.1219444005469057e-04, -1.9082149292705877e-10), r)
     return exponential_series(r), power_of_two(sum_)
 
 
 def _silu(v: Any, a: Activation) -> Any:
     """``v / (1 + exp(-v))``, both divided by 512: so the power is infinite where y is next to nothing."""
     part = constant(v, 2.0**-9)
-    opposite = not_below(constant(v, -0.0) - v, constant_of(v, -20.0, -45.0))
-    near, power = _exponential(not_above(opposite, constant_of(v, 94.96, 716.02)), -9.0, -9.0)
+    opposite = not_below(constant(v, -0.0) - v, constant(v, -20.0, -45.0))
+    near, power = _exponential(not_above(opposite, constant(v, 94.96, 716.02)), -9.0, -9.0)
     return v * part / fma(near, power, part)
 
 
@@ -125,8 +124,8 @@ def _mish(v: Any, a: Activation) -> Any:
     """``v * tanh(log(1 + exp(v)))``; with ``n = exp(v) * (exp(v) + 2)`` that is ``v * n / (n + 2)``."""
     near, power = _exponential(_limited(v, -110.21, -753.45), 32.0, 64.0)
     e = near * power
-    n = fma(e, e, constant_of(v, 2.0**33, 2.0**65) * e)
-    return v * (n / (n + constant_of(v, 2.0**65, 2.0**129)))
+    n = fma(e, e, constant(v, 2.0**33, 2.0**65) * e)
+    return v * (n / (n + constant(v, 2.0**65, 2.0**129)))
 
 
 def _through_mish(grad: Any, v: Any, a: Activation) -> Any:

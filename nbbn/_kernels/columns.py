@@ -19,8 +19,8 @@ from nbbn._compiler.memory import (
     are_level,
     at,
     fence,
+    load,
     load_rows,
-    load_upto,
     note_infinite,
     prefetch,
     room_for_largest,
@@ -190,7 +190,7 @@ def look_from_near(
                     coming, column = coming + 1, ZERO
             count, about = columns - k, splat(0.0)
             if not has_spare_digits(x):
-                about = load_upto(parts, first + k, count)
+                about = load(parts, first + k, count)
             sums = load_rows(none, parts, SUM, first + k, count)
             store_rows(parts, SUM, first + k, count, sum_rows(add, read, some, k, count, about, sums))
     limit = splat(worst_condition(x) - 1.0)
@@ -255,7 +255,7 @@ def add_up_tile(given: Given, means: Any, of_y: Any, parts: Any, block: Block) -
             if column >= columns:
                 coming, column = coming + 1, ZERO
             count, place = columns - k, block.first + k
-            about = About(load_upto(means, place, count), load_rows(Coefficients, of_y, ZERO, place, count))
+            about = About(load(means, place, count), load_rows(Coefficients, of_y, ZERO, place, count))
             sums = load_rows(no_sums(given.kind), parts, SUM_GRAD, first + k, count)
             if keeps:
                 sums = sum_strip(add_products, more, (row, stop), k, count, about, sums)

@@ -19,8 +19,8 @@ from nbbn._compiler.memory import (
     column_of,
     fence,
     lanes,
+    load,
     load_rows,
-    load_upto,
     note_infinite,
     outer_stride,
     prefetch,
@@ -76,7 +76,7 @@ def near(x: Rows, length: int, weights: Any) -> float:
     if has_spare_digits(x.values) or has(weights):
         return 0.0  # the first values may have little weight, or none
     n = smaller(length, LANES)
-    about = total(load_upto(x.values, x.at, n)) / n
+    about = total(load(x.values, x.at, n)) / n
     return about if np.isfinite(about) else 0.0
 
 

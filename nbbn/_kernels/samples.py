@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nbbn._compiler.jit import allocating, helper
-from nbbn._compiler.memory import load_upto
+from nbbn._compiler.memory import load
 from nbbn._compiler.vectors import LANES, splat, widen, working_dtype
 from nbbn._kernels import columns, runs
 from nbbn._kernels.coefficients import write_coefficients
@@ -45,8 +45,8 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
     form = np.empty((FORM_ROWS, channels), working_dtype(x3))
     for c in range(0, channels, LANES):
         n = channels - c
-        affine = widen(load_upto(scale, c, n)), widen(load_upto(shift, c, n)), splat(0.0)
-        mean = widen(load_upto(center, c, n))
+        affine = widen(load(scale, c, n)), widen(load(shift, c, n)), splat(0.0)
+        mean = widen(load(center, c, n))
         write_coefficients(form, c, n, mean, splat(0.0), splat(1.0), affine)
     if are_runs(outer, channels, inner):
         _infer_runs(x3, out3, None, form, (), 0, None)

@@ -30,12 +30,14 @@ def samples_axis(index: int) -> int:
     return 0 if index else 1
 
 
-def for_each(blocks: Iterable[T], work: Callable[[T], Any], use: Callable[[T, Any], None]) -> None:
-    """Call ``work`` for all blocks in several threads, and ``use`` with its results in order."""
+def each(blocks: Iterable[T], work: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
+    """Yield all blocks in their order, each with what ``work`` made of it in one of several threads.
+
+    Whoever leaves the loop over them early, with an error for one, leaves no thread behind that works.
+    """
     number = min(threads.get_num_threads(), _MOST_THREADS)
     if number == 1:
-        for block in blocks:
-            use(block, work(block))
+        yield from ((block, work(block)) for block in blocks)
         return
 
     def alone(block: T) -> Any:
@@ -44,10 +46,10 @@ def for_each(blocks: Iterable[T], work: Callable[[T], Any], use: Callable[[T, An
 
     waiting: deque[tuple[T, Future[Any]]] = deque()
 
-    def use_until(most: int) -> None:
-        while len(waiting) > most:
-            done, result = waiting.popleft()
-            use(done, result.result())
+    def done(but: int) -> Iterator[tuple[T, Any]]:
+        while len(waiting) > but:
+            block, result = waiting.popleft()
+            yield block, result.result()
 
     with ThreadPoolExecutor(number) as pool:
         try:
@@ -56,8 +58,8 @@ def for_each(blocks: Iterable[T], work: Callable[[T], Any], use: Callable[[T, An
                     waiting.append((block, pool.submit(alone, block)))
                 except RuntimeError as error:  # no memory for the stack of a thread, or a limit on threads
                     raise MemoryError(str(error)) from error
-                use_until(2 * number)
-            use_until(0)
-        finally:  # also after Ctrl-C: nobody may write when this returns
+                yield from done(2 * number)
+            yield from done(0)
+        finally:  # also after Ctrl-C: nobody may write when this ends
             for _, result in waiting:
                 result.cancel()

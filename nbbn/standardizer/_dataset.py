@@ -16,7 +16,7 @@ from nbbn._engine.known import Memory
 from nbbn._kernels import table as rows
 from nbbn.distributed import dask as dask_arrays
 from nbbn.standardizer import _estimator, _features
-from nbbn.standardizer._blocks import Place, cut, for_each, samples_axis
+from nbbn.standardizer._blocks import Place, cut, each, samples_axis
 from nbbn.standardizer._features import BLOCK, EPS, FeatureMoments
 
 _FLOAT64 = np.dtype(np.float64)
@@ -130,7 +130,8 @@ def apply_form(values: Array, index: int, form: Array, dtype: np.dtype[Any], out
         def work(place: Place) -> None:
             apply_form(_features.widened(values[place]), index, form, dtype, y[place])
 
-        for_each(cut(values.shape, index, BLOCK), work, lambda _, __: None)
+        for _ in each(cut(values.shape, index, BLOCK), work):
+            pass  # it is written
         return y
     noted = np.zeros(1, np.uint8)
     if form.dtype == steps.computed_dtype(values):
@@ -187,11 +188,6 @@ class Dense:
     def check_mean(self, with_mean: bool) -> None:
         """Check that a mean may be subtracted."""
 
-    def has_samples(self, found: FeatureMoments) -> bool:
-        """Return whether there was a sample: a shape of dask's, with NaN in it, does not always tell."""
-        size = math.prod(self.values.shape)
-        return bool(found.counts.any() if math.isnan(size) else size)
-
     def check_fits(self, owner: Any, fitted: Fitted) -> None:
         """Check the features against those of earlier data."""
         _estimator.check_names("X", self.names, fitted.names, type(owner).__name__)
@@ -220,26 +216,25 @@ class Dense:
             )
         return weights
 
-    def target(self, out: Any, copy: bool) -> Array | None:
-        """Return ``out`` as an array to write to, or X itself where that may be and is to be written to."""
-        if out is not None:
-            return _checks.out("out", out, self.values, self.dtype)
+    def target(self, out: Any, copy: bool, frames: str | None) -> Array | None:
+        """Return ``out`` as an array to write to, or X itself where that may be and is to be written to.
+
+        Check also that the result can be a data frame of a library, where ``frames`` names one.
+        """
         values = self.values
         in_place = not copy and values.dtype == self.dtype and values.flags.writeable
-        return values if in_place else None
+        target = _checks.out("out", out, values, self.dtype) if out is not None else values if in_place else None
+        if frames is not None and not (values.ndim == 2 and self.index == 1):
+            raise ValueError(
+                "X: expected two dimensions, the features last, for a data frame as set_output asked, "
+                f"got shape {values.shape} with the features along axis {self.index}"
+            )
+        return target
 
     def moments(self, weights: Vector | None) -> FeatureMoments:
         found, self.form = _features.look(self.values, self.index, weights)
         self.is_seen = weights is None  # of weight 0 there may be any
         return found
-
-    def check_frames(self, library: str | None) -> None:
-        """Check that the result can be a data frame of the library, if of one."""
-        if library is not None and not (self.values.ndim == 2 and self.index == 1):
-            raise ValueError(
-                "X: expected two dimensions, the features last, for a data frame as set_output asked, "
-                f"got shape {self.values.shape} with the features along axis {self.index}"
-            )
 
     def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Any:
         """Return the standardized values, or those that they were made of, in ``out`` if given."""
@@ -289,22 +284,20 @@ class Sparse(Dense):
         low = np.zeros(mean.size)
         return FeatureMoments.of((np.maximum(count, 0.0), mean, low, m2, low))
 
-    def target(self, out: Any, copy: bool) -> Array | None:
+    def target(self, out: Any, copy: bool, frames: str | None) -> Array | None:
         """Return the stored values, where they may be and are to be written to."""
         if out is not None:
             raise ValueError(
                 f"out: expected None for a sparse matrix, got {type(out).__name__} (copy=False works in place)"
             )
+        if frames is not None:
+            raise ValueError(
+                f"X: expected a dense array for a data frame of {frames}, as set_output asked, got a sparse matrix "
+                f"({frames.capitalize()} output does not support sparse data)"
+            )
         stored = self._stored
         in_place = not copy and stored is self.values.data and self.matrix.format == "csr"
         return stored if in_place and stored.flags.writeable else None
-
-    def check_frames(self, library: str | None) -> None:
-        if library is not None:
-            raise ValueError(
-                f"X: expected a dense array for a data frame of {library}, as set_output asked, got a sparse matrix "
-                f"({library.capitalize()} output does not support sparse data)"
-            )
 
     def mapped(self, fitted: Fitted, inverse: bool, out: Array | None) -> Any:
         """Return the matrix in CSR form with its stored values divided, or multiplied."""
@@ -342,13 +335,10 @@ class Lazy(Dense):
                 f"{X.chunks[self.index]} (compute_chunk_sizes finds them)"
             )
 
-    def target(self, out: Any, copy: bool) -> Array | None:
+    def target(self, out: Any, copy: bool, frames: str | None) -> None:
         if out is not None:
             raise ValueError(f"out: expected None for a dask array, got {type(out).__name__}")
-        return None
-
-    def check_frames(self, library: str | None) -> None:
-        if library is not None:
+        if frames is not None:
             raise ValueError("X: expected an array in memory for a data frame as set_output asked, got a dask array")
 
     def moments(self, weights: Vector | None) -> FeatureMoments:

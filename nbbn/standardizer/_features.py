@@ -113,14 +113,11 @@ def look(values: Array, index: int, weights: Vector | None) -> tuple[FeatureMome
 
     Integers are widened block by block. An infinite value is a ValueError.
     """
-    found: list[FeatureMoments] = []
     if not is_read_as_it_is(values.dtype):
-
-        def of_block(block: tuple[Array, Vector | None]) -> FeatureMoments:
-            return moments_of(widened(block[0]), index, block[1])
-
-        _blocks.for_each(_pieces(values, index, weights, BLOCK), of_block, lambda _, one: found.append(one))
-        return FeatureMoments.together(found), None
+        blocks = _pieces(values, index, weights, BLOCK)
+        summed = _blocks.each(blocks, lambda block: moments_of(widened(block[0]), index, block[1]))
+        return FeatureMoments.together([one for _, one in summed]), None
+    found: list[FeatureMoments] = []
     has_gaps = _begins_with_gaps(values, index)
     for piece, of_samples in _pieces(values, index, weights, _PIECE):
         of_values = None

@@ -20,7 +20,7 @@ from nbbn import _checks
 from nbbn._checks import Array
 from nbbn._files import state as state_files
 from nbbn._files.npy import Header, NpyFile, NpyOutput
-from nbbn.standardizer._blocks import Advance, for_each
+from nbbn.standardizer._blocks import Advance, each
 from nbbn.standardizer._dataset import Fitted, apply_form
 from nbbn.standardizer._features import FeatureMoments, moments_of, result_dtype
 
@@ -79,44 +79,39 @@ def blocks(outer: int, channels: int, inner: int) -> Iterator[Block]:
         yield Block(begin, 1 if together else shape[0], row, channel, shape)
 
 
-class _Buffers(threading.local):
-    """Memory of one thread for the values of a block, and for what is made of them."""
+def _each_block(
+    source: NpyFile, axis: int, advance: Advance, work: Callable[..., Any], *made: np.dtype[Any]
+) -> Iterator[tuple[Block, Any]]:
+    """Yield each block of a file, with what ``work`` returns for it, its values, and room for what is ``made``."""
+    sizes, dtype = view(source.header, axis), source.header.dtype
+    largest, memory = next(blocks(*sizes)).size, threading.local()  # the first one
 
-    def __init__(self, sizes: tuple[int, int, int], *dtypes: np.dtype[Any]) -> None:
-        largest = next(blocks(*sizes)).size  # of the first one
-        self.arrays = [np.empty(largest, dtype) for dtype in dtypes]
+    def announced() -> Iterator[Block]:
+        for block in blocks(*sizes):
+            if block.runs == 1:
+                source.advise(block.first, block.size, "WILLNEED")
+            yield block
 
-    def take(self, block: Block) -> list[Array]:
+    def do(block: Block) -> Any:
+        if not hasattr(memory, "buffers"):  # of this thread
+            memory.buffers = [np.empty(largest, kind) for kind in (dtype, *made)]
         shape = block.shape[:2] if block.shape[2] == 1 else block.shape
-        return [array[: block.size].reshape(shape) for array in self.arrays]
+        values, *room = (buffer[: block.size].reshape(shape) for buffer in memory.buffers)
+        block.move(values, source.read)
+        return work(block, values, *room)
+
+    for block, result in each(announced(), do):
+        yield block, result
+        advance(block.size * dtype.itemsize)
+    source.check_unchanged()
 
 
 def moments(source: NpyFile, axis: int, advance: Advance) -> FeatureMoments:
     """Return the moments of a file, which is not empty; ``advance`` gets numbers of bytes."""
-    sizes = view(source.header, axis)
-    buffers = _Buffers(sizes, source.header.dtype)
     found: dict[int, list[FeatureMoments]] = {}  # by first channel
-
-    def work(block: Block) -> FeatureMoments:
-        (values,) = buffers.take(block)
-        block.move(values, source.read)
-        return moments_of(values, 1)
-
-    def use(block: Block, result: FeatureMoments) -> None:
-        found.setdefault(block.channel, []).append(result)
-        advance(block.size * source.header.dtype.itemsize)
-
-    for_each(_announced(source, sizes), work, use)
-    source.check_unchanged()
+    for block, one in _each_block(source, axis, advance, lambda block, values: moments_of(values, 1)):
+        found.setdefault(block.channel, []).append(one)
     return FeatureMoments.joined([FeatureMoments.together(found[channel]) for channel in sorted(found)])
-
-
-def _announced(source: NpyFile, sizes: tuple[int, int, int]) -> Iterator[Block]:
-    """Yield the blocks, each when it is about to be read."""
-    for block in blocks(*sizes):
-        if block.runs == 1:
-            source.advise(block.first, block.size, "WILLNEED")
-        yield block
 
 
 def save(path: str | os.PathLike[str], found: FeatureMoments, names: Sequence[str] = ()) -> None:
@@ -159,19 +154,15 @@ def normalized(header: Header) -> Header:
 
 def normalize(source: NpyFile, axis: int, found: FeatureMoments, target: NpyOutput, advance: Advance) -> None:
     """Write the normalized values of a file, which is not empty; ``advance`` as in `moments`."""
-    sizes, dtype = view(source.header, axis), target.header.dtype
+    dtype = target.header.dtype
     form = Fitted(found).form(False, dtype)
-    buffers = _Buffers(sizes, source.header.dtype, dtype)
 
-    def work(block: Block) -> None:
-        values, result = buffers.take(block)
-        block.move(values, source.read)
+    def work(block: Block, values: Array, result: Array) -> None:
         apply_form(values, 1, form[:, block.channel : block.channel + block.shape[1]], dtype, result)
         block.move(result, target.write)
         if block.runs == 1:
             # Now the system begins to write them to the disk: less is left for the end. Until then they are kept.
             target.advise(block.first, block.size, "DONTNEED")
 
-    itemsize = source.header.dtype.itemsize
-    for_each(_announced(source, sizes), work, lambda block, _: advance(block.size * itemsize))
-    source.check_unchanged()
+    for _ in _each_block(source, axis, advance, work, dtype):
+        pass  # it is written

@@ -17,7 +17,7 @@ from pyarrow import compute, csv
 from nbbn._checks import Array
 from nbbn._files import paths
 from nbbn._files.npy import Header, NpyFile, write_header
-from nbbn.standardizer._blocks import Advance, for_each
+from nbbn.standardizer._blocks import Advance, each
 from nbbn.standardizer._dataset import Fitted, apply_form
 from nbbn.standardizer._features import FeatureMoments, moments_of
 
@@ -25,6 +25,7 @@ _BLOCK = 1 << 22  # bytes of text that are read at once
 _VALUES = 1 << 21  # values of a batch of Parquet's
 _BUFFER = 1 << 16  # bytes of a column of it that are read at once
 _FLOAT64 = np.dtype(np.float64)
+_AS_TEXT = compute.CastOptions(pa.string(), allow_invalid_utf8=True)  # of bytes in whatever encoding
 _join = compute.binary_join_element_wise
 
 
@@ -158,14 +159,11 @@ def moments(table: Any, wanted: Sequence[str] | None, advance: Advance) -> tuple
 
 def _moments(batches: Iterable[Any], names: Sequence[str]) -> FeatureMoments | None:
     found: list[FeatureMoments] = []
-
-    def use(_: Any, one: FeatureMoments) -> None:
+    some = (batch for batch in batches if batch.num_rows)
+    for _, one in each(some, lambda batch: moments_of(_matrix([batch[name] for name in names]), 0)):
         found.append(one)
         if len(found) == 64:
-            found[:] = [FeatureMoments.together(found)]
-
-    some = (batch for batch in batches if batch.num_rows)
-    for_each(some, lambda batch: moments_of(_matrix([batch[name] for name in names]), 0), use)
+            found = [FeatureMoments.together(found)]
     return FeatureMoments.together(found) if found else None
 
 
@@ -215,16 +213,13 @@ def write_array(array: NpyFile, output: Any, advance: Advance) -> None:
         plain = values.astype(_FLOAT64 if dtype == _FLOAT64 else np.float32, order="C")
         return output.made([pa.array(row, from_pandas=True) for row in plain])
 
-    def use(first: int, made: Any) -> None:
+    for first, made in each(range(0, rows, step), work):
         output.write(made)
         advance(min(step, rows - first) * columns * dtype.itemsize)
-
-    for_each(range(0, rows, step), work, use)
 
 
 def normalize(table: Any, found: FeatureMoments, names: Sequence[str], output: Any, advance: Advance) -> int:
     """Write the table with its numeric columns, ``names``, standardized to ``output``; return the rows."""
-    rows = 0
     form = Fitted(found).form(False, _FLOAT64)
 
     def work(batch: Any) -> Any:
@@ -237,12 +232,10 @@ def normalize(table: Any, found: FeatureMoments, names: Sequence[str], output: A
             arrays[name] = pa.array(values.astype(kind.to_pandas_dtype(), copy=False), kind, mask=missing)
         return output.made([arrays[name] for name in table.names])
 
-    def use(batch: Any, made: Any) -> None:
-        nonlocal rows
+    rows = 0
+    for batch, made in each(table.batches(names, table.names, advance), work):
         output.write(made)
         rows += batch.num_rows
-
-    for_each(table.batches(names, table.names, advance), work, use)
     table.check_unchanged()
     return rows
 
@@ -342,8 +335,9 @@ class CsvOutput(_Output):
             lines = _join(*cells, _join(last, b"\n", b"", **replaced), self._delimiter, **replaced)
             _, offsets, text = lines.buffers()
             return memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]]
-        fitting, text = map(_as_text, columns), pa.BufferOutputStream()
-        csv.write_csv(pa.Table.from_arrays(list(fitting), names=self._names), text, self._options)
+        fitting = [compute.cast(c, options=_AS_TEXT) if pa.types.is_binary(c.type) else c for c in columns]
+        text = pa.BufferOutputStream()
+        csv.write_csv(pa.Table.from_arrays(fitting, names=self._names), text, self._options)
         return text.getvalue()
 
     def _has_structure(self, column: Any) -> bool:
@@ -364,10 +358,3 @@ class CsvOutput(_Output):
 def _is_text(kind: Any) -> bool:
     kinds = pa.types
     return any(test(kind) for test in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary))
-
-
-def _as_text(column: Any) -> Any:
-    """Return bytes as text of whatever encoding."""
-    if not pa.types.is_binary(column.type):
-        return column
-    return compute.cast(column, options=compute.CastOptions(pa.string(), allow_invalid_utf8=True))

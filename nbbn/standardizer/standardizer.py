@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -262,9 +263,8 @@ class Standardizer(_estimator.Estimator):
         array([-1.,  1.])
         """
         given = as_dataset(X, self.axis)
-        target = given.target(out, _checks.flag("copy", self.copy))
         library = self._frames()
-        given.check_frames(library)
+        target = given.target(out, _checks.flag("copy", self.copy), library)
         fitted = self._learn(given, True, sample_weight)
         assert fitted is not None  # X is not empty
         found = given.mapped(fitted, False, target)
@@ -365,7 +365,8 @@ class Standardizer(_estimator.Estimator):
         if not fresh and self._fitted is not None:
             given.check_fits(self, self._fitted)
         moments, names = given.moments(given.weights(sample_weight)), given.names
-        if not given.has_samples(moments):
+        size = math.prod(given.values.shape)  # NaN of a dask array of unknown chunks
+        if not (moments.counts.any() if math.isnan(size) else size):
             if fresh:
                 raise ValueError(f"X: expected at least one sample, got shape {given.values.shape}")
             return self._settled()
@@ -395,9 +396,8 @@ class Standardizer(_estimator.Estimator):
         given = as_dataset(X, fitted.axis)
         given.check_mean(fitted.with_mean)
         given.check_fits(self, fitted)
-        target = given.target(out, _checks.flag("copy", copy))
         library = None if inverse else self._frames()
-        given.check_frames(library)
+        target = given.target(out, _checks.flag("copy", copy), library)
         found = given.mapped(fitted, inverse, target)
         if type(X) is np.ndarray:
             fitted.known.learn(X, given.index)

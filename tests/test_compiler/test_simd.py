@@ -38,7 +38,7 @@ def test_partial_vectors_touch_nothing_behind_them(dtype, count):
     target = np.full(39, -7, dtype)
 
     def copy(a, b, n):
-        _memory.store_first(b, 3, n, _memory.load_upto(a, 2, n))
+        _memory.store_first(b, 3, n, _memory.load(a, 2, n))
 
     compiled(copy, source, target, count)
     expected = np.full(39, -7, dtype)
