@@ -456,12 +456,6 @@ def batch_moments(
     found = masks.make(mask, weights, values.shape, index)
     if values.size == 0 or (found is not None and found.total == 0.0):
         return Moments.empty(values.shape[index])
-    count, table, _ = statistics_of(values, index, found)
+    table = np.zeros((rows.STATISTICS_ROWS, values.shape[index]))  # no gamma: nobody wants coefficients
+    count, _ = steps.moments(Call(values, index, weights=found), table)
     return of_table(count, table)
-
-
-def statistics_of(values: Vector, index: int, weights: masks.Weights | None) -> tuple[float, Vector, Vector]:
-    """Return the count, which is not 0, a table with the statistics of each channel, and coefficients from these."""
-    table = steps.new_table(values.shape[index])
-    count, form = steps.moments(Call(values, index, None, steps.NOTHING, weights), table)
-    return count, table, form
