@@ -40,7 +40,7 @@ class Epilogue(NamedTuple):
     kind: Kind = ()
     slope: Any = None  # below 0, a number or one a channel; None where the table of the channels has it
     residual: IfThere = None
-    has_residual: bool = False  # whether there was one, though backward needs it no more
+    passes_on: bool = False  # whether a backward hands grad_y on to a residual, which it needs no more
     form: IfThere = None  # for backward, where there is an activation: the coefficients of the forward
 
     @property
@@ -49,9 +49,7 @@ class Epilogue(NamedTuple):
 
     def again(self) -> Epilogue:
         """Return what backward needs: a residual only where an activation follows."""
-        if self.residual is None:
-            return self
-        return self._replace(residual=self.residual if self.kind else None, has_residual=True)
+        return self if self.residual is None or self.kind else self._replace(residual=None, passes_on=True)
 
 
 NOTHING = Epilogue()

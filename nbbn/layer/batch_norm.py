@@ -391,7 +391,7 @@ class BatchNorm(StoredLayer):
         gradient = _checks.gradient("grad_y", grad_y, x)
         target = None if out is None else _checks.out("out", out, x)
         passed_on = None
-        if last.after.has_residual and not last.after.kind:
+        if last.after.passes_on:
             # Shared with the user's grad_y, unless grad_x is about to be written over it.
             shared = target is None or not _checks.overlap(target, gradient)
             passed_on = gradient if shared else gradient.copy()
