@@ -181,13 +181,11 @@ class Moments:
         """
         if not isinstance(batches, Iterable):
             raise TypeError(f"batches: expected an iterable, got {type(batches).__name__}")
-        found: Moments | None = None
-        for batch in batches:
-            moments = batch_moments(batch, axis=axis)
-            found = moments if found is None else found.merge(moments)
-        if found is None:
+        each = (batch_moments(batch, axis=axis) for batch in batches)
+        first = next(each, None)
+        if first is None:
             raise ValueError("batches: expected at least one batch, got none")
-        return found
+        return sum(each, first)
 
     def update(self, x: ArrayLike, axis: int = 1, mask: ArrayLike | None = None) -> Moments:
         """Return the moments of the data so far and ``x`` together, as a new value.

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from nbbn._checks import Array, overlap
+from nbbn._checks import PLAIN_DTYPES, Array, overlap
 from nbbn._engine import plan
 from nbbn._engine.memory import empty_like
 from nbbn._engine.views import View, contiguous_view
 from nbbn._engine.ways import way_of
 
 _MOST = 256  # shapes that a layer remembers
-_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class Known:
@@ -54,7 +53,7 @@ class Known:
 
 @functools.lru_cache(maxsize=1024)
 def _known(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any], index: int) -> Known | None:
-    view = contiguous_view(shape, index, False) if dtype in _DTYPES and 0 not in shape else None
+    view = contiguous_view(shape, index, False) if dtype in PLAIN_DTYPES and 0 not in shape else None
     return None if view is None or view.order is not None else Known(view, shape, strides, dtype)
 
 

@@ -166,7 +166,9 @@ def read_in_place(index: int, weighted: bool, x: Array, *others: Array) -> tuple
     """Return a view of arrays that are only read, and these; copies where they do not fit."""
     view = view_of(index, weighted, x, *others)
     if view is None:
-        x = x if view_of(index, weighted, x) is not None else _copied(x)
+        if view_of(index, weighted, x) is None:
+            announce.note("x of %s is copied: its strides are %s; see nbbn.explain", x.shape, x.strides)
+            x = x.copy(order="K")
         others = tuple(a if view_of(index, weighted, x, a) is not None else _copy_like(x, a) for a in others)
         view = view_of(index, weighted, x, *others)
     if view is None:  # each fits x, but not all of them together
@@ -202,11 +204,6 @@ def _with_target(
     target = empty_like(read[0], dtype) if out is None else out
     view = view_of(index, weighted, read[0], target, *read[1:])
     return None if view is None else (view, target, read)
-
-
-def _copied(x: Array) -> Array:
-    announce.note("x of %s is copied: its strides are %s; see nbbn.explain", x.shape, x.strides)
-    return x.copy(order="K")
 
 
 def _copy_like(source: Array, array: Array) -> Array:

@@ -231,8 +231,8 @@ class BatchNorm(StoredLayer):
             return None
         table = self._new_table()
         form = known.way.train(known.stack(x), known.stack(y), (table, count - self._correction, eps), after.kind)
-        parts = table, eps, token, after, None, None, count, known, (), form
-        self._learn(Forward(x.view(), True, *parts), count, mode)
+        last = Forward(x.view(), True, table, eps, token, after, total=count, known=known, form=form)
+        self._learn(last, count, mode)
         return y
 
     def _new_table(self) -> Array:
@@ -318,7 +318,7 @@ class BatchNorm(StoredLayer):
                 steps.infer(part, now.form)
                 used = now.table, now.eps
             after = part.after.again()
-            kept.append((at, Forward(part.x, bool(count), *used, None, after, None, part.weights, count)))
+            kept.append((at, Forward(part.x, bool(count), *used, None, after, weights=part.weights, total=count)))
         self._keep(last._replace(parts=tuple(kept)))
         if out is not None and out is not y:
             out[...] = y
