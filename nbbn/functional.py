@@ -85,8 +85,8 @@ def normalize(
 
     References
     ----------
-    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
-    Internal Covariate Shift", ICML 2015, algorithm 2.
+    S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
+    Shift", ICML 2015: algorithm 2. Training is algorithm 1, and its gradients are in section 3.
 
     Examples
     --------
@@ -181,10 +181,6 @@ def batch_norm(
     -----
     Statistics are taken in one pass over ``x``, in float64 (see `batch_moments`), and give the same
     bits for every number of threads. An empty ``x`` changes nothing.
-
-    References
-    ----------
-    S. Ioffe, C. Szegedy, ICML 2015, as in `normalize`: algorithms 1 and 2.
 
     Examples
     --------
@@ -301,10 +297,6 @@ def batch_norm_backward(
     ------
     TypeError, ValueError
         As `batch_norm`. Nothing has been written then.
-
-    References
-    ----------
-    S. Ioffe, C. Szegedy, ICML 2015, as in `normalize`: section 3.
 
     Examples
     --------

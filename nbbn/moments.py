@@ -181,13 +181,11 @@ class Moments:
         """
         if not isinstance(batches, Iterable):
             raise TypeError(f"batches: expected an iterable, got {type(batches).__name__}")
-        found: Moments | None = None
-        for batch in batches:
-            moments = batch_moments(batch, axis=axis)
-            found = moments if found is None else found.merge(moments)
-        if found is None:
+        each = (batch_moments(batch, axis=axis) for batch in batches)
+        first = next(each, None)
+        if first is None:
             raise ValueError("batches: expected at least one batch, got none")
-        return found
+        return sum(each, first)
 
     def update(self, x: ArrayLike, axis: int = 1, mask: ArrayLike | None = None) -> Moments:
         """Return the moments of the data so far and ``x`` together, as a new value.
@@ -456,12 +454,6 @@ def batch_moments(
     found = masks.make(mask, weights, values.shape, index)
     if values.size == 0 or (found is not None and found.total == 0.0):
         return Moments.empty(values.shape[index])
-    count, table, _ = statistics_of(values, index, found)
+    table = np.zeros((rows.STATISTICS_ROWS, values.shape[index]))  # no gamma: nobody wants coefficients
+    count, _ = steps.moments(Call(values, index, weights=found), table)
     return of_table(count, table)
-
-
-def statistics_of(values: Vector, index: int, weights: masks.Weights | None) -> tuple[float, Vector, Vector]:
-    """Return the count, which is not 0, a table with the statistics of each channel, and coefficients from these."""
-    table = steps.new_table(values.shape[index])
-    count, form = steps.moments(Call(values, index, None, steps.NOTHING, weights), table)
-    return count, table, form

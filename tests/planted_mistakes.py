@@ -261,7 +261,7 @@ FILES = {
     ),
     "layer/batch_norm.py": (
         "test_layer test_backward test_out test_robustness",
-        ("grad_residual is written over with grad_x", "of_residual = gradient if shared else gradient.copy()", "of_residual = gradient", "test_fused test_out test_backward"),
+        ("grad_residual is written over with grad_x", "passed_on = gradient if shared else gradient.copy()", "passed_on = gradient", "test_fused test_out test_backward"),
         ("a backward takes an input that was overwritten", "if array is not None and not is_unchanged(array, token):", "if array is not None and token is None:"),
         ("threads share their last forward", "self._last = self._here.last = last", "self._last = last"),
         ("the statistics of one value are taken", "if count <= self._too_few or", "if count < self._too_few or"),

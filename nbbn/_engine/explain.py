@@ -13,8 +13,6 @@ from nbbn._engine import memory, threads
 from nbbn._engine.plan import PARALLEL_FROM, Plan, make_plan
 from nbbn._engine.views import View, apart, same_memory, view_of
 
-Line = tuple[str, str]
-
 # operation -> how many arrays besides x are read, and how often
 _OPERATIONS = {"inference": (0, 1), "training": (0, 2), "moments": (0, 1), "backward": (1, 2)}
 
@@ -79,12 +77,10 @@ def explain(
     if values.size == 0:
         return f"{head}\nnothing runs: there are no values"
     lines = _lines(values, op, index, target)
-    if op != "moments":
-        lines.append(("result", _result(values, target)))
-    return "\n".join([head, *(f"{name + ':':<8} {text}" for name, text in lines)])
+    return "\n".join([head, *(f"{name + ':':<8} {text}" for name, text in lines.items())])
 
 
-def _lines(x: Array, op: str, index: int, out: Array | None) -> list[Line]:
+def _lines(x: Array, op: str, index: int, out: Array | None) -> dict[str, str]:
     more, passes = _OPERATIONS[op]
     source, read = x, "in place"
     if view_of(index, False, x) is None:
@@ -93,21 +89,17 @@ def _lines(x: Array, op: str, index: int, out: Array | None) -> list[Line]:
         if not x.flags.aligned:
             read = "a copy, as x is not aligned"
     inputs = [source] * (1 + more)
-    target, written = _target(source, x, index, out, inputs)
-    view = view_of(index, False, *inputs, *([] if op == "moments" else [target]))
+    target, why_new = (None, None) if op == "moments" else _target(source, x, index, out, inputs)
+    view = view_of(index, False, *inputs, *([] if target is None else [target]))
     assert view is not None, f"no view of {source.shape} with strides {source.strides}"
-    plan = make_plan(view, inputs, None if op == "moments" else target, passes)
-    lines = [
-        ("read", read),
-        ("view", _view(view)),
-        ("order", _order(plan, passes)),
-        ("threads", _threads_line(view.size)),
-    ]
-    if op != "moments":
+    plan = make_plan(view, inputs, target, passes)
+    lines = {"read": read, "view": _view(view), "order": _order(plan, passes), "threads": _threads_line(view.size)}
+    if target is not None:
         way = "past the cache, as " if plan.streaming else "through the cache: "
-        lines.append(("stores", way + plan.stores))
-    if written:
-        lines.append(("write", written))
+        lines["stores"] = way + plan.stores
+        if why_new:
+            lines["write"] = why_new
+        lines["result"] = _result(x, out)
     return lines
 
 

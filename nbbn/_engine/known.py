@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from nbbn._checks import Array, overlap
+from nbbn._checks import PLAIN_DTYPES, Array, overlap
 from nbbn._engine import plan
 from nbbn._engine.memory import empty_like
 from nbbn._engine.views import View, contiguous_view
-from nbbn._engine.ways import Epilogue, new_sums, way_of
+from nbbn._engine.ways import way_of
 
 _MOST = 256  # shapes that a layer remembers
-_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class Known:
-    """How contiguous float arrays of one shape are run."""
+    """How contiguous float arrays of one shape are run: the steps of ``way`` take what ``stack`` makes of them."""
 
     def __init__(self, view: View, *like: Any) -> None:
         shape, _, dtype = self._like = like
@@ -51,27 +50,10 @@ class Known:
         flags = other.flags
         return flags.aligned and (not written or flags.writeable)
 
-    def infer(self, x: Array, y: Array, form: Array, after: Epilogue, noted: Array | None = None) -> None:
-        """Write y."""
-        stack = self.stack
-        self.way.write(stack(x), stack(y), form, after.kind, None, noted)
-
-    def train(self, x: Array, y: Array, table: Array, freedom: float, eps: float, after: Epilogue) -> Array:
-        """Write the statistics of x to ``table``, which holds gamma and beta, and y; return the coefficients."""
-        stack = self.stack
-        return self.way.train(stack(x), stack(y), (table, freedom, eps), after.kind)
-
-    def differentiate(
-        self, grad_y: Array, x: Array, grad_x: Array, table: Array, count: float, freedom: float, after: Epilogue
-    ) -> Array:
-        """Write grad_x; return the gradients with respect to gamma, beta and a learned slope."""
-        stack, of = self.stack, (table, new_sums(table.shape[1], after), count, freedom)
-        return self.way.differentiate(stack(grad_y), stack(x), stack(grad_x), of, after)
-
 
 @functools.lru_cache(maxsize=1024)
 def _known(shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any], index: int) -> Known | None:
-    view = contiguous_view(shape, index, False) if dtype in _DTYPES and 0 not in shape else None
+    view = contiguous_view(shape, index, False) if dtype in PLAIN_DTYPES and 0 not in shape else None
     return None if view is None or view.order is not None else Known(view, shape, strides, dtype)
 
 

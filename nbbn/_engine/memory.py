@@ -1,10 +1,9 @@
 """Memory for large results, used again: a page fault costs more than a kernel.
 
-Inference with a fresh result of 103 MB took 15.3 ms on one thread, 6.5 ms with the memory of an
-earlier one. So a large result is a view of a *lease*, an array of a type of its own: numpy keeps
-that as the base of the result and of all views of it. When the last of them is gone, the lease's
-finalizer gives its memory to the next result of that size. What waits to be used is bounded by
-``NBBN_POOL_BYTES`` (256 MB; 0: no pool).
+Inference with a fresh result of 103 MB took 15.3 ms on one thread, 6.5 ms with the memory of an earlier one. So a large
+result is a view of a *lease*, an array of a type of its own: numpy keeps that as the base of the result and of all
+views of it. When the last of them is gone, the lease's finalizer gives its memory to the next result of that size. What
+waits to be used is bounded by ``NBBN_POOL_BYTES`` (256 MB; 0: no pool).
 """
 
 from __future__ import annotations

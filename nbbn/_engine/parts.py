@@ -12,6 +12,8 @@ from nbbn._checks import Array
 from nbbn._engine.views import View
 from nbbn._kernels import columns, runs
 
+Rows = tuple[int, tuple[Array, ...]]  # how a stack is written: values of a row, and its blocks (of runs, none)
+
 
 class Cut(NamedTuple):
     """How a stack is cut for sums."""
@@ -20,13 +22,6 @@ class Cut(NamedTuple):
     sizes: Array  # how many values, of runs, or rows each part has
     blocks: Array | None  # of each matrix of a stack of columns
     numbers: NDArray[np.float64] | None  # the weight of each part, where there are weights
-
-
-class Rows(NamedTuple):
-    """How a stack is written."""
-
-    width: int  # values of a row; of runs, one a channel
-    blocks: tuple[Array, ...]  # one array, of columns; of runs, none
 
 
 def cut_for_sums(view: View, weights: Array | None, *stacks: Array) -> Cut:
@@ -60,10 +55,10 @@ def _is_joined(stack: Array) -> bool:
 def rows_to_write(view: View, streaming: int, joins: bool = True) -> Rows:
     """Return how stacks of this view are written."""
     if view.runs:
-        return Rows(view.channels, ())
+        return view.channels, ()
     _, rows, row = view.shape
     width = columns.width_to_write(rows, row, streaming) if joins and view.joined else row
-    return Rows(width, (columns.blocks_of(rows, row, width, columns.WIDE_TILE),))
+    return width, (columns.blocks_of(rows, row, width, columns.WIDE_TILE),)
 
 
 @functools.lru_cache(maxsize=16)

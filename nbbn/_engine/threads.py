@@ -10,6 +10,7 @@ ever started a region, until that one ends (40 callers on 4 threads: 120 more): 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import threading
@@ -31,7 +32,6 @@ MOST_TEAMS = 8  # calling threads alive that may own a team of OpenMP threads
 _region: dict[int, weakref.ref[Claim]] = {}  # 0: who may start parallel regions now
 _here: ContextVar[int] = ContextVar("nbbn_num_threads", default=0)
 _everywhere = 0  # set_num_threads; 0: not set
-_default = 0
 _usable = False
 _layer_problem: str | None = None
 _unusable_after_fork: str | None = None  # why a forked process starts no region
@@ -55,6 +55,9 @@ def available_threads() -> int:
     return max(1, min(affinity(), math.ceil(min(quota, most_threads()))))
 
 
+_default = functools.cache(available_threads)
+
+
 def get_num_threads() -> int:
     """Return the largest number of threads that nbbn uses.
 
@@ -65,13 +68,7 @@ def get_num_threads() -> int:
     ...     nbbn.get_num_threads()
     1
     """
-    global _default
-    wanted = _here.get() or _everywhere
-    if wanted:
-        return wanted
-    if not _default:
-        _default = available_threads()
-    return _default
+    return _here.get() or _everywhere or _default()
 
 
 def set_num_threads(n: int) -> None:
@@ -238,11 +235,11 @@ def has_usable_layer() -> bool:
 
 
 def _after_fork_in_child() -> None:
-    global _default, _unusable_after_fork
+    global _unusable_after_fork
     if _region and _unusable_after_fork is None:  # also: a thread that is setting threads up
         _unusable_after_fork = "the process was forked in the middle of a parallel call"
     _region.clear()
-    _default = 0  # the child may be given other CPUs
+    _default.cache_clear()  # the child may be given other CPUs
     if internals.has_started_threads():
         _unusable_after_fork = "the process was forked from one that had threads"
     elif _unusable_after_fork is None and _has_openmp():

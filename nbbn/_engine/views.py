@@ -101,31 +101,23 @@ def _strided(
     inner = _size(after, shape)
     columns = channels > 1 and inner < SMALL_INNER and not (weighted and inner > 1)
     columns = columns and all(one[index] == inner for one in strides)
-    rows = before
-    outer: list[int] = []
+    rows: list[int] = []
     if columns:
-        rows = []
         while before and _step_as_one([before[-1], *rows], shape, strides):
             rows.insert(0, before.pop())
-        outer = before
     elif inner == 1 and len(others) + (channels > 1) > 0:
         return None  # gaps between all values: each would be a run of its own
-    else:
-        outer = before
-    if not _step_as_one(outer, shape, strides):
+    if not _step_as_one(before, shape, strides):
         return None
     single = [axis for axis, size in enumerate(shape) if size == 1 and axis != index]
-    order: tuple[int, ...] | None = (*single, *before, *(rows if columns else ()), index, *after)
+    order: tuple[int, ...] | None = (*single, *before, *rows, index, *after)
     if order == tuple(range(len(shape))):
         order = None
-    if columns:
-        stack = _size(outer, shape), _size(rows, shape), channels * inner
-    else:
-        stack = _size(outer, shape), channels, inner
+    matrix = (_size(rows, shape), channels * inner) if columns else (channels, inner)
+    stack = _size(before, shape), *matrix
     memory = [axis for axis in order or range(len(shape)) if shape[axis] > 1]
     joined = _are_joined(memory, shape, strides)
-    size = stack[0] * stack[1] * stack[2]
-    return View(not columns, stack, order, size, channels, inner, joined)
+    return View(not columns, stack, order, math.prod(stack), channels, inner, joined)
 
 
 def _size(axes: list[int], shape: tuple[int, ...]) -> int:
@@ -174,7 +166,9 @@ def read_in_place(index: int, weighted: bool, x: Array, *others: Array) -> tuple
     """Return a view of arrays that are only read, and these; copies where they do not fit."""
     view = view_of(index, weighted, x, *others)
     if view is None:
-        x = x if view_of(index, weighted, x) is not None else _copied(x)
+        if view_of(index, weighted, x) is None:
+            announce.note("x of %s is copied: its strides are %s; see nbbn.explain", x.shape, x.strides)
+            x = x.copy(order="K")
         others = tuple(a if view_of(index, weighted, x, a) is not None else _copy_like(x, a) for a in others)
         view = view_of(index, weighted, x, *others)
     if view is None:  # each fits x, but not all of them together
@@ -210,11 +204,6 @@ def _with_target(
     target = empty_like(read[0], dtype) if out is None else out
     view = view_of(index, weighted, read[0], target, *read[1:])
     return None if view is None else (view, target, read)
-
-
-def _copied(x: Array) -> Array:
-    announce.note("x of %s is copied: its strides are %s; see nbbn.explain", x.shape, x.strides)
-    return x.copy(order="K")
 
 
 def _copy_like(source: Array, array: Array) -> Array:

@@ -17,7 +17,7 @@ from nbbn._checks import Array
 from nbbn._compiler.jit import Step, Variant
 from nbbn._engine import plan as plans
 from nbbn._engine import threads
-from nbbn._engine.parts import Cut, Rows, cut_for_sums, rows_to_write, spread
+from nbbn._engine.parts import Cut, cut_for_sums, rows_to_write, spread
 from nbbn._engine.views import View
 from nbbn._kernels import gaps, statistics
 from nbbn._kernels import steps_of_columns as columns
@@ -40,7 +40,7 @@ class Epilogue(NamedTuple):
     kind: Kind = ()
     slope: Any = None  # below 0, a number or one a channel; None where the table of the channels has it
     residual: IfThere = None
-    has_residual: bool = False  # whether there was one, though backward needs it no more
+    passes_on: bool = False  # whether a backward hands grad_y on to a residual, which it needs no more
     form: IfThere = None  # for backward, where there is an activation: the coefficients of the forward
 
     @property
@@ -49,9 +49,7 @@ class Epilogue(NamedTuple):
 
     def again(self) -> Epilogue:
         """Return what backward needs: a residual only where an activation follows."""
-        if self.residual is None:
-            return self
-        return self._replace(residual=self.residual if self.kind else None, has_residual=True)
+        return self if self.residual is None or self.kind else self._replace(residual=None, passes_on=True)
 
 
 NOTHING = Epilogue()
@@ -119,19 +117,13 @@ class Way:
         self._small = plans.make_plan(view, ()) if view.size < plans.PARALLEL_FROM else None
         self._write, self._look, self._look_with_gaps, self._train, *backward = _calls(view.runs, dtype)
         self._add_up, self._write_back, self._differentiate = backward
-        # Made when they are asked for: how stacks are cut where the view alone says it, and written.
-        self._cut: Cut | None = None
-        self._rows: list[Rows | None] = [None, None]
+        self._cut: Cut | None = None  # made when it is asked for, where the view alone says how stacks are cut
         self._widened: tuple[Any, int, Any] = (None, 0, None)  # of small arrays: see `_per_column`
 
     def _cut_of(self, weights: IfThere, *stacks: Array) -> Cut:
         found = cut_for_sums(self.view, weights, *stacks)  # of runs the stacks say nothing: none are needed
         if weights is None and (self.view.runs or self.view.joined):
             self._cut = found
-        return found
-
-    def _rows_of(self, streaming: int) -> Rows:
-        found = self._rows[streaming] = rows_to_write(self.view, streaming)
         return found
 
     def _per_column(self, form: Array, width: int) -> Array:
@@ -149,7 +141,7 @@ class Way:
     ) -> None:
         """Run the elementwise step; ``noted[0]`` becomes 1 if x has an infinite value."""
         plan = self._small or plans.make_plan(self.view, (x,) if residual is None else (x, residual), y)
-        width, blocks = self._rows[plan.streaming] or self._rows_of(plan.streaming)
+        width, blocks = rows_to_write(self.view, plan.streaming)
         if width != self._channels:
             form = self._per_column(form, width)
         call = self._write[plan.parallel, len(kind), residual is not None, noted is not None]
@@ -227,10 +219,7 @@ class Way:
         """Run the step that writes grad_x."""
         plan = self._small or plans.make_plan(self.view, (x, grad_y), grad_x, 1, mask is None)
         kind, of_y = after.kind, after.form
-        if mask is None:
-            width, blocks = self._rows[plan.streaming] or self._rows_of(plan.streaming)
-        else:
-            width, blocks = rows_to_write(self.view, 0, False)
+        width, blocks = rows_to_write(self.view, plan.streaming, mask is None)
         if width != self._channels:
             form = spread(form, self.view, width)
             of_y = None if of_y is None else self._per_column(of_y, width)

@@ -223,16 +223,16 @@ class BatchNorm(LayerState):
         token, after = None if out is x else token_of(x, None), self._after
         if not mode and self._running_mean is not None:
             now = self._snapshot(x.dtype)
-            known.infer(x, y, now.form, after)
+            known.way.write(known.stack(x), known.stack(y), now.form, after.kind)
             self._keep(Forward(x.view(), False, now.table, now.eps, token, after))
             return y
         count, eps = x.size // self._num_features, self._eps
         if count <= self._too_few or self._on_nonfinite != "propagate" or self._virtual_batch_size is not None:
             return None
         table = self._new_table()
-        form = known.train(x, y, table, count - self._correction, eps, after)
-        parts = table, eps, token, after, None, None, count, known, (), form
-        self._learn(Forward(x.view(), True, *parts), count, mode)
+        form = known.way.train(known.stack(x), known.stack(y), (table, count - self._correction, eps), after.kind)
+        last = Forward(x.view(), True, table, eps, token, after, total=count, known=known, form=form)
+        self._learn(last, count, mode)
         return y
 
     def _new_table(self) -> Array:
@@ -318,7 +318,7 @@ class BatchNorm(LayerState):
                 steps.infer(part, now.form)
                 used = now.table, now.eps
             after = part.after.again()
-            kept.append((at, Forward(part.x, bool(count), *used, None, after, None, part.weights, count)))
+            kept.append((at, Forward(part.x, bool(count), *used, None, after, weights=part.weights, total=count)))
         self._keep(last._replace(parts=tuple(kept)))
         if out is not None and out is not y:
             out[...] = y
@@ -390,35 +390,28 @@ class BatchNorm(LayerState):
                 return found
         gradient = _checks.gradient("grad_y", grad_y, x)
         target = None if out is None else _checks.out("out", out, x)
-        backward = self._backward_parts if last.parts else self._backward
-        grad_x, parameters, of_residual = backward(last, gradient, target)
-        self._set_gradients(*parameters, residual=of_residual)
-        return grad_x if out is None else out
-
-    def _backward(self, last: Forward, gradient: Array, target: Array | None) -> Gradients:
-        if not last.training:
-            last = last._replace(table=steps.completed(last.table, last.eps))
-        of_residual = None
-        if last.after.has_residual and not last.after.kind:
+        passed_on = None
+        if last.after.passes_on:
             # Shared with the user's grad_y, unless grad_x is about to be written over it.
             shared = target is None or not _checks.overlap(target, gradient)
-            of_residual = gradient if shared else gradient.copy()
-        grads = self._differentiate(last, gradient, target)
-        return grads if of_residual is None else grads._replace(residual=of_residual)
+            passed_on = gradient if shared else gradient.copy()
+        backward = self._backward_parts if last.parts else self._differentiate
+        grad_x, parameters, of_residual = backward(last, gradient, target)
+        self._set_gradients(*parameters, residual=of_residual if passed_on is None else passed_on)
+        return grad_x if out is None else out
 
     def _backward_parts(self, last: Forward, gradient: Array, out: Array | None) -> Gradients:
-        """`_backward` of one ghost batch after the other; gradients of parameters are added up."""
-        x, after = last.x, last.after
-        grad_x = to_write(out, x, gradient, *after.read)
-        shared = out is None and not after.kind
-        grad_residual = None if not after.has_residual else gradient if shared else empty_like(x)
+        """Backward of one ghost batch after the other; gradients of parameters are added up."""
+        x, residual = last.x, last.after.read
+        grad_x = to_write(out, x, gradient, *residual)
+        grad_residual = empty_like(x) if residual else None
         sums: list[Array] = []
         for at, part in last.parts:
             to = without_gaps(grad_x[at], gradient[at], part.x)
-            found, parameters, of_residual = self._backward(part, gradient[at], to)
+            found, parameters, of_residual = self._differentiate(part, gradient[at], to)
             if to is None:
                 grad_x[at] = found
-            if grad_residual is not None and not shared:
+            if grad_residual is not None:
                 grad_residual[at] = of_residual
             sums = [a + b for a, b in zip(sums, parameters, strict=True)] if sums else list(parameters)
         if out is not None and out is not grad_x:
@@ -430,9 +423,9 @@ class BatchNorm(LayerState):
         grad_x = known.target(grad_y, out, (last.x,)) if known.is_like(grad_y, False) else None
         if grad_x is None:
             return None
-        counts, before = (last.total, last.total - self._correction), self._before(last)
-        found = known.differentiate(grad_y, last.x, grad_x, last.table, *counts, before)
-        self._set_gradients(*found)
+        before, stack, count = self._before(last), known.stack, last.total
+        of = last.table, steps.new_sums(self._num_features, before), count, count - self._correction
+        self._set_gradients(*known.way.differentiate(stack(grad_y), stack(last.x), stack(grad_x), of, before))
         return grad_x
 
     def _before(self, last: Forward) -> Epilogue:
@@ -449,9 +442,11 @@ class BatchNorm(LayerState):
         return Call(last.x, self._axis % last.x.ndim, out, self._before(last), last.weights)
 
     def _differentiate(self, last: Forward, grad_y: Array, out: Array | None) -> Gradients:
-        """Return the gradients of the last forward, that of x in ``out`` or a new array."""
-        call = self._call_again(last, out)
-        return steps.differentiate(grad_y, call, last.table, self._correction, self._dtype, last.training)
+        """Return the gradients of a forward, that of x in ``out`` or a new array."""
+        call, table = self._call_again(last, out), last.table
+        if not last.training:
+            table = steps.completed(table, last.eps)
+        return steps.differentiate(grad_y, call, table, self._correction, self._dtype, last.training)
 
     def freeze(self) -> FrozenBatchNorm:
         """Return a read-only snapshot of the layer, for inference.

@@ -192,7 +192,8 @@ def _whole(values: Array, index: int, weights: masks.Weights | None) -> tuple[Fe
     """Return the moments of values that have no gaps, and coefficients; None where some have, or sums overflow."""
     if not values.size or (weights is not None and weights.total == 0.0):
         return FeatureMoments.nothing(values.shape[index]), None
-    count, table, form = moments.statistics_of(values, index, weights)
+    table = steps.new_table(values.shape[index])
+    count, form = steps.moments(steps.Call(values, index, weights=weights), table)
     if not math.isfinite(np.maximum.reduce(table[rows.M2])):
         return None, None
     others = np.zeros((2, table.shape[1]))

@@ -12,7 +12,6 @@ from nbbn import _checks
 from nbbn._checks import Array, Vector
 from nbbn._compiler.forks import new_lock
 from nbbn._engine.known import Memory
-from nbbn._engine.steps import NOTHING
 from nbbn.standardizer import _estimator
 from nbbn.standardizer._dataset import Dense, Fitted, as_dataset
 from nbbn.standardizer._features import Chunks, FeatureMoments
@@ -390,7 +389,7 @@ class Standardizer(_estimator.Estimator):
             form, y = fitted.form(inverse, X.dtype), known.target(X, None)
             if y is not None and form.dtype == X.dtype:
                 noted = np.zeros(1, np.uint8)
-                known.infer(X, y, form, NOTHING, noted)
+                known.way.write(known.stack(X), known.stack(y), form, noted=noted)
                 if not noted[0]:
                     return y
         given = as_dataset(X, fitted.axis)

@@ -75,7 +75,7 @@ def test_a_system_without_control_groups_has_no_quota(tmp_path):
 def test_the_default_number_of_threads_stays_within_the_quota(cores, threads, monkeypatch):
     monkeypatch.setattr(_threads, "cpu_quota", lambda: cores)
     monkeypatch.setattr(_threads, "affinity", lambda: 64)
-    monkeypatch.setattr(_threads, "_default", 0)
+    monkeypatch.setattr(_threads, "_default", _threads.available_threads)
     monkeypatch.setattr(_threads, "_everywhere", 0)
     most = numba.config.NUMBA_NUM_THREADS
     assert nbbn.get_num_threads() == (most if threads is None else min(threads, most))
