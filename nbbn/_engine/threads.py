@@ -13,6 +13,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import threading
 import weakref
 from collections.abc import Iterator
@@ -252,10 +253,7 @@ def _has_openmp(maps: Path = Path("/proc/self/maps")) -> bool:
     numba loads it by this name. A copy that a wheel carries under a name of its own is not it.
     """
     try:
-        return any(
-            line.rstrip().endswith(b"/libgomp.so.1") or b"/libgomp.so.1." in line
-            for line in maps.read_bytes().splitlines()
-        )
+        return re.search(rb"/libgomp\.so\.1(\.|\s*$)", maps.read_bytes(), re.MULTILINE) is not None
     except OSError:  # not Linux
         return False
 

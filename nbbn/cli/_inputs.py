@@ -19,28 +19,15 @@ from nbbn.standardizer import _stream
 
 def add_input(parser: argparse.ArgumentParser) -> None:
     """Declare the input, and how it is read."""
-    parser.add_argument(
-        "input",
-        type=Path,
-        metavar="IN",
-        help="array (.npy, .npz) or table (.csv, .tsv, .parquet); may be larger than memory",
-    )
-    parser.add_argument(
-        "--axis",
-        type=int,
-        default=-1,
-        metavar="A",
-        help="channel axis of an array; statistics are taken over all others (default -1, the last)",
-    )
-    parser.add_argument("--key", metavar="K", help="name of the array, if an .npz file holds several")
-    parser.add_argument(
-        "--columns",
-        metavar="A,B",
-        help="columns of a table to use (default: those whose cells are all numbers or missing)",
-    )
-    parser.add_argument(
-        "--delimiter", metavar="D", help="separator of the cells of a text file (default: comma, and tab for .tsv)"
-    )
+    add = parser.add_argument
+    add("input", type=Path, metavar="IN",
+        help="array (.npy, .npz) or table (.csv, .tsv, .parquet); may be larger than memory")  # fmt: skip
+    add("--axis", type=int, default=-1, metavar="A",
+        help="channel axis of an array; statistics are taken over all others (default -1, the last)")  # fmt: skip
+    add("--key", metavar="K", help="name of the array, if an .npz file holds several")
+    add("--columns", metavar="A,B",
+        help="columns of a table to use (default: those whose cells are all numbers or missing)")  # fmt: skip
+    add("--delimiter", metavar="D", help="separator of the cells of a text file (default: comma, and tab for .tsv)")
 
 
 @contextlib.contextmanager

@@ -31,21 +31,12 @@ _MARKERS = "os^"  # of the learning rates
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "--epochs",
-        type=partial(_number, least=1),
-        default=20,
-        metavar="N",
-        help="passes over the training images (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=_number,
-        default=0,
-        metavar="N",
-        help="seed of the initial weights and of the order of the images (default: %(default)s)",
-    )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the learning curves, as .png, .svg or .pdf")
+    add = parser.add_argument
+    add("--epochs", type=partial(_number, least=1), default=20, metavar="N",
+        help="passes over the training images (default: %(default)s)")  # fmt: skip
+    add("--seed", type=_number, default=0, metavar="N",
+        help="seed of the initial weights and of the order of the images (default: %(default)s)")  # fmt: skip
+    add("--plot", type=Path, metavar="FILE", help="draw the learning curves, as .png, .svg or .pdf")
 
 
 def _number(text: str, least: int = 0) -> int:

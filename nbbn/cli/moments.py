@@ -19,13 +19,10 @@ _WIDTH = 24  # of the longest float64 that repr writes
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_input(parser)
-    parser.add_argument(
-        "--save-stats",
-        type=Path,
-        metavar="S.npz",
-        help="write the statistics to a file instead, for nbbn normalize --stats",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON: a list with an object for each channel")
+    add = parser.add_argument
+    add("--save-stats", type=Path, metavar="S.npz",
+        help="write the statistics to a file instead, for nbbn normalize --stats")  # fmt: skip
+    add("--json", action="store_true", help="print JSON: a list with an object for each channel")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -19,15 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "output", type=Path, metavar="OUT", help="the file to make or replace, in the format of its suffix; may be IN"
     )
-    statistics = parser.add_mutually_exclusive_group()
-    statistics.add_argument("--save-stats", type=Path, metavar="S.npz", help="also write the statistics to a file")
-    statistics.add_argument(
-        "--stats",
-        type=Path,
-        metavar="S.npz",
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--save-stats", type=Path, metavar="S.npz", help="also write the statistics to a file")
+    add("--stats", type=Path, metavar="S.npz",
         help="use the statistics that --save-stats wrote for another file, "
-        "or any .npz file with mean and var: one pass",
-    )
+             "or any .npz file with mean and var: one pass")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -16,23 +16,13 @@ EXAMPLE = "nbbn warmup --training --activation relu"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "--dtype",
-        type=_words,
-        action="extend",
-        metavar="NAME",
+    add = parser.add_argument
+    add("--dtype", type=_words, action="extend", metavar="NAME",
         help="float32 (the default), float64, float16, bfloat16 or uint8; "
-        "several with commas, or by repeating the option",
-    )
-    parser.add_argument(
-        "--activation",
-        type=_words,
-        action="extend",
-        default=[],
-        metavar="NAME",
+             "several with commas, or by repeating the option")  # fmt: skip
+    add("--activation", type=_words, action="extend", default=[], metavar="NAME",
         help="compile for this activation, too (relu, silu, ...), with and without a residual "
-        "(none: a residual alone); several as above",
-    )
+             "(none: a residual alone); several as above")  # fmt: skip
     parser.add_argument("--training", action="store_true", help="compile for training, statistics and gradients, too")
 
 
