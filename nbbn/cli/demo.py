@@ -53,7 +53,7 @@ def _number(text: str, least: int = 0) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Train a small classifier on scikit-learn's 1,797 handwritten digits with and without batch normalization.
 
-    That is done at several learning rates, and what happened is printed.
+    It is trained at several learning rates, and what happened is printed.
     """
     path, epochs, seed = arguments.plot, arguments.epochs, arguments.seed
     # Before training, because a mistyped path should not cost a minute.

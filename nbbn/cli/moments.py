@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print a line for each channel of an array, or each numeric column of a table.
 
-    It has a number or name, the count of the values, their mean and their population variance, with all digits.
+    Each has a number or name, the count of the values, their mean and their population variance, with all digits.
     Missing values (NaN, empty cells) are left out. The file may be larger than memory.
     """
     saved = arguments.save_stats

@@ -266,6 +266,7 @@ class BatchNorm(LayerState):
     def _train(self, call: Call, mode: bool) -> Array:
         table, eps = self._new_table(), self._eps
         if call.x.size == 0:
+            table[...] = 0.0
             self._keep(call.forward(True, table, eps))
             return np.empty_like(call.x) if call.out is None else call.out
         if call.total() == 0.0:  # all of it is masked
