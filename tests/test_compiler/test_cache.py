@@ -113,8 +113,8 @@ def test_an_edited_helper_in_another_module_is_never_stale(tmp_path):
     shutil.copytree(Path(nbbn.__file__).parent, package / "nbbn")
     module = package / "nbbn" / "_kernels" / "elementwise.py"
     source = module.read_text()
-    right = "fma(x - c.center, c.scale, c.shift)"
-    edited = source.replace(right, "fma(c.center - x, c.scale, c.shift)")
+    right = "fma(x - c.y.center, c.y.scale, c.y.shift)"
+    edited = source.replace(right, "fma(c.y.center - x, c.y.scale, c.y.shift)")
     assert edited != source
     assert run(cache, code=NORMALIZE) == "[[1.0], [2.0]] 0"
     assert run(cache, package, NORMALIZE) == "[[1.0], [2.0]] 1"  # elsewhere, the same code
