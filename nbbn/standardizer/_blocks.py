@@ -20,9 +20,9 @@ _MOST_THREADS = 8  # each has buffers; more than these wait for the memory anywa
 def cut(shape: tuple[int, ...], index: int, most: int) -> Iterator[Place]:
     """Yield places, of about ``most`` values each, that follow each other along the axis of the samples."""
     axis = samples_axis(index)
-    each = max(1, most * shape[axis] // max(1, math.prod(shape)))
-    for start in range(0, shape[axis], each):
-        yield (slice(None),) * axis + (slice(start, start + each),)
+    samples = max(1, most * shape[axis] // max(1, math.prod(shape)))
+    for start in range(0, shape[axis], samples):
+        yield (slice(None),) * axis + (slice(start, start + samples),)
 
 
 def samples_axis(index: int) -> int:
