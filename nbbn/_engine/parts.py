@@ -52,12 +52,12 @@ def _is_joined(stack: Array) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def rows_to_write(view: View, streaming: int, joins: bool = True) -> Rows:
-    """Return how stacks of this view are written."""
+def rows_to_write(view: View, itemsize: int, streaming: int, joins: bool = True) -> Rows:
+    """Return how stacks of this view are written, computed with numbers of ``itemsize`` bytes."""
     if view.runs:
         return view.channels, ()
     _, rows, row = view.shape
-    width = columns.width_to_write(rows, row, streaming) if joins and view.joined else row
+    width = columns.width_to_write(rows, row, itemsize, streaming) if joins and view.joined else row
     return width, (columns.blocks_of(rows, row, width, columns.WIDE_TILE),)
 
 

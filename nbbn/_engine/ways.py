@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nbbn._checks import Array
+from nbbn._checks import Array, overlap
 from nbbn._compiler.jit import Step, Variant
 from nbbn._engine import plan as plans
 from nbbn._engine import threads
@@ -22,7 +22,7 @@ from nbbn._engine.views import View
 from nbbn._kernels import gaps, statistics
 from nbbn._kernels import steps_of_columns as columns
 from nbbn._kernels import steps_of_runs as runs
-from nbbn._kernels.activations import LEARNED
+from nbbn._kernels.activations import KEPT, LEARNED
 from nbbn._kernels.table import FORM_ROWS, GRADIENT_ROWS, MEAN, OF_GAMMA
 
 Table = NDArray[np.float64]
@@ -141,7 +141,7 @@ class Way:
     ) -> None:
         """Run the elementwise step; ``noted[0]`` becomes 1 if x has an infinite value."""
         plan = self._small or plans.make_plan(self.view, (x,) if residual is None else (x, residual), y)
-        width, blocks = rows_to_write(self.view, plan.streaming)
+        width, blocks = rows_to_write(self.view, self._computed.itemsize, plan.streaming)
         if width != self._channels:
             form = self._per_column(form, width)
         call = self._write[plan.parallel, len(kind), residual is not None, noted is not None]
@@ -219,7 +219,7 @@ class Way:
         """Run the step that writes grad_x."""
         plan = self._small or plans.make_plan(self.view, (x, grad_y), grad_x, 1, mask is None)
         kind, of_y = after.kind, after.form
-        width, blocks = rows_to_write(self.view, plan.streaming, mask is None)
+        width, blocks = rows_to_write(self.view, self._computed.itemsize, plan.streaming, mask is None)
         if width != self._channels:
             form = spread(form, self.view, width)
             of_y = None if of_y is None else self._per_column(of_y, width)
@@ -235,7 +235,12 @@ class Way:
         """
         plan = self._small or plans.make_plan(self.view, (x, grad_y), grad_x, 2)
         table, sums, count, freedom = of
-        if not plan.by_channel:
+        # In grad_x itself: so not where that is still to be read, nor of half types, which it would be rounded to.
+        keeps = self.view.runs and len(after.kind) in KEPT and x.dtype == self._computed
+        if keeps and not (overlap(grad_x, x) or overlap(grad_x, grad_y)):
+            form = self.add_up(grad_y, x, of, after, mask, grad_x)
+            self.write_back(grad_x, x, grad_x, form, NOTHING, mask)
+        elif not plan.by_channel:
             form = self.add_up(grad_y, x, of, after, mask)
             self.write_back(grad_y, x, grad_x, form, after, mask)
         else:

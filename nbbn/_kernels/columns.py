@@ -50,8 +50,11 @@ from nbbn._kernels.table import REFERENCE, SUM, SUM_GRAD
 TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 WIDE_TILE = 1024  # columns of the elementwise steps: three float32 coefficients each, 12 KB
 SHALLOW = 2048  # values of rows side by side
+LINE = 64  # bytes of the cache
 SMALL = 1 << 20  # bytes that a core's own cache holds
-LONG_ROW = 480  # columns that short rows are joined to: not next to 4 KB, see `suit_strips`
+LONG_ROW = 1920  # bytes that short rows are joined to: not next to 4 KB, see `suit_strips`
+LONGEST_ROW = 1 << 12  # ... and past the cache, where each end of a row may cost a line: 1.1 to 1.4 times
+MANY = 1 << 12  # rows from which it pays to join those of a line, too: they need coefficients a column
 FULL_ROW = 128  # ... and where they are summed, or are not whole vectors
 PART = 1 << 16  # values of a part
 PART_ROWS = 64  # at least: what is kept for a part then is little beside the part
@@ -72,10 +75,14 @@ def width_to_sum(outer: int, rows: int, row: int) -> int:
     return row * fold
 
 
-def width_to_write(rows: int, row: int, streaming: int) -> int:
-    """Return how many values are written as one row: short ones joined where that saves partial vectors or lines."""
-    joined = WIDE_TILE if streaming else LONG_ROW  # past the cache, each end of a row may cost a line: 1.1 to 1.4 times
-    return row * min(joined // row, rows) if row < joined and (streaming or row % LANES != 0) else row
+def width_to_write(rows: int, row: int, itemsize: int, streaming: int) -> int:
+    """Return how many values, computed with ``itemsize`` bytes, are written as one row.
+
+    Short ones are joined where that saves partial vectors, lines, or a loop a vector.
+    """
+    joined = (LONGEST_ROW if streaming else LONG_ROW) // itemsize
+    saves = streaming or row % LANES != 0 or (row * itemsize <= LINE and rows >= MANY)
+    return row * min(joined // row, rows) if row < joined and saves else row
 
 
 def blocks_of(rows: int, row: int, width: int, tile: int) -> Any:
@@ -136,16 +143,25 @@ def are_whole(parts: Any, table: Any) -> bool:
 
 
 @inlined
-def ask_for(rows: Rows, row: int, k: int) -> int:
-    """Ask for `GROUP` cache lines of a row from ``k`` on; return the column behind them.
+def ask_for(rows: Rows, columns: int, coming: Any, places: int) -> Any:
+    """Ask for the cache lines of so many places, from a row and a column on; return the row and column behind them.
 
-    The next rows are asked for one after the other: a stream that the processor then reads ahead
-    of, while rows side by side are none.
+    The next rows are asked for one after the other: a stream that the processor then reads ahead of, while rows side by
+    side are none. Of rows of two lines some are enough.
     """
-    index = rows.at + row * rows.stride + k
-    for line in range(GROUP):
-        prefetch(rows.values, index + line * LANES)
-    return k + GROUP * LANES
+    row, column = coming
+    line = LINE // rows.values.itemsize
+    is_short = columns <= 2 * line
+    left = GROUP if is_short else places * (LANES // line)
+    while left > 0:
+        number = left if is_short else smaller(left, (columns - column + line - 1) // line)
+        index = rows.at + row * rows.stride + column
+        for k in range(number):
+            prefetch(rows.values, index + k * line)
+        left, column = left - number, column + number * line
+        if column >= columns:
+            row, column = row + 1, ZERO
+    return row, column
 
 
 @inlined
@@ -181,12 +197,10 @@ def look_from_near(
     x, rows, columns = read.x.values, block.rows, block.columns
     first, depth = block.part * parts.shape[2] + block.first, larger(GROUP, SHALLOW // columns)
     for row in range(0, rows, depth):
-        some, coming, column = (row, smaller(row + depth, rows)), row + depth, ZERO
+        some, coming = (row, smaller(row + depth, rows)), (row + depth, ZERO)
         for k in range(0, columns, LANES):
             if ahead:
-                column = ask_for(read.x, coming, column)
-                if column >= columns:
-                    coming, column = coming + 1, ZERO
+                coming = ask_for(read.x, columns, coming, depth)
             count, about = columns - k, splat(0.0)
             if not has_spare_digits(x):
                 about = load(parts, first + k, count)
@@ -247,12 +261,10 @@ def add_up_tile(given: Given, means: Any, of_y: Any, parts: Any, block: Block) -
     depth = larger(GROUP, SHALLOW // columns)
     for row in range(0, rows, depth):
         stop = smaller(row + depth, rows)
-        coming, column = row + depth, ZERO
+        coming = row + depth, ZERO
         for k in range(0, columns, LANES):
-            ask_for(read.grad_y, coming, column)
-            column = ask_for(read.x, coming, column)
-            if column >= columns:
-                coming, column = coming + 1, ZERO
+            ask_for(read.grad_y, columns, coming, depth)
+            coming = ask_for(read.x, columns, coming, depth)
             count, place = columns - k, block.first + k
             about = About(load(means, place, count), load_rows(Coefficients, of_y, ZERO, place, count))
             sums = load_rows(no_sums(given.kind), parts, SUM_GRAD, first + k, count)

@@ -52,7 +52,7 @@ def normalize_sample(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) ->
         _infer_runs(x3, out3, None, form, (), 0, None)
         return
     row = channels * inner
-    width = _width_to_write(outer, row, 0)
+    width = _width_to_write(outer, row, form.itemsize, 0)
     if width > channels:
         one = form
         form = np.empty((FORM_ROWS, width), working_dtype(x3))
