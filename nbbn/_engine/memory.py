@@ -9,6 +9,7 @@ waits to be used is bounded by ``NBBN_POOL_BYTES`` (256 MB; 0: no pool).
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 from collections import deque
@@ -20,6 +21,7 @@ from nbbn._checks import Array
 
 _SMALLEST = 1 << 20  # bytes: what is smaller, malloc uses again by itself
 _PAGE = 4096
+_LINE, _FEW_LINES = 64, 1024  # bytes
 _HUGE = 4 << 20  # bytes: from here on huge pages pay, as numpy found for its own arrays
 _DEFAULT_LIMIT = 256 << 20
 
@@ -130,3 +132,17 @@ def empty_like(like: Array, dtype: np.dtype[Any] | None = None) -> Array:
     order = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]))
     dense = _pool.take(nbytes).view(kind).reshape([like.shape[axis] for axis in order])
     return dense.transpose(np.argsort(order))
+
+
+def on_lines(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an empty array that begins at a line of the cache, unless it is small: where malloc's does not is chance.
+
+    Inference of (4096, 128), which reads a coefficient beside each value, took 1.2 times as long when those began 16
+    bytes further on: half of such vectors span two lines. It takes 2 us.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size <= _FEW_LINES:
+        return np.empty(shape, dtype)
+    memory = np.empty(size + _LINE, np.uint8)
+    start = -memory.__array_interface__["data"][0] % _LINE
+    return memory[start : start + size].view(dtype).reshape(shape)

@@ -27,16 +27,17 @@ class Cut(NamedTuple):
 def cut_for_sums(view: View, weights: Array | None, *stacks: Array) -> Cut:
     """Return how stacks of this view are cut; ``weights`` are those of their values."""
     if weights is None:
-        return _cut(view, all(map(_is_joined, stacks)))
-    cut = _cut(view, False)
+        return cut(view, all(map(_is_joined, stacks)))
+    found = cut(view, False)
     # Weights stand without gaps, one a value of a run or one a row: those of a part follow those of the one before.
-    starts = (np.cumsum(cut.sizes) - cut.sizes).astype(np.intp)
+    starts = (np.cumsum(found.sizes) - found.sizes).astype(np.intp)
     with np.errstate(all="ignore"):
-        return cut._replace(numbers=np.add.reduceat(weights, starts, dtype=np.float64))
+        return found._replace(numbers=np.add.reduceat(weights, starts, dtype=np.float64))
 
 
 @functools.lru_cache(maxsize=1024)
-def _cut(view: View, joined: bool) -> Cut:
+def cut(view: View, joined: bool) -> Cut:
+    """Return how stacks of this view are cut, whose rows may be read as wider ones where they are ``joined``."""
     outer, rows, row = view.shape
     if view.runs:
         return Cut(view.channels, runs.numbers_of_parts(outer, row), None, None)

@@ -11,7 +11,7 @@ from nbbn import _checks
 from nbbn._checks import Array
 from nbbn._engine.known import known_of
 from nbbn._engine.masks import Weights
-from nbbn._engine.memory import empty_like
+from nbbn._engine.memory import empty_like, on_lines
 from nbbn._engine.views import read_in_place, write_in_place
 from nbbn._engine.ways import NOTHING as NOTHING
 from nbbn._engine.ways import Epilogue as Epilogue
@@ -47,7 +47,7 @@ def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
 
     The formulas, and the bits, of `nbbn._kernels.coefficients.write_coefficients`, without anything to compile.
     """
-    form = np.empty((rows.FORM_ROWS, table.shape[1]), dtype)
+    form = on_lines((rows.FORM_ROWS, table.shape[1]), dtype)
     mean, is_pair = table[rows.MEAN], len(table) > rows.MEAN_LOW
     with np.errstate(all="ignore"):  # infinite or NaN, no warning
         scale = _over_std(table[rows.GAMMA], table[rows.VAR], eps)
@@ -171,6 +171,17 @@ def moments(call: Call, table: Table, correction: float = 0.0, eps: float = 0.0)
         return count, known.way.look(known.stack(call.x), batch)
     way, x, _, _, weights, _ = _stacks(call, writes=False)
     return count, way.look(x, batch, weights)
+
+
+def moments_since(x: Array, table: Table, count: float, earlier: Table) -> Array | None:
+    """`moments` of the columns of ``x`` and of values before, ``count`` in all; None where that takes more than a step.
+
+    ``earlier`` is what a part leaves, (4, C): their reference, sum of deviations, m2 and count.
+    """
+    known = known_of(x, 1)
+    if known is None or known.way.view.runs:
+        return None
+    return known.way.look(known.stack(x), (table, count, 0.0), earlier=earlier)
 
 
 def moments_with_gaps(call: Call) -> Table:

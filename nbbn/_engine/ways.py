@@ -17,7 +17,8 @@ from nbbn._checks import Array, overlap
 from nbbn._compiler.jit import Step, Variant
 from nbbn._engine import plan as plans
 from nbbn._engine import threads
-from nbbn._engine.parts import Cut, cut_for_sums, rows_to_write, spread
+from nbbn._engine.memory import on_lines
+from nbbn._engine.parts import Cut, cut, cut_for_sums, rows_to_write, spread
 from nbbn._engine.views import View
 from nbbn._kernels import gaps, statistics
 from nbbn._kernels import steps_of_columns as columns
@@ -32,6 +33,7 @@ Batch = tuple[Table, float, float]  # statistics, to be written beside gamma and
 Sums = tuple[Table, Table, float, float]  # statistics; sums, to be written; values a channel, degrees of freedom
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_LINES_FROM = 1 << 16  # values, from which the place of coefficients counts for more than it takes to choose it
 
 
 class Epilogue(NamedTuple):
@@ -118,7 +120,7 @@ class Way:
         self._write, self._look, self._look_with_gaps, self._train, *backward = _calls(view.runs, dtype)
         self._add_up, self._write_back, self._differentiate = backward
         self._cut: Cut | None = None  # made when it is asked for, where the view alone says how stacks are cut
-        self._widened: tuple[Any, int, Any] = (None, 0, None)  # of small arrays: see `_per_column`
+        self._widened: tuple[Any, int, Any] = (None, 0, None)  # see `_per_column`
 
     def _cut_of(self, weights: IfThere, *stacks: Array) -> Cut:
         found = cut_for_sums(self.view, weights, *stacks)  # of runs the stacks say nothing: none are needed
@@ -130,11 +132,18 @@ class Way:
         """Return coefficients per channel as such per column; nobody changes them, so the last ones are kept."""
         last = self._widened
         if last[0] is not form or last[1] != width:
-            last = form, width, spread(form, self.view, width)
-            if self._small:
-                self._widened = last
+            last = self._widened = form, width, self._spread(form, width)
         found: Array = last[2]
         return found
+
+    def _spread(self, numbers: Array, width: int) -> Array:
+        found = self._empty((len(numbers), width), numbers.dtype)
+        found[...] = spread(numbers, self.view, width)
+        return found
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any] = _FLOAT64) -> Array:
+        """Return an array for numbers per channel or column, which a loop reads or writes beside its values."""
+        return np.empty(shape, dtype) if self.view.size < _LINES_FROM else on_lines(shape, dtype)
 
     def write(
         self, x: Array, y: Array, form: Array, kind: Kind = (), residual: IfThere = None, noted: IfThere = None
@@ -147,12 +156,16 @@ class Way:
         call = self._write[plan.parallel, len(kind), residual is not None, noted is not None]
         call(x, y, residual, form, kind, plan.streaming, noted, *blocks)
 
-    def look(self, x: Array, batch: Batch, weights: IfThere = None) -> Array:
-        """Write the statistics of x; return the coefficients."""
+    def look(self, x: Array, batch: Batch, weights: IfThere = None, earlier: IfThere = None) -> Array:
+        """Write the statistics of x; return the coefficients. ``earlier`` is one more part, of columns that are whole."""
         plan = self._small or plans.make_plan(self.view, (x,))
         width, sizes, blocks, numbers = self._cut if self._cut and weights is None else self._cut_of(weights, x)
-        form = np.empty((FORM_ROWS, self._channels), self._computed)
-        written = np.empty((4, sizes.size, width))
+        if earlier is not None:
+            width, sizes, blocks, _ = cut(self.view, False)
+        form = self._empty((FORM_ROWS, self._channels), self._computed)
+        written = self._empty((4, sizes.size + (earlier is not None), width))
+        if earlier is not None:
+            written[:, -1] = earlier
         table, freedom, eps = batch
         call = self._look[plan.parallel, None if weights is None else weights.dtype.type]
         if self.view.runs:
@@ -166,7 +179,7 @@ class Way:
         plan, (outer, _, inner) = plans.make_plan(self.view, (x,)), self.view.shape
         width, sizes, blocks, _ = self._cut if self._cut and weights is None else self._cut_of(weights, x)
         number = outer * -(-inner // statistics.PIECE) if self.view.runs else sizes.size
-        written, table = np.empty((4, number, width)), np.empty((4, self._channels))
+        written, table = self._empty((4, number, width)), np.empty((4, self._channels))
         call = self._look_with_gaps[plan.parallel, None if weights is None else weights.dtype.type]
         call(x, weights, written, table, plan.ahead, *(() if blocks is None else (blocks,)))
         return table
@@ -195,12 +208,13 @@ class Way:
         """Run the step of `nbbn._engine.steps.sum_gradients`; return the coefficients of `write_back`."""
         plan = self._small or plans.make_plan(self.view, (x, grad_y))
         width, sizes, blocks, _ = self._cut if self._cut and mask is None else self._cut_of(mask, grad_y, x)
-        form = np.empty((GRADIENT_ROWS, self._channels), self._computed)
+        form = self._empty((GRADIENT_ROWS, self._channels), self._computed)
         kind, residual, of_y = after.kind, after.residual, after.form
         table, sums, count, freedom = of
-        written, means = np.zeros((len(sums), sizes.size, width)), table
+        written, means = self._empty((len(sums), sizes.size, width)), table
+        written[...] = 0.0
         if width != self._channels:
-            means = spread(table[: MEAN + 1], self.view, width)
+            means = self._spread(table[: MEAN + 1], width)
             of_y = None if of_y is None else self._per_column(of_y, width)
         if of_y is not None:
             nothing = np.empty((0, 0, 0), x.dtype)
@@ -221,7 +235,7 @@ class Way:
         kind, of_y = after.kind, after.form
         width, blocks = rows_to_write(self.view, self._computed.itemsize, plan.streaming, mask is None)
         if width != self._channels:
-            form = spread(form, self.view, width)
+            form = self._spread(form, width)
             of_y = None if of_y is None else self._per_column(of_y, width)
         call = self._write_back[plan.parallel, len(kind), None if mask is None else mask.dtype.type]
         call(grad_y, x, grad_x, mask, form, of_y, kind, plan.streaming, *blocks)

@@ -54,7 +54,7 @@ LINE = 64  # bytes of the cache
 SMALL = 1 << 20  # bytes that a core's own cache holds
 LONG_ROW = 1920  # bytes that short rows are joined to: not next to 4 KB, see `suit_strips`
 LONGEST_ROW = 1 << 12  # ... and past the cache, where each end of a row may cost a line: 1.1 to 1.4 times
-MANY = 1 << 12  # rows from which it pays to join those of a line, too: they need coefficients a column
+MANY = 1 << 16  # values from which it pays to join rows of some lines, too: they need coefficients a column
 FULL_ROW = 128  # ... and where they are summed, or are not whole vectors
 PART = 1 << 16  # values of a part
 PART_ROWS = 64  # at least: what is kept for a part then is little beside the part
@@ -81,7 +81,7 @@ def width_to_write(rows: int, row: int, itemsize: int, streaming: int) -> int:
     Short ones are joined where that saves partial vectors, lines, or a loop a vector.
     """
     joined = (LONGEST_ROW if streaming else LONG_ROW) // itemsize
-    saves = streaming or row % LANES != 0 or (row * itemsize <= LINE and rows >= MANY)
+    saves = streaming or row % LANES != 0 or (row * itemsize <= 4 * LINE and rows * row >= MANY)
     return row * min(joined // row, rows) if row < joined and saves else row
 
 

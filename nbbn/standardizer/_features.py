@@ -28,6 +28,7 @@ _PIECE, BLOCK, _FIRST, _FEW = 1 << 23, 1 << 16, 1 << 10, 1 << 13
 # Values of a chunk that is kept, of all that are (fewer than threads are started for), and their number: partial_fit
 # of (8, 4) float64 takes 3 us instead of 105. And how many of their moments are merged at once.
 _CHUNK, _KEPT, _CHUNKS, _TOGETHER = 1 << 12, (1 << 17) - 1, 128, 16
+_AGAIN = 1 << 13  # values that are kept and summed again with every chunk, for who looks that often
 
 
 class FeatureMoments(NamedTuple):
@@ -194,12 +195,18 @@ def _whole(values: Array, index: int, weights: masks.Weights | None) -> tuple[Fe
         return FeatureMoments.nothing(values.shape[index]), None
     table = steps.new_table(values.shape[index])
     count, form = steps.moments(steps.Call(values, index, weights=weights), table)
+    found = _of_table(table, count)
+    return found, None if found is None else form
+
+
+def _of_table(table: Vector, count: float) -> FeatureMoments | None:
+    """Return the moments of the statistics in a table, which nobody may write to any more; None where they are none."""
     if not math.isfinite(np.maximum.reduce(table[rows.M2])):
-        return None, None
+        return None
     others = np.zeros((2, table.shape[1]))
     others[0] = count
     table.flags.writeable = others.flags.writeable = False  # and so are their rows
-    return FeatureMoments(others[0], table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2], others[1]), form
+    return FeatureMoments(others[0], table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2], others[1])
 
 
 def _with_gaps(values: Array, index: int, weights: masks.Weights | None) -> FeatureMoments:
@@ -213,12 +220,16 @@ def _with_gaps(values: Array, index: int, weights: masks.Weights | None) -> Feat
 class Chunks:
     """Small chunks of a stream of samples, kept until they are worth summing."""
 
-    __slots__ = ("_block", "_copy", "_form", "_most", "_noted", "_rows", "filled", "found")
+    __slots__ = ("_base", "_block", "_copy", "_form", "_most", "_noted", "_part", "_rows", "_together", "filled", "found")
 
     def __init__(self, like: Array) -> None:
         self._most = max(1, min(_CHUNKS, _KEPT // like.size)) * len(like)  # samples
         self._rows = np.empty((self._most, like.shape[1]), like.dtype)
         self.filled, self.found = 0, list[FeatureMoments]()
+        # What `added_to` was asked for, as a part of a step, or None; and what it found, until there is more.
+        self._base: FeatureMoments | None = None
+        self._part: Array | None = None
+        self._together: tuple[FeatureMoments, Array] | None = None
         # The step that writes (x - 0) * 1 + 0 copies, and notes whether x has an infinite value.
         self._copy = infer_columns.variant(Variant(like.dtype.type, noted=True))
         self._noted = np.zeros(1, np.uint8)
@@ -248,13 +259,36 @@ class Chunks:
         if self._noted[0]:
             self._noted[0] = 0
             return False
-        self.filled = begin + size
+        self.filled, self._together = begin + size, None
         return True
+
+    def added_to(self, base: FeatureMoments) -> tuple[FeatureMoments, Array] | None:
+        """Return the moments of ``base`` and of what is kept, all in one step, and coefficients; None if that takes more.
+
+        For who looks after every chunk: the step takes 3 us where summing and merging take 40. Nothing is added to
+        ``base``, so no rounding to rounding.
+        """
+        if self.found or self.filled * self._rows.shape[1] > _AGAIN:
+            return None
+        counts = base.counts
+        if self._base is not base:
+            even = np.minimum.reduce(counts) == np.maximum.reduce(counts)
+            self._part = np.stack((base.mean, counts * base.mean_low, base.m2 + base.m2_low, counts)) if even else None
+            self._base, self._together = base, None
+        if self._together is None and self._part is not None:
+            table, count = steps.new_table(counts.size), float(counts[0]) + self.filled
+            form = steps.moments_since(self._as_float64(), table, count, self._part)
+            found = None if form is None else _of_table(table, count)
+            self._together = None if found is None else (found, form)
+        return self._together
+
+    def _as_float64(self) -> Array:
+        """Return what is kept: of float64, sums are taken near the mean, a digit more where that is large."""
+        return self._rows[: self.filled].astype(np.float64, copy=False)
 
     def _sum(self) -> None:
         if self.filled:
-            # As float64, sums are taken near the mean: a digit more where that is large.
-            self.found.append(moments_of(self._rows[: self.filled].astype(np.float64, copy=False), 1))
+            self.found.append(moments_of(self._as_float64(), 1))
             self.filled = 0
         if len(self.found) == _TOGETHER:
             self.found = [FeatureMoments.together(self.found)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -312,7 +313,7 @@ class Standardizer(_estimator.Estimator):
     feature_names_in_: Array = _found("Names of the columns.", lambda fitted: _estimator.names_in(fitted.names))
 
     def __repr__(self) -> str:
-        fitted = self._settled()
+        fitted = self._now()
         if fitted is None:
             return super().__repr__()
         samples = fitted.moments.counts.max()
@@ -322,13 +323,25 @@ class Standardizer(_estimator.Estimator):
         return self._fitted is not None
 
     def _known(self) -> Fitted:
-        fitted = self._settled()
+        fitted = self._now()
         if fitted is None:
             raise _estimator.not_fitted(self)
         return fitted
 
+    def _now(self) -> Fitted | None:
+        """Return what was found, with chunks that are kept, and may stay so."""
+        chunks = self._chunks
+        if chunks is not None and chunks.filled:
+            with self._lock:
+                fitted = self._fitted
+                if fitted is not None and chunks is self._chunks:
+                    found = chunks.added_to(fitted.moments)
+                    if found is not None:
+                        return replace(fitted, moments=found[0], own_form=found[1])
+        return self._settled()
+
     def _settled(self) -> Fitted | None:
-        """Return what was found, with chunks that were kept."""
+        """Return what was found, once chunks that were kept are merged into it."""
         chunks = self._chunks
         if chunks is not None and (chunks.filled or chunks.found):
             with self._lock:
@@ -405,7 +418,7 @@ class Standardizer(_estimator.Estimator):
     def __getstate__(self) -> dict[str, Any]:
         hidden = "_fitted", "_chunks", "_lock"
         own = {name: value for name, value in vars(self).items() if name not in hidden}
-        fitted = self._settled()
+        fitted = self._now()
         # Numbers, arrays and strings alone.
         found = fitted and (tuple(fitted.moments), fitted.axis, fitted.with_mean, fitted.with_std, fitted.names)
         return {"attributes": own, "fitted": found}
