@@ -21,6 +21,7 @@ from nbbn._checks import Array
 
 _SMALLEST = 1 << 20  # bytes: what is smaller, malloc uses again by itself
 _PAGE = 4096
+_FLOAT64 = np.dtype(np.float64)
 _LINE, _FEW_LINES = 64, 1024  # bytes
 _HUGE = 4 << 20  # bytes: from here on huge pages pay, as numpy found for its own arrays
 _DEFAULT_LIMIT = 256 << 20
@@ -134,7 +135,7 @@ def empty_like(like: Array, dtype: np.dtype[Any] | None = None) -> Array:
     return dense.transpose(np.argsort(order))
 
 
-def on_lines(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def on_lines(shape: tuple[int, ...], dtype: np.dtype[Any] = _FLOAT64) -> Array:
     """Return an empty array that begins at a line of the cache, unless it is small: where malloc's does not is chance.
 
     Inference of (4096, 128), which reads a coefficient beside each value, took 1.2 times as long when those began 16

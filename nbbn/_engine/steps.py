@@ -184,13 +184,13 @@ def moments_since(x: Array, table: Table, count: float, earlier: Table) -> Array
     return known.way.look(known.stack(x), (table, count, 0.0), earlier=earlier)
 
 
-def moments_with_gaps(call: Call) -> Table:
-    """Return count, mean, what its rounding leaves, and m2 of the channels, (4, C): NaN is a value that is missing.
+def moments_with_gaps(call: Call, table: Table) -> Array:
+    """Write count, mean, what its rounding leaves, and m2 of ``x``, which is not empty; return coefficients.
 
-    ``x`` is not empty.
+    NaN is a value that is missing.
     """
     way, x, _, _, weights, _ = _stacks(call, writes=False)
-    return way.look_with_gaps(x, weights)
+    return way.look_with_gaps(x, table, weights)
 
 
 def train(call: Call, table: Table, freedom: float, eps: float) -> Array:

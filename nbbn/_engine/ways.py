@@ -119,6 +119,8 @@ class Way:
         self._small = plans.make_plan(view, ()) if view.size < plans.PARALLEL_FROM else None
         self._write, self._look, self._look_with_gaps, self._train, *backward = _calls(view.runs, dtype)
         self._add_up, self._write_back, self._differentiate = backward
+        # What makes arrays of numbers per channel or column, which loops read or write beside their values.
+        self._empty: Callable[..., Any] = np.empty if view.size < _LINES_FROM else on_lines
         self._cut: Cut | None = None  # made when it is asked for, where the view alone says how stacks are cut
         self._widened: tuple[Any, int, Any] = (None, 0, None)  # see `_per_column`
 
@@ -137,13 +139,9 @@ class Way:
         return found
 
     def _spread(self, numbers: Array, width: int) -> Array:
-        found = self._empty((len(numbers), width), numbers.dtype)
+        found: Array = self._empty((len(numbers), width), numbers.dtype)
         found[...] = spread(numbers, self.view, width)
         return found
-
-    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any] = _FLOAT64) -> Array:
-        """Return an array for numbers per channel or column, which a loop reads or writes beside its values."""
-        return np.empty(shape, dtype) if self.view.size < _LINES_FROM else on_lines(shape, dtype)
 
     def write(
         self, x: Array, y: Array, form: Array, kind: Kind = (), residual: IfThere = None, noted: IfThere = None
@@ -157,12 +155,12 @@ class Way:
         call(x, y, residual, form, kind, plan.streaming, noted, *blocks)
 
     def look(self, x: Array, batch: Batch, weights: IfThere = None, earlier: IfThere = None) -> Array:
-        """Write the statistics of x; return the coefficients. ``earlier`` is one more part, of columns that are whole."""
+        """Write the statistics of x; return the coefficients. ``earlier`` is one more part, of columns not joined."""
         plan = self._small or plans.make_plan(self.view, (x,))
         width, sizes, blocks, numbers = self._cut if self._cut and weights is None else self._cut_of(weights, x)
         if earlier is not None:
             width, sizes, blocks, _ = cut(self.view, False)
-        form = self._empty((FORM_ROWS, self._channels), self._computed)
+        form: Array = self._empty((FORM_ROWS, self._channels), self._computed)
         written = self._empty((4, sizes.size + (earlier is not None), width))
         if earlier is not None:
             written[:, -1] = earlier
@@ -174,15 +172,16 @@ class Way:
             call(x, weights, numbers, written, table, form, freedom, eps, plan.ahead, blocks)
         return form
 
-    def look_with_gaps(self, x: Array, weights: IfThere = None) -> Table:
-        """Return count, mean, what its rounding leaves, and m2 of the channels, (4, C): NaN is a missing value."""
-        plan, (outer, _, inner) = plans.make_plan(self.view, (x,)), self.view.shape
+    def look_with_gaps(self, x: Array, table: Table, weights: IfThere = None) -> Array:
+        """Write count, mean, what its rounding leaves, and m2; return the coefficients: NaN is a missing value."""
+        plan, (outer, _, inner) = self._small or plans.make_plan(self.view, (x,)), self.view.shape
         width, sizes, blocks, _ = self._cut if self._cut and weights is None else self._cut_of(weights, x)
         number = outer * -(-inner // statistics.PIECE) if self.view.runs else sizes.size
-        written, table = self._empty((4, number, width)), np.empty((4, self._channels))
+        written = self._empty((4, number, width))
+        form: Array = self._empty((FORM_ROWS, self._channels), self._computed)
         call = self._look_with_gaps[plan.parallel, None if weights is None else weights.dtype.type]
-        call(x, weights, written, table, plan.ahead, *(() if blocks is None else (blocks,)))
-        return table
+        call(x, weights, written, table, form, plan.ahead, *(() if blocks is None else (blocks,)))
+        return form
 
     def train(
         self, x: Array, y: Array, batch: Batch, kind: Kind = (), weights: IfThere = None, residual: IfThere = None
@@ -208,7 +207,7 @@ class Way:
         """Run the step of `nbbn._engine.steps.sum_gradients`; return the coefficients of `write_back`."""
         plan = self._small or plans.make_plan(self.view, (x, grad_y))
         width, sizes, blocks, _ = self._cut if self._cut and mask is None else self._cut_of(mask, grad_y, x)
-        form = self._empty((GRADIENT_ROWS, self._channels), self._computed)
+        form: Array = self._empty((GRADIENT_ROWS, self._channels), self._computed)
         kind, residual, of_y = after.kind, after.residual, after.form
         table, sums, count, freedom = of
         written, means = self._empty((len(sums), sizes.size, width)), table

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from nbbn._compiler.jit import Blocks, IfWeights, Int, OutTable, Parts, Stack, helper, inlined, step
-from nbbn._compiler.memory import ONE, ZERO, Rows, at, column_of, store_rows
+from nbbn._compiler.jit import Blocks, IfWeights, Int, OutForm, OutTable, Parts, Stack, helper, inlined, step
+from nbbn._compiler.memory import ONE, ZERO, Rows, at, column_of, load_rows, store_rows
 from nbbn._compiler.vectors import (
     LANES,
     any_greater,
@@ -23,16 +23,18 @@ from nbbn._compiler.vectors import (
     narrow,
     smaller,
     splat,
+    square_root,
     total,
     where_at_most,
     where_finite,
     widen,
 )
 from nbbn._compiler.weights import number_of, plus_weight, times_weight, weight_at, where_counted
+from nbbn._kernels.coefficients import write_coefficients
 from nbbn._kernels.columns import Block, block_at, layout_of, look_from_near, samples_in
 from nbbn._kernels.loops import GROUP, sum_run, sum_strip
 from nbbn._kernels.statistics import PIECE, Layout, Samples, mean_of, merged, worst_condition
-from nbbn._kernels.table import REFERENCE
+from nbbn._kernels.table import COUNTS, GAMMA, MEAN, MEAN_LOW, REFERENCE
 
 
 @inlined
@@ -116,26 +118,32 @@ def look_at_run(read: Samples, length: int, parts: Any, place: int) -> None:
 
 
 @helper
-def finish(parts: Any, layout: Layout, table: Any) -> None:
-    """Merge the parts; write what is found out to ``table``."""
+def finish(parts: Any, layout: Layout, table: Any, form: Any) -> None:
+    """Merge the parts; write what is found out to ``table``, and coefficients to ``form``."""
     for c in range(0, table.shape[1], LANES):
         left = table.shape[1] - c
-        store_rows(table, ZERO, c, left, merged(parts, layout, c, left))
+        n, mean, low, m2 = merged(parts, layout, c, left)
+        store_rows(table, COUNTS, c, left, (n,))
+        store_rows(table, MEAN, c, left, (mean,))
+        store_rows(table, MEAN_LOW, c, left, (low, m2))
+        write_coefficients(form, c, left, mean, low, square_root(m2 / n), load_rows(3, table, GAMMA, c, left))
 
 
 @step
-def gaps_of_columns(x: Stack, weights: IfWeights, parts: Parts, table: OutTable, ahead: Int, blocks: Blocks) -> None:
-    """Write count, mean, what its rounding leaves, and m2 of each channel to ``table``.
+def gaps_of_columns(
+    x: Stack, weights: IfWeights, parts: Parts, table: OutTable, form: OutForm, ahead: Int, blocks: Blocks
+) -> None:
+    """Write count, mean, what its rounding leaves, and m2 of each channel to ``table``, which holds gamma and beta.
 
     As `nbbn._kernels.steps_of_columns.moments_of_columns`; ``parts``, (4, number of parts, width), is written over.
     """
     for task in prange(x.shape[0] * len(blocks)):
         look_at_tile(Samples(x, weights), parts, block_at(blocks, np.intp(task)), ahead)
-    finish(parts, layout_of(x, parts, table.shape[1]), table)
+    finish(parts, layout_of(x, parts, table.shape[1]), table, form)
 
 
 @step
-def gaps_of_runs(x: Stack, weights: IfWeights, parts: Parts, table: OutTable, ahead: Int) -> None:
+def gaps_of_runs(x: Stack, weights: IfWeights, parts: Parts, table: OutTable, form: OutForm, ahead: Int) -> None:
     """`gaps_of_columns` of channels that are runs: ``parts``, (4, outer * segments of a run, C)."""
     channels, inner = x.shape[1], x.shape[2]
     segments = (inner + PIECE - 1) // PIECE
@@ -144,4 +152,4 @@ def gaps_of_runs(x: Stack, weights: IfWeights, parts: Parts, table: OutTable, ah
         o, first = part // segments, part % segments * PIECE
         read = Samples(column_of(x, o, c, first), Rows(weights, o * inner + first, ZERO))
         look_at_run(read, smaller(PIECE, inner - first), parts, part * channels + c)
-    finish(parts, Layout(parts.shape[1], ONE, ONE), table)
+    finish(parts, Layout(parts.shape[1], ONE, ONE), table, form)

@@ -17,6 +17,10 @@ PAIR_ROWS = 6
 M2 = 6
 INV_STD = 7
 STATISTICS_ROWS = 8
+# ... and of a data set: how many values each feature has, and zeros
+COUNTS = 8
+ZEROS = 9
+FEATURES_ROWS = 10
 
 # coefficients of inference, in the dtype that is computed with
 CENTER = 0

@@ -127,7 +127,7 @@ def look(values: Array, index: int, weights: Vector | None) -> tuple[FeatureMome
             of_values = masks.make(None, shaped, piece.shape, index)
         one, form = (None, None) if has_gaps else _whole(piece, index, of_values)
         if one is None:
-            has_gaps, one = True, _with_gaps(piece, index, of_values)
+            has_gaps, (one, form) = True, _with_gaps(piece, index, of_values)
         if piece is values:
             return one, form
         found.append(one)
@@ -193,34 +193,33 @@ def _whole(values: Array, index: int, weights: masks.Weights | None) -> tuple[Fe
     """Return the moments of values that have no gaps, and coefficients; None where some have, or sums overflow."""
     if not values.size or (weights is not None and weights.total == 0.0):
         return FeatureMoments.nothing(values.shape[index]), None
-    table = steps.new_table(values.shape[index])
+    table = steps.new_table(values.shape[index], number=rows.FEATURES_ROWS)
     count, form = steps.moments(steps.Call(values, index, weights=weights), table)
-    found = _of_table(table, count)
-    return found, None if found is None else form
+    return (_of_table(table, count), form) if _is_finite(table) else (None, None)
 
 
-def _of_table(table: Vector, count: float) -> FeatureMoments | None:
-    """Return the moments of the statistics in a table, which nobody may write to any more; None where they are none."""
-    if not math.isfinite(np.maximum.reduce(table[rows.M2])):
-        return None
-    others = np.zeros((2, table.shape[1]))
-    others[0] = count
-    table.flags.writeable = others.flags.writeable = False  # and so are their rows
-    return FeatureMoments(others[0], table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2], others[1])
-
-
-def _with_gaps(values: Array, index: int, weights: masks.Weights | None) -> FeatureMoments:
+def _with_gaps(values: Array, index: int, weights: masks.Weights | None) -> tuple[FeatureMoments, Array]:
     """Return the moments of values some of which may be missing, or infinite: then that is a ValueError."""
-    count, mean, low, m2 = steps.moments_with_gaps(steps.Call(values, index, weights=weights))
-    if not np.isfinite(m2).all():  # or sums overflow
+    table = steps.new_table(values.shape[index], number=rows.FEATURES_ROWS)
+    form = steps.moments_with_gaps(steps.Call(values, index, weights=weights), table)
+    if not _is_finite(table):  # or sums overflow
         check_not_infinite(values, index)
-    return FeatureMoments.of((count, mean, low, m2, np.zeros(mean.size)))
+    return _of_table(table, table[rows.COUNTS]), form
+
+
+def _is_finite(table: Array) -> bool:
+    return math.isfinite(np.maximum.reduce(table[rows.M2]))
+
+
+def _of_table(table: Array, counts: Any) -> FeatureMoments:
+    """Return the moments in a table, to whose rows nobody may write any more."""
+    table[rows.COUNTS], table[rows.ZEROS] = counts, 0.0
+    table.flags.writeable = False
+    return FeatureMoments(table[rows.COUNTS], table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2], table[rows.ZEROS])
 
 
 class Chunks:
     """Small chunks of a stream of samples, kept until they are worth summing."""
-
-    __slots__ = ("_base", "_block", "_copy", "_form", "_most", "_noted", "_part", "_rows", "_together", "filled", "found")
 
     def __init__(self, like: Array) -> None:
         self._most = max(1, min(_CHUNKS, _KEPT // like.size)) * len(like)  # samples
@@ -263,7 +262,7 @@ class Chunks:
         return True
 
     def added_to(self, base: FeatureMoments) -> tuple[FeatureMoments, Array] | None:
-        """Return the moments of ``base`` and of what is kept, all in one step, and coefficients; None if that takes more.
+        """Return the moments of ``base`` and of what is kept, in one step, and coefficients; None if that takes more.
 
         For who looks after every chunk: the step takes 3 us where summing and merging take 40. Nothing is added to
         ``base``, so no rounding to rounding.
@@ -276,10 +275,11 @@ class Chunks:
             self._part = np.stack((base.mean, counts * base.mean_low, base.m2 + base.m2_low, counts)) if even else None
             self._base, self._together = base, None
         if self._together is None and self._part is not None:
-            table, count = steps.new_table(counts.size), float(counts[0]) + self.filled
+            table = steps.new_table(counts.size, number=rows.FEATURES_ROWS)
+            count = float(counts[0]) + self.filled
             form = steps.moments_since(self._as_float64(), table, count, self._part)
-            found = None if form is None else _of_table(table, count)
-            self._together = None if found is None else (found, form)
+            if form is not None and _is_finite(table):
+                self._together = _of_table(table, count), form
         return self._together
 
     def _as_float64(self) -> Array:
