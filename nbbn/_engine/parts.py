@@ -63,13 +63,6 @@ def rows_to_write(view: View, itemsize: int, streaming: int, joins: bool = True)
 
 
 @functools.lru_cache(maxsize=16)
-def _channels_of(channels: int, inner: int, width: int) -> NDArray[np.intp]:
+def channels_of(view: View, width: int) -> NDArray[np.intp]:
     """Return the channel of each column of rows of this width."""
-    return np.arange(width) // inner % channels
-
-
-def spread(numbers: Array, view: View, width: int) -> Array:
-    """Return numbers per channel, rows of a table, as numbers per column of rows of this ``width``."""
-    if width == view.channels:
-        return numbers
-    return numbers.take(_channels_of(view.channels, view.inner, width), axis=1)
+    return np.arange(width) // view.inner % view.channels

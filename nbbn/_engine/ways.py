@@ -18,7 +18,7 @@ from nbbn._compiler.jit import Step, Variant
 from nbbn._engine import plan as plans
 from nbbn._engine import threads
 from nbbn._engine.memory import on_lines
-from nbbn._engine.parts import Cut, cut, cut_for_sums, rows_to_write, spread
+from nbbn._engine.parts import Cut, channels_of, cut, cut_for_sums, rows_to_write
 from nbbn._engine.views import View
 from nbbn._kernels import gaps, statistics
 from nbbn._kernels import steps_of_columns as columns
@@ -140,8 +140,7 @@ class Way:
 
     def _spread(self, numbers: Array, width: int) -> Array:
         found: Array = self._empty((len(numbers), width), numbers.dtype)
-        found[...] = spread(numbers, self.view, width)
-        return found
+        return numbers.take(channels_of(self.view, width), axis=1, out=found, mode="clip")
 
     def write(
         self, x: Array, y: Array, form: Array, kind: Kind = (), residual: IfThere = None, noted: IfThere = None

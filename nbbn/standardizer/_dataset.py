@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -43,9 +43,9 @@ class Fitted:
     def features(self) -> int:
         return self.moments.mean.size
 
-    def merged(self, moments: FeatureMoments) -> Fitted:
-        """Return what was found with more data."""
-        return replace(self, moments=self.moments.merge(moments), own_form=None)
+    def of(self, moments: FeatureMoments, form: Array | None = None) -> Fitted:
+        """Return what is known with other moments."""
+        return Fitted(moments, self.axis, self.with_mean, self.with_std, self.names, self.known, form)
 
     def _variances(self) -> Vector:
         """Return the variances, 1 for a constant feature, and for all where they are not wanted."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -337,7 +336,7 @@ class Standardizer(_estimator.Estimator):
                 if fitted is not None and chunks is self._chunks:
                     found = chunks.added_to(fitted.moments)
                     if found is not None:
-                        return replace(fitted, moments=found[0], own_form=found[1])
+                        return fitted.of(*found)
         return self._settled()
 
     def _settled(self) -> Fitted | None:
@@ -348,7 +347,7 @@ class Standardizer(_estimator.Estimator):
                 # Another thread may have taken them, or begun anew.
                 found = chunks.take() if chunks is self._chunks else None
                 if found is not None and self._fitted is not None:
-                    self._fitted = self._fitted.merged(found)
+                    self._fitted = self._fitted.of(self._fitted.moments.merge(found))
         return self._fitted
 
     def _keep(self, X: Any) -> bool:
