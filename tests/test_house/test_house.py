@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 
 import pytest
+from planted_mistakes import MISTAKES
 
 import nbbn
 
@@ -59,6 +60,12 @@ def test_entries_and_lines():
     assert len(entries()) <= 18
     assert {file.name: lines_of(file) for file in FILES if lines_of(file) > 600} == {}
     assert sum(map(lines_of, FILES)) <= 15_500
+
+
+def test_planted_mistakes_fit():
+    """What each takes out stands in its file once, so that it can be planted."""
+    counts = {(m.file, m.what): (PACKAGE / m.file).read_text("utf-8").count(m.right) for m in MISTAKES}
+    assert {mistake: count for mistake, count in counts.items() if count != 1} == {}
 
 
 def test_floors():

@@ -79,6 +79,23 @@ def test_a_gradient_written_over_grad_y_is_right(training):
     assert_same_bits(grad_y, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("activation", ["relu", "silu", "mish", "prelu"])
+@pytest.mark.parametrize("shape", [(6, 3, 50), (6, 3, 5), (40, 3)], ids=str)
+def test_a_gradient_through_an_activation_is_the_same_wherever_it_is_written(shape, activation, dtype):
+    bn = layer(3, activation=activation)
+
+    def gradient(choose):
+        x, grad_y = cases.values(shape, dtype), cases.values(shape, dtype, seed=2)
+        bn(x)
+        return bn.backward(grad_y, out=choose(x, grad_y)), bn.grad_gamma, bn.grad_beta
+
+    expected = gradient(lambda x, grad_y: None)
+    for choose in (lambda x, grad_y: np.empty_like(x), lambda x, grad_y: x, lambda x, grad_y: grad_y):
+        for a, b in zip(gradient(choose), expected, strict=True):
+            assert_same_bits(a, b)
+
+
 def test_backward_before_a_forward_is_refused():
     bn = layer(3)
     with pytest.raises(RuntimeError, match="forward"):

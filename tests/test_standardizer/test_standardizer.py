@@ -307,6 +307,23 @@ def test_small_chunks_wait_and_are_all_counted(dtype):
     assert in_small_chunks(x).fit(x[:7]).n_samples_seen_ == 7
 
 
+@by_dtype
+def test_looks_after_every_chunk_add_no_rounding(dtype):
+    """Whoever looks gets what came so far, and what is looked at is not what later chunks are added to."""
+    x = cases.values((6000, 5), dtype, loc=3.0)
+    scaler = nbbn.Standardizer().fit(x[:8])
+    for stop in range(16, len(x) + 1, 8):
+        scaler.partial_fit(x[stop - 8 : stop])
+        y = scaler.transform(x[:2])
+        if stop in (16, 24, 1000, 2000, len(x)):
+            count, mean, m2 = reference.moments(x[:stop])
+            assert scaler.n_samples_seen_ == count == stop
+            assert_within(scaler.mean_, mean, mean_error(x[:stop]))
+            assert_within(scaler.var_, m2 / count, var_error(x[:stop], m2 / count) + mean_error(x[:stop]) ** 2)
+            assert_same_bits(pickle.loads(pickle.dumps(scaler)).transform(x[:2]), y)
+    assert_standardized(scaler.transform(x), x)
+
+
 def test_chunks_that_wait_are_copies():
     x = cases.values((40, 3))
     chunk, scaler = np.empty((4, 3), np.float32), nbbn.Standardizer()
