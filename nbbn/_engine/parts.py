@@ -27,7 +27,8 @@ class Cut(NamedTuple):
 def cut_for_sums(view: View, weights: Array | None, *stacks: Array) -> Cut:
     """Return how stacks of this view are cut; ``weights`` are those of their values."""
     if weights is None:
-        return cut(view, all(map(_is_joined, stacks)))
+        # Rows that follow each other without gaps may be read as wider ones.
+        return cut(view, all(len(a) == 1 and a.strides[1] == a.shape[2] * a.itemsize for a in stacks))
     found = cut(view, False)
     # Weights stand without gaps, one a value of a run or one a row: those of a part follow those of the one before.
     starts = (np.cumsum(found.sizes) - found.sizes).astype(np.intp)
@@ -44,12 +45,6 @@ def cut(view: View, joined: bool) -> Cut:
     width = columns.width_to_sum(outer, rows, row) if joined else row
     blocks = columns.blocks_of(rows, row, width, columns.TILE)
     return Cut(width, np.tile(blocks[blocks[:, 3] == 0, 2], outer), blocks, None)  # of tiles, the first of each part
-
-
-def _is_joined(stack: Array) -> bool:
-    """Whether the rows of a stack follow each other without gaps."""
-    outer, _, row = stack.shape
-    return outer == 1 and bool(stack.strides[1] == row * stack.itemsize)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -163,25 +163,21 @@ def _over_std(value: Any, var: Array, eps: float) -> Table:
     return found
 
 
-def moments(call: Call, table: Table, correction: float = 0.0, eps: float = 0.0) -> tuple[float, Array]:
-    """Write the statistics of ``x`` to ``table``; return the count, which is not 0, and coefficients made of them."""
+def moments(
+    call: Call, table: Table, correction: float = 0.0, eps: float = 0.0, earlier: Table | None = None
+) -> tuple[float, Array]:
+    """Write the statistics of ``x`` to ``table``; return the count, which is not 0, and coefficients made of them.
+
+    ``earlier`` values count, too: their reference, sum of deviations, m2 and number, (4, C), of several columns.
+    """
     count, known = call.total(), known_of(call.x, call.axis) if call.weights is None else None
+    if earlier is not None:
+        count += float(earlier[rows.COUNT, 0])
     batch = table, count - correction, eps
     if known is not None:  # as `_stacks`, 0.6 us sooner
-        return count, known.way.look(known.stack(call.x), batch)
+        return count, known.way.look(known.stack(call.x), batch, None, earlier)
     way, x, _, _, weights, _ = _stacks(call, writes=False)
-    return count, way.look(x, batch, weights)
-
-
-def moments_since(x: Array, table: Table, count: float, earlier: Table) -> Array | None:
-    """`moments` of the columns of ``x`` and of values before, ``count`` in all; None where that takes more than a step.
-
-    ``earlier`` is what a part leaves, (4, C): their reference, sum of deviations, m2 and count.
-    """
-    known = known_of(x, 1)
-    if known is None or known.way.view.runs:
-        return None
-    return known.way.look(known.stack(x), (table, count, 0.0), earlier=earlier)
+    return count, way.look(x, batch, weights, earlier)
 
 
 def moments_with_gaps(call: Call, table: Table) -> Array:

@@ -267,18 +267,17 @@ class Chunks:
         For who looks after every chunk: the step takes 3 us where summing and merging take 40. Nothing is added to
         ``base``, so no rounding to rounding.
         """
-        if self.found or self.filled * self._rows.shape[1] > _AGAIN:
-            return None
         counts = base.counts
+        if self.found or counts.size == 1 or self.filled * counts.size > _AGAIN:
+            return None
         if self._base is not base:
             even = np.minimum.reduce(counts) == np.maximum.reduce(counts)
             self._part = np.stack((base.mean, counts * base.mean_low, base.m2 + base.m2_low, counts)) if even else None
             self._base, self._together = base, None
         if self._together is None and self._part is not None:
             table = steps.new_table(counts.size, number=rows.FEATURES_ROWS)
-            count = float(counts[0]) + self.filled
-            form = steps.moments_since(self._as_float64(), table, count, self._part)
-            if form is not None and _is_finite(table):
+            count, form = steps.moments(steps.Call(self._as_float64(), 1), table, earlier=self._part)
+            if _is_finite(table):
                 self._together = _of_table(table, count), form
         return self._together
 
