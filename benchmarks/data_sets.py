@@ -5,7 +5,7 @@ Each round times all of a case once, in turn, in this process, with everything c
 - gaps: `Standardizer` on a table with every hundredth value missing, beside the same table without;
 - sparse: `Standardizer(with_mean=False)` beside scikit-learn's `StandardScaler(with_mean=False)`;
 - chunks: `partial_fit` beside a running mean and variance in NumPy by Chan's formula, with one look at the mean
-  after 512 chunks;
+  after 512 chunks; and both with every chunk standardized as it comes;
 - files: `nbbn normalize` and `nbbn moments` beside pyarrow, which reads the same file and writes the same result, a
   batch at a time. Both wait until their bytes are on the disk. Statistics take a pass over the input of their own: that
   is one more reading by pyarrow.
@@ -61,6 +61,11 @@ class Chan:
         self.m2 = self.m2 + m2 + delta * delta * (self.count * len(x) / total)
         self.mean, self.count = self.mean + delta * (len(x) / total), total
 
+    def standardized(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return a chunk in the dtype that it has."""
+        found: np.ndarray[Any, Any] = (x - self.mean) / np.sqrt(self.m2 / self.count)
+        return found.astype(x.dtype, copy=False)
+
 
 def gaps() -> Iterator[tuple[str, Steps, list[Pair]]]:
     """Yield what is timed, and the pairs whose ratios are of interest."""
@@ -105,6 +110,7 @@ def chunks() -> Iterator[tuple[str, Steps, list[Pair]]]:
             rng = np.random.default_rng(0)
             given = [rng.standard_normal(shape).astype(dtype) for _ in range(16)] * 32
             scaler, formula = nbbn.Standardizer(), Chan()
+            in_turn, formula_in_turn = nbbn.Standardizer(), Chan()
 
             def ours(scaler: Any = scaler, given: Any = given) -> None:
                 for x in given:
@@ -115,8 +121,19 @@ def chunks() -> Iterator[tuple[str, Steps, list[Pair]]]:
                 for x in given:
                     formula.update(x)
 
+            def ours_in_turn(scaler: Any = in_turn, given: Any = given) -> None:
+                for x in given:
+                    scaler.partial_fit(x).transform(x)
+
+            def theirs_in_turn(formula: Any = formula_in_turn, given: Any = given) -> None:
+                for x in given:
+                    formula.update(x)
+                    formula.standardized(x)
+
             steps: Steps = {"partial_fit": ours, "NumPy": theirs}
-            yield f"{shape} {np.dtype(dtype).name}", steps, [("partial_fit", "NumPy")]
+            steps |= {"partial_fit, transform": ours_in_turn, "NumPy in turn": theirs_in_turn}
+            pairs = [("partial_fit", "NumPy"), ("partial_fit, transform", "NumPy in turn")]
+            yield f"{shape} {np.dtype(dtype).name}", steps, pairs
 
 
 def files() -> Iterator[tuple[str, Steps, list[Pair]]]:
@@ -200,7 +217,11 @@ SETS = {"gaps": gaps, "sparse": sparse, "chunks": chunks, "files": files}
 TITLES = {
     "gaps": ("Missing values", "A table of which every hundredth value is missing, over the same table without."),
     "sparse": ("Sparse matrices", "Over scikit-learn's `StandardScaler`."),
-    "chunks": ("Small chunks", "`partial_fit` over a running mean and variance in NumPy, by Chan's formula."),
+    "chunks": (
+        "Small chunks",
+        "`partial_fit` over a running mean and variance in NumPy, by Chan's formula; and each chunk standardized as it "
+        "comes, by both.",
+    ),
     "files": (
         "Files",
         "Over pyarrow, which reads the same file and writes the same result: with `--stats` once, without twice.",

@@ -62,6 +62,14 @@ def coefficients(table: Table, eps: float, dtype: np.dtype[Any]) -> Array:
     return form
 
 
+def narrowed(form: Array, mean: Array, low: Array) -> Array:
+    """Return as float32 what `coefficients` makes of finite means and a beta of 0: ``form`` is that as float64."""
+    found = form.astype(np.float32)
+    rest = (mean - found[rows.CENTER]) + low
+    np.subtract(0.0, rest * found[rows.SCALE], out=found[rows.SHIFT], casting="same_kind")
+    return found
+
+
 class Call(NamedTuple):
     """One call, or a part of one: what was given, checked."""
 

@@ -64,10 +64,12 @@ class Fitted:
         wanted = _FLOAT64 if key[1] else _FLOAT32
         usual = _usual_variances(self.moments) if self.with_std else None
         variances = self._variances() if usual is None else usual
-        form: Any = self.own_form
-        if usual is None and wanted is _FLOAT32 and _is_wide(self.moments.means(), variances):
+        form: Any = self.own_form if usual is not None and self.with_mean and not inverse else None
+        if form is not None and form.dtype == _FLOAT64 != wanted:
+            form = steps.narrowed(form, self.moments.mean, self.moments.mean_low)
+        elif usual is None and wanted is _FLOAT32 and _is_wide(self.moments.means(), variances):
             form = self.form(inverse, _FLOAT64)
-        elif usual is None or form is None or form.dtype != wanted or inverse or not self.with_mean:
+        elif form is None or form.dtype != wanted:
             form = steps.coefficients(self._table(inverse, variances, wanted), 0.0, wanted)
         self._forms[key] = form
         found: Array = form
