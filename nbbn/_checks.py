@@ -61,7 +61,6 @@ _FLOAT64 = np.dtype(np.float64)
 PLAIN_DTYPES = _FLOAT32, _FLOAT64
 FLOATS = "float32 or float64"
 
-
 _TooHardError = getattr(np, "exceptions", np).TooHardError  # in np itself before 1.25
 _WORK = 10_000  # candidates that numpy may look at before an overlap is taken for granted
 _MOST = 1 << 40
@@ -309,8 +308,7 @@ def _shares(found: Array, value: Any) -> bool:
     """Whether ``found`` is the memory of ``value`` and not a copy made on the way."""
     if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
         return True  # from_dlpack makes no copy
-    again = np.asarray(value)
-    return bool(again.ctypes.data == found.ctypes.data)
+    return bool(np.asarray(value).ctypes.data == found.ctypes.data)
 
 
 def real(name: str, value: Any, least: float | None = None) -> float:
@@ -417,8 +415,7 @@ def apart(name: str, value: Array | None, others: dict[str, Array | None]) -> No
 def overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
     """Whether the arrays share memory; interleaved ones (channels of one buffer) do not."""
     # Two arrays that own their memory are apart: 0.05 us to see, where a look at addresses takes 0.3.
-    both_own = a.flags.owndata and b.flags.owndata and a is not b
-    if both_own or not np.may_share_memory(a, b):
+    if (a.flags.owndata and b.flags.owndata and a is not b) or not np.may_share_memory(a, b):
         return False
     try:
         return bool(np.shares_memory(a, b, max_work=_WORK))  # type: ignore[arg-type]
@@ -428,13 +425,12 @@ def overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 def overlaps_itself(array: NDArray[Any]) -> bool:
     """Whether two values of ``array`` may share memory (certain for any array but exotic ones)."""
-    forward = tuple(abs(stride) for stride in array.strides)
     reach = array.itemsize
-    steps = zip(forward, array.shape, strict=True)
-    for stride, size in sorted((t, n) for t, n in steps if n > 1):
+    steps = zip(map(abs, array.strides), array.shape, strict=True)
+    for stride, size in sorted((stride, size) for stride, size in steps if size > 1):
         if stride < reach:
             return True
-        reach = stride * (size - 1) + reach
+        reach += stride * (size - 1)
     return False
 
 

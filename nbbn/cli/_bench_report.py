@@ -188,8 +188,7 @@ def _draw(axes: Any, races: Bars) -> None:
         places.append(y + (rows - 1) / 2)
         for i, (name, ratio) in enumerate(ratios.items()):
             place = y + i + (rows - len(ratios)) / 2
-            look = {"height": 0.82, "edgecolor": "black", "linewidth": 0.6, **_STYLES[name]}
-            axes.barh(place, ratio - least, left=least, **look)
+            axes.barh(place, ratio - least, 0.82, least, edgecolor="black", linewidth=0.6, **_STYLES[name])
             weight = "bold" if name == BASELINE else "normal"
             # Behind the limit line where the bar ends before it.
             end = max(ratio, 1.0), place

@@ -36,7 +36,6 @@ class Dense:
     def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, dtype: DTypeLike) -> None:
         self.weight: FloatArray = rng.normal(0.0, np.sqrt(2.0 / inputs), (inputs, outputs)).astype(dtype)
         self.bias: FloatArray = np.zeros(outputs, dtype)
-        self.grad_weight, self.grad_bias = np.zeros_like(self.weight), np.zeros_like(self.bias)
 
     def __call__(self, x: FloatArray) -> FloatArray:
         self._x = x

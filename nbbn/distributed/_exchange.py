@@ -21,10 +21,8 @@ FORWARD, BACKWARD = 1, 2
 _NAMES = {FORWARD: "forward", BACKWARD: "backward"}
 _HEADER = 3
 _ROWS = 3
-_FAILURES = (
-    *(TypeError, ValueError, FloatingPointError, RuntimeError, MemoryError, KeyboardInterrupt),
-    BaseException,  # of any other kind
-)
+# The last is of any other kind.
+_FAILURES = TypeError, ValueError, FloatingPointError, RuntimeError, MemoryError, KeyboardInterrupt, BaseException
 
 
 class Peers:

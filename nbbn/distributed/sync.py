@@ -157,8 +157,7 @@ class SyncBatchNorm(BatchNorm):
         total, table[_SENT] = merged(*self._connected().exchange(FORWARD, local, table[_SENT]))
         if not total:
             return self._infer(call)
-        corrections = self._correction, self._running_correction
-        _checks.enough_values(total, *corrections, "x of all workers")
+        _checks.enough_values(total, self._correction, self._running_correction, "x of all workers")
         with np.errstate(all="ignore"):  # as the kernels: no warning
             table[rows.VAR] = table[rows.M2] / (total - self._correction)
         table[rows.INV_STD] = steps.over_std(1.0, table[rows.VAR], self._eps)

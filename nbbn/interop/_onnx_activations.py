@@ -55,7 +55,6 @@ def graphs_in(node: Any) -> Iterator[Any]:
 
 
 def number(node: Any, name: str, default: float) -> float:
-    """Return an attribute of a node."""
     return next((attribute.f for attribute in node.attribute if attribute.name == name), default)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,13 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     BatchNorm(3, axis=-1, eps=0.001, momentum=0.01, running_correction=0.0, inference)
     """
     if isinstance(obj, list | tuple):
-        weights, epsilon, momentum = _of_list(obj), 1e-3, 0.99
+        if len(obj) not in (2, 4):
+            more = ", of which the first may be gamma or beta: put ones for gamma or zeros for beta in its place"
+            raise ValueError(
+                "obj: expected [gamma, beta, moving_mean, moving_variance] or [moving_mean, moving_variance], "
+                f"got {len(obj)} arrays{more if len(obj) == 3 else ''}"
+            )
+        weights, epsilon, momentum = dict(zip([*_NAMES][-len(obj) :], obj, strict=True)), 1e-3, 0.99
     else:
         weights, epsilon, momentum = _of_layer(obj), obj.epsilon, obj.momentum
         axes = np.ravel(obj.axis).tolist()  # Keras 2 keeps a list
@@ -60,16 +65,6 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     values = {_NAMES[name]: (name, value) for name, value in weights.items()}
     momentum = _layers.complement(float(momentum))
     return _layers.make_layer(values, axis=axis, eps=epsilon, momentum=momentum, running_correction=0)
-
-
-def _of_list(weights: Sequence[Any]) -> dict[str, Any]:
-    if len(weights) not in (2, 4):
-        more = ", of which the first may be gamma or beta: put ones for gamma or zeros for beta in its place"
-        raise ValueError(
-            "obj: expected [gamma, beta, moving_mean, moving_variance] or [moving_mean, moving_variance], "
-            f"got {len(weights)} arrays{more if len(weights) == 3 else ''}"
-        )
-    return dict(zip([*_NAMES][-len(weights) :], weights, strict=True))
 
 
 def _of_layer(layer: Any) -> dict[str, Any]:
