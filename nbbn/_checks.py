@@ -107,8 +107,7 @@ def reals(name: str, value: Any) -> Array:
     found: Array = value if type(value) is np.ndarray else _as_ndarray(name, value, _REALS)
     if found.dtype in PLAIN_DTYPES:
         return found
-    is_real = found.dtype.kind in "fiu" and found.dtype.itemsize <= _FLOAT64.itemsize
-    if not is_real and found.dtype.name != "bfloat16":
+    if found.dtype.name != "bfloat16" and (found.dtype.kind not in "fiu" or found.dtype.itemsize > 8):
         raise TypeError(f"{name}: expected dtype {_REALS}, got {_name(found.dtype)}")
     return found.astype(_FLOAT64)
 
@@ -235,9 +234,7 @@ def per_channel(name: str, value: Any, count: int, scalar: bool = False) -> Arra
         return np.full(count, found)
     if found.shape != (count,):
         raise ValueError(f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}")
-    if not (found.flags.c_contiguous and found.flags.aligned):
-        found = found.copy()
-    return found
+    return found if found.flags.c_contiguous and found.flags.aligned else found.copy()
 
 
 def variances(name: str, value: Any, count: int, scalar: bool = False) -> Array:
@@ -313,13 +310,11 @@ def _shares(found: Array, value: Any) -> bool:
 
 def real(name: str, value: Any, least: float | None = None) -> float:
     """Return a finite number, not below ``least``."""
-    plain = type(value) is float or type(value) is int
     # not math.isfinite, which fails for integers beyond float64
-    if plain and -_LARGEST <= value <= _LARGEST and (least is None or value >= least):
+    if type(value) in (float, int) and -_LARGEST <= value <= _LARGEST and (least is None or value >= least):
         return float(value)
     bound = "" if least is None else f" >= {least:g}"
-    other = isinstance(value, (bool, np.bool_, str, bytes, complex, np.complexfloating))
-    if other or not hasattr(value, "__float__"):
+    if isinstance(value, (bool, np.bool_, str, bytes, complex, np.complexfloating)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a finite number{bound}, got {type(value).__name__}")
     try:
         number = float(value)

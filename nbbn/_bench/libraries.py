@@ -121,8 +121,7 @@ class Torch(Implementation):
     def prepare_inference(self, p: Problem, training: bool = False) -> Prepared:
         """``torch.nn.functional.batch_norm``; the residual and relu in place."""
         vectors = [v.copy() for v in (p.running_mean, p.running_var, p.gamma, p.beta)]
-        batch_norm = self.library.nn.functional.batch_norm
-        call = partial(batch_norm, *self._tensors(p.x, *vectors), training, MOMENTUM, EPS)
+        call = partial(self.library.nn.functional.batch_norm, *self._tensors(p.x, *vectors), training, MOMENTUM, EPS)
         if training:
             return Prepared(call, lambda y: (y, *vectors[:2]))
         (residual,), relu = self._tensors(p.second), self.library.relu_
@@ -177,9 +176,7 @@ class OnnxRuntime(Implementation):
             f"{{ {results} = BatchNormalization <{options}> (x, {', '.join(vectors)}) {then} }}"
         )
         model.graph.initializer.extend(self.onnx.numpy_helper.from_array(getattr(p, name), name) for name in vectors)
-        return self.library.InferenceSession(
-            model.SerializeToString(), self.options, providers=["CPUExecutionProvider"]
-        )
+        return self.library.InferenceSession(model.SerializeToString(), self.options, ["CPUExecutionProvider"])
 
     def prepare_inference(self, p: Problem) -> Prepared:
         given = {"x": p.x} | p.options

@@ -15,9 +15,7 @@ from nbbn._bench.race import BASELINE, Result
 from nbbn.cli._files import new_figure
 
 WIDTH = 100
-
-# Rounds of the same call that differ by more were disturbed.
-NOISY_RATIO = 1.5
+NOISY_RATIO = 1.5  # rounds of the same call that differ by more were disturbed
 
 _EXPLANATION = (
     f"{BASELINE}: time of a call, median. of limit: that time over that of loops that only move "

@@ -36,6 +36,7 @@ class Dense:
     def __init__(self, inputs: int, outputs: int, rng: np.random.Generator, dtype: DTypeLike) -> None:
         self.weight: FloatArray = rng.normal(0.0, np.sqrt(2.0 / inputs), (inputs, outputs)).astype(dtype)
         self.bias: FloatArray = np.zeros(outputs, dtype)
+        self.grad_weight, self.grad_bias = np.zeros_like(self.weight), np.zeros_like(self.bias)
 
     def __call__(self, x: FloatArray) -> FloatArray:
         self._x = x
@@ -226,9 +227,7 @@ def _test(network: Network, digits: Digits) -> float:
     """Return the accuracy on the test images, in inference mode; NaN if the logits overflowed."""
     network.train(False)
     logits = network(digits.x_test)
-    if not np.isfinite(logits).all():
-        return float("nan")
-    return float(np.mean(logits.argmax(axis=1) == digits.y_test))
+    return float(np.mean(logits.argmax(axis=1) == digits.y_test)) if np.isfinite(logits).all() else float("nan")
 
 
 def logit_change(digits: Digits, *, batch_norm: bool, seed: int) -> float:

@@ -163,8 +163,7 @@ class SyncBatchNorm(BatchNorm):
         table[rows.INV_STD] = steps.over_std(1.0, table[rows.VAR], self._eps)
         if self._on_nonfinite == "raise":
             self._accepts(table, total)
-        form = steps.coefficients(table, self._eps, steps.computed_dtype(x))
-        steps.infer(call._replace(out=y), form)
+        steps.infer(call._replace(out=y), steps.coefficients(table, self._eps, steps.computed_dtype(x)))
         self._learn(last._replace(total=total), total, mode)
         return y
 
@@ -194,8 +193,7 @@ class SyncBatchNorm(BatchNorm):
         super().__setstate__(state)
 
     def __copy__(self) -> SyncBatchNorm:
-        copied = type(self).__new__(type(self))
-        return copied._become(self.__getstate__(), self._peers)
+        return type(self).__new__(type(self))._become(self.__getstate__(), self._peers)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
         """Return a copy with the same communicator, which is no part of the layer."""

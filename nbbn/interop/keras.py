@@ -57,7 +57,22 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
             )
         weights, epsilon, momentum = dict(zip([*_NAMES][-len(obj) :], obj, strict=True)), 1e-3, 0.99
     else:
-        weights, epsilon, momentum = _of_layer(obj), obj.epsilon, obj.momentum
+        if not all(hasattr(obj, name) for name in ("axis", "momentum", "epsilon", "scale", "center")):
+            raise TypeError(
+                "obj: expected a Keras BatchNormalization layer or a list of its weights, "
+                f"got {type(obj).__module__}.{type(obj).__qualname__}"
+            )
+        if getattr(obj, "renorm", False):
+            raise ValueError(
+                "obj: expected a layer without renorm (for inference alone, pass the list of its "
+                "gamma, beta, moving_mean and moving_variance), got renorm=True"
+            )
+        exists = {"gamma": obj.scale, "beta": obj.center}
+        weights = {name: getattr(obj, name, None) for name in _NAMES if exists.get(name, True)}
+        for name, value in weights.items():
+            if value is None:
+                raise ValueError(f"obj: expected a layer that was built, got one without {name}")
+        epsilon, momentum = obj.epsilon, obj.momentum
         axes = np.ravel(obj.axis).tolist()  # Keras 2 keeps a list
         if len(axes) != 1:
             raise ValueError(f"obj: expected a layer with one axis, got {axes}")
@@ -65,22 +80,3 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     values = {_NAMES[name]: (name, value) for name, value in weights.items()}
     momentum = _layers.complement(float(momentum))
     return _layers.make_layer(values, axis=axis, eps=epsilon, momentum=momentum, running_correction=0)
-
-
-def _of_layer(layer: Any) -> dict[str, Any]:
-    if not all(hasattr(layer, name) for name in ("axis", "momentum", "epsilon", "scale", "center")):
-        raise TypeError(
-            "obj: expected a Keras BatchNormalization layer or a list of its weights, "
-            f"got {type(layer).__module__}.{type(layer).__qualname__}"
-        )
-    if getattr(layer, "renorm", False):
-        raise ValueError(
-            "obj: expected a layer without renorm (for inference alone, pass the list of its "
-            "gamma, beta, moving_mean and moving_variance), got renorm=True"
-        )
-    exists = {"gamma": layer.scale, "beta": layer.center}
-    weights = {name: getattr(layer, name, None) for name in _NAMES if exists.get(name, True)}
-    for name, value in weights.items():
-        if value is None:
-            raise ValueError(f"obj: expected a layer that was built, got one without {name}")
-    return weights
