@@ -182,8 +182,7 @@ def axis(value: Any, ndim: int) -> int:
 def channels(x: Array, index: int, expected: int) -> None:
     if x.shape[index] != expected:
         found = [axis for axis, size in enumerate(x.shape) if size == expected]
-        last = found and found[-1] == x.ndim - 1
-        advice = f" (axis={-1 if last else found[-1]} has {expected})" if found else ""
+        advice = f" (axis={-1 if found[-1] == x.ndim - 1 else found[-1]} has {expected})" if found else ""
         raise ValueError(f"x: expected {expected} channels along axis {index}, got shape {x.shape}{advice}")
 
 

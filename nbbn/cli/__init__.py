@@ -153,5 +153,5 @@ def _tell(text: str) -> None:
 
 def _discard(stream: TextIO) -> None:
     """Point a stream at nothing, so that the flush at exit does not fail once more."""
-    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nothing:  # or it has no descriptor
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nothing:  # or it has no descriptor
         os.dup2(nothing.fileno(), stream.fileno())

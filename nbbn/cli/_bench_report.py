@@ -69,8 +69,7 @@ def overview_lines(results: Sequence[Result], versions: dict[str, str]) -> list[
     lines = [*_wrap(machine), ""]
     for title, group in groupby(results, lambda r: f"{r.case.operation}, {format_threads(r.case.threads)}"):
         lines += [title, *_table(list(group)), ""]
-    lines += [*_wrap(_EXPLANATION), ""]
-    return [*lines, *_behind(results), *_noise(results), *_troubles(results)]
+    return [*lines, *_wrap(_EXPLANATION), "", *_behind(results), *_noise(results), *_troubles(results)]
 
 
 def timed_peers(results: Iterable[Result]) -> list[str]:

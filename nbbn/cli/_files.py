@@ -18,8 +18,7 @@ from nbbn.standardizer._features import FeatureMoments
 INSTALL = 'pip install ".[demo]" in a checkout of nbbn'
 ARRAYS, TABLES, FIGURES = (".npy", ".npz"), (".csv", ".tsv", ".parquet"), (".png", ".svg", ".pdf")
 
-Statistics = tuple[FeatureMoments, Sequence[str]]
-"""Moments, and the names of their features, if they have some."""
+Statistics = tuple[FeatureMoments, Sequence[str]]  # moments, and the names of their features, if they have some
 
 
 class CommandError(Exception):

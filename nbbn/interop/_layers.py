@@ -106,9 +106,8 @@ def make_layer(values: Mapping[str, tuple[str, Any]], *, num_features: int | Non
         dtype=np.result_type(np.float32, *arrays.values()),
         **options,
     )
-    bn.load_state_dict(
-        {key: array.astype(bn.dtype) for key, array in arrays.items()} | {COUNTER: plain(COUNTER, number)}
-    )
+    state = {key: array.astype(bn.dtype) for key, array in arrays.items()}
+    bn.load_state_dict({**state, COUNTER: plain(COUNTER, number)})
     return bn.eval()
 
 
