@@ -61,7 +61,6 @@ _FLOAT64 = np.dtype(np.float64)
 PLAIN_DTYPES = _FLOAT32, _FLOAT64
 FLOATS = "float32 or float64"
 
-
 _TooHardError = getattr(np, "exceptions", np).TooHardError  # in np itself before 1.25
 _WORK = 10_000  # candidates that numpy may look at before an overlap is taken for granted
 _MOST = 1 << 40
@@ -108,8 +107,7 @@ def reals(name: str, value: Any) -> Array:
     found: Array = value if type(value) is np.ndarray else _as_ndarray(name, value, _REALS)
     if found.dtype in PLAIN_DTYPES:
         return found
-    is_real = found.dtype.kind in "fiu" and found.dtype.itemsize <= _FLOAT64.itemsize
-    if not is_real and found.dtype.name != "bfloat16":
+    if found.dtype.name != "bfloat16" and (found.dtype.kind not in "fiu" or found.dtype.itemsize > 8):
         raise TypeError(f"{name}: expected dtype {_REALS}, got {_name(found.dtype)}")
     return found.astype(_FLOAT64)
 
@@ -184,8 +182,7 @@ def axis(value: Any, ndim: int) -> int:
 def channels(x: Array, index: int, expected: int) -> None:
     if x.shape[index] != expected:
         found = [axis for axis, size in enumerate(x.shape) if size == expected]
-        last = found and found[-1] == x.ndim - 1
-        advice = f" (axis={-1 if last else found[-1]} has {expected})" if found else ""
+        advice = f" (axis={-1 if found[-1] == x.ndim - 1 else found[-1]} has {expected})" if found else ""
         raise ValueError(f"x: expected {expected} channels along axis {index}, got shape {x.shape}{advice}")
 
 
@@ -236,9 +233,7 @@ def per_channel(name: str, value: Any, count: int, scalar: bool = False) -> Arra
         return np.full(count, found)
     if found.shape != (count,):
         raise ValueError(f"{name}: expected shape {(count,)}, one value a channel, got {found.shape}")
-    if not (found.flags.c_contiguous and found.flags.aligned):
-        found = found.copy()
-    return found
+    return found if found.flags.c_contiguous and found.flags.aligned else found.copy()
 
 
 def variances(name: str, value: Any, count: int, scalar: bool = False) -> Array:
@@ -309,19 +304,16 @@ def _shares(found: Array, value: Any) -> bool:
     """Whether ``found`` is the memory of ``value`` and not a copy made on the way."""
     if not hasattr(value, "__array__") and hasattr(value, "__dlpack__"):
         return True  # from_dlpack makes no copy
-    again = np.asarray(value)
-    return bool(again.ctypes.data == found.ctypes.data)
+    return bool(np.asarray(value).ctypes.data == found.ctypes.data)
 
 
 def real(name: str, value: Any, least: float | None = None) -> float:
     """Return a finite number, not below ``least``."""
-    plain = type(value) is float or type(value) is int
     # not math.isfinite, which fails for integers beyond float64
-    if plain and -_LARGEST <= value <= _LARGEST and (least is None or value >= least):
+    if type(value) in (float, int) and -_LARGEST <= value <= _LARGEST and (least is None or value >= least):
         return float(value)
     bound = "" if least is None else f" >= {least:g}"
-    other = isinstance(value, (bool, np.bool_, str, bytes, complex, np.complexfloating))
-    if other or not hasattr(value, "__float__"):
+    if isinstance(value, (bool, np.bool_, str, bytes, complex, np.complexfloating)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a finite number{bound}, got {type(value).__name__}")
     try:
         number = float(value)
@@ -417,8 +409,7 @@ def apart(name: str, value: Array | None, others: dict[str, Array | None]) -> No
 def overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
     """Whether the arrays share memory; interleaved ones (channels of one buffer) do not."""
     # Two arrays that own their memory are apart: 0.05 us to see, where a look at addresses takes 0.3.
-    both_own = a.flags.owndata and b.flags.owndata and a is not b
-    if both_own or not np.may_share_memory(a, b):
+    if (a.flags.owndata and b.flags.owndata and a is not b) or not np.may_share_memory(a, b):
         return False
     try:
         return bool(np.shares_memory(a, b, max_work=_WORK))  # type: ignore[arg-type]
@@ -428,13 +419,12 @@ def overlap(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 def overlaps_itself(array: NDArray[Any]) -> bool:
     """Whether two values of ``array`` may share memory (certain for any array but exotic ones)."""
-    forward = tuple(abs(stride) for stride in array.strides)
     reach = array.itemsize
-    steps = zip(forward, array.shape, strict=True)
-    for stride, size in sorted((t, n) for t, n in steps if n > 1):
+    steps = zip(map(abs, array.strides), array.shape, strict=True)
+    for stride, size in sorted((stride, size) for stride, size in steps if size > 1):
         if stride < reach:
             return True
-        reach = stride * (size - 1) + reach
+        reach += stride * (size - 1)
     return False
 
 

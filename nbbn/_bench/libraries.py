@@ -31,8 +31,7 @@ class Implementation:
 
     def missing(self) -> str | None:
         """Return why it cannot be measured here, or None."""
-        found = importlib.util.find_spec(self.module)
-        return None if found else f"{self.module} is not installed"
+        return None if importlib.util.find_spec(self.module) else f"{self.module} is not installed"
 
     def load(self, threads: int) -> None:
         """Import the library, in a process of its own whose environment says the thread count; tell it, too."""
@@ -49,8 +48,7 @@ class Implementation:
 
     def declines(self, case: Any) -> str | None:
         """Return why it cannot do this case, or None; asked before it is loaded."""
-        has = hasattr(self, f"prepare_{case.base}")
-        return None if has else f"{self.name} has no {case.operation}"
+        return None if hasattr(self, f"prepare_{case.base}") else f"{self.name} has no {case.operation}"
 
     def ready(self, fields: dict[str, Any]) -> Prepared:
         """Return the call of the case whose fields these are, or raise `WrongResultError`, or NotImplementedError."""
@@ -83,16 +81,14 @@ class Nbbn(Implementation):
         return Prepared(partial(layer.eval(), p.x, **p.options))
 
     def prepare_moments(self, p: Problem) -> Prepared:
-        call = partial(self.library.batch_moments, p.x)
-        return Prepared(call, lambda moments: (moments.mean, moments.var()))
+        return Prepared(partial(self.library.batch_moments, p.x), lambda moments: (moments.mean, moments.var()))
 
     def prepare_training(self, p: Problem) -> Prepared:
         bn = self.layer(p)
         return Prepared(partial(bn, p.x), lambda y: (y, bn.running_mean, bn.running_var))
 
     def prepare_backward(self, p: Problem) -> Prepared:
-        arrays = (p.second, p.x, p.mean, p.inv_std, p.gamma)
-        return Prepared(partial(self.library.batch_norm_backward, *arrays))
+        return Prepared(partial(self.library.batch_norm_backward, p.second, p.x, p.mean, p.inv_std, p.gamma))
 
 
 class NumPy(Implementation):
@@ -125,8 +121,7 @@ class Torch(Implementation):
     def prepare_inference(self, p: Problem, training: bool = False) -> Prepared:
         """``torch.nn.functional.batch_norm``; the residual and relu in place."""
         vectors = [v.copy() for v in (p.running_mean, p.running_var, p.gamma, p.beta)]
-        batch_norm = self.library.nn.functional.batch_norm
-        call = partial(batch_norm, *self._tensors(p.x, *vectors), training, MOMENTUM, EPS)
+        call = partial(self.library.nn.functional.batch_norm, *self._tensors(p.x, *vectors), training, MOMENTUM, EPS)
         if training:
             return Prepared(call, lambda y: (y, *vectors[:2]))
         (residual,), relu = self._tensors(p.second), self.library.relu_
@@ -180,11 +175,8 @@ class OnnxRuntime(Implementation):
             f'<ir_version: 8, opset_import: ["": 15]> batch_norm ({given}) => ({found}) '
             f"{{ {results} = BatchNormalization <{options}> (x, {', '.join(vectors)}) {then} }}"
         )
-        to_tensor = self.onnx.numpy_helper.from_array
-        model.graph.initializer.extend(to_tensor(getattr(p, name), name) for name in vectors)
-        return self.library.InferenceSession(
-            model.SerializeToString(), self.options, providers=["CPUExecutionProvider"]
-        )
+        model.graph.initializer.extend(self.onnx.numpy_helper.from_array(getattr(p, name), name) for name in vectors)
+        return self.library.InferenceSession(model.SerializeToString(), self.options, ["CPUExecutionProvider"])
 
     def prepare_inference(self, p: Problem) -> Prepared:
         given = {"x": p.x} | p.options

@@ -76,8 +76,7 @@ class Worker:
         modules = [sys.modules[name.partition(".")[0]] for name in (__name__, registry)]
         paths = [str(Path(str(module.__file__)).parents[1]) for module in modules]
         paths += filter(None, [os.environ.get("PYTHONPATH")])
-        warnings = [f"-W{option}" for option in sys.warnoptions]
-        command = [sys.executable, "-P", *warnings, "-m", "nbbn._bench.worker"]
+        command = [sys.executable, "-P", *(f"-W{option}" for option in sys.warnoptions), "-m", "nbbn._bench.worker"]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self.process = subprocess.Popen(
             [*command, registry, implementation, str(threads)],

@@ -147,8 +147,7 @@ def opened(path: str | os.PathLike[str], name: str = "path") -> Iterator[NpyFile
 def opened_member(path: str | os.PathLike[str], name: str, key: str | None) -> Iterator[NpyFile]:
     """Open one array of an .npz file, by its key where there are several; else as `opened`."""
     # A member may be compressed, and is read at any place: so a file is made of it.
-    expected = f"{name}: expected an .npz file"
-    with paths.opened(expected, path) as file, tempfile.TemporaryFile() as whole:
+    with paths.opened(f"{name}: expected an .npz file", path) as file, tempfile.TemporaryFile() as whole:
         try:
             with zipfile.ZipFile(file) as archive:
                 keys = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]

@@ -46,8 +46,7 @@ def check_regular(expected: str, path: str | os.PathLike[str]) -> int | None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
-        raise ValueError(f"{expected}, got {path!s}, {kind}")
+        raise ValueError(f"{expected}, got {path!s}, {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}")
     return stat.S_IMODE(mode)
 
 

@@ -114,12 +114,10 @@ class StateFile:
     """An open .npz file; every size is checked against the file's own before memory is taken."""
 
     def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
-        self._archive = archive
-        self._size = size
+        self._archive, self._size = archive, size
 
     def options(self) -> dict[str, Any]:
-        text = self._read(OPTIONS, "U")
-        found = json.loads(str(text))
+        found = json.loads(str(self._read(OPTIONS, "U")))
         if not isinstance(found, dict):
             raise ValueError(f"{OPTIONS}: expected a JSON object, got {type(found).__name__}")
         # The layer takes num_features values a vector: a member must claim to hold them, and the file
@@ -180,5 +178,4 @@ def opened(path: str | os.PathLike[str], writer: str = "save") -> Iterator[State
             with zipfile.ZipFile(file) as archive:
                 yield StateFile(archive, os.fstat(file.fileno()).st_size)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{expected}, got {path!s} ({reason})") from error
+            raise ValueError(f"{expected}, got {path!s} ({type(error).__name__}: {error})") from error

@@ -19,6 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import nbbn
@@ -152,10 +153,5 @@ def _tell(text: str) -> None:
 
 def _discard(stream: TextIO) -> None:
     """Point a stream at nothing, so that the flush at exit does not fail once more."""
-    try:
-        descriptor = stream.fileno()
-    except (OSError, ValueError):
-        return
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, descriptor)
-    os.close(nothing)
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nothing:  # or it has no descriptor
+        os.dup2(nothing.fileno(), stream.fileno())

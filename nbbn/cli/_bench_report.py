@@ -15,9 +15,7 @@ from nbbn._bench.race import BASELINE, Result
 from nbbn.cli._files import new_figure
 
 WIDTH = 100
-
-# Rounds of the same call that differ by more were disturbed.
-NOISY_RATIO = 1.5
+NOISY_RATIO = 1.5  # rounds of the same call that differ by more were disturbed
 
 _EXPLANATION = (
     f"{BASELINE}: time of a call, median. of limit: that time over that of loops that only move "
@@ -71,8 +69,7 @@ def overview_lines(results: Sequence[Result], versions: dict[str, str]) -> list[
     lines = [*_wrap(machine), ""]
     for title, group in groupby(results, lambda r: f"{r.case.operation}, {format_threads(r.case.threads)}"):
         lines += [title, *_table(list(group)), ""]
-    lines += [*_wrap(_EXPLANATION), ""]
-    return [*lines, *_behind(results), *_noise(results), *_troubles(results)]
+    return [*lines, *_wrap(_EXPLANATION), "", *_behind(results), *_noise(results), *_troubles(results)]
 
 
 def timed_peers(results: Iterable[Result]) -> list[str]:
@@ -188,8 +185,7 @@ def _draw(axes: Any, races: Bars) -> None:
         places.append(y + (rows - 1) / 2)
         for i, (name, ratio) in enumerate(ratios.items()):
             place = y + i + (rows - len(ratios)) / 2
-            look = {"height": 0.82, "edgecolor": "black", "linewidth": 0.6, **_STYLES[name]}
-            axes.barh(place, ratio - least, left=least, **look)
+            axes.barh(place, ratio - least, 0.82, least, edgecolor="black", linewidth=0.6, **_STYLES[name])
             weight = "bold" if name == BASELINE else "normal"
             # Behind the limit line where the bar ends before it.
             end = max(ratio, 1.0), place

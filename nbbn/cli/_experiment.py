@@ -227,9 +227,7 @@ def _test(network: Network, digits: Digits) -> float:
     """Return the accuracy on the test images, in inference mode; NaN if the logits overflowed."""
     network.train(False)
     logits = network(digits.x_test)
-    if not np.isfinite(logits).all():
-        return float("nan")
-    return float(np.mean(logits.argmax(axis=1) == digits.y_test))
+    return float(np.mean(logits.argmax(axis=1) == digits.y_test)) if np.isfinite(logits).all() else float("nan")
 
 
 def logit_change(digits: Digits, *, batch_norm: bool, seed: int) -> float:

@@ -18,16 +18,11 @@ from nbbn.standardizer._features import FeatureMoments
 INSTALL = 'pip install ".[demo]" in a checkout of nbbn'
 ARRAYS, TABLES, FIGURES = (".npy", ".npz"), (".csv", ".tsv", ".parquet"), (".png", ".svg", ".pdf")
 
-Statistics = tuple[FeatureMoments, Sequence[str]]
-"""Moments, and the names of their features, if they have some."""
+Statistics = tuple[FeatureMoments, Sequence[str]]  # moments, and the names of their features, if they have some
 
 
 class CommandError(Exception):
     """Bad usage or bad input: one line for standard error, exit status 2."""
-
-
-class _TriedError(Exception):
-    """A file can be made, and is not."""
 
 
 def suffix_of(path: Path, name: str, accepted: Sequence[str]) -> str:
@@ -73,8 +68,8 @@ def check_file(path: Path | None, name: str, *others: Path | None, size: int = 0
             raise CommandError(str(error)) from None
         except IsADirectoryError:
             raise CommandError(f"{name}: {path} is a folder, expected a file") from None
-        with contextlib.suppress(_TriedError), state_files.replacing(path):
-            raise _TriedError
+        with contextlib.suppress(CommandError), state_files.replacing(path):
+            raise CommandError  # a file can be made, and is not
         free = shutil.disk_usage(path.resolve().parent).free
     if free < size:
         raise CommandError(f"{name}: {path} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free")
@@ -111,7 +106,6 @@ def values_of(path: Path, file: BinaryIO, key: str = "arr_0") -> Iterator[Binary
 
 
 def load_statistics(path: Path) -> Statistics:
-    """Return statistics that were saved."""
     try:
         with _told(f"--stats: cannot read {path}"):
             return _stream.load(path)

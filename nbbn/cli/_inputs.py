@@ -122,5 +122,4 @@ class ArrayInput:
             if given is not None and header.size:
                 with Progress(header.nbytes, label, in_bytes=True) as progress:
                     _stream.normalize(self.source, self.axis, given[0], target, progress.advance)
-        shape = " x ".join(map(str, result.shape))
-        return given, f"{shape} {result.dtype.name}, {result.nbytes / 1e6:.3g} MB"
+        return given, f"{' x '.join(map(str, result.shape))} {result.dtype.name}, {result.nbytes / 1e6:.3g} MB"

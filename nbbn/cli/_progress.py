@@ -59,10 +59,6 @@ class Progress:
         if self.in_bytes and self.done and elapsed > 0:
             line += f", {self.done / elapsed / 1e6:.0f} MB/s"
         if 0 < self.done < self.total:
-            line += f", {_duration(elapsed * (self.total - self.done) / self.done)} left"
+            minutes, seconds = divmod(math.ceil(elapsed * (self.total - self.done) / self.done), 60)
+            line += f", {minutes} min {seconds:02d} s left" if minutes else f", {seconds} s left"
         return line
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -68,13 +68,12 @@ class TableInput:
 
     def normalize(self, file: BinaryIO, given: Statistics | None) -> tuple[Statistics, str]:
         """Write the table with its numeric columns standardized; return the statistics, and what was written."""
-        label = "1/1 normalizing" if given else "2/2 normalizing"
         found, names = given or self.moments("1/2 statistics")
         self._check_output(names)
         with (
             values_of(self.arguments.output, file) as own,
             contextlib.closing(_output(self.arguments, own, _tables.result_schema(self.table, names))) as output,
-            Progress(self.table.size, label, in_bytes=True) as progress,
+            Progress(self.table.size, "1/1 normalizing" if given else "2/2 normalizing", in_bytes=True) as progress,
         ):
             rows = _tables.normalize(self.table, found, names, output, progress.advance)
         return (found, names), f"{rows} rows, standardized: {_listed(names)}"
@@ -108,7 +107,6 @@ def _output(arguments: argparse.Namespace, file: Any, schema: Any) -> Any:
 
 
 def _wanted(given: str | None, known: Sequence[str]) -> list[str] | None:
-    """Return the columns that were asked for."""
     if given is None:
         return None
     names = given.split(",")

@@ -44,11 +44,10 @@ _BRIEF = (7, 0.5)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to a file")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw bars beside the limit, as .png, .svg or .pdf")
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer shapes and rounds, one thread count: 1 to 3 minutes"
-    )
+    add = parser.add_argument
+    add("--json", type=Path, metavar="FILE", help="write all numbers to a file")
+    add("--plot", type=Path, metavar="FILE", help="draw bars beside the limit, as .png, .svg or .pdf")
+    add("--quick", action="store_true", help="fewer shapes and rounds, one thread count: 1 to 3 minutes")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -104,10 +103,9 @@ def list_cases(quick: bool, cores: int) -> tuple[Case, ...]:
 
 def _as_json(results: Sequence[Result], race: Race) -> dict[str, Any]:
     """Return everything that was measured, where and with what; no path, and no name of the machine."""
-    config = {k: v for k, v in nbbn.config().items() if k not in ("cache_directory", "cache_problem")}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": config,
+        "config": {k: v for k, v in nbbn.config().items() if k not in ("cache_directory", "cache_problem")},
         "versions": dict(sorted(race.versions.items())),
         "settings": {"rounds": race.rounds, "seconds": race.seconds},
         "results": [

@@ -48,10 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     with Progress(len(wanted), "Compiling") as progress:
         warmup.prepare(wanted, progress.advance)
-    seconds = time.perf_counter() - started
     kernels = len({kernel for kernel, _ in wanted})
     purpose = "inference and training" if arguments.training else "inference"
     types = ", ".join(dict.fromkeys(names))
-    print(f"{len(wanted)} variants of {kernels} kernels for {purpose}, {types}: {seconds:.1f} s")
+    print(f"{len(wanted)} variants of {kernels} kernels for {purpose}, {types}: {time.perf_counter() - started:.1f} s")
     folder = nbbn.config()["cache_directory"]
     print(f"kept in {folder}" if folder else "not kept: there is no folder for them (see NBBN_CACHE_DIR)")

@@ -21,19 +21,15 @@ FORWARD, BACKWARD = 1, 2
 _NAMES = {FORWARD: "forward", BACKWARD: "backward"}
 _HEADER = 3
 _ROWS = 3
-_FAILURES = (
-    *(TypeError, ValueError, FloatingPointError, RuntimeError, MemoryError, KeyboardInterrupt),
-    BaseException,  # of any other kind
-)
+# The last is of any other kind.
+_FAILURES = TypeError, ValueError, FloatingPointError, RuntimeError, MemoryError, KeyboardInterrupt, BaseException
 
 
 class Peers:
     """The workers of one layer, this one among them."""
 
     def __init__(self, comm: Any, channels: int) -> None:
-        self.comm = comm
-        self._gather = _gather_of(comm)
-        self._channels = channels
+        self.comm, self._gather, self._channels = comm, _gather_of(comm), channels
         self._here = threading.local()  # .silent: this thread owes the others a message
 
     @contextlib.contextmanager
@@ -44,9 +40,8 @@ class Peers:
             yield
         except BaseException as error:
             if self._here.silent:
-                kinds = [isinstance(error, kind) for kind in _FAILURES]
                 with contextlib.suppress(Exception):  # the error in hand says more
-                    self._send(operation, kinds.index(True) + 1)
+                    self._send(operation, [isinstance(error, kind) for kind in _FAILURES].index(True) + 1)
             raise
         finally:
             self._here.silent = False

@@ -157,15 +157,13 @@ class SyncBatchNorm(BatchNorm):
         total, table[_SENT] = merged(*self._connected().exchange(FORWARD, local, table[_SENT]))
         if not total:
             return self._infer(call)
-        corrections = self._correction, self._running_correction
-        _checks.enough_values(total, *corrections, "x of all workers")
+        _checks.enough_values(total, self._correction, self._running_correction, "x of all workers")
         with np.errstate(all="ignore"):  # as the kernels: no warning
             table[rows.VAR] = table[rows.M2] / (total - self._correction)
         table[rows.INV_STD] = steps.over_std(1.0, table[rows.VAR], self._eps)
         if self._on_nonfinite == "raise":
             self._accepts(table, total)
-        form = steps.coefficients(table, self._eps, steps.computed_dtype(x))
-        steps.infer(call._replace(out=y), form)
+        steps.infer(call._replace(out=y), steps.coefficients(table, self._eps, steps.computed_dtype(x)))
         self._learn(last._replace(total=total), total, mode)
         return y
 
@@ -195,8 +193,7 @@ class SyncBatchNorm(BatchNorm):
         super().__setstate__(state)
 
     def __copy__(self) -> SyncBatchNorm:
-        copied = type(self).__new__(type(self))
-        return copied._become(self.__getstate__(), self._peers)
+        return type(self).__new__(type(self))._become(self.__getstate__(), self._peers)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
         """Return a copy with the same communicator, which is no part of the layer."""

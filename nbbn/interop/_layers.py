@@ -67,8 +67,7 @@ def plain(name: str, value: Any) -> Array:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        reason = str(error).partition(". ")[0]
-        raise TypeError(f"{name}: expected an array, got {kind} ({reason})") from error
+        raise TypeError(f"{name}: expected an array, got {kind} ({str(error).partition('. ')[0]})") from error
 
 
 def widened(name: str, value: Any) -> Array:
@@ -141,12 +140,10 @@ def _under(prefix: str, keys: Keys, tables: Tables, read: Read, options: dict[st
     table = max(tables, key=lambda each: len(names & each.keys()))
     extra = sorted(names - table.keys())
     if extra:
-        accepted, last = ", ".join(map(repr, table)), f".{_RUNNING[0]}"
+        known, last = ", ".join(map(repr, table)), f".{_RUNNING[0]}"
         layers = [key.removesuffix(last) for key in keys if key.endswith(last)]  # for who forgot the prefix
         advice = f"; prefixes of layers: {shown(layers)}" if layers else ""
-        raise ValueError(
-            f"{start}{extra[0]}: expected no key but {accepted} under {prefix!r}, got {shown(own)}{advice}"
-        )
+        raise ValueError(f"{start}{extra[0]}: expected no key but {known} under {prefix!r}, got {shown(own)}{advice}")
     needed = [name for name in _RUNNING if names & {*_RUNNING}]
     if "bias" in names or names == {COUNTER}:  # PyTorch has layers without a bias, none without a weight
         needed.append("weight")

@@ -26,8 +26,7 @@ def following(node: Any, readers: Readers, numbers: Numbers, channels: int) -> d
     kinds = {reader.op_type: reader for reader in found}
     if kinds.keys() == {"Sigmoid", "Mul"} and len(found) == 2:
         part, product = kinds["Sigmoid"].output[0], kinds["Mul"]
-        alone = readers.get(part) == [product] and {*product.input} == {output, part}
-        return {"activation": "silu"} if alone else {}
+        return {"activation": "silu"} if readers.get(part) == [product] and {*product.input} == {output, part} else {}
     if len(found) == 1 and found[0].input[0] == output:
         with contextlib.suppress(ValueError):  # not a constant, or not of numbers
             return _options(found[0], numbers, channels)
@@ -55,7 +54,6 @@ def graphs_in(node: Any) -> Iterator[Any]:
 
 
 def number(node: Any, name: str, default: float) -> float:
-    """Return an attribute of a node."""
     return next((attribute.f for attribute in node.attribute if attribute.name == name), default)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,9 +49,30 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     BatchNorm(3, axis=-1, eps=0.001, momentum=0.01, running_correction=0.0, inference)
     """
     if isinstance(obj, list | tuple):
-        weights, epsilon, momentum = _of_list(obj), 1e-3, 0.99
+        if len(obj) not in (2, 4):
+            more = ", of which the first may be gamma or beta: put ones for gamma or zeros for beta in its place"
+            raise ValueError(
+                "obj: expected [gamma, beta, moving_mean, moving_variance] or [moving_mean, moving_variance], "
+                f"got {len(obj)} arrays{more if len(obj) == 3 else ''}"
+            )
+        weights, epsilon, momentum = dict(zip([*_NAMES][-len(obj) :], obj, strict=True)), 1e-3, 0.99
     else:
-        weights, epsilon, momentum = _of_layer(obj), obj.epsilon, obj.momentum
+        if not all(hasattr(obj, name) for name in ("axis", "momentum", "epsilon", "scale", "center")):
+            raise TypeError(
+                "obj: expected a Keras BatchNormalization layer or a list of its weights, "
+                f"got {type(obj).__module__}.{type(obj).__qualname__}"
+            )
+        if getattr(obj, "renorm", False):
+            raise ValueError(
+                "obj: expected a layer without renorm (for inference alone, pass the list of its "
+                "gamma, beta, moving_mean and moving_variance), got renorm=True"
+            )
+        exists = {"gamma": obj.scale, "beta": obj.center}
+        weights = {name: getattr(obj, name, None) for name in _NAMES if exists.get(name, True)}
+        for name, value in weights.items():
+            if value is None:
+                raise ValueError(f"obj: expected a layer that was built, got one without {name}")
+        epsilon, momentum = obj.epsilon, obj.momentum
         axes = np.ravel(obj.axis).tolist()  # Keras 2 keeps a list
         if len(axes) != 1:
             raise ValueError(f"obj: expected a layer with one axis, got {axes}")
@@ -60,32 +80,3 @@ def from_keras(obj: Any, *, axis: int = -1) -> BatchNorm:
     values = {_NAMES[name]: (name, value) for name, value in weights.items()}
     momentum = _layers.complement(float(momentum))
     return _layers.make_layer(values, axis=axis, eps=epsilon, momentum=momentum, running_correction=0)
-
-
-def _of_list(weights: Sequence[Any]) -> dict[str, Any]:
-    if len(weights) not in (2, 4):
-        more = ", of which the first may be gamma or beta: put ones for gamma or zeros for beta in its place"
-        raise ValueError(
-            "obj: expected [gamma, beta, moving_mean, moving_variance] or [moving_mean, moving_variance], "
-            f"got {len(weights)} arrays{more if len(weights) == 3 else ''}"
-        )
-    return dict(zip([*_NAMES][-len(weights) :], weights, strict=True))
-
-
-def _of_layer(layer: Any) -> dict[str, Any]:
-    if not all(hasattr(layer, name) for name in ("axis", "momentum", "epsilon", "scale", "center")):
-        raise TypeError(
-            "obj: expected a Keras BatchNormalization layer or a list of its weights, "
-            f"got {type(layer).__module__}.{type(layer).__qualname__}"
-        )
-    if getattr(layer, "renorm", False):
-        raise ValueError(
-            "obj: expected a layer without renorm (for inference alone, pass the list of its "
-            "gamma, beta, moving_mean and moving_variance), got renorm=True"
-        )
-    exists = {"gamma": layer.scale, "beta": layer.center}
-    weights = {name: getattr(layer, name, None) for name in _NAMES if exists.get(name, True)}
-    for name, value in weights.items():
-        if value is None:
-            raise ValueError(f"obj: expected a layer that was built, got one without {name}")
-    return weights

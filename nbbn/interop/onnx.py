@@ -141,11 +141,9 @@ def _named(model: Any, fuse: bool) -> dict[str, Found]:
     numbers: dict[str, Iterator[int]] = {}
     for found in _walk(model.graph, ChainMap(), fuse):
         node = found[0]
-        first = node.output[0] if node.output else ""
-        name = first if not node.name or node.name in named else node.name
+        name = node.name if node.name and node.name not in named else next(iter(node.output), "")
         if name and name in named:  # the branches of an If may share theirs
-            more = numbers.setdefault(name, count(2))
-            name = next(f"{name}#{k}" for k in more if f"{name}#{k}" not in named)
+            name = next(f"{name}#{k}" for k in numbers.setdefault(name, count(2)) if f"{name}#{k}" not in named)
         named.setdefault(name, found)
     return named
 
@@ -199,9 +197,8 @@ class _Tensors:
     """Reads the tensors of a model, and counts the bytes; sizes are compared before memory is taken."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+        self._folder, self._shared = folder, 0
         self._places: set[Any] = set()
-        self._shared = 0
 
     def read(self, label: str, name: str, scope: Scope, vector: bool = False) -> Array:
         """Return the values of the constant that a name means."""
@@ -297,8 +294,7 @@ def _packed(label: str, tensor: Any, count: int) -> bytes:
 def _beside(label: str, location: str, folder: Path) -> Path:
     """Return the file at ``location`` if it is one of the folder."""
     root = folder.resolve()
-    paths = (PurePosixPath(location), PureWindowsPath(location))
-    leaves = any(path.anchor or ".." in path.parts for path in paths)
+    leaves = any(path.anchor or ".." in path.parts for path in (PurePosixPath(location), PureWindowsPath(location)))
     found = root if leaves or "\0" in location else (root / location).resolve()
     if not location or not found.is_relative_to(root) or not found.is_file():
         raise ValueError(f"{label}: expected external data in a file of the model's folder, got {location!r}")

@@ -49,10 +49,9 @@ def save_safetensors(bn: BatchNorm, path: str | os.PathLike[str]) -> None:
     BatchNorm(3, axis=-1, momentum=None, training)
     """
     state = _layers.instance(bn).state_dict()
-    library = _layers.required("safetensors.numpy")
     arrays = {**state, _layers.COUNTER: np.array(state[_layers.COUNTER], np.int64)}
     options = {**bn._options(), "training": bn.training}
-    data = library.save(arrays, metadata={_OPTIONS: json.dumps(options)})
+    data = _layers.required("safetensors.numpy").save(arrays, metadata={_OPTIONS: json.dumps(options)})
     with state_files.replacing(path) as file:
         file.write(data)
 

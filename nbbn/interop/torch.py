@@ -99,13 +99,9 @@ def _from_module(where: str, module: Any) -> BatchNorm:
     values = {attribute: (name, value) for attribute, (name, value) in given.items() if value is not None}
     if ("running_mean" in values) != ("running_var" in values):
         raise ValueError(f"{where}: expected running_mean and running_var, got one of them without the other")
-    tracked = module.track_running_stats or "running_mean" not in values
-    return _layers.make_layer(
-        values,
-        num_features=module.num_features,
-        eps=module.eps,
-        momentum=module.momentum if tracked else 0.0,
-    ).train(module.training)
+    momentum = module.momentum if module.track_running_stats or "running_mean" not in values else 0.0
+    options = {"num_features": module.num_features, "eps": module.eps, "momentum": momentum}
+    return _layers.make_layer(values, **options).train(module.training)
 
 
 def to_torch_state_dict(bn: BatchNorm) -> dict[str, Any]:
