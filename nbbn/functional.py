@@ -102,9 +102,9 @@ def normalize(
     channels = values.shape[index]
     kind = _checks.result_dtype(dtype, values.dtype)
     after = _after(activation, negative_slope, residual, values, index, kind)
-    means = _checks.per_channel("mean", mean, channels, True)  # or one number of all of them, as each of these
-    variances = _checks.variances("var", var, channels, True)
-    gammas, betas = _optional("gamma", gamma, channels, True), _optional("beta", beta, channels, True)
+    means = _checks.per_channel("mean", mean, channels, scalar=True)
+    variances = _checks.variances("var", var, channels, scalar=True)
+    gammas, betas = _optional("gamma", gamma, channels, scalar=True), _optional("beta", beta, channels, scalar=True)
     table = steps.given_table(means, variances, gammas, betas, after.slope)
     epsilon = _checks.real("eps", eps, 0.0)
     target = None if out is None else _checks.out("out", out, values, kind)

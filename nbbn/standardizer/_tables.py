@@ -48,13 +48,13 @@ class CsvTable(_Table):
         with self._open({}) as reader:
             self._take(reader.schema)  # of the first block
 
-    def _open(self, chosen: dict[str, Any], columns: Sequence[str] = ()) -> Any:
+    def _open(self, kinds: dict[str, Any], columns: Sequence[str] = ()) -> Any:
         self._file.seek(0)
         return csv.open_csv(
             _unclosed(self._file),
             read_options=csv.ReadOptions(block_size=_BLOCK),
             parse_options=csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=chosen, include_columns=list(columns), check_utf8=False),
+            convert_options=csv.ConvertOptions(column_types=kinds, include_columns=list(columns), check_utf8=False),
         )
 
     def candidates(self) -> list[str]:
@@ -63,10 +63,10 @@ class CsvTable(_Table):
 
     def batches(self, numeric: Sequence[str], columns: Sequence[str], advance: Advance) -> Iterator[Any]:
         """Yield record batches of some columns; a cell that is no number is a `NotNumericError`."""
-        chosen = {name: pa.float64() if name in numeric else pa.binary() for name in self.names}
+        kinds = {name: pa.float64() if name in numeric else pa.binary() for name in self.names}
         done = 0
         try:
-            with self._open(chosen, columns) as reader:
+            with self._open(kinds, columns) as reader:
                 for batch in reader:
                     yield batch
                     before, done = done, self._file.tell()
