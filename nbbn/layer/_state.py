@@ -96,8 +96,8 @@ class Shown(property, Generic[Got, Given]):
         def __set__(self, layer: Any, value: Given) -> None: ...
 
 
-Fixed = Shown[Got, Never]
-Chosen = Shown[Got, Got]
+Fixed = Shown[Got, Never]  # nobody assigns it
+Chosen = Shown[Got, Got]  # it takes what it gives
 
 
 def _of_batch(row: int) -> Callable[[Any], Any]:
@@ -162,7 +162,7 @@ class LayerState(_Options):
     def _set_table(self, channels: int, table: Array | None = None) -> None:
         # One table, so that inference takes a snapshot of all of it with one copy.
         if table is None:
-            table = np.repeat(_INITIAL.astype(self._dtype), channels, axis=1)
+            table = np.full((rows.LAYER_ROWS, channels), _INITIAL, self._dtype)
         self._table = table
         for name, (row, option) in _ARRAYS.items():
             exists = channels and getattr(self, f"_{option}")
