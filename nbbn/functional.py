@@ -102,13 +102,10 @@ def normalize(
     channels = values.shape[index]
     kind = _checks.result_dtype(dtype, values.dtype)
     after = _after(activation, negative_slope, residual, values, index, kind)
-    table = steps.given_table(
-        _checks.per_channel("mean", mean, channels, scalar=True),
-        _checks.variances("var", var, channels, scalar=True),
-        _optional("gamma", gamma, channels, scalar=True),
-        _optional("beta", beta, channels, scalar=True),
-        after.slope,
-    )
+    means = _checks.per_channel("mean", mean, channels, scalar=True)
+    variances = _checks.variances("var", var, channels, scalar=True)
+    gammas, betas = _optional("gamma", gamma, channels, scalar=True), _optional("beta", beta, channels, scalar=True)
+    table = steps.given_table(means, variances, gammas, betas, after.slope)
     epsilon = _checks.real("eps", eps, 0.0)
     target = None if out is None else _checks.out("out", out, values, kind)
     form = steps.coefficients(table, epsilon, steps.computed_dtype(values))
@@ -221,10 +218,8 @@ def batch_norm(
         if values.size == 0:
             return np.empty_like(values) if out is None else out
         if weights is not None and weights.total == 0.0:
-            given = (
-                np.zeros(channels) if means is None else means,
-                np.ones(channels) if variances is None else variances,
-            )
+            mean = np.zeros(channels) if means is None else means
+            given = mean, np.ones(channels) if variances is None else variances
     call = Call(values, index, target, after, weights)
     if given is not None:
         table = steps.given_table(*given, gammas, betas, after.slope)

@@ -284,8 +284,7 @@ class Moments:
         if taken >= self.count:
             raise ValueError(f"correction: expected less than the count, {self.count:g}, got {taken:g}")
         with np.errstate(all="ignore"):
-            found: Vector = self.m2 / (self.count - taken)
-        return found
+            return self.m2 / (self.count - taken)
 
     def std(self, correction: float = 0) -> Vector:
         """Return the standard deviation per channel, the square root of `var`.
@@ -312,8 +311,7 @@ class Moments:
         array([2.])
         """
         with np.errstate(all="ignore"):
-            found: Vector = np.sqrt(self.var(correction))
-        return found
+            return np.sqrt(self.var(correction))
 
 
 def _vector(name: str, value: Any) -> Vector:
@@ -342,13 +340,11 @@ def _add_to_pair(high: Vector, low: Vector, value: Vector) -> tuple[Vector, Vect
     return _two_sum(total, error + low)
 
 
-def _merged_means(
-    share: float, mean_a: Vector, low_a: Vector, mean_b: Vector, low_b: Vector
-) -> tuple[Vector, Vector, Vector]:
+def _merged_means(share: float, a: Vector, a_low: Vector, b: Vector, b_low: Vector) -> tuple[Vector, Vector, Vector]:
     """Return the difference of two means, pairs, and the mean of both as a pair; b has the ``share``."""
-    difference, error = _two_sum(mean_b, -mean_a)
-    delta = difference + (error + (low_b - low_a))
-    return delta, *_add_to_pair(mean_a, low_a, delta * share)
+    difference, error = _two_sum(b, -a)
+    delta = difference + (error + (b_low - a_low))
+    return delta, *_add_to_pair(a, a_low, delta * share)
 
 
 def merged(one: Parts, other: Parts) -> Parts:

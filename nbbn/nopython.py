@@ -45,7 +45,7 @@ from typing import Any
 from numba import typeof, types
 from numba.extending import overload
 
-from nbbn._compiler.jit import entry, helper
+from nbbn._compiler.jit import entry
 from nbbn._kernels.samples import moments_of_sample, normalize_sample
 
 __all__ = ["moments", "normalize"]
@@ -92,12 +92,6 @@ def _check_moments(x3: Any, mean: Any, m2: Any) -> None:
         _check_array(name, given, 1, "float64", True)
 
 
-@helper
-def _fill(array: Any, value: float) -> None:
-    for i in range(array.size):
-        array[i] = value
-
-
 @entry
 def normalize(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
     r"""Write ``out3 = (x3 - center) * scale + shift``, with each channel's own numbers.
@@ -140,7 +134,7 @@ def normalize(x3: Any, center: Any, scale: Any, shift: Any, out3: Any) -> None:
     channels = x3.shape[1]
     fits = center.size == channels and scale.size == channels and shift.size == channels
     if not fits or out3.shape != x3.shape:
-        _fill(out3.reshape(out3.size), math.nan)
+        out3.fill(math.nan)
     elif x3.size > 0:
         normalize_sample(x3, center, scale, shift, out3)
 
@@ -204,6 +198,6 @@ def moments(x3: Any, mean: Any, m2: Any) -> float:
     if count > 0.0:
         moments_of_sample(x3, mean, m2)
     else:
-        _fill(mean, count)
-        _fill(m2, count)
+        mean.fill(count)
+        m2.fill(count)
     return count

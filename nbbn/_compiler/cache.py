@@ -98,9 +98,8 @@ def _is_of_ours(status: os.stat_result) -> bool:
 
 
 def _others_may_write(status: os.stat_result) -> bool:
-    if status.st_mode & stat.S_IWOTH:
-        return True
-    return bool(status.st_mode & stat.S_IWGRP) and not _is_private(status.st_gid)
+    mode = status.st_mode
+    return bool(mode & stat.S_IWOTH) or (bool(mode & stat.S_IWGRP) and not _is_private(status.st_gid))
 
 
 def _is_private(group: int) -> bool:
@@ -113,7 +112,7 @@ def _is_private(group: int) -> bool:
     except KeyError:
         return False
     private = (user.pw_gid, user.pw_name) == (members.gr_gid, members.gr_name)
-    return private and not set(members.gr_mem) - {user.pw_name}
+    return private and {*members.gr_mem} <= {user.pw_name}
 
 
 def _read(path: Path) -> bytes:
@@ -141,14 +140,13 @@ class DiskCache(NullCache):  # type: ignore[misc]
         code needs none of that but the addresses of the functions that it calls, so `refresh` is
         left out where all of them are known.
         """
-        found = self._load(self._path(sig, target_context.codegen()), target_context)
+        path = self._path(sig, target_context.codegen())
+        found = None if path is None else self._load(path, target_context)
         if found is None:
             announce.compiling(self._name, cache_directory())
         return found
 
-    def _load(self, path: Path | None, target_context: Any) -> Any:
-        if path is None:
-            return None
+    def _load(self, path: Path, target_context: Any) -> Any:
         try:
             content = _read(path)
             digest, payload = content[:32], content[32:]

@@ -57,8 +57,7 @@ def _encode(dtype: np.dtype[Any], vector: NDArray[Any]) -> NDArray[Any]:
         bits = vector.view(np.uint32)
         upper = bits >> np.uint32(16)
         rounded = (bits + (upper & np.uint32(1)) + np.uint32(0x7FFF)) >> np.uint32(16)
-        found = np.where(np.isnan(vector), upper | np.uint32(0x40), rounded)
-        return found.astype(np.uint16).view(np.int16)
+        return np.where(np.isnan(vector), upper | np.uint32(0x40), rounded).astype(np.uint16).view(np.int16)
     return vector
 
 
@@ -88,9 +87,7 @@ def _filled(like: Any, vectors: Any) -> Any:
 
 
 def load_rows(like: Any, table: Any, first: int, index: int, count: int) -> Any:
-    if table is None:
-        return None
-    return _filled(like, (load(row, index, count) for row in _rows(like, table, first)))
+    return None if table is None else _filled(like, (load(row, index, count) for row in _rows(like, table, first)))
 
 
 def load_every(like: Any, table: NDArray[Any], first: int, index: int, stride: int, count: int) -> Any:
@@ -98,9 +95,7 @@ def load_every(like: Any, table: NDArray[Any], first: int, index: int, stride: i
 
 
 def splat_rows(like: Any, table: Any, first: int, index: int) -> Any:
-    if table is None:
-        return None
-    return _filled(like, (np.full(LANES, row[index]) for row in _rows(like, table, first)))
+    return None if table is None else _filled(like, (np.full(LANES, row[index]) for row in _rows(like, table, first)))
 
 
 def store_rows(table: NDArray[Any], first: int, index: int, count: int, vectors: Any) -> None:
@@ -132,10 +127,9 @@ def constant(vector: NDArray[Any], number: float, of_float64: float | None = Non
     return np.full(LANES, of_float64 if is_other else number, vector.dtype)
 
 
-def power_of_two(exponent: NDArray[Any]) -> NDArray[Any]:
+def power_of_two(exponent: NDArray[Any]) -> Any:
     bits: Any = np.uint32 if exponent.dtype == np.float32 else np.uint64
-    shifted: NDArray[Any] = exponent.view(bits) << bits(np.finfo(exponent.dtype).nmant)
-    return shifted.view(exponent.dtype)
+    return (exponent.view(bits) << bits(np.finfo(exponent.dtype).nmant)).view(exponent.dtype)
 
 
 def exponential_series(vector: NDArray[Any]) -> NDArray[Any]:
@@ -170,11 +164,10 @@ def _fma(a: Any, b: Any, c: Any) -> Any:
 
 
 def total(vector: NDArray[Any]) -> Any:
-    value = vector
-    while value.size > 1:
-        half = value.size // 2
-        value = value[:half] + value[half:]
-    return value[0]
+    while vector.size > 1:
+        half = vector.size // 2
+        vector = vector[:half] + vector[half:]
+    return vector[0]
 
 
 def weight_at(rows: Any, row: int, k: int, count: int) -> Any:

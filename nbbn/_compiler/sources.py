@@ -41,9 +41,8 @@ def remember(module: str) -> None:
     """
     if module in _files:
         return
-    for name in [name for name in sys.modules if _is_ours(name)]:
-        if name not in _files:
-            _files[name] = _file(name)
+    for name in [name for name in sys.modules if _is_ours(name) and name not in _files]:
+        _files[name] = _file(name)
 
 
 @functools.cache
@@ -129,6 +128,5 @@ def _imports(code: CodeType, spec: ModuleSpec) -> Iterator[str]:
 
 def _is_module(base: str, name: str) -> bool:
     package = importlib.util.find_spec(base)
-    if package is None or package.submodule_search_locations is None or name == "*":
-        return False
-    return importlib.util.find_spec(f"{base}.{name}") is not None
+    is_package = package is not None and package.submodule_search_locations is not None
+    return is_package and name != "*" and importlib.util.find_spec(f"{base}.{name}") is not None

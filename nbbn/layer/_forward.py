@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -126,7 +127,4 @@ def _step(size: int) -> int:
     """Return 1 for few values, else a step coprime to the size: it falls in step with no axis."""
     if size <= _ALL:
         return 1
-    step = size // _SAMPLES
-    while math.gcd(step, size) > 1:
-        step += 1
-    return step
+    return next(step for step in itertools.count(size // _SAMPLES) if math.gcd(step, size) == 1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import operator
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Never, Self, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -33,27 +33,23 @@ def _optional(check: Check) -> Check:
     return lambda name, value: None if value is None else check(name, value)
 
 
-def _activation(_: str, value: Any) -> Activation | None:
-    return steps.activation(value)
-
-
 class _Options:
     """The options and their checks, in the order of files and `repr`; the defaults stand in the signature alone."""
 
     __slots__ = ()
     _num_features: Annotated[int, _optional(_checks.positive_integer)]  # 0: not built yet
     _axis: Annotated[int, _checks.integer]
-    _eps: Annotated[float, functools.partial(_checks.real, least=0.0)]
+    _eps: Annotated[float, partial(_checks.real, least=0.0)]
     _momentum: Annotated[float | None, _optional(_checks.real)]
     _scale: Annotated[bool, _checks.flag]
     _center: Annotated[bool, _checks.flag]
     _track_running_stats: Annotated[bool, _checks.flag]
-    _correction: Annotated[float, functools.partial(_checks.real, least=0.0)]
-    _running_correction: Annotated[float, functools.partial(_checks.real, least=0.0)]
-    _activation: Annotated[Activation | None, _activation]
+    _correction: Annotated[float, partial(_checks.real, least=0.0)]
+    _running_correction: Annotated[float, partial(_checks.real, least=0.0)]
+    _activation: Annotated[Activation | None, _optional(partial(_checks.choice, accepted=get_args(Activation)))]
     _negative_slope: Annotated[float, _checks.real]
     _virtual_batch_size: Annotated[int | None, _optional(_checks.positive_integer)]
-    _on_nonfinite: Annotated[OnNonfinite, functools.partial(_checks.choice, accepted=get_args(OnNonfinite))]
+    _on_nonfinite: Annotated[OnNonfinite, partial(_checks.choice, accepted=get_args(OnNonfinite))]
     _dtype: Annotated[np.dtype[Any], _checks.dtype]
 
 
@@ -84,22 +80,24 @@ Given = TypeVar("Given")
 class Shown(property, Generic[Got, Given]):
     """What stands in the slot of its name, or what ``get`` returns; ``put`` checks what is assigned, and keeps it."""
 
-    def __init__(
-        self, text: str, put: Callable[[Any, str, Any], None] | None = None, get: Callable[[Any], Any] | None = None
-    ) -> None:
-        self._text, self._put, self._get = text, put, get
+    def __init__(self, doc: str, put: Callable[..., None] | None = None, get: Callable[..., Any] | None = None) -> None:
+        self._doc, self._put, self._get = doc, put, get
 
     def __set_name__(self, owner: type, name: str) -> None:
         get, put = self._get or operator.attrgetter(f"_{name}"), self._put
         given = None if put is None else lambda layer, value: put(layer, name, value)
         super().__init__(get, given)
-        self.__doc__ = self._text
+        self.__doc__ = self._doc
         super().__set_name__(owner, name)  # type: ignore[misc]
 
     if TYPE_CHECKING:
 
         def __get__(self, layer: Any, owner: Any = None) -> Got: ...  # type: ignore[override]
         def __set__(self, layer: Any, value: Given) -> None: ...
+
+
+Fixed = Shown[Got, Never]  # nobody assigns it
+Chosen = Shown[Got, Got]  # it takes what it gives
 
 
 def _of_batch(row: int) -> Callable[[Any], Any]:
@@ -164,8 +162,7 @@ class LayerState(_Options):
     def _set_table(self, channels: int, table: Array | None = None) -> None:
         # One table, so that inference takes a snapshot of all of it with one copy.
         if table is None:
-            table = np.empty((rows.LAYER_ROWS, channels), self._dtype)
-            table[...] = _INITIAL
+            table = np.full((rows.LAYER_ROWS, channels), _INITIAL, self._dtype)
         self._table = table
         for name, (row, option) in _ARRAYS.items():
             exists = channels and getattr(self, f"_{option}")
@@ -249,26 +246,23 @@ class LayerState(_Options):
 
     def _epilogue(self) -> Epilogue:
         """Return what follows the affine map; a learned slope stands in the table."""
-        slope = None if self._learns_slope else self._negative_slope
-        return steps.epilogue(self._activation, slope)
+        return steps.epilogue(self._activation, None if self._learns_slope else self._negative_slope)
 
-    axis = Shown[int, Never]("The channel axis.")
-    correction = Shown[float, Never]("Degrees of freedom taken off in the variance that normalizes.")
-    running_correction = Shown[float, Never](
-        "Degrees of freedom taken off in the variance that enters ``running_var``."
-    )
-    track_running_stats = Shown[bool, Never]("Whether there are running statistics.")
-    virtual_batch_size = Shown[int | None, Never](
+    axis = Fixed[int]("The channel axis.")
+    correction = Fixed[float]("Degrees of freedom taken off in the variance that normalizes.")
+    running_correction = Fixed[float]("Degrees of freedom taken off in the variance that enters ``running_var``.")
+    track_running_stats = Fixed[bool]("Whether there are running statistics.")
+    virtual_batch_size = Fixed[int | None](
         "Samples whose statistics are taken at a time in training; None: all of a batch."
     )
-    dtype = Shown[np.dtype[Any], Never]("The dtype of gamma, beta and the running statistics.")
-    eps = Shown[float, float]("What is added to the variance inside the square root.", _set)
-    momentum = Shown[float | None, float | None](
+    dtype = Fixed[np.dtype[Any]]("The dtype of gamma, beta and the running statistics.")
+    eps = Chosen[float]("What is added to the variance inside the square root.", _set)
+    momentum = Chosen[float | None](
         "Weight of the batch's statistics in the running ones; None: cumulative average.", _set
     )
-    activation = Shown[Activation | None, Activation | None]("The activation, applied last, or None.", _set)
-    negative_slope = Shown[float, float]('Slope of "leaky_relu" below 0.', _set)
-    on_nonfinite = Shown[OnNonfinite, OnNonfinite](
+    activation = Chosen[Activation | None]("The activation, applied last, or None.", _set)
+    negative_slope = Chosen[float]('Slope of "leaky_relu" below 0.', _set)
+    on_nonfinite = Chosen[OnNonfinite](
         "What a training forward does where the batch's statistics are not finite.", _set
     )
     gamma = Shown[Array, ArrayLike]("Learned scale.", _assign)
@@ -277,18 +271,18 @@ class LayerState(_Options):
     running_mean = Shown[Array, ArrayLike]("Mean per channel for inference.", _assign)
     running_var = Shown[Array, ArrayLike]("Variance per channel for inference.", _assign)
 
-    num_features = Shown[int, Never](
+    num_features = Fixed[int](
         "Number of channels, C; None as long as the layer is not built.", get=lambda layer: layer._num_features or None
     )
-    training = Shown[bool, bool]("The mode: True to train, False to infer.", _set_mode)
-    num_batches_tracked = Shown[int, int](
+    training = Chosen[bool]("The mode: True to train, False to infer.", _set_mode)
+    num_batches_tracked = Chosen[int](
         "Number of training batches that entered the running statistics.", _count, lambda layer: int(layer._counter[0])
     )
-    batch_mean = Shown[Array, Never]("Mean per channel of the last training batch: a copy.", get=_of_batch(rows.MEAN))
-    batch_var = Shown[Array, Never](
+    batch_mean = Fixed[Array]("Mean per channel of the last training batch: a copy.", get=_of_batch(rows.MEAN))
+    batch_var = Fixed[Array](
         "Variance per channel that normalized the last training batch: a copy.", get=_of_batch(rows.VAR)
     )
-    batch_inv_std = Shown[Array, Never](
+    batch_inv_std = Fixed[Array](
         "``1 / sqrt(batch_var + eps)``, 0 where that sum is 0: a copy.", get=_of_batch(rows.INV_STD)
     )
 
@@ -375,9 +369,7 @@ class LayerState(_Options):
                     moments, batches = self._collected
                     self._collected = moments.merge(of_table(count, table)), batches + 1
                     return
-                momentum = self._momentum
-                if momentum is None:
-                    momentum = 1.0 / (self.num_batches_tracked + 1)
+                momentum = 1.0 / (self.num_batches_tracked + 1) if self._momentum is None else self._momentum
                 divisor = count - self._running_correction
                 steps.move_averages(self._table, table, divisor, momentum, self._counter)
 
@@ -406,15 +398,14 @@ class LayerState(_Options):
             mean = table[rows.MEAN].astype(self._dtype)
             var = (table[rows.M2] / (count - self._running_correction)).astype(self._dtype)
         finite = np.isfinite(mean) & np.isfinite(var)
-        if finite.all():
-            return True
-        if self._on_nonfinite == "raise":
+        accepted = bool(finite.all())
+        if not accepted and self._on_nonfinite == "raise":
             channel = int(finite.argmin())
             raise FloatingPointError(
                 "x: expected finite statistics in every channel, as on_nonfinite is 'raise', "
                 f"got mean {mean[channel]} and variance {var[channel]} in channel {channel}"
             )
-        return False
+        return accepted
 
     def _arrays(self) -> dict[str, Array]:
         """Return the rows of the table that exist as attributes."""
@@ -440,9 +431,8 @@ class LayerState(_Options):
         ['gamma', 'num_batches_tracked', 'running_mean', 'running_var']
         """
         with self._lock:
-            state: dict[str, Any] = {name: a.copy() for name, a in self._arrays().items()}
-            state["num_batches_tracked"] = self.num_batches_tracked
-        return state
+            copies = {name: array.copy() for name, array in self._arrays().items()}
+            return {**copies, "num_batches_tracked": self.num_batches_tracked}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set parameters, running statistics and counter from what `state_dict` returned.
@@ -555,8 +545,7 @@ class LayerState(_Options):
     def __setstate__(self, state: dict[str, Any]) -> None:
         LayerState.__init__(self, **state["options"])
         self._put(*state_files.checked_state(state["state"], self._arrays(), self._num_features, self._dtype))
-        own = state["attributes"]
-        batch = state.get("batch")
+        own, batch = state["attributes"], state.get("batch")
         if own.get("_batch") is not None:  # a pickle with a table whose rows stood otherwise
             batch = own["_batch"][[0, 2, 6]]
         if batch is not None:
@@ -568,10 +557,9 @@ class LayerState(_Options):
                 setattr(self, name, value)
 
     def __repr__(self) -> str:
-        shown = [str(self._num_features) if self._num_features else "not built"]
-        for name, value in self._options().items():
-            if name != "num_features" and value != _DEFAULTS[name]:
-                shown.append(f"{name}={value!r}")
+        options = self._options()
+        shown = [str(options.pop("num_features") or "not built")]
+        shown += [f"{name}={value!r}" for name, value in options.items() if value != _DEFAULTS[name]]
         shown.append("training" if self._training else "inference")
         if self.num_batches_tracked:
             shown.append(f"{self.num_batches_tracked} batches tracked")

@@ -252,8 +252,7 @@ class BatchNorm(LayerState):
         table = np.frombuffer(values, self._dtype).reshape(self._table.shape).astype(np.float64)
         if slope is not None:
             table[rows.SLOPE] = slope
-        form = steps.coefficients(table, eps, dtype)
-        last = self._last_snapshot = Snapshot(values, now, eps, table, form)
+        last = self._last_snapshot = Snapshot(values, now, eps, table, steps.coefficients(table, eps, dtype))
         return last
 
     def _infer(self, call: Call) -> Array:
@@ -444,9 +443,8 @@ class BatchNorm(LayerState):
 
     def _differentiate(self, last: Forward, grad_y: Array, out: Array | None) -> Gradients:
         """Return the gradients of a forward, that of x in ``out`` or a new array."""
-        call, table = self._call_again(last, out), last.table
-        if not last.training:
-            table = steps.completed(table, last.eps)
+        call = self._call_again(last, out)
+        table = last.table if last.training else steps.completed(last.table, last.eps)
         return steps.differentiate(grad_y, call, table, self._correction, self._dtype, last.training)
 
     def freeze(self) -> FrozenBatchNorm:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Never, Unpack, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +13,7 @@ from nbbn._engine import steps
 from nbbn._engine.known import Memory
 from nbbn._kernels import table as rows
 from nbbn.layer._forward import Call
-from nbbn.layer._state import Shown
+from nbbn.layer._state import Fixed
 
 
 class FrozenBatchNorm:
@@ -62,9 +62,8 @@ class FrozenBatchNorm:
         *, axis: int = 1, activation: Activation | None = None, negative_slope: ArrayLike = 0.01,
     ) -> None:  # fmt: skip
         centers = _vector("center", center)
-        count = centers.size
+        self._num_features = count = centers.size
         scales, shifts = _checks.per_channel("scale", scale, count), _checks.per_channel("shift", shift, count)
-        self._num_features = count
         self._axis = _checks.integer("axis", axis)
         self._activation = steps.activation(activation)
         slope = steps.slope(self._activation, negative_slope, count)
@@ -116,13 +115,13 @@ class FrozenBatchNorm:
         scale = steps.over_std(gammas.astype(np.float64), variances, epsilon)
         return cls(means, scale, betas, axis=axis, activation=activation, negative_slope=negative_slope)
 
-    center = Shown[Array, Never]("What is subtracted from each channel.")
-    scale = Shown[Array, Never]("What each channel is then multiplied by.")
-    shift = Shown[Array, Never]("What is then added to each channel.")
-    num_features = Shown[int, Never]("Number of channels, C.")
-    axis = Shown[int, Never]("The channel axis.")
-    activation = Shown[Activation | None, Never]("The activation, applied last, or None.")
-    negative_slope = Shown[Any, Never]('Slope of "leaky_relu" or "prelu" below 0: a number, or one a channel.')
+    center = Fixed[Array]("What is subtracted from each channel.")
+    scale = Fixed[Array]("What each channel is then multiplied by.")
+    shift = Fixed[Array]("What is then added to each channel.")
+    num_features = Fixed[int]("Number of channels, C.")
+    axis = Fixed[int]("The channel axis.")
+    activation = Fixed[Activation | None]("The activation, applied last, or None.")
+    negative_slope = Fixed[Any]('Slope of "leaky_relu" or "prelu" below 0: a number, or one a channel.')
 
     @overload
     def __call__(self, x: NDArray[DType], **given: Unpack[Inferred]) -> NDArray[DType]: ...
@@ -175,9 +174,8 @@ class FrozenBatchNorm:
 
     def __getstate__(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in ("axis", "activation", "negative_slope")}
-        numbers = {"center": self.center, "scale": self.scale, "shift": self.shift}
-        own = getattr(self, "__dict__", {})  # of a subclass
-        return {"options": options, "numbers": numbers, "attributes": own}
+        numbers = {name: getattr(self, name) for name in ("center", "scale", "shift")}
+        return {"options": options, "numbers": numbers, "attributes": getattr(self, "__dict__", {})}  # of a subclass
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         FrozenBatchNorm.__init__(self, **state["numbers"], **state["options"])

@@ -226,10 +226,7 @@ def _parameters(kind: type[Estimator]) -> dict[str, Any]:
 
 def feature_names(X: Any) -> tuple[str, ...] | None:
     """Return the names of the columns of a data frame; None where they are not all strings."""
-    columns = getattr(X, "columns", None)
-    if columns is None:
-        return None
-    names = tuple(columns)
+    names = tuple(getattr(X, "columns", ()))
     return names if names and all(isinstance(name, str) for name in names) else None
 
 
@@ -238,12 +235,8 @@ def check_names(name: str, given: Any, known: tuple[str, ...] | None, owner: str
     if given is not None and known is not None and tuple(given) != known:
         raise ValueError(f"{name}: {_mismatch(given, known)}")
     if (given is None) != (known is None):
-        text = (
-            f"X does not have valid feature names, but {owner} was fitted with feature names"
-            if given is None
-            else f"X has feature names, but {owner} was fitted without feature names"
-        )
-        warnings.warn(text, UserWarning, stacklevel=5)
+        has, was = ("does not have valid", "with") if given is None else ("has", "without")
+        warnings.warn(f"X {has} feature names, but {owner} was fitted {was} feature names", UserWarning, stacklevel=5)
 
 
 def _mismatch(given: Any, known: tuple[str, ...]) -> str:
@@ -296,6 +289,6 @@ def as_frame(library: str | None, y: Any, X: Any, known: tuple[str, ...] | None)
     return module.DataFrame(y, index=index, columns=names, copy=False)
 
 
-def _listed(names: Any, most: int = 5) -> str:
-    shown = ", ".join(repr(name) for name in list(names)[:most])
-    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
+def _listed(names: Any) -> str:
+    shown = ", ".join(map(repr, list(names)[:5]))
+    return shown if len(names) <= 5 else f"{shown}, ... ({len(names)} in all)"

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute, csv
+from pyarrow import compute, csv, types
 
 from nbbn._checks import Array
 from nbbn._files import paths
@@ -48,30 +48,29 @@ class CsvTable(_Table):
         with self._open({}) as reader:
             self._take(reader.schema)  # of the first block
 
-    def _open(self, types: dict[str, Any], columns: Sequence[str] = ()) -> Any:
+    def _open(self, kinds: dict[str, Any], columns: Sequence[str] = ()) -> Any:
         self._file.seek(0)
         return csv.open_csv(
             _unclosed(self._file),
             read_options=csv.ReadOptions(block_size=_BLOCK),
             parse_options=csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=types, include_columns=list(columns), check_utf8=False),
+            convert_options=csv.ConvertOptions(column_types=kinds, include_columns=list(columns), check_utf8=False),
         )
 
     def candidates(self) -> list[str]:
         """Return the columns that look numeric, or empty, in the first block."""
-        return [f.name for f in self.schema if _is_numeric(f.type) or pa.types.is_null(f.type)]
+        return [f.name for f in self.schema if _is_numeric(f.type) or types.is_null(f.type)]
 
     def batches(self, numeric: Sequence[str], columns: Sequence[str], advance: Advance) -> Iterator[Any]:
         """Yield record batches of some columns; a cell that is no number is a `NotNumericError`."""
-        types = {name: pa.float64() if name in numeric else pa.binary() for name in self.names}
-        before = 0
+        kinds = {name: pa.float64() if name in numeric else pa.binary() for name in self.names}
+        done = 0
         try:
-            with self._open(types, columns) as reader:
+            with self._open(kinds, columns) as reader:
                 for batch in reader:
                     yield batch
-                    place = self._file.tell()
-                    advance(place - before)
-                    before = place
+                    before, done = done, self._file.tell()
+                    advance(done - before)
         except pa.ArrowInvalid as error:
             column = re.search(r"In CSV column #(\d+)", str(error))
             if column is None:
@@ -80,8 +79,6 @@ class CsvTable(_Table):
 
 
 class NotNumericError(paths.FileError):
-    """A cell of a column is no number."""
-
     def __init__(self, path: str, name: str, reason: str) -> None:
         super().__init__(f"{path}: expected numbers in column {name!r} ({' '.join(reason.split())})")
         self.name = name
@@ -117,8 +114,7 @@ def _unclosed(file: BinaryIO) -> Any:
 
 
 def _is_numeric(kind: Any) -> bool:
-    kinds = pa.types
-    return bool(kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind))
+    return any(test(kind) for test in (types.is_integer, types.is_floating, types.is_decimal))
 
 
 @contextlib.contextmanager
@@ -128,8 +124,7 @@ def opened(path: str | os.PathLike[str], name: str, suffix: str, delimiter: str)
         try:
             yield ParquetTable(path, file) if suffix == ".parquet" else CsvTable(path, file, delimiter)
         except (pa.ArrowException, UnicodeDecodeError) as error:  # the latter: of names
-            line = " ".join(str(error).split())
-            raise paths.FileError(f"{path}: expected a {suffix} file ({line})") from error
+            raise paths.FileError(f"{path}: expected a {suffix} file ({' '.join(str(error).split())})") from error
 
 
 def moments(table: Any, wanted: Sequence[str] | None, advance: Advance) -> tuple[FeatureMoments, list[str]]:
@@ -152,9 +147,8 @@ def moments(table: Any, wanted: Sequence[str] | None, advance: Advance) -> tuple
             found = FeatureMoments.of(tuple(part[some] for part in found))
         if names:
             return found, names
-    alone = isinstance(table, CsvTable) and len(table.names) == 1
-    text = f"{', '.join(table.names[:9])}{' (--delimiter says what separates cells)' if alone else ''}"
-    raise paths.FileError(f"{table.path}: expected a column of numbers, got {text}")
+    advice = " (--delimiter says what separates cells)" if isinstance(table, CsvTable) and len(table.names) == 1 else ""
+    raise paths.FileError(f"{table.path}: expected a column of numbers, got {', '.join(table.names[:9])}{advice}")
 
 
 def _moments(batches: Iterable[Any], names: Sequence[str]) -> FeatureMoments | None:
@@ -184,7 +178,7 @@ def result_schema(table: Any, numeric: Sequence[str]) -> Any:
 
 
 def _result_type(kind: Any) -> Any:
-    return kind if pa.types.is_floating(kind) else pa.float64()
+    return kind if types.is_floating(kind) else pa.float64()
 
 
 def schema_of(array: NpyFile, names: Sequence[str]) -> Any:
@@ -279,8 +273,6 @@ class ArrayOutput(_Output):
 
 
 class ParquetOutput(_Output):
-    """A Parquet file."""
-
     _writer: Any = None
 
     def made(self, columns: list[Any]) -> Any:
@@ -298,14 +290,13 @@ class ParquetOutput(_Output):
 
         def repeats(name: str) -> bool:
             some = first[name].slice(0, 1 << 12)
-            return not pa.types.is_floating(some.type) or compute.count_distinct(some).as_py() * 2 < len(some)
+            return not types.is_floating(some.type) or compute.count_distinct(some).as_py() * 2 < len(some)
 
-        nested = any(pa.types.is_nested(field.type) for field in self._schema)  # have names of their own
+        nested = any(types.is_nested(field.type) for field in self._schema)  # have names of their own
         chosen = True if nested else list(filter(repeats, self._schema.names))
         return parquet.ParquetWriter(self._file, self._schema, use_dictionary=chosen)
 
     def close(self) -> None:
-        """Write what a file ends with."""
         (self._writer or self._open(self._schema.empty_table())).close()
 
 
@@ -321,21 +312,21 @@ class CsvOutput(_Output):
         self._options = csv.WriteOptions(
             include_header=False, delimiter=delimiter, quoting_style="none", batch_size=16384
         )
-        kinds = [pa.string() if pa.types.is_dictionary(f.type) else f.type for f in schema]
+        kinds = [pa.string() if types.is_dictionary(f.type) else f.type for f in schema]
         empty = pa.table([pa.nulls(1, kind) for kind in kinds], names=self._names)
         csv.write_csv(empty, io.BytesIO(), self._options)  # types that text cannot hold
         self.write(self.made([pa.array([name]) for name in self._names]))
 
     def made(self, columns: list[Any]) -> Any:
         """Return the text of some rows: most of the work, for any thread."""
-        columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in columns]
+        columns = [c.dictionary_decode() if types.is_dictionary(c.type) else c for c in columns]
         if self._missing or any(map(self._has_structure, columns)):
             *cells, last = map(self._quoted, columns)
             replaced = {"null_handling": "replace", "null_replacement": self._missing}
             lines = _join(*cells, _join(last, b"\n", b"", **replaced), self._delimiter, **replaced)
             _, offsets, text = lines.buffers()
             return memoryview(text)[: np.frombuffer(offsets, np.int32)[len(lines)]]
-        fitting = [compute.cast(c, options=_AS_TEXT) if pa.types.is_binary(c.type) else c for c in columns]
+        fitting = [compute.cast(c, options=_AS_TEXT) if types.is_binary(c.type) else c for c in columns]
         text = pa.BufferOutputStream()
         csv.write_csv(pa.Table.from_arrays(fitting, names=self._names), text, self._options)
         return text.getvalue()
@@ -356,5 +347,4 @@ class CsvOutput(_Output):
 
 
 def _is_text(kind: Any) -> bool:
-    kinds = pa.types
-    return any(test(kind) for test in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary))
+    return any(test(kind) for test in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary))
