@@ -226,7 +226,8 @@ def _parameters(kind: type[Estimator]) -> dict[str, Any]:
 
 def feature_names(X: Any) -> tuple[str, ...] | None:
     """Return the names of the columns of a data frame; None where they are not all strings."""
-    names = tuple(getattr(X, "columns", ()))
+    columns = getattr(X, "columns", None)
+    names = () if columns is None else tuple(columns)
     return names if names and all(isinstance(name, str) for name in names) else None
 
 
