@@ -294,10 +294,9 @@ Line by line, what the compiled loops and the profiles of calls show (AVX2, Zen 
   and 110 bytes of tables where x has 32.
 - **Inference in the cache**: 2 loads that subtract, 2 fused multiply-adds and 2 stores for 16 values, as many accesses
   as the yardstick has. What is left is the call, which the layer begins with a comparison of its table (a frozen layer
-  does not), and the coefficients. Tried: one loop for rows and for strips of eight rows, which share coefficients. It
-  compiles a fifth less, but rows, past 1 MB, took 1.1 to 1.8 times as long. Rows whole pages (4 KB) apart are not
-  written in strips: to the processor, what is read next looks like what was just written, and (64, 1024) took 4 times
-  as long.
+  does not), and the coefficients. These begin at a line of the cache: where they began 16 bytes further on, as malloc
+  has it, rows took 1.2 times as long. Tried: strips of eight rows, which share coefficients; rows take 0.9 to 1.05 of
+  their time, and compile a fifth faster.
 - **Inference past the cache**: a run keeps its coefficients in registers and takes 1.06 to 1.1 of the yardstick. Rows
   load three coefficients with each value, 1.12 to 1.25; a bare loop of these instructions takes 1.07 to 1.15. Short
   rows are joined to 4 KB; with 8 KB, float64 took 1.1 to 1.4 times as long, as coefficients fill most of the cache next

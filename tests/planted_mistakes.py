@@ -48,7 +48,6 @@ FILES = {
         FORMULAS + "test_kernels test_moments",
         ("sums leave out the last value of a run", "sums = add(read, row, k, length - k, about, sums)", "sums = add(read, row, k, length - k - 1, about, sums)"),
         ("the last value of a row is not written", "n = end - k\n            store_first(y.values, start + k, n, operation", "n = end - k\n            store_first(y.values, start + k, n - 1, operation"),
-        ("the last of a group of rows is not written", "if n >= LANES:\n                for row in range(first, stop):", "if n >= LANES:\n                for row in range(first, stop - 1):"),
         ("behind the last channel comes none", "channel = channel + 1 if channel + 1 < channels else 0", "channel = channel + 1 if channel + 1 < channels else channel"),
     ),
     "_kernels/statistics.py": (

@@ -359,24 +359,6 @@ def to_line(to: Emitting, array: Any, index: Any) -> Any:
     return to.builder.udiv(rest, number(_size(dtype)))
 
 
-@intrinsic(types.boolean, lambda several, written: False)
-def are_level(to: Emitting, several: Any, written: Any) -> Any:
-    """Whether the second row of one of ``several`` begins next to where the first one ``written`` does in its 4 KB.
-
-    Next to is within 128 bytes. Rows of None, and what is no `Rows`, are not.
-    """
-    builder, found = to.builder, ir.Constant(ir.IntType(1), 0)
-    target, start, _ = cgutils.unpack_tuple(builder, written)
-    place = _address(to, to.kinds[1].types[0], target, start)
-    for kind, rows in zip(to.kinds[0].types, cgutils.unpack_tuple(builder, several), strict=True):
-        if getattr(kind, "instance_class", None) is Rows and kind.types[0] != types.none:
-            array, first, stride = cgutils.unpack_tuple(builder, rows)
-            apart = builder.sub(_address(to, kind.types[0], array, builder.add(first, stride)), place)
-            ahead = builder.and_(builder.add(apart, apart.type(128)), apart.type(4095))
-            found = builder.or_(found, builder.icmp_unsigned("<", ahead, apart.type(256)))
-    return found
-
-
 @intrinsic(None, lambda: None)
 def fence(to: Emitting) -> None:
     """Make what was streamed visible to other threads; after the last `put` of a task that streams."""

@@ -33,7 +33,7 @@ Batch = tuple[Table, float, float]  # statistics, to be written beside gamma and
 Sums = tuple[Table, Table, float, float]  # statistics; sums, to be written; values a channel, degrees of freedom
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-_LINES_FROM = 1 << 16  # values, from which the place of coefficients counts for more than it takes to choose it
+_LINES_FROM = 1 << 16  # values, from which it counts where coefficients lie
 
 
 class Epilogue(NamedTuple):
@@ -119,8 +119,8 @@ class Way:
         self._small = plans.make_plan(view, ()) if view.size < plans.PARALLEL_FROM else None
         self._write, self._look, self._look_with_gaps, self._train, *backward = _calls(view.runs, dtype)
         self._add_up, self._write_back, self._differentiate = backward
-        # What makes arrays of numbers per channel or column, which loops read or write beside their values.
-        self._empty: Callable[..., Any] = np.empty if view.size < _LINES_FROM else on_lines
+        # What makes arrays of coefficients, which loops read beside their values.
+        self._empty: Callable[..., Array] = np.empty if view.size < _LINES_FROM else on_lines
         self._cut: Cut | None = None  # made when it is asked for, where the view alone says how stacks are cut
         self._widened: tuple[Any, int, Any] = (None, 0, None)  # see `_per_column`
 
@@ -160,7 +160,7 @@ class Way:
         if earlier is not None:
             width, sizes, blocks, _ = cut(self.view, False)
         form: Array = self._empty((FORM_ROWS, self._channels), self._computed)
-        written = self._empty((4, sizes.size + (earlier is not None), width))
+        written = np.empty((4, sizes.size + (earlier is not None), width))
         if earlier is not None:
             written[:, -1] = earlier
         table, freedom, eps = batch
@@ -176,8 +176,7 @@ class Way:
         plan, (outer, _, inner) = self._small or plans.make_plan(self.view, (x,)), self.view.shape
         width, sizes, blocks, _ = self._cut if self._cut and weights is None else self._cut_of(weights, x)
         number = outer * -(-inner // statistics.PIECE) if self.view.runs else sizes.size
-        written = self._empty((4, number, width))
-        form: Array = self._empty((FORM_ROWS, self._channels), self._computed)
+        written, form = np.empty((4, number, width)), self._empty((FORM_ROWS, self._channels), self._computed)
         call = self._look_with_gaps[plan.parallel, None if weights is None else weights.dtype.type]
         call(x, weights, written, table, form, plan.ahead, *(() if blocks is None else (blocks,)))
         return form
@@ -209,8 +208,7 @@ class Way:
         form: Array = self._empty((GRADIENT_ROWS, self._channels), self._computed)
         kind, residual, of_y = after.kind, after.residual, after.form
         table, sums, count, freedom = of
-        written, means = self._empty((len(sums), sizes.size, width)), table
-        written[...] = 0.0
+        written, means = np.zeros((len(sums), sizes.size, width)), table
         if width != self._channels:
             means = self._spread(table[: MEAN + 1], width)
             of_y = None if of_y is None else self._per_column(of_y, width)
@@ -222,7 +220,8 @@ class Way:
         if self.view.runs:
             call(grad_y, x, mask, residual, kept, of_y, kind, written, table, sums, form, count, freedom, plan.group)
         else:
-            call(grad_y, x, mask, residual, kept, of_y, kind, means, written, table, sums, form, count, freedom, blocks)
+            ahead = plan.ahead, blocks
+            call(grad_y, x, mask, residual, kept, of_y, kind, means, written, table, sums, form, count, freedom, *ahead)
         return form
 
     def write_back(
@@ -233,7 +232,7 @@ class Way:
         kind, of_y = after.kind, after.form
         width, blocks = rows_to_write(self.view, self._computed.itemsize, plan.streaming, mask is None)
         if width != self._channels:
-            form = self._spread(form, width)
+            form = self._spread(form[:OF_GAMMA], width)
             of_y = None if of_y is None else self._per_column(of_y, width)
         call = self._write_back[plan.parallel, len(kind), None if mask is None else mask.dtype.type]
         call(grad_y, x, grad_x, mask, form, of_y, kind, plan.streaming, *blocks)

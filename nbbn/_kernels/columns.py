@@ -16,7 +16,6 @@ from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import (
     ZERO,
     Rows,
-    are_level,
     at,
     fence,
     load,
@@ -43,7 +42,7 @@ from nbbn._compiler.vectors import (
 )
 from nbbn._compiler.weights import RowWeights
 from nbbn._kernels.elementwise import About, Coefficients, Given, Target, add_products, form_at, no_sums
-from nbbn._kernels.loops import GROUP, sum_strip, write_rows, write_strips
+from nbbn._kernels.loops import GROUP, sum_strip, write_rows
 from nbbn._kernels.statistics import Layout, Samples, add_deviations, mean_of, worst_condition
 from nbbn._kernels.table import REFERENCE, SUM, SUM_GRAD
 
@@ -51,8 +50,7 @@ TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 WIDE_TILE = 1024  # columns of the elementwise steps: three float32 coefficients each, 12 KB
 SHALLOW = 2048  # values of rows side by side
 LINE = 64  # bytes of the cache
-SMALL = 1 << 20  # bytes that a core's own cache holds
-LONG_ROW = 1920  # bytes that short rows are joined to: not next to 4 KB, see `suit_strips`
+LONG_ROW = 1920  # bytes that short rows are joined to
 LONGEST_ROW = 1 << 12  # ... and past the cache, where each end of a row may cost a line: 1.1 to 1.4 times
 MANY = 1 << 16  # values from which it pays to join rows of some lines, too: they need coefficients a column
 FULL_ROW = 128  # ... and where they are summed, or are not whole vectors
@@ -251,8 +249,11 @@ def rows_in(given: Given, largest: Any, block: Block, fold: int, first: int) -> 
 
 
 @helper
-def add_up_tile(given: Given, means: Any, of_y: Any, parts: Any, block: Block) -> None:
-    """Write the sums of the columns of a block, with ``means`` and the coefficients of the forward, one a column."""
+def add_up_tile(given: Given, means: Any, of_y: Any, parts: Any, block: Block, ahead: int) -> None:
+    """Write the sums of the columns of a block, with ``means`` and the coefficients of the forward, one a column.
+
+    ``ahead``, ask for rows ahead of time.
+    """
     fold, none = parts.shape[2] // given.x.shape[2], Rows(None, ZERO, ZERO)
     more, keeps = rows_in(given, None, block, fold, block.first), has_values(given.kept)
     read = Given(more.grad_y, more.x, more.mask, none, none, given.kind, None)
@@ -263,8 +264,9 @@ def add_up_tile(given: Given, means: Any, of_y: Any, parts: Any, block: Block) -
         stop = smaller(row + depth, rows)
         coming = row + depth, ZERO
         for k in range(0, columns, LANES):
-            ask_for(read.grad_y, columns, coming, depth)
-            coming = ask_for(read.x, columns, coming, depth)
+            if ahead:
+                ask_for(read.grad_y, columns, coming, depth)
+                coming = ask_for(read.x, columns, coming, depth)
             count, place = columns - k, block.first + k
             about = About(load(means, place, count), load_rows(Coefficients, of_y, ZERO, place, count))
             sums = load_rows(no_sums(given.kind), parts, SUM_GRAD, first + k, count)
@@ -276,26 +278,13 @@ def add_up_tile(given: Given, means: Any, of_y: Any, parts: Any, block: Block) -
 
 
 @inlined
-def suit_strips(x: Any, read: Given, y: Rows) -> bool:
-    """Whether rows are best written in strips, which share their coefficients: those in the cache.
-
-    0.7 of the time for 512 rows of 256; but 1.7 for 65,536 rows, as the processor reads less far ahead. And 4 for 64
-    rows of 1,024, if each is read whole pages (4 KB) from where the one before was written: it waits for that.
-    """
-    return x.size * x.itemsize <= SMALL and not are_level(read, y)
-
-
-@inlined
 def write_tile(operation: Any, given: Given, to: Target, block: Block, fold: int) -> None:
     """Write a tile of columns of some rows."""
     largest = room_for_largest(given.noted, given.x)
     read = rows_in(given, largest, block, fold, ZERO)
     y = rows_of(to.values, block.outer, block.row * fold, ZERO, fold)
     columns = block.first, block.first + block.columns
-    if not to.streaming and suit_strips(given.x, read, y):
-        write_strips(operation, y, read, block.rows, columns, to.form)
-    else:
-        write_rows(operation, form_at, y, read, block.rows, columns, to.form, to.streaming)
+    write_rows(operation, form_at, y, read, block.rows, columns, to.form, to.streaming)
     if to.streaming:
         fence()
     note_infinite(given.noted, largest)

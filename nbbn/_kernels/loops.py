@@ -12,7 +12,7 @@ from typing import Any
 from nbbn._compiler.jit import inlined
 from nbbn._compiler.memory import ZERO, Rows, put, store_first, to_line
 from nbbn._compiler.vectors import LANES, first_of, smaller
-from nbbn._kernels.elementwise import Forms, form_at, form_of
+from nbbn._kernels.elementwise import Forms, form_of
 
 GROUP = 8  # rows side by side
 
@@ -70,26 +70,6 @@ def write_rows(
         if k < end:
             n = end - k
             store_first(y.values, start + k, n, operation(read, row, k, n, pick(form, k, n)))
-
-
-@inlined
-def write_strips(operation: Any, y: Rows, read: Any, rows: int, columns: Any, form: Forms) -> None:
-    """`write_rows`, sixteen columns of `GROUP` rows at a time: these share their coefficients.
-
-    One loop for both took 1.1 to 1.8 times as long where rows are written.
-    """
-    for first in range(0, rows, GROUP):
-        stop = smaller(first + GROUP, rows)
-        for k in range(columns[0], columns[1], LANES):
-            n = columns[1] - k
-            c = form_at(form, k, n)
-            if n >= LANES:
-                for row in range(first, stop):
-                    put(y.values, y.at + row * y.stride + k, operation(read, row, k, LANES, c), 0)
-            else:
-                for row in range(first, stop):
-                    value = operation(read, row, k, n, c)
-                    store_first(y.values, y.at + row * y.stride + k, n, value)
 
 
 @inlined

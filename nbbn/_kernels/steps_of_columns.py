@@ -60,17 +60,18 @@ def gradient_sums_of_columns(
     grad_y: jit.Stack, x: jit.Stack, mask: jit.IfWeights, residual: jit.IfFused, kept: jit.OutIfFused,
     of_y: jit.IfFusedForm, kind: jit.Kind, means: jit.Table,
     parts: jit.Parts, table: jit.Table, sums: jit.OutTable, form: jit.OutForm,
-    count: jit.Float, freedom: jit.Float, blocks: jit.Blocks,
+    count: jit.Float, freedom: jit.Float, ahead: jit.Int, blocks: jit.Blocks,
 ) -> None:  # fmt: skip
     """`gradient_sums_of_runs` of channels that lie side by side; ``form`` is for `gradient_of_columns`.
 
     ``means`` has one a column in its first row, ``of_y`` too; ``parts``, (2 or 3, number of parts, width), holds zeros,
-    and is written over; ``mask`` has one number a row. Parallel over tiles of columns of parts of the rows.
+    and is written over; ``mask`` has one number a row. ``ahead``, it asks for rows ahead of time. Parallel over tiles
+    of columns of parts of the rows.
     """
     at_once = are_whole(parts, table)
     for task in prange(x.shape[0] * len(blocks)):
         given, block = Given(grad_y, x, mask, residual, kept, kind, None), block_at(blocks, np.intp(task))
-        add_up_tile(given, means, of_y, parts, block)
+        add_up_tile(given, means, of_y, parts, block, ahead)
         if at_once:
             layout, stop = layout_of(x, parts, table.shape[1]), block.first + block.columns
             finish_sums(parts, layout, block.first, stop, table, sums, form, Counts(count, freedom))

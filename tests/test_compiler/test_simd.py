@@ -63,19 +63,6 @@ def test_rows_of_a_table_become_tuples_of_any_length_in_any_order():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("apart", "level"), [(0, 1), (64, 1), (-64, 1), (8192, 1), (192, 0), (-192, 0), (2048, 0)])
-def test_rows_are_level_where_the_next_one_is_read_whole_pages_from_what_is_written(dtype, apart, level):
-    values, page = np.zeros(1 << 15, dtype), 4096 // np.dtype(dtype).itemsize
-    at = page + apart // values.itemsize
-
-    def are_level(values, at, stride):
-        read = _memory.Rows(None, at, stride), 0, _memory.Rows(values, at - stride, stride)
-        return _memory.are_level(read, _memory.Rows(values, 3 * stride, stride))
-
-    assert compiled(are_level, values, at, page) == level
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_arithmetic_agrees_with_the_twins(dtype):
     with np.errstate(over="ignore"):
         a = np.array(ODD).astype(dtype)
