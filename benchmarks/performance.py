@@ -304,7 +304,8 @@ Line by line, what the compiled loops and the profiles of calls show (AVX2, Zen 
   Tried: two, four and eight rows at a time, which share coefficients; stores past the cache to several rows in turn
   take 1.3 to 5 times as long.
 - **Past the cache**: training and backward read their arrays twice, and their sums wait for arithmetic as above. All
-  lines of the next rows are asked for ahead of time: with rows of 64 to 128 columns that took 0.3 to 0.6 of the time.
+  lines of the next rows are asked for ahead of time, unless rows are no longer than two lines: with rows of 64 to 128
+  columns that took 0.3 to 0.6 of the time.
   Tried: one group of channels after the other, in place of two passes, which took up to 2.3 times as long where runs
   have 49 to 784 values.
 - **Small calls** are Python: of a frozen layer's 2.7 us on (32, 64) the compiled function takes 0.5. A layer in

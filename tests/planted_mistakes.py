@@ -352,8 +352,8 @@ FILES = {
         "test_standardizer test_standardizer_gaps",
         ("what rounding leaves of a constant feature is scaled", "constant = var <= each * var + (each * self.mean) ** 2", "constant = var <= 0.0"),
         ("weights of a block are those of the first one", "weights[place[axis]]", "weights[: place[axis].stop - place[axis].start]"),
-        ("a look after a chunk forgets those before", "self.filled, self._together = begin + size, None", "self.filled = begin + size"),
-        ("features of different counts are taken for even ones", "if even else None", ""),
+        ("a look after a chunk forgets those before", "self.filled, self.seen = begin + size, None", "self.filled = begin + size"),
+        ("features of different counts are taken for even ones", " or np.minimum.reduce(counts) != np.maximum.reduce(counts):", ":"),
         ("a chunk of another dtype is kept as it is", "if X.dtype != self._rows.dtype or size", "if size"),
     ),
     "standardizer/_dataset.py": (
@@ -382,7 +382,8 @@ FILES = {
     "standardizer/standardizer.py": (
         "test_standardizer test_threads",
         ("partial_fit begins anew", "moments, names, form = earlier.moments.merge(moments), earlier.names or names, None", "names = earlier.names or names"),
-        ("chunks of an earlier fit, of other features, are gone on with", "            if fresh:\n                self._chunks = None\n", ""),
+        ("chunks of an earlier fit, of other features, are gone on with", "form, like, self._chunks = given.form, (given.axis, moments.mean.size), None", "form, like = given.form, (given.axis, moments.mean.size)"),
+        ("a look sums chunks that another thread has taken", "if chunks is not self._chunks or self._fitted is None:", "if self._fitted is None:", "test_standardizer"),
     ),
     # --- commands and yardsticks ---
     "cli/__init__.py": (

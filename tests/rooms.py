@@ -15,10 +15,10 @@ from nbbn._compiler import memory as vector_memory
 from nbbn._compiler.jit import Step, Variant
 from nbbn._engine import known, machine, masks, memory, plan, steps, threads, views, warmup, ways
 from nbbn._files import npy, state
-from nbbn._kernels import runs, samples, steps_of_columns, steps_of_layers, steps_of_runs, table
+from nbbn._kernels import columns, runs, samples, steps_of_columns, steps_of_layers, steps_of_runs, table
 
 __all__ = [
-    "Step", "Variant", "announce", "cache", "checks", "forks", "internals", "jit", "machine", "masks",
+    "Step", "Variant", "announce", "cache", "checks", "columns", "forks", "internals", "jit", "machine", "masks",
     "memory", "npy", "plan", "runs", "samples", "sources", "state", "steps", "steps_of_columns",
     "steps_of_layers", "steps_of_runs", "table", "threads", "vector_memory", "vectors", "views", "warmup",
     "ways",

@@ -138,8 +138,8 @@ def empty_like(like: Array, dtype: np.dtype[Any] | None = None) -> Array:
 def on_lines(shape: tuple[int, ...], dtype: np.dtype[Any] = _FLOAT64) -> Array:
     """Return an empty array that begins at a line of the cache, unless it is small: where malloc's does not is chance.
 
-    Inference of (4096, 128), which reads a coefficient beside each value, took 1.2 times as long when those began 16
-    bytes further on: half of such vectors span two lines. It takes 2 us.
+    Inference of (4096, 128), which reads coefficients beside each value, took 1.2 times as long when those began 16
+    bytes further on: half of such vectors span two lines. To make such an array takes 2 us.
     """
     size = math.prod(shape) * dtype.itemsize
     if size <= _FEW_LINES:

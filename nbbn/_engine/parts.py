@@ -58,6 +58,6 @@ def rows_to_write(view: View, itemsize: int, streaming: int, joins: bool = True)
 
 
 @functools.lru_cache(maxsize=16)
-def channels_of(view: View, width: int) -> NDArray[np.intp]:
+def channels_of(channels: int, inner: int, width: int) -> NDArray[np.intp]:
     """Return the channel of each column of rows of this width."""
-    return np.arange(width) // view.inner % view.channels
+    return np.arange(width) // inner % channels

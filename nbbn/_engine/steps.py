@@ -176,7 +176,8 @@ def moments(
 ) -> tuple[float, Array]:
     """Write the statistics of ``x`` to ``table``; return the count, which is not 0, and coefficients made of them.
 
-    ``earlier`` values count, too: their reference, sum of deviations, m2 and number, (4, C), of several columns.
+    ``earlier`` values count, too: their reference, sum of deviations, m2 and number, (4, C), of several columns with
+    the same number each.
     """
     count, known = call.total(), known_of(call.x, call.axis) if call.weights is None else None
     if earlier is not None:

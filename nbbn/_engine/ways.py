@@ -24,6 +24,7 @@ from nbbn._kernels import gaps, statistics
 from nbbn._kernels import steps_of_columns as columns
 from nbbn._kernels import steps_of_runs as runs
 from nbbn._kernels.activations import KEPT, LEARNED
+from nbbn._kernels.columns import WIDE_TILE
 from nbbn._kernels.table import FORM_ROWS, GRADIENT_ROWS, MEAN, OF_GAMMA
 
 Table = NDArray[np.float64]
@@ -131,16 +132,18 @@ class Way:
         return found
 
     def _per_column(self, form: Array, width: int) -> Array:
-        """Return coefficients per channel as such per column; nobody changes them, so the last ones are kept."""
+        """Return coefficients per channel as such per column. The last ones are kept, if few: nobody changes them."""
         last = self._widened
         if last[0] is not form or last[1] != width:
-            last = self._widened = form, width, self._spread(form, width)
+            last = form, width, self._spread(form, width)
+            if width <= WIDE_TILE:
+                self._widened = last
         found: Array = last[2]
         return found
 
     def _spread(self, numbers: Array, width: int) -> Array:
         found: Array = self._empty((len(numbers), width), numbers.dtype)
-        return numbers.take(channels_of(self.view, width), axis=1, out=found, mode="clip")
+        return numbers.take(channels_of(self._channels, self.view.inner, width), axis=1, out=found, mode="clip")
 
     def write(
         self, x: Array, y: Array, form: Array, kind: Kind = (), residual: IfThere = None, noted: IfThere = None
@@ -156,9 +159,8 @@ class Way:
     def look(self, x: Array, batch: Batch, weights: IfThere = None, earlier: IfThere = None) -> Array:
         """Write the statistics of x; return the coefficients. ``earlier`` is one more part, of columns not joined."""
         plan = self._small or plans.make_plan(self.view, (x,))
-        width, sizes, blocks, numbers = self._cut if self._cut and weights is None else self._cut_of(weights, x)
-        if earlier is not None:
-            width, sizes, blocks, _ = cut(self.view, False)
+        found = self._cut if self._cut and weights is None else self._cut_of(weights, x)
+        width, sizes, blocks, numbers = found if earlier is None else cut(self.view, False)
         form: Array = self._empty((FORM_ROWS, self._channels), self._computed)
         written = np.empty((4, sizes.size + (earlier is not None), width))
         if earlier is not None:

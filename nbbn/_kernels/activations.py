@@ -156,7 +156,7 @@ TABLE: dict[str | None, tuple[Any, Any]] = {
     "prelu": (_leaky_relu, _through_leaky_relu),
 }
 LEARNED = tuple(TABLE).index("prelu")  # its slope is a parameter, with a gradient of its own
-# Where it takes longer to find the gradient that reaches the argument twice than to keep it: 1.3 times, of runs.
+# Of these a backward of runs keeps the gradient that reaches the argument: to find it twice takes 1.3 times as long.
 KEPT = tuple(map(tuple(TABLE).index, ("silu", "mish")))
 
 # ``activated(v, a)`` and ``through_activation(grad, v, a)``

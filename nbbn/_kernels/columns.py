@@ -14,6 +14,7 @@ import numpy as np
 
 from nbbn._compiler.jit import helper, inlined
 from nbbn._compiler.memory import (
+    ONE,
     ZERO,
     Rows,
     at,
@@ -50,10 +51,10 @@ TILE = 512  # columns: their float64 sums (8 KB) stay in L1
 WIDE_TILE = 1024  # columns of the elementwise steps: three float32 coefficients each, 12 KB
 SHALLOW = 2048  # values of rows side by side
 LINE = 64  # bytes of the cache
-LONG_ROW = 1920  # bytes that short rows are joined to
-LONGEST_ROW = 1 << 12  # ... and past the cache, where each end of a row may cost a line: 1.1 to 1.4 times
+FULL_ROW = 128  # columns that short rows are joined to where they are summed
+LONG_ROW = 1920  # bytes that they are joined to where they are written
+LONGEST_ROW = 1 << 12  # ... past the cache: each end of a row may cost a line, rows one by one up to 1.4 times as long
 MANY = 1 << 16  # values from which it pays to join rows of some lines, too: they need coefficients a column
-FULL_ROW = 128  # ... and where they are summed, or are not whole vectors
 PART = 1 << 16  # values of a part
 PART_ROWS = 64  # at least: what is kept for a part then is little beside the part
 
@@ -142,17 +143,20 @@ def are_whole(parts: Any, table: Any) -> bool:
 
 @inlined
 def ask_for(rows: Rows, columns: int, coming: Any, places: int) -> Any:
-    """Ask for the cache lines of so many places, from a row and a column on; return the row and column behind them.
+    """Ask for the cache lines of so many vectors, from a row and a column on; return the row and column behind them.
 
     The next rows are asked for one after the other: a stream that the processor then reads ahead of, while rows side by
-    side are none. Of rows of two lines some are enough.
+    side are none. Rows of a line or two are such a stream by themselves: its beginning is enough.
     """
     row, column = coming
     line = LINE // rows.values.itemsize
-    is_short = columns <= 2 * line
-    left = GROUP if is_short else places * (LANES // line)
+    if columns <= 2 * line:
+        for k in range(GROUP):
+            prefetch(rows.values, rows.at + row * rows.stride + column + k * line)
+        return row + 1, ZERO
+    left = larger(ONE, places * LANES // line)
     while left > 0:
-        number = left if is_short else smaller(left, (columns - column + line - 1) // line)
+        number = smaller(left, (columns - column + line - 1) // line)
         index = rows.at + row * rows.stride + column
         for k in range(number):
             prefetch(rows.values, index + k * line)

@@ -195,7 +195,8 @@ def _whole(values: Array, index: int, weights: masks.Weights | None) -> tuple[Fe
         return FeatureMoments.nothing(values.shape[index]), None
     table = steps.new_table(values.shape[index], number=rows.FEATURES_ROWS)
     count, form = steps.moments(steps.Call(values, index, weights=weights), table)
-    return (_of_table(table, count), form) if _is_finite(table) else (None, None)
+    table[rows.COUNTS] = count
+    return (_of_table(table), form) if _is_finite(table) else (None, None)
 
 
 def _with_gaps(values: Array, index: int, weights: masks.Weights | None) -> tuple[FeatureMoments, Array]:
@@ -204,16 +205,16 @@ def _with_gaps(values: Array, index: int, weights: masks.Weights | None) -> tupl
     form = steps.moments_with_gaps(steps.Call(values, index, weights=weights), table)
     if not _is_finite(table):  # or sums overflow
         check_not_infinite(values, index)
-    return _of_table(table, table[rows.COUNTS]), form
+    return _of_table(table), form
 
 
 def _is_finite(table: Array) -> bool:
     return math.isfinite(np.maximum.reduce(table[rows.M2]))
 
 
-def _of_table(table: Array, counts: Any) -> FeatureMoments:
-    """Return the moments in a table, to whose rows nobody may write any more."""
-    table[rows.COUNTS], table[rows.ZEROS] = counts, 0.0
+def _of_table(table: Array) -> FeatureMoments:
+    """Return the moments in a table with counts, to whose rows nobody may write any more."""
+    table[rows.ZEROS] = 0.0
     table.flags.writeable = False
     return FeatureMoments(table[rows.COUNTS], table[rows.MEAN], table[rows.MEAN_LOW], table[rows.M2], table[rows.ZEROS])
 
@@ -225,10 +226,7 @@ class Chunks:
         self._most = max(1, min(_CHUNKS, _KEPT // like.size)) * len(like)  # samples
         self._rows = np.empty((self._most, like.shape[1]), like.dtype)
         self.filled, self.found = 0, list[FeatureMoments]()
-        # What `added_to` was asked for, as a part of a step, or None; and what it found, until there is more.
-        self._base: FeatureMoments | None = None
-        self._part: Array | None = None
-        self._together: tuple[FeatureMoments, Array] | None = None
+        self.seen: Any = None  # what was found with them, as long as there are no more
         # The step that writes (x - 0) * 1 + 0 copies, and notes whether x has an infinite value.
         self._copy = infer_columns.variant(Variant(like.dtype.type, noted=True))
         self._noted = np.zeros(1, np.uint8)
@@ -247,39 +245,34 @@ class Chunks:
     def keep(self, X: Array) -> bool:
         """Keep a chunk if it is of this dtype, there is room, and nothing in it is infinite."""
         begin, size = self.filled, len(X)
+        if X.dtype != self._rows.dtype or size > self._most:
+            return False
         if begin + size > self._most:
             self._sum()
             begin = 0
-        if X.dtype != self._rows.dtype or size > self._most:
-            return False
         self._block[0, 2] = size
         place = self._rows[None, begin : begin + size]
         self._copy(X[None], place, None, self._form, (), 0, self._noted, self._block)
         if self._noted[0]:
             self._noted[0] = 0
             return False
-        self.filled, self._together = begin + size, None
+        self.filled, self.seen = begin + size, None
         return True
 
     def added_to(self, base: FeatureMoments) -> tuple[FeatureMoments, Array] | None:
         """Return the moments of ``base`` and of what is kept, in one step, and coefficients; None if that takes more.
 
-        For who looks after every chunk: the step takes 3 us where summing and merging take 40. Nothing is added to
-        ``base``, so no rounding to rounding.
+        For who looks after every chunk: the step takes 3 us where summing and merging take 40. The next look begins
+        with ``base`` again, so that roundings do not add up; to merge what is kept may give other last bits.
         """
         counts = base.counts
-        if self.found or counts.size == 1 or self.filled * counts.size > _AGAIN:
+        few = not self.found and 0 < self.filled * counts.size <= _AGAIN and counts.size > 1
+        if not few or np.minimum.reduce(counts) != np.maximum.reduce(counts):
             return None
-        if self._base is not base:
-            even = np.minimum.reduce(counts) == np.maximum.reduce(counts)
-            self._part = np.stack((base.mean, counts * base.mean_low, base.m2 + base.m2_low, counts)) if even else None
-            self._base, self._together = base, None
-        if self._together is None and self._part is not None:
-            table = steps.new_table(counts.size, number=rows.FEATURES_ROWS)
-            count, form = steps.moments(steps.Call(self._as_float64(), 1), table, earlier=self._part)
-            if _is_finite(table):
-                self._together = _of_table(table, count), form
-        return self._together
+        earlier = np.stack((base.mean, counts * base.mean_low, base.m2 + base.m2_low, counts))
+        table = steps.new_table(counts.size, number=rows.FEATURES_ROWS)
+        table[rows.COUNTS], form = steps.moments(steps.Call(self._as_float64(), 1), table, earlier=earlier)
+        return (_of_table(table), form) if _is_finite(table) else None
 
     def _as_float64(self) -> Array:
         """Return what is kept: of float64, sums are taken near the mean, a digit more where that is large."""
@@ -295,5 +288,5 @@ class Chunks:
     def take(self) -> FeatureMoments | None:
         """Return the moments of what was kept, and forget it."""
         self._sum()
-        found, self.found = self.found, []
+        found, self.found, self.seen = self.found, [], None
         return FeatureMoments.together(found) if found else None

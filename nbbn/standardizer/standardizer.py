@@ -328,16 +328,18 @@ class Standardizer(_estimator.Estimator):
         return fitted
 
     def _now(self) -> Fitted | None:
-        """Return what was found, with chunks that are kept, and may stay so."""
+        """Return what was found, also with chunks that wait; if these are many, they are merged into it."""
         chunks = self._chunks
-        if chunks is not None and chunks.filled:
+        if chunks is None:
+            return self._fitted
+        if chunks.seen is None:
             with self._lock:
-                fitted = self._fitted
-                if fitted is not None and chunks is self._chunks:
-                    found = chunks.added_to(fitted.moments)
-                    if found is not None:
-                        return fitted.of(*found)
-        return self._settled()
+                if chunks is not self._chunks or self._fitted is None:  # another thread was here
+                    return self._fitted
+                found = chunks.added_to(self._fitted.moments)
+                chunks.seen = self._fitted.of(*found) if found else self._settled()
+        seen: Fitted | None = chunks.seen
+        return seen
 
     def _settled(self) -> Fitted | None:
         """Return what was found, once chunks that were kept are merged into it."""
@@ -359,13 +361,10 @@ class Standardizer(_estimator.Estimator):
         if not as_before or not Chunks.are_made_of(X, fitted.moments.mean.shape):
             return False
         with self._lock:
-            chunks = self._chunks
             if self._fitted is not fitted:  # another thread was here
                 return False
-            if chunks is not None and chunks.keep(X):
-                return True
-            self._settled()
-            self._chunks = Chunks(X)
+            if self._chunks is None:
+                self._chunks = Chunks(X)
             return self._chunks.keep(X)
 
     def _learn(self, given: Dense, fresh: bool, sample_weight: Any) -> Fitted | None:
@@ -380,11 +379,10 @@ class Standardizer(_estimator.Estimator):
         if not (moments.counts.any() if math.isnan(size) else size):
             if fresh:
                 raise ValueError(f"X: expected at least one sample, got shape {given.values.shape}")
-            return self._settled()
+            return self._fitted
         with self._lock:
-            if fresh:
-                self._chunks = None
-            earlier, form, like = self._settled(), given.form, (given.axis, moments.mean.size)
+            earlier = self._fitted if fresh else self._settled()
+            form, like, self._chunks = given.form, (given.axis, moments.mean.size), None
             known = earlier.known if earlier and (earlier.axis, earlier.features) == like else Memory()
             if earlier is not None and not fresh:
                 moments, names, form = earlier.moments.merge(moments), earlier.names or names, None

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numba import njit
+from rooms import columns as _columns
 from rooms import vector_memory as _memory
 from rooms import vectors as _simd
 
@@ -60,6 +61,17 @@ def test_rows_of_a_table_become_tuples_of_any_length_in_any_order():
     for _ in range(2):
         assert compiled(last_of_four, table) == table[3].sum()
         assert compiled(last_of_three, table) == table[2].sum()
+
+
+@pytest.mark.parametrize(("dtype", "place"), [(np.float16, 1032), (np.float32, 1048), (np.float64, 1048)])
+def test_all_lines_of_the_next_rows_are_asked_for(dtype, place):
+    """128 values of rows of 80, in whole lines: where the next ones begin, 1000 times the row and the column."""
+
+    def ask(values):
+        row, column = _columns.ask_for(_memory.Rows(values, 0, 100), 80, (0, 0), 8)
+        return 1000 * row + column
+
+    assert compiled(ask, np.zeros(400, dtype)) == place
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

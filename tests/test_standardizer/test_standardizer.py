@@ -324,6 +324,46 @@ def test_looks_after_every_chunk_add_no_rounding(dtype):
     assert_standardized(scaler.transform(x), x)
 
 
+def test_what_is_refused_or_empty_changes_nothing_that_was_seen():
+    x, bad = cases.values((80, 3)), np.full((2, 3), np.inf, np.float32)
+    for rows in range(8, 72, 8):
+        scaler = nbbn.Standardizer().fit(x[:5]).partial_fit(x[:rows])
+        for dtype in cases.DTYPES:
+            before = statistics(scaler)
+            with pytest.raises(ValueError, match=r"^X: expected finite values"):
+                scaler.partial_fit(bad.astype(dtype))
+            scaler.partial_fit(x[:0].astype(dtype))
+            for a, b in zip(statistics(scaler), before, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_what_was_seen_is_made_once():
+    scaler = in_small_chunks(cases.values((40, 3)))
+    assert scaler._known() is scaler._known()
+    scaler.partial_fit(cases.values((4, 3)))
+    assert scaler._known() is scaler._known()
+
+
+def test_a_look_while_another_thread_takes_the_chunks():
+    """It sees them, whoever merges them first."""
+    x = cases.values((40, 3))
+    scaler, others = in_small_chunks(x), iter([lambda scaler: scaler.partial_fit(np.ones((300, 300, 3))[0])])
+
+    class Lock:
+        def __init__(self, lock):
+            self.lock = lock
+
+        def __enter__(self):
+            self.lock.__enter__()
+            next(others, lambda scaler: None)(scaler)
+
+        def __exit__(self, *error):
+            return self.lock.__exit__(*error)
+
+    scaler._lock = Lock(scaler._lock)
+    assert scaler.n_samples_seen_ == 340
+
+
 def test_chunks_that_wait_are_copies():
     x = cases.values((40, 3))
     chunk, scaler = np.empty((4, 3), np.float32), nbbn.Standardizer()
