@@ -383,7 +383,6 @@ FILES = {
         "test_standardizer test_threads",
         ("partial_fit begins anew", "moments, names, form = earlier.moments.merge(moments), earlier.names or names, None", "names = earlier.names or names"),
         ("chunks of an earlier fit, of other features, are gone on with", "form, like, self._chunks = given.form, (given.axis, moments.mean.size), None", "form, like = given.form, (given.axis, moments.mean.size)"),
-        ("a look sums chunks that another thread has taken", "if chunks is not self._chunks or self._fitted is None:", "if self._fitted is None:", "test_standardizer"),
     ),
     # --- commands and yardsticks ---
     "cli/__init__.py": (

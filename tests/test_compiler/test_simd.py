@@ -63,12 +63,14 @@ def test_rows_of_a_table_become_tuples_of_any_length_in_any_order():
         assert compiled(last_of_three, table) == table[2].sum()
 
 
-@pytest.mark.parametrize(("dtype", "place"), [(np.float16, 1032), (np.float32, 1048), (np.float64, 1048)])
-def test_all_lines_of_the_next_rows_are_asked_for(dtype, place):
-    """128 values of rows of 80, in whole lines: where the next ones begin, 1000 times the row and the column."""
+@pytest.mark.parametrize(
+    ("dtype", "width", "place"), [(np.uint8, 200, 128), (np.float32, 80, 1048), (np.float64, 80, 1048)]
+)
+def test_all_lines_of_the_next_rows_are_asked_for(dtype, width, place):
+    """Those of 128 values: where the next ones begin, 1000 times the row and the column."""
 
     def ask(values):
-        row, column = _columns.ask_for(_memory.Rows(values, 0, 100), 80, (0, 0), 8)
+        row, column = _columns.ask_for(_memory.Rows(values, 0, 200), width, (0, 0), 8)
         return 1000 * row + column
 
     assert compiled(ask, np.zeros(400, dtype)) == place
