@@ -353,7 +353,7 @@ FILES = {
         ("what rounding leaves of a constant feature is scaled", "constant = var <= each * var + (each * self.mean) ** 2", "constant = var <= 0.0"),
         ("weights of a block are those of the first one", "weights[place[axis]]", "weights[: place[axis].stop - place[axis].start]"),
         ("a look after a chunk forgets those before", "self.filled, self.seen = begin + size, None", "self.filled = begin + size"),
-        ("features of different counts are taken for even ones", " or np.minimum.reduce(counts) != np.maximum.reduce(counts):", ":"),
+        ("features of different counts are taken for even ones", " or (self.counts != self.counts[0]).any():", ":"),
         ("a chunk of another dtype is kept as it is", "if X.dtype != self._rows.dtype or size", "if size"),
     ),
     "standardizer/_dataset.py": (

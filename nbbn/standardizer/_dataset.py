@@ -38,6 +38,7 @@ class Fitted:
     own_form: Array | None = None  # what the moments make, each feature with its own
     # Made when first asked for; two threads that make one at a time make the same.
     _forms: dict[tuple[bool, bool], Array] = field(default_factory=dict, init=False)
+    _part: Any = field(default=False, init=False)
 
     @property
     def features(self) -> int:
@@ -46,6 +47,12 @@ class Fitted:
     def of(self, moments: FeatureMoments, form: Array | None = None) -> Fitted:
         """Return what is known with other moments."""
         return Fitted(moments, self.axis, self.with_mean, self.with_std, self.names, self.known, form)
+
+    def part(self) -> Any:
+        """Return what `FeatureMoments.part` makes of the moments."""
+        if self._part is False:
+            self._part = self.moments.part()
+        return self._part
 
     def _variances(self) -> Vector:
         """Return the variances, 1 for a constant feature, and for all where they are not wanted."""

@@ -336,7 +336,7 @@ class Standardizer(_estimator.Estimator):
             with self._lock:
                 if chunks is not self._chunks or self._fitted is None:  # another thread was here
                     return self._fitted
-                found = chunks.added_to(self._fitted.moments)
+                found = chunks.added_to(self._fitted.part())
                 chunks.seen = self._fitted.of(*found) if found else self._settled()
         seen: Fitted | None = chunks.seen
         return seen
