@@ -245,6 +245,16 @@ def test_long_runs_are_trained_channel_by_channel_past_the_cache(monkeypatch):
             assert not plan_of(short, passes=2).by_channel
 
 
+@pytest.mark.parametrize("runs", [True, False], ids=["runs", "columns"])
+def test_runs_of_half_types_are_not_streamed(monkeypatch, runs):
+    monkeypatch.setattr(rooms.machine, "last_level_cache", lambda: 0)
+    shape = (8, 64, 49 * 49) if runs else (20_000, 64)
+    for dtype, streaming in ((np.float16, 0 if runs else 1), (np.float32, 1)):
+        x = np.zeros(shape, dtype)
+        view = rooms.views.view_of(1, False, x, x)
+        assert rooms.plan.make_plan(view, (x,), x.copy()).streaming == streaming
+
+
 # Prints, for each call: its name, how many values the steps, interpreted, write in a row, and whether past the cache.
 WRITTEN = """
 import numpy as np
