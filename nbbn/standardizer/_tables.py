@@ -45,13 +45,12 @@ class CsvTable(_Table):
     def __init__(self, path: str | os.PathLike[str], file: BinaryIO, delimiter: str) -> None:
         super().__init__(path, file)
         self._delimiter = delimiter
-        with self._open({}) as reader:
+        with self._open(_Text(file), {}) as reader:
             self._take(reader.schema)  # of the first block
 
-    def _open(self, kinds: dict[str, Any], columns: Sequence[str] = ()) -> Any:
-        self._file.seek(0)
+    def _open(self, text: _Text, kinds: dict[str, Any], columns: Sequence[str] = ()) -> Any:
         return csv.open_csv(
-            _unclosed(self._file),
+            text,
             read_options=csv.ReadOptions(block_size=_BLOCK),
             parse_options=csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
             convert_options=csv.ConvertOptions(column_types=kinds, include_columns=list(columns), check_utf8=False),
@@ -64,18 +63,33 @@ class CsvTable(_Table):
     def batches(self, numeric: Sequence[str], columns: Sequence[str], advance: Advance) -> Iterator[Any]:
         """Yield record batches of some columns; a cell that is no number is a `NotNumericError`."""
         kinds = {name: pa.float64() if name in numeric else pa.binary() for name in self.names}
-        done = 0
+        done, text = 0, _Text(self._file)
         try:
-            with self._open(kinds, columns) as reader:
+            with self._open(text, kinds, columns) as reader:
                 for batch in reader:
                     yield batch
-                    before, done = done, self._file.tell()
+                    before, done = done, text.place
                     advance(done - before)
         except pa.ArrowInvalid as error:
             column = re.search(r"In CSV column #(\d+)", str(error))
             if column is None:
                 raise
             raise NotNumericError(self.path, self.names[int(column[1])], str(error)) from error
+
+
+class _Text(io.RawIOBase):
+    """A file from its beginning on, at a place of its own: a reader that was closed may still be reading ahead."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._source, self.place = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        found = os.pread(self._source.fileno(), size, self.place)
+        self.place += len(found)
+        return found
 
 
 class NotNumericError(paths.FileError):

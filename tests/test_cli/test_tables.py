@@ -499,6 +499,19 @@ print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
     assert peaks[1] - peaks[0] < 30_000, peaks  # kB; the values alone are 38 MB
 
 
+def test_readers_of_one_text_do_not_move_each_other(folder, monkeypatch):
+    """One that was left in its midst still reads ahead, when and how far nobody knows."""
+    monkeypatch.setattr(_tables, "_BLOCK", 1 << 12)
+    (folder / "in.csv").write_text("a,b\n" + "1.5,2\n" * 50_000)
+    with _tables.opened("in.csv", "in.csv", ".csv", ",") as table:
+        first = table.batches(["a"], ["a"], lambda read: None)
+        rows = next(first).num_rows
+        for _ in range(20):
+            next(table.batches(["a", "b"], ["a", "b"], lambda read: None))
+        assert rows + sum(batch.num_rows for batch in first) == 50_000
+        assert sum(batch.num_rows for batch in table.batches(["b"], ["b"], lambda read: None)) == 50_000
+
+
 def test_floats_that_hardly_repeat_have_no_dictionary_in_parquet(folder):
     """pyarrow would try one, which takes longer than all else; of values that repeat it saves room."""
     rng = np.random.default_rng(0)
