@@ -24,7 +24,7 @@ from nbbn.standardizer import _blocks
 EPS = float(np.finfo(np.float64).eps)
 # Values. Of a piece that is summed at once; of a block that is looked at, or widened, and stays in the cache; of the
 # first ones, which tell whether there are gaps: with one in a hundred, for certain.
-_PIECE, BLOCK, _FIRST, _FEW = 1 << 23, 1 << 16, 1 << 10, 1 << 14
+_PIECE, BLOCK, _FIRST, _FEW = 1 << 23, 1 << 16, 1 << 10, 1 << 13
 # Values of a chunk that is kept, of all that are (fewer than threads are started for), and their number: partial_fit
 # of (8, 4) float64 takes 3 us instead of 105. And how many of their moments are merged at once.
 _CHUNK, _KEPT, _CHUNKS, _TOGETHER = 1 << 12, (1 << 17) - 1, 128, 16
@@ -191,8 +191,8 @@ def _begins_with_gaps(values: Array, index: int) -> bool:
     """Whether one of the first values is missing; of a few values it takes as long to sum them."""
     if values.size <= _FEW or values.dtype not in _checks.PLAIN_DTYPES:
         return False
-    first = next(_blocks.cut(values.shape, index, _FIRST))
-    return math.isnan(np.maximum.reduce(values[first], axis=None))
+    samples = max(1, _FIRST * values.shape[0 if index else 1] // values.size)
+    return math.isnan(np.maximum.reduce(values[:samples] if index else values[:, :samples], axis=None))
 
 
 def _whole(values: Array, index: int, weights: masks.Weights | None) -> tuple[FeatureMoments | None, Array | None]:
