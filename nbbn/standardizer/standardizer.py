@@ -332,13 +332,13 @@ class Standardizer(_estimator.Estimator):
         chunks = self._chunks
         if chunks is None:
             return self._fitted
-        if chunks.seen is None:
+        seen: Fitted | None = chunks.seen  # read once: a thread that keeps a chunk takes it away
+        if seen is None:
             with self._lock:
                 if chunks is not self._chunks or self._fitted is None:  # another thread was here
                     return self._fitted
                 found = chunks.added_to(self._fitted.part())
-                chunks.seen = self._fitted.of(*found) if found else self._settled()
-        seen: Fitted | None = chunks.seen
+                seen = chunks.seen = self._fitted.of(*found) if found else self._settled()
         return seen
 
     def _settled(self) -> Fitted | None:

@@ -344,6 +344,15 @@ def test_what_was_seen_is_made_once():
     assert scaler._known() is scaler._known()
 
 
+def test_a_look_while_another_thread_keeps_a_chunk():
+    """What was seen is gone from one moment to the next: it is read once."""
+    scaler = in_small_chunks(cases.values((40, 3)))
+    expected = scaler._known()
+    left = iter([expected])
+    scaler._chunks = type("Fading", (), {"seen": property(lambda chunks: next(left, None))})()
+    assert scaler._known() is expected
+
+
 def test_a_look_while_another_thread_takes_the_chunks():
     """It sees them, whoever merges them first."""
     x = cases.values((40, 3))
